@@ -1,0 +1,1 @@
+"""pairsync: a disk that lives on two hosts at once."""

@@ -1,0 +1,1 @@
+"""The ``pairsync`` command; imports lazily, so that ``--help`` is quick."""

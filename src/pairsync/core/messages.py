@@ -1,0 +1,245 @@
+"""The vocabulary of two hosts: frozen values, no encoding (that is ``wire``), no behaviour.
+
+All of these travel in one ordered, exactly-once stream a guest (see ``core.stream``), so that a message
+never overtakes the writes before it.  The order of a session::
+
+    both      Introduce                      who am I, what have I lived through
+    active    Begin                          how each volume is brought to the same state, and by which rule
+    standby   Begun                          the standby has recorded durably that it is being written to
+    active    Write* Barrier*                live writes and resync blocks in one order
+    standby   Applied* BarrierDone*
+    active    Adopt                          nothing is missing any more: take over this lineage
+    standby   Adopted                        durable: from now on the standby is in sync
+    either    Failed | Leave                 a volume of mine is in trouble | a clean end
+
+Every message that changes data carries the term under which it was sent; a receiver refuses a lower one
+(DESIGN rule 6).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+__all__ = [
+    "Adopt",
+    "Adopted",
+    "Applied",
+    "Barrier",
+    "BarrierDone",
+    "Begin",
+    "Begun",
+    "Buffer",
+    "Condition",
+    "Failed",
+    "Generation",
+    "Introduce",
+    "Leave",
+    "Message",
+    "OpKind",
+    "Role",
+    "SyncMode",
+    "VolumePlan",
+    "VolumeState",
+    "Write",
+    "WriteOp",
+]
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+
+class Role(enum.IntEnum):
+    """Who runs the guest."""
+
+    STANDBY = 0
+    ACTIVE = 1
+
+
+class Condition(enum.IntEnum):
+    """What the content of a replica is worth."""
+
+    BLANK = 0
+    """Made by pairsync and never written: every block reads as zero; it has no lineage yet."""
+    CONSISTENT = 1
+    """The content is exactly what its lineage says."""
+    SYNCING = 2
+    """A resync has begun to overwrite it and has not ended: a mixture, of use only as a resync target."""
+
+
+class Generation(NamedTuple):
+    """One stretch of a replica's life: the writes made under one owner with one set of in-sync replicas.
+
+    ``term`` only grows (the grant's number), ``epoch`` grows with every change of the in-sync set within a
+    term, and ``tag`` is 64 random bits drawn by the owner that opened it, so that two histories that were
+    written apart are told apart even where both numbers agree (two restored backups, an override).
+    """
+
+    term: int
+    epoch: int
+    tag: int
+
+    def describe(self) -> str:
+        """Terse form for logs and transcripts, such as ``1.4/9f``."""
+        return f"{self.term}.{self.epoch}/{self.tag & 0xFF:02x}"
+
+
+class SyncMode(enum.IntEnum):
+    """How a standby's volume is brought to the state of the active's."""
+
+    NOTHING = 0
+    """Both are the same already."""
+    INCREMENTAL = 1
+    """Only the blocks of the dirty map."""
+    FULL = 2
+    """Every block that is not known to read as zero on both."""
+
+
+class OpKind(enum.IntEnum):
+    """What a write does to its range."""
+
+    DATA = 0
+    ZERO = 1
+    """Reads as zero afterwards; the space may be given back."""
+    TRIM = 2
+    """The content does not matter any more; reads as zero afterwards here, so that replicas stay equal."""
+    ZERO_ALLOCATE = 3
+    """Reads as zero afterwards and keeps its space (NBD's NO_HOLE)."""
+
+
+class WriteOp(NamedTuple):
+    """One range of a write: ``data`` is present for `OpKind.DATA` only and has ``length`` bytes."""
+
+    kind: OpKind
+    offset: int
+    length: int
+    data: Buffer | None = None
+    fua: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeState:
+    """What a host says of its replica of one volume when a session begins."""
+
+    name: str
+    volume_id: bytes  # 16 bytes, the same on both hosts
+    size_bytes: int
+    condition: Condition
+    lineage: tuple[Generation, ...]  # newest first; empty only when blank
+
+
+@dataclass(frozen=True, slots=True)
+class Introduce:
+    """The first message of either side."""
+
+    pair_id: bytes  # 16 bytes
+    guest: str
+    role: Role
+    term: int
+    volumes: tuple[VolumeState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VolumePlan:
+    """How one volume is brought to the same state, with the rule of ``core.lineage`` that decided it."""
+
+    mode: SyncMode
+    rule: str
+    target: Generation  # the generation that the standby will have afterwards
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """The active's plan, in the order of its `Introduce.volumes`."""
+
+    term: int
+    volumes: tuple[VolumePlan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The standby agrees with the plan and has recorded it durably."""
+
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A batch of ranges of one volume, to be applied in this order.
+
+    ``number`` counts the batches of the volume from 1 within a session.  ``digest`` is xxh3_64 over the
+    payload (the data of all ops, joined); 0 where there is none.
+    """
+
+    term: int
+    volume: int
+    number: int
+    resync: bool
+    ops: Sequence[WriteOp]
+    digest: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The standby holds all batches of ``volume`` up to and including ``number`` (not yet durable)."""
+
+    volume: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """Make durable, on ``volume``, all that came before this message."""
+
+    term: int
+    volume: int
+    barrier: int
+
+
+@dataclass(frozen=True, slots=True)
+class BarrierDone:
+    """All that came before that `Barrier` is durable."""
+
+    volume: int
+    barrier: int
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """The standby's ``volume`` is complete and durable: it takes over this lineage."""
+
+    term: int
+    volume: int
+    lineage: tuple[Generation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """The lineage is recorded durably; from here on the standby counts as in sync for that volume."""
+
+    volume: int
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A replica cannot go on: the sender's disk said ``errno``; ``reason`` is for people."""
+
+    volume: int
+    errno: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The sender ends this session on purpose and says why; ``clean`` if it is an orderly shutdown."""
+
+    clean: bool
+    reason: str
+    details: tuple[str, ...] = field(default=())
+
+
+Message: TypeAlias = (
+    Introduce | Begin | Begun | Write | Applied | Barrier | BarrierDone | Adopt | Adopted | Failed | Leave
+)

@@ -1,0 +1,41 @@
+"""What a host records durably of its replica of a volume, apart from the dirty map.
+
+A value: it is replaced as a whole (``dataclasses.replace``), written by ``storage.metadata`` into the older
+of two slots, and durable before anything that relies on it happens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .messages import Condition, Generation
+
+__all__ = ["LINEAGE_GENERATIONS_MAX", "Superblock"]
+
+LINEAGE_GENERATIONS_MAX = 64
+"""Generations kept a replica, newest first.  A peer that was away for longer gets a full resync: 64 losses
+of the peer with writes in between are months of an ordinary pair, and 64 x 24 bytes fit any slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Superblock:
+    """Durable state of one replica.
+
+    ``peer_in_sync``: the newest generation counts the peer as in sync: no write may be acknowledged
+    without it before a new generation is recorded.  ``map_base``: the dirty map holds every block written
+    here since that generation began that the peer is not known to hold durably; ``None`` while the map
+    proves nothing (then only a full resync is right).  ``clean``: the volume was closed in order and its
+    dirty map is exact; ``boot_id`` tells a process crash (page cache kept) from a crash of the machine.
+    """
+
+    pair_id: bytes  # 16 bytes
+    volume_id: bytes  # 16 bytes
+    name: str
+    size_bytes: int
+    term: int
+    condition: Condition
+    lineage: tuple[Generation, ...]
+    peer_in_sync: bool
+    map_base: Generation | None
+    clean: bool
+    boot_id: str

@@ -1,0 +1,1 @@
+"""Trio: keys, mutual TLS, lanes, network paths and the link to the peer host."""

@@ -1,0 +1,1 @@
+"""Composition root: a host process, its configuration and supervision; the lab."""

@@ -1,0 +1,1 @@
+"""PURE: frames, codec, seals, digests, version negotiation, limits."""
