@@ -127,6 +127,9 @@ class VolumeState:
     size_bytes: int
     condition: Condition
     lineage: tuple[Generation, ...]  # newest first; empty only when blank
+    sync_target: Generation | None = None  # SYNCING only: the generation it was being brought to
+    map_base: Generation | None = None  # the dirty map holds all that was written since this one began
+    dirty_blocks: int = 0  # blocks in the dirty map
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ of the peer with writes in between are months of an ordinary pair, and 64 x 24 b
 class Superblock:
     """Durable state of one replica.
 
+    ``sync_target``: with `Condition.SYNCING`, the generation towards which it is being overwritten.
     ``peer_in_sync``: the newest generation counts the peer as in sync: no write may be acknowledged
     without it before a new generation is recorded.  ``map_base``: the dirty map holds every block written
     here since that generation began that the peer is not known to hold durably; ``None`` while the map
@@ -35,6 +36,7 @@ class Superblock:
     term: int
     condition: Condition
     lineage: tuple[Generation, ...]
+    sync_target: Generation | None
     peer_in_sync: bool
     map_base: Generation | None
     clean: bool

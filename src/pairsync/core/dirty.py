@@ -1,0 +1,299 @@
+"""Dirty maps: which blocks of a volume the peer is not known to hold.
+
+Two shapes for two jobs:
+
+* `DirtyMap` holds any number of blocks: one bit a block, in pages of 32,768 bits (4 KiB of bits, 128 MiB of
+  volume) that exist only while they hold a set bit.  A clean map of 1 TiB costs nothing, a full one 32 MiB.
+  The pages are the pages of the bitmap on disk, little endian bit order (the layout of KVM's dirty log), so
+  saving and loading copy no bit twice.
+* `IntentSet` holds the few thousand blocks of one write-intent generation.  A page map would cost 4 KiB for
+  every scattered block; a set of integers costs 60 bytes.  Wide extents (a discard of a terabyte) go to
+  a `DirtyMap` at its side, where they fill whole pages.
+
+Both count what was *newly* marked, because that is what costs: an intent for a block that is marked already
+is not written again.  Ranges outside the volume are the caller's mistake and raise `InternalError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from bitarray import bitarray
+
+from pairsync.errors import InternalError
+
+from .units import Extent
+
+__all__ = ["PAGE_BLOCKS", "PAGE_BYTES", "DirtyMap", "IntentSet"]
+
+PAGE_BYTES = 4096
+"""Bytes of one bitmap page, in memory and on disk: one sector group that a disk writes at once."""
+
+PAGE_BLOCKS = PAGE_BYTES * 8
+"""Blocks a page covers: 128 MiB of volume."""
+
+_PAGE_SHIFT = PAGE_BLOCKS.bit_length() - 1
+_PAGE_MASK = PAGE_BLOCKS - 1
+
+INTENT_WIDE_BLOCKS = 1024
+"""Extents longer than this (4 MiB) are kept as bits: as integers they would cost more than a page."""
+
+
+class DirtyMap:
+    """A set of block numbers below ``block_count``."""
+
+    __slots__ = ("_count", "_pages", "block_count")
+
+    def __init__(self, block_count: int) -> None:
+        if block_count < 0:
+            raise InternalError(f"a volume of {block_count} blocks")
+        self.block_count = block_count
+        self._pages: dict[int, bitarray] = {}  # page number -> bits; every page holds at least one set bit
+        self._count = 0  # set bits in all pages
+
+    @property
+    def count(self) -> int:
+        """How many blocks are marked."""
+        return self._count
+
+    def __bool__(self) -> bool:
+        return self._count > 0
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, DirtyMap):
+            return NotImplemented
+        return self.block_count == other.block_count and self._pages == other._pages
+
+    __hash__ = None  # type: ignore[assignment]  # mutable
+
+    def _check(self, start: int, stop: int) -> None:
+        if not 0 <= start <= stop <= self.block_count:
+            raise InternalError(f"blocks {start}..{stop} of a volume of {self.block_count}")
+
+    def mark(self, start: int, stop: int) -> int:
+        """Mark ``start <= block < stop``; how many of them were not marked before."""
+        self._check(start, stop)
+        added = 0
+        while start < stop:
+            number = start >> _PAGE_SHIFT
+            low = start & _PAGE_MASK
+            high = min(stop - (number << _PAGE_SHIFT), PAGE_BLOCKS)
+            page = self._pages.get(number)
+            if page is None:
+                page = self._pages[number] = bitarray(PAGE_BLOCKS, endian="little")
+            if high - low == 1:
+                if not page[low]:
+                    page[low] = 1
+                    added += 1
+            else:
+                added += page.count(0, low, high)
+                page[low:high] = 1
+            start = (number << _PAGE_SHIFT) + high
+        self._count += added
+        return added
+
+    def clear(self, start: int, stop: int) -> int:
+        """Forget ``start <= block < stop``; how many of them were marked."""
+        self._check(start, stop)
+        removed = 0
+        while start < stop:
+            number = start >> _PAGE_SHIFT
+            high = min(stop - (number << _PAGE_SHIFT), PAGE_BLOCKS)
+            page = self._pages.get(number)
+            if page is not None:
+                low = start & _PAGE_MASK
+                here = page.count(1, low, high)
+                if here:
+                    removed += here
+                    page[low:high] = 0
+                    if not page.any():
+                        del self._pages[number]
+            start = (number << _PAGE_SHIFT) + high
+        self._count -= removed
+        return removed
+
+    def __contains__(self, block: int) -> bool:
+        page = self._pages.get(block >> _PAGE_SHIFT)
+        return page is not None and bool(page[block & _PAGE_MASK])
+
+    def intersects(self, start: int, stop: int) -> bool:
+        """Whether any block of the range is marked."""
+        return bool(self._count) and self.next_run(start, stop) is not None
+
+    def merge(self, other: DirtyMap) -> None:
+        """Mark all that ``other`` marks."""
+        if other.block_count > self.block_count:
+            raise InternalError("merging the map of a larger volume")
+        for number, bits in other._pages.items():
+            mine = self._pages.get(number)
+            if mine is None:
+                self._pages[number] = bits.copy()
+                self._count += bits.count()
+            else:
+                before = mine.count()
+                mine |= bits
+                self._count += mine.count() - before
+
+    def take(self) -> DirtyMap:
+        """Swap out: return all that is marked as a map of its own and leave this one empty."""
+        taken = DirtyMap(self.block_count)
+        taken._pages, self._pages = self._pages, {}
+        taken._count, self._count = self._count, 0
+        return taken
+
+    def copy(self) -> DirtyMap:
+        """An independent map with the same marks."""
+        twin = DirtyMap(self.block_count)
+        twin.merge(self)
+        return twin
+
+    def next_run(self, start: int, stop: int | None = None) -> Extent | None:
+        """The first run of marked blocks that begins at or after ``start``, cut at ``stop``."""
+        stop = self.block_count if stop is None else stop
+        first = self._find_marked(start, stop)
+        if first is None:
+            return None
+        return Extent(first, self._find_clear(first + 1, stop))
+
+    def _find_marked(self, start: int, stop: int) -> int | None:
+        number = start >> _PAGE_SHIFT
+        last = (stop - 1) >> _PAGE_SHIFT
+        if last - number > len(self._pages):  # a sparse map: walk the pages that exist
+            for existing in sorted(n for n in self._pages if number <= n <= last):
+                found = self._find_in_page(existing, start, stop)
+                if found is not None:
+                    return found
+            return None
+        while number <= last:
+            found = self._find_in_page(number, start, stop)
+            if found is not None:
+                return found
+            number += 1
+        return None
+
+    def _find_in_page(self, number: int, start: int, stop: int) -> int | None:
+        page = self._pages.get(number)
+        if page is None:
+            return None
+        base = number << _PAGE_SHIFT
+        index = page.find(1, max(start - base, 0), min(stop - base, PAGE_BLOCKS))
+        return None if index < 0 else base + index
+
+    def _find_clear(self, start: int, stop: int) -> int:
+        while start < stop:
+            number = start >> _PAGE_SHIFT
+            page = self._pages.get(number)
+            if page is None:
+                return start
+            base = number << _PAGE_SHIFT
+            high = min(stop - base, PAGE_BLOCKS)
+            index = page.find(0, start - base, high)
+            if index >= 0:
+                return base + index
+            start = base + high
+        return stop
+
+    def runs(self, start: int = 0, stop: int | None = None) -> Iterator[Extent]:
+        """All runs of marked blocks within the range, ascending; the map may not change meanwhile."""
+        while (run := self.next_run(start, stop)) is not None:
+            yield run
+            start = run.stop
+
+    def page_numbers(self) -> Iterable[int]:
+        """Numbers of the pages that hold a set bit."""
+        return self._pages.keys()
+
+    def page_bytes(self, number: int) -> bytes:
+        """The page as it stands on disk: `PAGE_BYTES` bytes, bit ``i`` of byte ``j`` is block ``8j + i``."""
+        page = self._pages.get(number)
+        return bytes(PAGE_BYTES) if page is None else page.tobytes()
+
+    def load_page(self, number: int, content: bytes) -> None:
+        """Merge a page as `page_bytes` gave it; bits beyond the volume are refused."""
+        if len(content) != PAGE_BYTES:
+            raise InternalError(f"a bitmap page of {len(content)} bytes")
+        bits = bitarray(endian="little")
+        bits.frombytes(content)
+        limit = self.block_count - (number << _PAGE_SHIFT)
+        if limit < PAGE_BLOCKS and bits.find(1, max(limit, 0)) >= 0:
+            raise InternalError(f"bitmap page {number} marks blocks beyond the volume")
+        if not bits.any():
+            return
+        page = DirtyMap(self.block_count)
+        page._pages[number] = bits
+        page._count = bits.count()
+        self.merge(page)
+
+    def describe(self) -> str:
+        """Terse form for logs and transcripts."""
+        shown = [run.describe() for run, _ in zip(self.runs(), range(8), strict=False)]
+        return f"{self._count}[{' '.join(shown)}]"
+
+
+class IntentSet:
+    """The blocks of one write-intent generation."""
+
+    __slots__ = ("_few", "_wide", "block_count")
+
+    def __init__(self, block_count: int) -> None:
+        self.block_count = block_count
+        self._few: set[int] = set()  # blocks marked one by one; may overlap `_wide`
+        self._wide = DirtyMap(block_count)  # extents of more than INTENT_WIDE_BLOCKS
+
+    def __bool__(self) -> bool:
+        return bool(self._few) or bool(self._wide)
+
+    def __contains__(self, block: int) -> bool:
+        return block in self._few or (bool(self._wide) and block in self._wide)
+
+    def mark(self, start: int, stop: int) -> int:
+        """Mark the range; how many blocks were not marked before."""
+        if not 0 <= start <= stop <= self.block_count:
+            raise InternalError(f"blocks {start}..{stop} of a volume of {self.block_count}")
+        few = self._few
+        if stop - start == 1:
+            if start in few or (self._wide and start in self._wide):
+                return 0
+            few.add(start)
+            return 1
+        if stop - start > INTENT_WIDE_BLOCKS:
+            return self._wide.mark(start, stop)
+        before = len(few)
+        few.update(range(start, stop))
+        return len(few) - before
+
+    def runs(self) -> Iterator[Extent]:
+        """All runs, ascending within each of the two shapes (a block may come twice)."""
+        yield from _runs_of(sorted(self._few))
+        yield from self._wide.runs()
+
+    def merge_into(self, target: DirtyMap) -> None:
+        """Mark all of it in ``target``."""
+        for run in _runs_of(sorted(self._few)):
+            target.mark(run.start, run.stop)
+        target.merge(self._wide)
+
+    def page_numbers(self) -> set[int]:
+        """Numbers of the bitmap pages that cover any marked block."""
+        return {block >> _PAGE_SHIFT for block in self._few} | set(self._wide.page_numbers())
+
+
+def _runs_of(blocks: Iterable[int]) -> Iterator[Extent]:
+    start = stop = -1
+    for block in blocks:
+        if block == stop:
+            stop += 1
+            continue
+        if start >= 0:
+            yield Extent(start, stop)
+        start, stop = block, block + 1
+    if start >= 0:
+        yield Extent(start, stop)
+
+
+def load_pages(block_count: int, pages: Mapping[int, bytes] | Iterable[tuple[int, bytes]]) -> DirtyMap:
+    """A map from saved pages."""
+    result = DirtyMap(block_count)
+    for number, content in pages.items() if isinstance(pages, Mapping) else pages:
+        result.load_page(number, content)
+    return result

@@ -1,0 +1,202 @@
+"""Lineage: what a replica has lived through, and what two lineages say about each other.
+
+A lineage is the list of a replica's generations, newest first.  An owner opens a new generation, durably,
+before it acknowledges a write that the peer does not have; a standby takes the owner's list over, durably,
+once it holds everything the list stands for.  So of two replicas of one volume:
+
+* equal newest generations: both lived through the same; what differs is in the dirty map, never more;
+* the newest of one stands further down in the other: that one is behind, by what the other's map holds;
+* neither, but something in common: they were written apart, and neither may overwrite the other silently;
+* nothing in common: they are not copies of each other.
+
+A label never makes a replica clean.  The relation decides the *direction*; how much is copied is decided by
+the dirty map, and only if that map reaches back far enough (``map_base``), otherwise everything is copied.
+
+`compare` and `plan` are pure and total: they return what is so and the name of the rule that said it; they
+never change anything (the place where today's systems lose data: see ``tests/core/test_lineage.py`` for all
+pairs of histories up to length four).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .messages import Condition, Generation, Introduce, Role, SyncMode, VolumePlan, VolumeState
+
+__all__ = ["Comparison", "Decision", "Relation", "Verdict", "compare", "plan_session", "plan_volume"]
+
+Lineage = tuple[Generation, ...]
+
+
+class Relation(enum.Enum):
+    """How a local lineage stands to the peer's."""
+
+    SAME = "same"
+    AHEAD = "ahead"
+    BEHIND = "behind"
+    DIVERGED = "diverged"
+    UNRELATED = "unrelated"
+    LOCAL_EMPTY = "local-empty"
+    PEER_EMPTY = "peer-empty"
+    BOTH_EMPTY = "both-empty"
+
+
+class Comparison(NamedTuple):
+    """``common`` is the newest generation that both lived through, if any."""
+
+    relation: Relation
+    rule: str
+    common: Generation | None
+
+
+def compare(local: Lineage, peer: Lineage) -> Comparison:
+    """How ``local`` stands to ``peer`` (both newest first, without repetition)."""
+    if not local or not peer:
+        if not local and not peer:
+            return Comparison(Relation.BOTH_EMPTY, "both-never-written", None)
+        if not local:
+            return Comparison(Relation.LOCAL_EMPTY, "local-never-written", None)
+        return Comparison(Relation.PEER_EMPTY, "peer-never-written", None)
+    if local[0] == peer[0]:
+        return Comparison(Relation.SAME, "newest-generations-equal", local[0])
+    if peer[0] in local:
+        return Comparison(Relation.AHEAD, "peer-newest-in-local-history", peer[0])
+    if local[0] in peer:
+        return Comparison(Relation.BEHIND, "local-newest-in-peer-history", local[0])
+    peers = set(peer)
+    for generation in local:
+        if generation in peers:
+            return Comparison(Relation.DIVERGED, "written-apart-since-common-generation", generation)
+    return Comparison(Relation.UNRELATED, "no-generation-in-common", None)
+
+
+class Verdict(enum.Enum):
+    """Whether a session may go on."""
+
+    PROCEED = "proceed"
+    REFUSE = "refuse"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is to be done, by which rule, with the sentence that is told to people."""
+
+    verdict: Verdict
+    rule: str
+    evidence: str
+    plans: tuple[VolumePlan, ...] = ()
+
+
+def _refuse(rule: str, evidence: str) -> Decision:
+    return Decision(Verdict.REFUSE, rule, evidence)
+
+
+def _proceed(mode: SyncMode, rule: str, target: Generation, evidence: str) -> Decision:
+    return Decision(Verdict.PROCEED, rule, evidence, (VolumePlan(mode, rule, target),))
+
+
+def plan_volume(active: VolumeState, standby: VolumeState) -> Decision:
+    """How ``standby``'s replica is brought to the state of ``active``'s; the same on both hosts.
+
+    The active's replica is never the target: where it is behind, apart or half overwritten, the session is
+    refused and a person, or the grant register, has to speak first (DESIGN rules 3 and 9).
+    """
+    name = active.name
+    if active.volume_id != standby.volume_id or active.name != standby.name:
+        return _refuse("another-volume", f"volume {name!r} is not the same volume on both hosts")
+    if active.size_bytes != standby.size_bytes:
+        return _refuse(
+            "size-differs",
+            f"volume {name!r} has {active.size_bytes} bytes here and {standby.size_bytes} bytes there",
+        )
+    if active.condition is not Condition.CONSISTENT or not active.lineage:
+        return _refuse(
+            "active-not-consistent",
+            f"the active host's replica of {name!r} is {active.condition.name.lower()}",
+        )
+    newest = active.lineage[0]
+    if standby.condition is Condition.BLANK:
+        return _proceed(SyncMode.FULL, "standby-blank", newest, "the standby was never written")
+    if standby.condition is Condition.SYNCING:
+        return _plan_interrupted(active, standby)
+    relation, rule, common = compare(active.lineage, standby.lineage)
+    if relation is Relation.SAME or relation is Relation.AHEAD:
+        if common is not None and _map_reaches(active, common):
+            if relation is Relation.SAME and active.dirty_blocks == 0:
+                return _proceed(SyncMode.NOTHING, rule, newest, "same generation, dirty map empty")
+            return _proceed(
+                SyncMode.INCREMENTAL, rule, newest, f"the dirty map holds {active.dirty_blocks} blocks"
+            )
+        return _proceed(
+            SyncMode.FULL, "map-does-not-reach-back", newest, "the dirty map begins after the standby left"
+        )
+    if relation is Relation.BEHIND:
+        return _refuse(
+            "active-behind", f"the standby's replica of {name!r} is newer than the active host's: {rule}"
+        )
+    if relation is Relation.DIVERGED:
+        at = "?" if common is None else common.describe()
+        return _refuse("diverged", f"both hosts wrote {name!r} apart since generation {at}")
+    return _refuse("unrelated", f"the replicas of {name!r} have no generation in common")
+
+
+def _plan_interrupted(active: VolumeState, standby: VolumeState) -> Decision:
+    """A resync of the standby had begun and not ended.
+
+    What it still lacks is in the active's map if that map was begun no later than the generation towards
+    which the standby was being synced: blocks leave the map only when the standby holds them durably.
+    """
+    target = standby.sync_target
+    if target is None or target not in active.lineage:
+        # Its own lineage still says what it was before, and so whether it may be overwritten at all.
+        relation, rule, _ = compare(active.lineage, standby.lineage)
+        if relation in (Relation.SAME, Relation.AHEAD, Relation.PEER_EMPTY):
+            return _proceed(SyncMode.FULL, "interrupted-for-another", active.lineage[0], rule)
+        return _refuse(
+            "interrupted-unrelated",
+            f"the standby's replica of {active.name!r} was being synced from elsewhere",
+        )
+    if _map_reaches(active, target):
+        return _proceed(
+            SyncMode.INCREMENTAL,
+            "resume-interrupted",
+            active.lineage[0],
+            f"the dirty map holds {active.dirty_blocks} blocks",
+        )
+    return _proceed(SyncMode.FULL, "interrupted-map-lost", active.lineage[0], "the dirty map was begun anew")
+
+
+def _map_reaches(active: VolumeState, since: Generation) -> bool:
+    """Whether the active's map holds everything written since ``since`` began."""
+    if active.map_base is None or active.map_base not in active.lineage:
+        return False
+    return active.lineage.index(active.map_base) >= active.lineage.index(since)
+
+
+def plan_session(local: Introduce, peer: Introduce) -> Decision:
+    """Whether two hosts that introduced themselves may form a session, and what each volume needs."""
+    if local.pair_id != peer.pair_id:
+        return _refuse("another-pair", "the peer belongs to another pair")
+    if local.guest != peer.guest:
+        return _refuse("another-guest", f"the peer speaks for guest {peer.guest!r}, this is {local.guest!r}")
+    if local.role is peer.role:
+        both = "both hosts are active" if local.role is Role.ACTIVE else "neither host is active"
+        return _refuse("two-owners" if local.role is Role.ACTIVE else "no-owner", both)
+    active, standby = (local, peer) if local.role is Role.ACTIVE else (peer, local)
+    if active.term < standby.term:
+        return _refuse("stale-term", f"the active host's term {active.term} is older than {standby.term}")
+    if [v.name for v in active.volumes] != [v.name for v in standby.volumes]:
+        return _refuse("volumes-differ", "the two hosts do not have the same list of volumes")
+    plans: list[VolumePlan] = []
+    rules: list[str] = []
+    evidence: list[str] = []
+    for mine, theirs in zip(active.volumes, standby.volumes, strict=True):
+        decision = plan_volume(mine, theirs)
+        if decision.verdict is Verdict.REFUSE:
+            return decision
+        plans.extend(decision.plans)
+        rules.append(decision.rule)
+        evidence.append(f"{mine.name}: {decision.evidence}")
+    return Decision(Verdict.PROCEED, ",".join(rules), "; ".join(evidence), tuple(plans))
