@@ -4,7 +4,8 @@ Rules that hold for the whole suite:
 
 - A test that needs an outside program says so with ``@pytest.mark.tools("fio", ...)`` or calls the fixture
   ``require_tool("fio", ...)``.  Without the program it is skipped by its name, with the Debian package to
-  install.  A test that needs root has ``@pytest.mark.root``.
+  install.  A test that needs root has ``@pytest.mark.root``.  Files and modules of the system's own Python
+  count as programs: ``"/boot/vmlinuz-*-cloud-*"``, ``"python:nbd"``.
 - Under ``CI=true`` nothing is skipped: every skip, for whatever reason, is a failure that gives the reason.
 - Property tests are derandomized unless ``--hypothesis-profile=dev`` asks for new examples.
 """
@@ -14,23 +15,14 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
-import shutil
 import threading
 from collections.abc import Callable, Generator, Iterator
-from pathlib import Path
 from typing import TypeAlias
 
 import hypothesis
 import pytest
 import trio
-
-ROOT = Path(__file__).resolve().parent.parent
-
-PACKAGES_TABLE = ROOT / "tools" / "debian-packages.txt"
-SYSTEM_DIRECTORIES = (
-    "/usr/sbin",
-    "/sbin",
-)  # where Debian keeps mkfs, ip, ...; not in an ordinary user's PATH
+from tools import system
 
 CI_EXAMPLES = 100  # examples a property test, derandomized: the suite takes the same time every day
 DEV_EXAMPLES = 300  # examples a property test when a person looks for new ones
@@ -66,37 +58,28 @@ hypothesis.settings.load_profile("ci")  # --hypothesis-profile overrides it
 # -- outside programs and root -------------------------------------------------------------------------------
 
 
-def _debian_packages() -> dict[str, str]:
-    """Program -> Debian package, from the table that `make tools` installs from."""
-    if not PACKAGES_TABLE.exists():
-        return {}
-    rows = (line.split("#", 1)[0].split() for line in PACKAGES_TABLE.read_text().splitlines())
-    return {row[0]: row[1] for row in rows if row}
-
-
 def _extend_path() -> None:
     directories = os.environ.get("PATH", os.defpath).split(os.pathsep)
-    directories += [directory for directory in SYSTEM_DIRECTORIES if directory not in directories]
+    directories += [directory for directory in system.SYSTEM_DIRECTORIES if directory not in directories]
     os.environ["PATH"] = os.pathsep.join(directories)
 
 
-def _missing_tools(names: tuple[str, ...]) -> str | None:
-    """Why the programs cannot be used, or None."""
-    missing = [name for name in names if shutil.which(name) is None]
+def _missing_tools(probes: tuple[str, ...]) -> str | None:
+    """Why the programs (or files, or modules of the system's Python) cannot be used, or None."""
+    missing = [probe for probe in probes if system.find(probe) is None]
     if not missing:
         return None
-    packages = _debian_packages()
-    wanted = sorted({packages.get(name, name) for name in missing})
+    packages = {need.probe: need.package for need in system.needs()}
+    wanted = sorted({packages.get(probe, probe) for probe in missing})
     return f"needs {', '.join(missing)} (make tools as root, or apt-get install {' '.join(wanted)})"
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure() -> None:
     _extend_path()
-    config.addinivalue_line("markers", "tools(*names): needs these outside programs; skipped by name without")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip by name what cannot run here; the reason carries the name, for the summary folds equal reasons."""
+    """Skip what cannot run here."""
     for item in items:
         reasons = []
         if item.get_closest_marker("root") and os.geteuid() != 0:
@@ -105,20 +88,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if missing := _missing_tools(names):
             reasons.append(missing)
         if reasons:
-            item.add_marker(pytest.mark.skip(reason=f"{item.name}: {'; '.join(reasons)}"))
+            item.add_marker(pytest.mark.skip(reason="; ".join(reasons)))
 
 
 @pytest.fixture
-def require_tool(request: pytest.FixtureRequest) -> RequireTool:
+def require_tool() -> RequireTool:
     """``require_tool("fio", "nbdinfo")`` skips the test without them, else returns the path of the first."""
 
     def require(first: str, *more: str) -> str:
         missing = _missing_tools((first, *more))
         if missing:
-            pytest.skip(f"{request.node.name}: {missing}")
-        path = shutil.which(first)
+            pytest.skip(missing)
+        path = system.find(first)
         if path is None:
-            raise FileNotFoundError(f"{first} vanished between two looks at PATH")
+            raise FileNotFoundError(f"{first} vanished between two looks")
         return path
 
     return require
@@ -127,27 +110,31 @@ def require_tool(request: pytest.FixtureRequest) -> RequireTool:
 # -- no skip under CI=true -----------------------------------------------------------------------------------
 
 
-def _reason_of(longrepr: object) -> str:
-    return str(longrepr[2]) if isinstance(longrepr, tuple) and len(longrepr) == 3 else str(longrepr)
-
-
-def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
-    if _under_ci() and report.skipped and not hasattr(report, "wasxfail"):
-        report.longrepr = f"under CI=true a skip is a failure: {_reason_of(report.longrepr)}"
+def _judge_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Put the name into a skip's reason (the summary folds equal reasons); under CI=true make it a failure."""
+    if not report.skipped or hasattr(report, "wasxfail"):
+        return
+    path, line, said = (
+        report.longrepr if isinstance(report.longrepr, tuple) else ("", 0, str(report.longrepr))
+    )
+    reason = f"{report.nodeid.rpartition('/')[2]}: {said.removeprefix('Skipped: ')}"
+    report.longrepr = (path, line, reason)
+    if _under_ci():
+        report.longrepr = f"{path}:{line}: under CI=true a skip is a failure: {reason}"
         report.outcome = "failed"
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    _refuse_skip(report)
+    _judge_skip(report)
     return report
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     report = yield
-    _refuse_skip(report)
+    _judge_skip(report)
     return report
 
 

@@ -1,0 +1,77 @@
+# Everything a person or a machine does with this repository.  `make` alone lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# what the caller may set
+SEEDS ?= 1000
+SECONDS ?= 60
+PYTEST_ARGS ?=
+
+# pip looks for a newer pip on every call, and says so; and it must never ask
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+.PHONY: help install tools demo test lint types sim fuzz fuzz-one bench clean
+
+help: ## list the targets
+	@echo "make TARGET, where TARGET is one of"
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r name text; do \
+		printf '  %-10s %s\n' "$$name" "$$text"; done
+
+install: $(STAMP) ## make .venv with everything in it; .venv/bin/pairsync is the command
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "pairsync: needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)." >&2; \
+		echo "          Say which one to take: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) tools/system.py venv
+	@echo "pairsync: making $(VENV) (Python $$($(PYTHON) -c 'import platform; print(platform.python_version())'))"
+	@$(BIN)/python -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --editable . --group dev
+	@touch $@
+
+tools: ## install the Debian packages that tests and benchmarks use (as root; else list them)
+	@$(PYTHON) tools/system.py tools --strict
+
+demo: install ## the main job, on real input: a disk on two hosts, one of them killed and brought back
+	@$(PYTHON) tools/system.py tools demo
+	@$(BIN)/pairsync demo
+
+test: install ## everything that decides whether a change is good: lint, types, the whole suite
+	@$(PYTHON) tools/system.py tools
+	@$(MAKE) lint types
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: install ## style, format, and which room may import which
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/lint-imports --no-logo
+
+types: install ## mypy, strict
+	@$(BIN)/mypy
+
+sim: install ## SEEDS=N: that many seeds of the simulator
+	@$(BIN)/python -m pairsync.testing.sim --seeds $(SEEDS)
+
+fuzz: install ## SECONDS=N: coverage-guided fuzzing of every decoder, that long each
+	@$(BIN)/python tests/fuzz/run_fuzz.py all --seconds $(SECONDS)
+
+fuzz-one: install ## TARGET=name INPUT=file: replay one input of the fuzzer
+	@$(BIN)/python tests/fuzz/run_fuzz.py one '$(TARGET)' '$(INPUT)'
+
+bench: install ## speed and memory, with rivals in the same run
+	@$(PYTHON) tools/system.py tools
+	@$(BIN)/python benchmarks/run.py
+
+clean: ## remove what the other targets made (not the Debian packages)
+	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .fuzz-corpus
+	@find src tests tools benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

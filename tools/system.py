@@ -1,0 +1,192 @@
+"""Says what the system lacks beside Python, and as root on Debian installs it.
+
+Called by make, with the system's own Python and nothing but its standard library::
+
+    system.py venv             can this Python make virtual environments?  (Debian ships that part apart)
+    system.py tools [demo]     the programs of debian-packages.txt, or only those that the demo needs
+
+As root the missing Debian packages are installed: only what is missing, without questions, with at most
+`ATTEMPTS` tries.  An ordinary user gets the list and the line for an administrator; then, and when a package
+cannot be had, the exit status is still 0, for the tests skip by name what they cannot run.  With ``--strict``
+or under ``CI=true`` it is 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["Need", "find", "missing", "needs"]
+
+TABLE = Path(__file__).with_name("debian-packages.txt")
+SYSTEM_PYTHON = "/usr/bin/python3"
+SYSTEM_DIRECTORIES = ("/usr/sbin", "/sbin")  # mkfs, ip, ...: not in an ordinary user's PATH
+APT_LISTS = Path("/var/lib/apt/lists")
+
+ATTEMPTS = 3  # mirrors fail for a moment now and then; more tries only hide a real fault
+BACKOFF_S = 5.0  # doubled after each try
+APT_DEADLINE_S = 1800.0  # one call of apt-get; a kernel and QEMU on a slow line take minutes
+DPKG_LOCK_S = 300  # another apt-get at work, such as the nightly one
+LOG_TAIL_LINES = 25
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """One line of the table."""
+
+    probe: str
+    package: str
+    groups: frozenset[str] = frozenset()
+
+
+def needs() -> list[Need]:
+    """The table, in its order."""
+    rows = (line.split("#", 1)[0].split() for line in TABLE.read_text(encoding="utf-8").splitlines())
+    return [Need(row[0], row[1], frozenset(row[2:])) for row in rows if row]
+
+
+def find(probe: str) -> str | None:
+    """Where the program, file or Python module of a probe is; None if it is not there."""
+    if probe.startswith("/"):
+        return next((str(path) for path in sorted(Path("/").glob(probe[1:]))), None)
+    if probe.startswith("python:"):
+        code = f"import importlib.util as u; s = u.find_spec({probe[7:]!r}); print(s.origin if s else '')"
+        if shutil.which(SYSTEM_PYTHON) is None:
+            return None
+        done = subprocess.run([SYSTEM_PYTHON, "-c", code], capture_output=True, text=True, check=False)
+        return done.stdout.strip() or None
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *SYSTEM_DIRECTORIES])
+    return shutil.which(probe, path=path)
+
+
+def missing(wanted: Iterable[Need]) -> list[Need]:
+    """Those that are not there."""
+    return [need for need in wanted if find(need.probe) is None]
+
+
+def _packages(wanted: Iterable[Need]) -> list[str]:
+    return list(dict.fromkeys(need.package for need in wanted))
+
+
+def _say(text: str) -> None:
+    print(f"pairsync: {text}", file=sys.stderr, flush=True)
+
+
+# -- apt-get -------------------------------------------------------------------------------------------------
+
+
+def _apt_get(*arguments: str, loud: bool = True) -> bool:
+    """Run apt-get without questions; on failure show the end of what it printed."""
+    # no restart of services, neither asked for nor done: this is somebody's machine
+    environment = os.environ | {
+        "DEBIAN_FRONTEND": "noninteractive",
+        "NEEDRESTART_SUSPEND": "1",
+        "LC_ALL": "C",
+    }
+    command = ["apt-get", "-qq", "-y", "-o", f"DPkg::Lock::Timeout={DPKG_LOCK_S}", "-o", "Dpkg::Use-Pty=0"]
+    try:
+        done = subprocess.run(
+            [*command, *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=APT_DEADLINE_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        _say(f"apt-get {arguments[0]} was stopped after {APT_DEADLINE_S:.0f} s")
+        return False
+    if done.returncode != 0 and loud:
+        tail = "\n".join(done.stdout.splitlines()[-LOG_TAIL_LINES:])
+        _say(f"apt-get {arguments[0]} failed with status {done.returncode}:\n{tail}")
+    return done.returncode == 0
+
+
+def _install(packages: list[str]) -> None:
+    """Install what can be installed; what came of it is for the caller to probe."""
+    _say(f"installing {len(packages)} Debian package(s), this may take minutes: {' '.join(packages)}")
+    install = ("install", "--no-install-recommends")
+    if any(APT_LISTS.glob("*_Packages*")) and _apt_get(*install, *packages, loud=False):
+        return
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(BACKOFF_S * 2 ** (attempt - 1))
+        if _apt_get("update") and _apt_get(*install, *packages):
+            return
+    _say("together they cannot be installed; trying one by one")
+    for package in packages:
+        _apt_get(*install, package)
+
+
+def _can_install() -> bool:
+    return os.geteuid() == 0 and shutil.which("apt-get") is not None
+
+
+# -- commands ------------------------------------------------------------------------------------------------
+
+
+def _list_missing(lacking: list[Need]) -> None:
+    _say("these are missing; what needs them is skipped by name:")
+    width = max(len(need.probe) for need in lacking)
+    for need in lacking:
+        print(f"    {need.probe:<{width}}  (Debian package {need.package})", file=sys.stderr)
+    command = f"apt-get install --no-install-recommends {' '.join(_packages(lacking))}"
+    _say(f"an administrator of a Debian machine gets them all with\n\n    {command}\n")
+
+
+def provide_tools(group: str | None, *, strict: bool) -> int:
+    """Install or list what is missing of the table, or of one group of it."""
+    wanted = [need for need in needs() if group is None or group in need.groups]
+    lacking = missing(wanted)
+    if lacking and _can_install():
+        _install(_packages(lacking))
+        lacking = missing(wanted)
+    if lacking:
+        _list_missing(lacking)
+    return 1 if lacking and strict else 0
+
+
+def _can_make_venv() -> bool:
+    code = "import ensurepip, venv"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def provide_venv() -> int:
+    """Make sure that this Python can make virtual environments with pip in them."""
+    if _can_make_venv():
+        return 0
+    package = f"python{sys.version_info.major}.{sys.version_info.minor}-venv"
+    if _can_install():
+        _install([package])
+    if _can_make_venv():
+        return 0
+    _say(f"{sys.executable} lacks the modules venv and ensurepip; on Debian: apt-get install {package}")
+    return 1
+
+
+def main(arguments: list[str]) -> int:
+    """The command line; see the top of this file."""
+    strict = "--strict" in arguments or os.environ.get("CI", "").lower() == "true"
+    match [argument for argument in arguments if argument != "--strict"]:
+        case ["venv"]:
+            return provide_venv()
+        case ["tools"]:
+            return provide_tools(None, strict=strict)
+        case ["tools", group]:
+            return provide_tools(group, strict=strict)
+        case _:
+            print(__doc__, file=sys.stderr)
+            return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
