@@ -111,12 +111,12 @@ def require_tool() -> RequireTool:
 
 
 def _judge_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
-    """Put the name into a skip's reason (the summary folds equal reasons); under CI=true make it a failure."""
+    """Name the test in the reason, for the summary folds equal ones; under CI=true make it a failure."""
     if not report.skipped or hasattr(report, "wasxfail"):
         return
-    path, line, said = (
-        report.longrepr if isinstance(report.longrepr, tuple) else ("", 0, str(report.longrepr))
-    )
+    path, line, said = "", 0, str(report.longrepr)
+    if isinstance(report.longrepr, tuple):
+        path, line, said = report.longrepr
     reason = f"{report.nodeid.rpartition('/')[2]}: {said.removeprefix('Skipped: ')}"
     report.longrepr = (path, line, reason)
     if _under_ci():
