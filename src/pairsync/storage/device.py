@@ -1,0 +1,67 @@
+"""What a volume's data lies on: a `Device`.
+
+All methods block and are called from one lane's worker thread, or inline where `Device.may_block` is False
+(see ``storage.lane``).  Ranges are bytes, need no alignment, and lie within the device: whoever calls has
+checked them against the volume, so a range outside is our own bug (`InternalError`).
+
+A failed operation raises `BackendError` with the errno and leaves any part of its range written; batches are
+applied in order, so what came before the failed one is there.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+
+from pairsync.core.messages import WriteOp
+
+from .blockfile import Allocation
+
+__all__ = ["Device"]
+
+
+class Device(abc.ABC):
+    """A volume's data: fixed size, random access."""
+
+    @property
+    @abc.abstractmethod
+    def path(self) -> str:
+        """The name, for messages."""
+
+    @property
+    @abc.abstractmethod
+    def size_bytes(self) -> int:
+        """Size of the volume."""
+
+    @property
+    @abc.abstractmethod
+    def may_block(self) -> bool:
+        """Whether an operation can wait for a disk; False only where the data lies in memory."""
+
+    @abc.abstractmethod
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill ``view`` with the bytes from ``offset`` on."""
+
+    @abc.abstractmethod
+    def read_nowait(self, offset: int, view: memoryview) -> bool:
+        """As `read_into` if no disk has to be waited for; else False, and ``view`` is undefined."""
+
+    @abc.abstractmethod
+    def apply(self, ops: Sequence[WriteOp]) -> None:
+        """Apply the ops in this order; those with ``fua`` are durable on return."""
+
+    @abc.abstractmethod
+    def flush(self) -> None:
+        """Make durable all that was applied.  After a failure it fails for good: see `BlockFile`."""
+
+    @abc.abstractmethod
+    def allocation(self, offset: int, length: int) -> Allocation:
+        """The range as runs of data and holes, in order; may stop early, see `ALLOCATION_RUNS_MAX`."""
+
+    @abc.abstractmethod
+    def cache(self, offset: int, length: int) -> None:
+        """Advise that the range will be read soon."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Give the device back; idempotent.  Nothing is flushed."""

@@ -1,0 +1,91 @@
+"""What Linux offers and the standard library does not: punching holes, asking what lies beneath a file.
+
+Kept apart so that the one piece of ctypes, the ioctl numbers and the reading of ``/proc`` stand in one
+place.  Nothing here knows volumes or metadata; errors are plain `OSError`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import stat
+import struct
+from typing import Final
+
+__all__ = [
+    "IOVECS_MAX",
+    "PUNCH_HOLE",
+    "ZERO_RANGE",
+    "fallocate",
+    "file_size_bytes",
+    "is_memory_backed",
+    "logical_block_bytes",
+]
+
+IOVECS_MAX: Final = os.sysconf("SC_IOV_MAX") if os.sysconf("SC_IOV_MAX") > 0 else 1024
+"""Buffers that one ``pwritev`` takes (IOV_MAX, 1024 on Linux)."""
+
+_FALLOC_FL_KEEP_SIZE: Final = 0x01
+_FALLOC_FL_PUNCH_HOLE: Final = 0x02
+_FALLOC_FL_ZERO_RANGE: Final = 0x10
+
+PUNCH_HOLE: Final = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+"""`fallocate` mode: the range reads as zero and its space is given back."""
+
+ZERO_RANGE: Final = _FALLOC_FL_ZERO_RANGE | _FALLOC_FL_KEEP_SIZE
+"""`fallocate` mode: the range reads as zero and keeps (or gets) its space."""
+
+_BLKSSZGET: Final = 0x1268  # <linux/fs.h>: the logical block size of a block device
+
+_MEMORY_FILE_SYSTEMS: Final = frozenset({"tmpfs", "ramfs"})
+
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)  # releases the interpreter lock during calls
+_FALLOCATE: Final = getattr(_LIBC, "fallocate64", None) or _LIBC.fallocate
+_FALLOCATE.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_FALLOCATE.restype = ctypes.c_int
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """``fallocate(2)`` with a mode (the standard library has ``posix_fallocate`` only)."""
+    while _FALLOCATE(fd, mode, offset, length) != 0:
+        number = ctypes.get_errno()
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number))
+
+
+def file_size_bytes(fd: int) -> int:
+    """Size of a regular file, or capacity of a block device."""
+    about = os.fstat(fd)
+    return os.lseek(fd, 0, os.SEEK_END) if stat.S_ISBLK(about.st_mode) else about.st_size
+
+
+def logical_block_bytes(fd: int) -> int:
+    """The unit in which a block device is addressed (512 or 4096, as a rule)."""
+    answer = fcntl.ioctl(fd, _BLKSSZGET, struct.pack("i", 0))
+    return int(struct.unpack("i", answer)[0])
+
+
+def is_memory_backed(fd: int, mountinfo: str = "/proc/self/mountinfo") -> bool:
+    """Whether the file lies in memory (tmpfs, ramfs), where no access waits for a disk.
+
+    The mount table is searched for the file's device number; where it is unreadable, or does not list the
+    device (btrfs subvolumes have numbers of their own), the answer is no: the careful one.
+    """
+    about = os.fstat(fd)
+    if stat.S_ISBLK(about.st_mode):
+        return False
+    wanted = f"{os.major(about.st_dev)}:{os.minor(about.st_dev)}"
+    try:
+        with open(mountinfo, encoding="utf-8", errors="replace") as table:
+            lines = table.read().splitlines()
+    except OSError:
+        return False
+    for line in lines:
+        # 25 24 0:23 / /dev/shm rw,relatime - tmpfs tmpfs rw   (proc(5): the type follows a lone hyphen)
+        left, separator, right = line.partition(" - ")
+        fields = left.split()
+        if separator and len(fields) > 2 and fields[2] == wanted:
+            return right.split(" ", 1)[0] in _MEMORY_FILE_SYSTEMS
+    return False
