@@ -14,12 +14,13 @@ STAMP := $(VENV)/.installed
 SEEDS ?= 1000
 SECONDS ?= 60
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
-# pip looks for a newer pip on every call, and says so; and it must never ask
+# pip must not ask, nor tell of newer releases of itself; -qq below leaves its errors
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help install tools demo test lint types sim fuzz fuzz-one bench clean
+.PHONY: help install tools demo test suite lint types sim fuzz fuzz-one bench clean
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -27,6 +28,7 @@ help: ## list the targets
 		printf '  %-10s %s\n' "$$name" "$$text"; done
 
 install: $(STAMP) ## make .venv with everything in it; .venv/bin/pairsync is the command
+	@:
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -35,8 +37,8 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) tools/system.py venv
 	@echo "pairsync: making $(VENV) (Python $$($(PYTHON) -c 'import platform; print(platform.python_version())'))"
 	@$(BIN)/python -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet --editable . --group dev
+	@$(BIN)/python -m pip install -qq --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install -qq --editable . --group dev
 	@touch $@
 
 tools: ## install the Debian packages that tests and benchmarks use (as root; else list them)
@@ -48,7 +50,9 @@ demo: install ## the main job, on real input: a disk on two hosts, one of them k
 
 test: install ## everything that decides whether a change is good: lint, types, the whole suite
 	@$(PYTHON) tools/system.py tools
-	@$(MAKE) lint types
+	@$(MAKE) --keep-going lint types suite
+
+suite: install
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: install ## style, format, and which room may import which
@@ -68,9 +72,9 @@ fuzz: install ## SECONDS=N: coverage-guided fuzzing of every decoder, that long 
 fuzz-one: install ## TARGET=name INPUT=file: replay one input of the fuzzer
 	@$(BIN)/python tests/fuzz/run_fuzz.py one '$(TARGET)' '$(INPUT)'
 
-bench: install ## speed and memory, with rivals in the same run
+bench: install ## speed and memory, with rivals in the same run; BENCH_ARGS=--help for more
 	@$(PYTHON) tools/system.py tools
-	@$(BIN)/python benchmarks/run.py
+	@$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
 
 clean: ## remove what the other targets made (not the Debian packages)
 	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .fuzz-corpus

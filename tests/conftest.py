@@ -188,7 +188,10 @@ class LeakGuard:
 
     def check(self) -> None:
         """Fail, naming them, if descriptors or tasks are held beyond the baseline."""
-        excess = _take_census().excess_over(self._before)
+        now = _take_census()
+        if now.tasks and not self._before.tasks:
+            raise RuntimeError("the baseline was taken outside this trio run: call rebase() in it first")
+        excess = now.excess_over(self._before)
         if excess:
             pytest.fail("not given back: " + ", ".join(excess))
 
