@@ -1,0 +1,427 @@
+"""One client in the transmission phase.
+
+Theory of operation.  The task of `Connection.run` receives, parses and, as far as it can, answers without a
+task switch::
+
+    receive ─> RequestParser ─> reads that need no waiting ─> one send for all of them
+                             ─> all writes of the buffer   ─> one `Export.submit`; `done` posts the replies
+                             ─> the rest                   ─> at most `slow_requests_max` child tasks
+
+Replies go through an `Outbox`.  Data read synchronously goes through one scratch buffer that the connections
+of a server share: it is filled and handed to the kernel without a wait in between, and what the kernel does
+not take is copied out.
+
+Back-pressure: the socket is not read while too many requests, too many of their bytes, or too many unsent
+replies are in flight, here or in the whole server (`limits`).  An export that is full stops the reader in
+`Export.wait_writable`.
+
+The end.  After DISC, or when the client closed its side, what is in flight is waited for and answered
+("NBD_CMD_DISC": the server MUST handle all outstanding requests), with a deadline.  When the client is gone,
+or broke the protocol, or the server is cancelled, the connection ends at once; a `done` that comes later is
+only counted.  Either way no write is partial: the parser hands out whole ones only.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Sequence
+
+import trio
+
+from pairsync.errors import InternalError, PairsyncError, PeerError, PeerLost
+
+from . import constants as c
+from .budget import Budget
+from .limits import NbdLimits
+from .negotiation import Chosen
+from .outbox import Outbox
+from .replies import (
+    SIMPLE_READ,
+    STRUCTURED_READ,
+    block_status_reply,
+    cut_extents,
+    done_replies,
+    error_of,
+    error_reply,
+    nbd_error,
+)
+from .requests import Batch, Read, Request, RequestParser, RequestRules
+from .transport import Transport
+
+__all__ = ["SCRATCH_BYTES", "Connection", "Traffic"]
+
+SCRATCH_BYTES = 256 * 1024
+"""Replies that are gathered before they are sent: about what a Unix socket takes at once, and small enough
+to stay in the processor's cache."""
+
+DIRECT_READ_BYTES_MAX = 128 * 1024
+"""Larger reads get their own memory and a child task, so that they neither fill the scratch buffer nor hold
+up others."""
+
+READ_SLICE_BYTES = 1024 * 1024
+"""A large read is done in slices of this size, with a turn for others between them."""
+
+
+class Traffic:
+    """Totals of a server; only ever grow."""
+
+    __slots__ = ("bytes_read", "bytes_written", "errors", "reads", "requests", "writes")
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.reads = 0
+        self.writes = 0  # zeroes and trims included
+        self.errors = 0  # error replies
+        self.bytes_read = 0  # asked for
+        self.bytes_written = 0  # payload received
+
+
+class Connection:
+    """See the module's theory.  ``chosen`` is the outcome of the handshake; ``scratch`` is shared."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        chosen: Chosen,
+        *,
+        limits: NbdLimits,
+        budget: Budget,
+        traffic: Traffic,
+        scratch: memoryview,
+    ) -> None:
+        export = chosen.export
+        self.export = export
+        self._transport = transport
+        self._limits = limits
+        self._budget = budget
+        self._traffic = traffic
+        self._scratch = scratch
+        self._structured = chosen.structured
+        self._contexts = chosen.contexts
+        self._early = chosen.early
+        self._parser = RequestParser(
+            RequestRules(
+                size_bytes=export.size_bytes,
+                read_only=export.read_only,
+                structured=chosen.structured,
+                fast_zero=export.fast_zero,
+                block_status=bool(chosen.contexts),
+            )
+        )
+        self._outbox = Outbox(transport, on_lost=self._on_lost, on_change=self._on_outbox)
+        self._scope = trio.CancelScope()
+        self._nursery: trio.Nursery | None = None
+        self._requests_in_flight = 0  # handed to the export or waiting in _backlog, not yet answered
+        self._bytes_in_flight = 0  # their payload, either direction; all of it is in _budget too
+        self._workers = 0  # child tasks of _work
+        self._backlog: deque[Request | Read] = deque()  # waits for a worker; within requests_in_flight
+        self._in_submit = False  # `done` need not send: the reader will, once it has handled the batch
+        self._changed = trio.Event()  # set, and replaced, whenever something in flight has become less
+        self._waiting = False  # somebody waits for _changed
+        self._lost: PeerLost | None = None
+        self._over = False  # nothing can be answered any more
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is in flight and every reply has left."""
+        return not self._requests_in_flight and self._outbox.empty
+
+    async def run(self) -> str:
+        """Serve until the end; returns why, for the log.  Raises `ProtocolError` and `PeerLost`."""
+        reason = "hung up by the server"
+        failure: PeerError | None = None
+        with self._scope:
+            try:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    nursery.start_soon(self._outbox.run)
+                    try:
+                        reason = await self._serve()
+                        with trio.move_on_after(self._limits.drain_deadline_s):
+                            await self._wait_idle()
+                    except PeerError as error:
+                        failure = error
+                    nursery.cancel_scope.cancel()
+            finally:
+                self._end()
+        failure = failure or self._lost
+        if failure is not None:
+            raise failure
+        return reason
+
+    def cancel(self) -> None:
+        """Hang up at once."""
+        self._scope.cancel()
+
+    async def drain(self) -> None:
+        """Answer what is in flight, refuse what is new with NBD_ESHUTDOWN, then hang up."""
+        self._parser.shutting_down = True
+        await self._wait_idle()
+        self._scope.cancel()
+
+    # -- receiving -------------------------------------------------------------------------------------------
+
+    async def _serve(self) -> str:
+        parser, transport = self._parser, self._transport
+        if self._early:
+            parser.feed(self._early)
+            if await self._handle():
+                return "disconnected"
+        while True:
+            window = parser.window()
+            if window is None:
+                data = await transport.receive()
+                if not data:
+                    return "the client closed the connection"
+                parser.feed(data)
+            else:
+                count = await transport.receive_into(window)
+                if not count:
+                    return "the client closed the connection in the middle of a write"
+                parser.filled(count)
+            if await self._handle():
+                return "disconnected"
+
+    async def _handle(self) -> bool:
+        """Handle all that the parser has; whether the client disconnected."""
+        limits = self._limits
+        while True:
+            if self._full:
+                await self._wait_room()
+            room = limits.requests_in_flight_max - self._requests_in_flight
+            batch = self._parser.take(room, limits.batch_bytes_max)
+            await self._handle_batch(batch)
+            if batch.disconnect:
+                return True
+            if not batch.more:
+                return False
+
+    async def _handle_batch(self, batch: Batch) -> None:
+        traffic = self._traffic
+        traffic.requests += len(batch)
+        if batch.reads:
+            self._read(batch.reads)
+        if batch.writes:
+            if batch.reads:
+                self._outbox.push()
+            await self._write(batch)
+        for rejection in batch.rejections:
+            self._post_error(rejection.cookie, rejection.error, rejection.message)
+        for request in batch.others:
+            self._start(request, 0)
+        self._outbox.push()
+
+    # -- the three kinds of work -----------------------------------------------------------------------------
+
+    def _read(self, reads: Sequence[Read]) -> None:
+        """Answer from the page cache, through the scratch buffer; the others get a task."""
+        scratch, position = self._scratch, 0
+        read_nowait = self.export.read_nowait
+        structured = self._structured
+        header_bytes = STRUCTURED_READ.size if structured else SIMPLE_READ.size
+        total_bytes = 0
+        for read in reads:
+            cookie, offset, length = read
+            total_bytes += length
+            if length > DIRECT_READ_BYTES_MAX:
+                self._start(read, length)
+                continue
+            body = position + header_bytes
+            stop = body + length
+            if stop > SCRATCH_BYTES:
+                self._outbox.send(scratch[:position])
+                position, body, stop = 0, header_bytes, header_bytes + length
+            try:
+                filled = read_nowait(offset, scratch[body:stop])
+            except PairsyncError as error:
+                self._post_error(cookie, error_of(error), str(error))
+                continue
+            if not filled:
+                self._start(read, length)
+                continue
+            if structured:
+                STRUCTURED_READ.pack_into(
+                    scratch, position, c.STRUCTURED_REPLY_MAGIC, c.REPLY_FLAG_DONE,
+                    c.REPLY_TYPE_OFFSET_DATA, cookie, length + 8, offset,
+                )  # fmt: skip
+            else:
+                SIMPLE_READ.pack_into(scratch, position, c.SIMPLE_REPLY_MAGIC, 0, cookie)
+            position = stop
+        if position:
+            self._outbox.send(scratch[:position])
+        self._traffic.reads += len(reads)
+        self._traffic.bytes_read += total_bytes
+
+    async def _write(self, batch: Batch) -> None:
+        writes, cookies, payload_bytes = batch.writes, batch.write_cookies, batch.payload_bytes
+        self._traffic.writes += len(writes)
+        self._traffic.bytes_written += payload_bytes
+        self._enter(len(writes), payload_bytes)
+        accepted = False
+        try:
+            await self.export.wait_writable()
+            self._in_submit = True
+            self.export.submit(writes, functools.partial(self._written, cookies, payload_bytes))
+            accepted = True
+        except PairsyncError as error:
+            self._post_results(cookies, [error_of(error)] * len(cookies), str(error))
+        finally:
+            self._in_submit = False
+            if not accepted:
+                self._leave(len(cookies), payload_bytes)
+
+    def _written(self, cookies: Sequence[bytes], payload_bytes: int, errors: Sequence[int] | None) -> None:
+        """The export is done with a batch of writes; called from anywhere on the trio thread."""
+        if not self._over:
+            if errors is None:
+                self._outbox.post(done_replies(cookies))
+            else:
+                self._post_results(cookies, errors, "the write failed")
+            if not self._in_submit:
+                self._outbox.push()
+        self._leave(len(cookies), payload_bytes)
+
+    def _post_results(self, cookies: Sequence[bytes], errors: Sequence[int], message: str) -> None:
+        if len(errors) != len(cookies):
+            raise InternalError(f"the export reports {len(errors)} results for {len(cookies)} writes")
+        good = [cookie for cookie, error in zip(cookies, errors, strict=True) if not error]
+        if good:
+            self._outbox.post(done_replies(good))
+        for cookie, error in zip(cookies, errors, strict=True):
+            if error:
+                self._post_error(cookie, nbd_error(error), message)
+
+    def _start(self, work: Request | Read, length: int) -> None:
+        """Give work that may wait to a child task, or to the next one that is free."""
+        self._enter(1, length)
+        if self._workers >= self._limits.slow_requests_max:
+            self._backlog.append(work)
+        elif self._nursery is not None:
+            self._workers += 1
+            self._nursery.start_soon(self._work, work)
+
+    async def _work(self, work: Request | Read) -> None:
+        while True:
+            length = 0 if isinstance(work, Request) else work[2]
+            try:
+                if isinstance(work, Request):
+                    self._outbox.post(await self._perform(work))
+                else:
+                    self._outbox.post(await self._read_slowly(*work))
+            except PairsyncError as error:
+                self._post_error(work[0], error_of(error), str(error))
+            finally:
+                self._leave(1, length)
+            self._outbox.push()
+            if not self._backlog:
+                break
+            work = self._backlog.popleft()
+        self._workers -= 1
+
+    async def _read_slowly(self, cookie: bytes, offset: int, length: int) -> bytearray:
+        """A read that may wait for a disk, or is large; the reply is built in its own memory."""
+        if self._structured:
+            head = STRUCTURED_READ.pack(
+                c.STRUCTURED_REPLY_MAGIC,
+                c.REPLY_FLAG_DONE,
+                c.REPLY_TYPE_OFFSET_DATA,
+                cookie,
+                length + 8,
+                offset,
+            )
+        else:
+            head = SIMPLE_READ.pack(c.SIMPLE_REPLY_MAGIC, 0, cookie)
+        reply = bytearray(len(head) + length)
+        reply[: len(head)] = head
+        body = memoryview(reply)[len(head) :]
+        for start in range(0, length, READ_SLICE_BYTES):
+            if start:
+                await trio.lowlevel.checkpoint()
+            into = body[start : start + READ_SLICE_BYTES]
+            if not self.export.read_nowait(offset + start, into):
+                await self.export.read(offset + start, into)
+        return reply
+
+    async def _perform(self, request: Request) -> bytes:
+        export = self.export
+        if request.kind == c.CMD_FLUSH:
+            await export.flush()
+        elif request.kind == c.CMD_CACHE:
+            await export.cache(request.offset, request.length)
+        else:
+            return await self._block_status(request)
+        return done_replies([request.cookie])
+
+    async def _block_status(self, request: Request) -> bytes:
+        """One chunk a selected context; all of them share the bound on extents."""
+        extents_max = 1 if request.one_extent else max(1, self._limits.extents_max // len(self._contexts))
+        answers = []
+        for context_id, name in self._contexts:
+            extents = await self.export.block_status(name, request.offset, request.length, extents_max)
+            answers.append((context_id, cut_extents(extents, request.length, extents_max)))
+        return block_status_reply(request.cookie, answers)
+
+    def _post_error(self, cookie: bytes, error: int, message: str) -> None:
+        self._traffic.errors += 1
+        self._outbox.post(error_reply(cookie, error, message, structured=self._structured))
+
+    # -- what is in flight -----------------------------------------------------------------------------------
+
+    @property
+    def _full(self) -> bool:
+        limits = self._limits
+        return (
+            self._requests_in_flight >= limits.requests_in_flight_max
+            or self._bytes_in_flight >= limits.bytes_in_flight_max
+            or self._outbox.held_bytes >= limits.unsent_bytes_max
+            or (self._budget.exhausted and not self.idle)
+        )
+
+    def _enter(self, requests: int, length: int) -> None:
+        self._requests_in_flight += requests
+        self._bytes_in_flight += length
+        self._budget.change(length)
+
+    def _leave(self, requests: int, length: int) -> None:
+        self._requests_in_flight -= requests
+        self._bytes_in_flight -= length
+        self._budget.change(-length)
+        self._notice()
+
+    def _end(self) -> None:
+        """Nothing can be answered any more; writes that the export still has are counted until it is done."""
+        self._over = True
+        self._outbox.close()
+        while self._backlog:
+            work = self._backlog.popleft()
+            self._leave(1, 0 if isinstance(work, Request) else work[2])
+
+    def _on_outbox(self, difference: int) -> None:
+        self._budget.change(difference)
+        if difference < 0:
+            self._notice()
+
+    def _on_lost(self, error: PeerLost) -> None:
+        self._lost = error
+        self._scope.cancel()
+
+    def _notice(self) -> None:
+        if self._waiting:
+            self._waiting = False
+            self._changed.set()
+            self._changed = trio.Event()
+
+    async def _wait_change(self) -> None:
+        self._waiting = True
+        await self._changed.wait()
+
+    async def _wait_room(self) -> None:
+        """Back-pressure: return when the next batch may be taken."""
+        self._outbox.push()
+        while self._full:
+            await self._wait_change()
+
+    async def _wait_idle(self) -> None:
+        while not self.idle:
+            await self._wait_change()
