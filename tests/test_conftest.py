@@ -58,19 +58,19 @@ async def test_settles(leak_guard):
 """
 
 
-@pytest.fixture
-def sample(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project of its own with our conftest and settings, and the sample as its only tests."""
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    shutil.copytree(ROOT / "tools", tmp_path / "tools", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "tests").mkdir()
-    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path / "tests")
-    (tmp_path / "tests" / "test_sample.py").write_text(SAMPLE, encoding="utf-8")
-    return tmp_path
+    directory = tmp_path_factory.mktemp("sample")
+    shutil.copy(ROOT / "pyproject.toml", directory)
+    shutil.copytree(ROOT / "tools", directory / "tools", ignore=shutil.ignore_patterns("__pycache__"))
+    (directory / "tests").mkdir()
+    shutil.copy(ROOT / "tests" / "conftest.py", directory / "tests")
+    (directory / "tests" / "test_sample.py").write_text(SAMPLE, encoding="utf-8")
+    return directory
 
 
-def _pytest(directory: Path, *, ci: bool) -> list[str]:
-    """Lines of the summary, each without what follows the first `` - ``."""
+def _summary(directory: Path, *, ci: bool) -> list[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "CI"))}
     environment |= {"CI": "true"} if ci else {}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", "-vv"]
@@ -86,22 +86,29 @@ def _pytest(directory: Path, *, ci: bool) -> list[str]:
     return done.stdout.partition("short test summary info")[2].splitlines()
 
 
+@pytest.fixture(scope="module")
+def by_hand(sample: Path) -> list[str]:
+    """The summary of a person's run."""
+    return _summary(sample, ci=False)
+
+
 def _with(lines: list[str], *parts: str) -> list[str]:
     return [line for line in lines if all(part in line for part in parts)]
 
 
-def test_skips_are_named_with_the_reason(sample: Path) -> None:
-    lines = _pytest(sample, ci=False)
-    assert _with(lines, "SKIPPED", "test_marked: needs no-such-program, /no/such/file-* (make tools as root")
-    assert _with(lines, "SKIPPED", "test_asks: needs python:no_such_module")
-    assert _with(lines, "SKIPPED", "test_skips_itself: not today")
-    assert _with(lines, "PASSED", "test_can_run")
-    assert _with(lines, "PASSED" if os.geteuid() == 0 else "SKIPPED", "test_root")
-    assert len(_with(lines, "SKIPPED")) == (3 if os.geteuid() == 0 else 4)
+def test_skips_are_named_with_the_reason(by_hand: list[str]) -> None:
+    assert _with(
+        by_hand, "SKIPPED", "test_marked: needs no-such-program, /no/such/file-* (make tools as root"
+    )
+    assert _with(by_hand, "SKIPPED", "test_asks: needs python:no_such_module")
+    assert _with(by_hand, "SKIPPED", "test_skips_itself: not today")
+    assert _with(by_hand, "PASSED", "test_can_run")
+    assert _with(by_hand, "PASSED" if os.geteuid() == 0 else "SKIPPED", "test_root")
+    assert len(_with(by_hand, "SKIPPED")) == (3 if os.geteuid() == 0 else 4)
 
 
 def test_a_skip_is_a_failure_under_ci(sample: Path) -> None:
-    lines = _pytest(sample, ci=True)
+    lines = _summary(sample, ci=True)
     assert _with(lines, "SKIPPED") == []
     for name in ("test_marked", "test_asks", "test_skips_itself"):
         assert _with(lines, f"test_sample.py::{name}", "under CI=true a skip is a failure"), lines
@@ -109,9 +116,8 @@ def test_a_skip_is_a_failure_under_ci(sample: Path) -> None:
     assert _with(lines, "PASSED", "test_can_run")
 
 
-def test_leaks_are_found(sample: Path) -> None:
-    lines = _pytest(sample, ci=False)
-    assert _with(lines, "ERROR", "test_leaks", "the test left behind: descriptor")
-    assert len(_with(lines, "ERROR")) == 1
-    assert _with(lines, "PASSED", "test_clean")
-    assert _with(lines, "PASSED", "test_settles")
+def test_leaks_are_found(by_hand: list[str]) -> None:
+    assert _with(by_hand, "ERROR", "test_leaks", "the test left behind: descriptor")
+    assert len(_with(by_hand, "ERROR")) == 1
+    assert _with(by_hand, "PASSED", "test_clean")
+    assert _with(by_hand, "PASSED", "test_settles")
