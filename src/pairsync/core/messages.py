@@ -5,7 +5,7 @@ never overtakes the writes before it.  The order of a session::
 
     both      Introduce                      who am I, what have I lived through
     active    Begin                          how each volume is brought to the same state, and by which rule
-    standby   Begun                          the standby has recorded durably that it is being written to
+    standby   Marked* Begun                  its own dirty blocks; it has recorded that it is being written
     active    Write* Barrier*                live writes and resync blocks in one order
     standby   Applied* BarrierDone*
     active    Adopt                          nothing is missing any more: take over this lineage
@@ -37,6 +37,7 @@ __all__ = [
     "Generation",
     "Introduce",
     "Leave",
+    "Marked",
     "Message",
     "OpKind",
     "Role",
@@ -154,17 +155,29 @@ class VolumePlan:
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """The active's plan, in the order of its `Introduce.volumes`."""
+    """The active's plan for one volume; again within a session when the standby fell too far behind."""
 
     term: int
-    volumes: tuple[VolumePlan, ...]
+    volume: int
+    plan: VolumePlan
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """Blocks that the *standby's* own dirty map holds: it may have written them alone in an earlier role.
+
+    Sent before `Begun`, in pieces; the active copies the union of both maps (DESIGN section 4).
+    """
+
+    volume: int
+    extents: tuple[tuple[int, int], ...]  # half-open runs of blocks
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
     """The standby agrees with the plan and has recorded it durably."""
 
-    term: int
+    volume: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,5 +257,16 @@ class Leave:
 
 
 Message: TypeAlias = (
-    Introduce | Begin | Begun | Write | Applied | Barrier | BarrierDone | Adopt | Adopted | Failed | Leave
+    Introduce
+    | Begin
+    | Begun
+    | Marked
+    | Write
+    | Applied
+    | Barrier
+    | BarrierDone
+    | Adopt
+    | Adopted
+    | Failed
+    | Leave
 )

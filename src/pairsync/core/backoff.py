@@ -1,0 +1,43 @@
+"""Exponential back-off with jitter, bounded.
+
+The delay doubles from ``first_ns`` to ``limit_ns``; the jitter draws from its upper half, so that two hosts
+that failed together do not retry together, and no retry comes at once.  The random fraction is an argument.
+"""
+
+from __future__ import annotations
+
+from ..errors import InternalError
+
+__all__ = ["Backoff"]
+
+
+class Backoff:
+    """Delays between attempts at one thing."""
+
+    def __init__(self, *, first_ns: int, limit_ns: int) -> None:
+        if not 0 < first_ns <= limit_ns:
+            raise InternalError(f"back-off from {first_ns} ns to {limit_ns} ns: 0 < first <= limit")
+        self._first_ns = first_ns
+        self._limit_ns = limit_ns
+        # Invariants: first_ns <= ceiling_ns <= limit_ns; failures counts attempts since the last success.
+        self._ceiling_ns = first_ns
+        self._failures = 0
+
+    @property
+    def failures(self) -> int:
+        """Attempts that failed in a row."""
+        return self._failures
+
+    def failed(self, fraction: float) -> int:
+        """An attempt failed: wait so many nanoseconds; ``fraction`` is random in ``[0, 1)``."""
+        if not 0 <= fraction < 1:
+            raise InternalError(f"the random fraction of a back-off is {fraction}, not in [0, 1)")
+        delay_ns = self._ceiling_ns // 2 + int(fraction * (self._ceiling_ns - self._ceiling_ns // 2))
+        self._ceiling_ns = min(self._ceiling_ns * 2, self._limit_ns)
+        self._failures += 1
+        return delay_ns
+
+    def succeeded(self) -> None:
+        """An attempt succeeded and lasted: begin from the start next time."""
+        self._ceiling_ns = self._first_ns
+        self._failures = 0

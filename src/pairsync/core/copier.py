@@ -1,0 +1,228 @@
+"""Copier: how the active host brings the peer's replica of one volume to its own state.
+
+::
+
+    session ──▶ FULL: find what is allocated ──▶ bitmap durable ──▶ map base durable ──┐
+            └─▶ INCREMENTAL ───────────────────────────────────────────────────────────┴▶ Begin
+    Begin ──Begun──▶ reads ──▶ resync writes ──▶ todo empty, all durable there ──▶ Adopt
+    (NOTHING: Begin and Adopt at once)
+
+Before a full copy begins, the dirty map (everything) is durable and the superblock says that the map starts
+here: whatever is interrupted later, the next session finds in the map what is still missing.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Sequence
+
+from pairsync.errors import InternalError, ProtocolError
+
+from .effects import Effect, Emit, MapAllocation, Read, SavePages, Send
+from .events import ResyncEvent
+from .messages import Adopt, Begin, OpKind, SyncMode, VolumePlan, WriteOp
+from .resync import Pacer, Progress, ResyncSource
+from .standing import Standing
+from .tracker import Tracker, ops_bytes
+from .units import BLOCK_BYTES, Extent
+
+__all__ = ["Copier"]
+
+
+class _Stage(enum.Enum):
+    IDLE = "idle"
+    MAPPING = "mapping"  # waiting for what is allocated
+    SAVING = "saving"  # waiting for the bitmap
+    BASING = "basing"  # waiting for the superblock with the map base
+    BEGINNING = "beginning"  # waiting for Begun
+    COPYING = "copying"
+    ADOPTING = "adopting"  # waiting for Adopted
+
+
+class Copier:
+    """See the module."""
+
+    def __init__(
+        self,
+        index: int,
+        size_bytes: int,
+        tracker: Tracker,
+        standing: Standing,
+        pacer: Pacer,
+        out: list[Effect],
+    ) -> None:
+        self.pacer = pacer
+        self._index = index
+        self._size_bytes = size_bytes
+        self._tracker = tracker
+        self._standing = standing
+        self._out = out
+        self._resync = ResyncSource(tracker.todo, pacer)
+        self._stage = _Stage.IDLE
+        self._plan: VolumePlan | None = None
+        self._token: object = None  # of the mapping or the saving that is awaited; others are stale
+        self._extents: dict[int, Extent] = {}  # of the reads under way, by number
+        self.waiting_since_ns: int | None = None  # since when the peer owes Begun or Adopted
+
+    # ------------------------------------------------------------------ beginning
+
+    def begin(self, plan: VolumePlan, *, blank: bool, now_ns: int) -> None:
+        """A session has begun with ``plan``; ``blank``: the peer's replica reads as zero everywhere."""
+        self._standing.prepare()
+        self._plan = plan
+        if plan.mode is SyncMode.NOTHING and self._tracker.dirty():
+            self._plan = VolumePlan(SyncMode.INCREMENTAL, plan.rule, plan.target)
+        if plan.mode is SyncMode.FULL:
+            self._stage = _Stage.MAPPING
+            if blank:
+                self._token = object()
+                self._out.append(MapAllocation(self._index, self._token))
+            else:
+                self._want([(0, self._tracker.block_count)])
+        else:
+            self._send_begin(now_ns)
+
+    def mapped(self, token: object, runs: Sequence[tuple[int, int]]) -> None:
+        """What is allocated has been found out."""
+        if self._stage is _Stage.MAPPING and token is self._token:
+            self._want(runs)
+
+    def _want(self, runs: Sequence[tuple[int, int]]) -> None:
+        self._tracker.want(runs)
+        pages = self._tracker.pages_to_save()
+        self._stage = _Stage.SAVING
+        self._token = pages
+        self._out.append(SavePages(self._index, pages, pages))
+
+    def saved(self, token: object) -> bool:
+        """Bitmap pages are durable; whether they were ours."""
+        if self._stage is not _Stage.SAVING or token is not self._token:
+            return False
+        self._stage = _Stage.BASING
+        self._standing.map_begins()
+        return True
+
+    def _send_begin(self, now_ns: int) -> None:
+        plan = self._plan
+        if plan is None:
+            raise InternalError("no plan to begin")
+        dirty = self._tracker.dirty().count
+        term = self._standing.superblock.term
+        self._out.append(Send([Begin(term, self._index, plan)]))
+        self.waiting_since_ns = now_ns
+        if plan.mode is SyncMode.NOTHING:
+            self._standing.begun()
+            self._adopt(now_ns)
+            return
+        self._stage = _Stage.BEGINNING
+        self._out.append(Emit(ResyncEvent(self._standing.name, plan.mode.name.lower(), plan.rule, dirty)))
+
+    def begun(self, now_ns: int) -> None:
+        """The peer is ready to be written to."""
+        if self._stage is not _Stage.BEGINNING:
+            if self._stage is _Stage.ADOPTING and self._plan is not None:
+                return  # the answer to a plan that needed none
+            raise ProtocolError("the peer answered a plan that was not sent")
+        self._stage = _Stage.COPYING
+        self.waiting_since_ns = None
+        self._standing.begun()
+        self._resync.start(now_ns)
+
+    def stop(self) -> None:
+        """The session is over, or begins again."""
+        self._stage = _Stage.IDLE
+        self._plan = self._token = None
+        self._extents.clear()
+        self._resync.stop()
+        self.waiting_since_ns = None
+
+    # ------------------------------------------------------------------ copying
+
+    def advance(self, now_ns: int, *, room: bool) -> None:
+        """Go on as far as possible; ``room``: the stream has room for more data."""
+        if self._stage is _Stage.BASING and self._standing.settled:
+            self._send_begin(now_ns)
+        if self._standing.mirrored and room and self._tracker.todo:
+            for ticket in self._resync.next_reads(now_ns):
+                self._extents[ticket.number] = ticket.extent
+                self._out.append(Read(self._index, ticket.number, ticket.extent))
+        if self._stage is _Stage.COPYING and self._nothing_missing():
+            self._adopt(now_ns)
+
+    @property
+    def finishing(self) -> bool:
+        """Whether all has been sent, and only a flush of what was sent is missing."""
+        if self._stage is not _Stage.COPYING or self._tracker.todo or self._resync.reading:
+            return False
+        return bool(self._tracker.open.sent)
+
+    def _nothing_missing(self) -> bool:
+        tracker = self._tracker
+        if tracker.todo or self._resync.reading or tracker.open.sent:
+            return False
+        return tracker.closing is None or not tracker.closing.sent
+
+    def _adopt(self, now_ns: int) -> None:
+        self._stage = _Stage.ADOPTING
+        self._standing.adopt()
+        block = self._standing.superblock
+        self._out.append(Send([Adopt(block.term, self._index, block.lineage)]))
+        self.waiting_since_ns = now_ns
+
+    def adopted(self) -> None:
+        """The peer has taken the lineage over."""
+        self._stage = _Stage.IDLE
+        self.waiting_since_ns = None
+        self._resync.stop_counting()
+
+    def written(self, ops: Sequence[WriteOp]) -> None:
+        """A live write is issued: reads under way do not speak for its blocks."""
+        if not self._resync.reading:
+            return
+        for op in ops:
+            if op.length > 0:
+                start = op.offset // BLOCK_BYTES
+                stop = (op.offset + op.length - 1) // BLOCK_BYTES + 1
+                self._resync.written(Extent(start, stop))
+
+    def found(
+        self, number: int, covered: Extent, ops: Sequence[WriteOp]
+    ) -> Iterator[tuple[list[WriteOp], Extent, int]]:
+        """A read has ended: ``ops`` is the content of ``covered``.
+
+        Yields what is to be sent: ops, the blocks that they bring up to date, and their data bytes.
+        """
+        if self._extents.pop(number, None) is None:
+            return
+        for run in self._resync.read_done(number, covered) or ():
+            part = list(_cut_out(ops, run.start * BLOCK_BYTES, min(run.stop * BLOCK_BYTES, self._size_bytes)))
+            data_bytes = ops_bytes(part)
+            self._resync.sent(data_bytes)
+            yield part, run, data_bytes
+
+    def read_failed(self, number: int) -> bool:
+        """A read failed; False if nobody waits for it any more."""
+        return self._extents.pop(number, None) is not None and self._resync.read_failed(number)
+
+    def arrived(self, data_bytes: int) -> None:
+        """The peer has applied that much of the resync."""
+        self._resync.arrived(data_bytes)
+
+    def progress(self, now_ns: int) -> Progress | None:
+        """How far the resync is; None while there is none."""
+        return self._resync.progress(now_ns)
+
+
+def _cut_out(ops: Sequence[WriteOp], start: int, stop: int) -> Iterator[WriteOp]:
+    """The parts of ``ops`` within the byte range."""
+    for op in ops:
+        low, high = max(op.offset, start), min(op.offset + op.length, stop)
+        if low >= high:
+            continue
+        if op.kind is OpKind.DATA:
+            if op.data is None:
+                raise InternalError("a data op without data")
+            view = memoryview(op.data)[low - op.offset : high - op.offset]
+            yield WriteOp(OpKind.DATA, low, high - low, view)
+        else:
+            yield WriteOp(op.kind, low, high - low)

@@ -1,0 +1,133 @@
+"""What a pure machine wants done: the effects of one bundle, performed by the shell in the given order.
+
+Every effect with a ``token`` is answered, once, through the method named beside it; an answer may come late,
+after the session or the generation it belonged to has ended: the machines keep the token and drop answers
+they no longer wait for.  Order that the shell must keep, a volume:
+
+* `Apply` and `Read` run strictly one after the other, in the order of the bundle;
+* `Journal`, `SavePages` and `Persist` likewise, in a queue of their own;
+* `Flush` covers every `Apply` that was *answered* before it was issued, and may run beside later ones;
+* `Send` keeps the order of messages of the whole session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+from .events import Event
+from .messages import Message, WriteOp
+from .superblock import Superblock
+from .units import Extent
+
+__all__ = [
+    "Apply",
+    "Complete",
+    "DropSession",
+    "Effect",
+    "Emit",
+    "Flush",
+    "Journal",
+    "MapAllocation",
+    "Persist",
+    "Read",
+    "SavePages",
+    "Send",
+]
+
+
+class Journal(NamedTuple):
+    """Record the intent to write ``extents`` durably: `Source.journaled`."""
+
+    volume: int
+    token: object
+    segment: int
+    generation: int
+    extents: Sequence[Extent]
+
+
+class Apply(NamedTuple):
+    """Write ``ops`` to the local volume, in order: `applied`."""
+
+    volume: int
+    token: object
+    ops: Sequence[WriteOp]
+
+
+class Read(NamedTuple):
+    """Find out about the blocks of ``extent``: data, or that they read as zero: `Source.read_done`."""
+
+    volume: int
+    number: int
+    extent: Extent
+
+
+class Flush(NamedTuple):
+    """Make durable all that was applied: `flushed`."""
+
+    volume: int
+    token: object
+
+
+class SavePages(NamedTuple):
+    """Write pages of the dirty bitmap durably: `Source.saved`."""
+
+    volume: int
+    token: object
+    pages: Mapping[int, bytes]
+
+
+class Persist(NamedTuple):
+    """Replace the superblock durably: `persisted`."""
+
+    volume: int
+    token: object
+    superblock: Superblock
+
+
+class MapAllocation(NamedTuple):
+    """Find the runs of blocks that may hold anything but zeroes: `Source.mapped`."""
+
+    volume: int
+    token: object
+
+
+class Send(NamedTuple):
+    """Hand to the link, behind everything sent before."""
+
+    messages: Sequence[Message]
+
+
+class Complete(NamedTuple):
+    """The request that the embedder gave ``ticket`` to has ended: an errno for each op, or None: all well."""
+
+    ticket: object
+    errnos: Sequence[int] | None
+
+
+class DropSession(NamedTuple):
+    """End the session: ``reason`` for people; ``refused`` if trying again soon is pointless."""
+
+    reason: str
+    refused: bool
+
+
+class Emit(NamedTuple):
+    """Tell the subscribers."""
+
+    event: Event
+
+
+Effect: TypeAlias = (
+    Journal
+    | Apply
+    | Read
+    | Flush
+    | SavePages
+    | Persist
+    | MapAllocation
+    | Send
+    | Complete
+    | DropSession
+    | Emit
+)

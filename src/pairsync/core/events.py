@@ -1,0 +1,135 @@
+"""What happened to a guest's replicas, as typed values for subscribers, logs and people.
+
+``describe()`` is one plain sentence; ``kind`` is a stable name for scripts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
+
+__all__ = [
+    "AloneEvent",
+    "BehindEvent",
+    "Event",
+    "InSyncEvent",
+    "PathEvent",
+    "PeerEvent",
+    "RefusedEvent",
+    "ResyncEvent",
+    "TroubleEvent",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerEvent:
+    """The peer came or went."""
+
+    kind: ClassVar[str] = "peer"
+    connected: bool
+    reason: str
+
+    def describe(self) -> str:
+        """One sentence."""
+        return f"peer connected: {self.reason}" if self.connected else f"peer lost: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class PathEvent:
+    """A network path came up or went down."""
+
+    kind: ClassVar[str] = "path"
+    path: str
+    up: bool
+    reason: str
+
+    def describe(self) -> str:
+        """One sentence."""
+        return f"path {self.path} is {'up' if self.up else 'down'}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class ResyncEvent:
+    """A resync of ``volume`` begins: how, by which rule, and how much."""
+
+    kind: ClassVar[str] = "resync"
+    volume: str
+    mode: str
+    rule: str
+    blocks: int
+
+    def describe(self) -> str:
+        """One sentence."""
+        return f"{self.volume}: {self.mode} resync of {self.blocks} blocks ({self.rule})"
+
+
+@dataclass(frozen=True, slots=True)
+class InSyncEvent:
+    """Both replicas of ``volume`` are the same again, and stay so from here on."""
+
+    kind: ClassVar[str] = "in-sync"
+    volume: str
+    generation: str
+
+    def describe(self) -> str:
+        """One sentence."""
+        return f"{self.volume}: in sync at generation {self.generation}"
+
+
+@dataclass(frozen=True, slots=True)
+class AloneEvent:
+    """A new generation was recorded: writes to ``volume`` are acknowledged without the peer."""
+
+    kind: ClassVar[str] = "alone"
+    volume: str
+    generation: str
+
+    def describe(self) -> str:
+        """One sentence."""
+        return f"{self.volume}: continues without the peer as generation {self.generation}"
+
+
+@dataclass(frozen=True, slots=True)
+class BehindEvent:
+    """The standby fell further behind than the bound of ``async`` allows: writes go to the dirty map."""
+
+    kind: ClassVar[str] = "behind"
+    volume: str
+    lag_bytes: int
+    lag_ns: int
+
+    def describe(self) -> str:
+        """One sentence."""
+        return f"{self.volume}: the peer is {self.lag_bytes} bytes and {self.lag_ns / 1e9:.1f} s behind"
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedEvent:
+    """A session was refused, by which rule, with the evidence."""
+
+    kind: ClassVar[str] = "refused"
+    rule: str
+    evidence: str
+
+    def describe(self) -> str:
+        """One sentence."""
+        return f"refused ({self.rule}): {self.evidence}"
+
+
+@dataclass(frozen=True, slots=True)
+class TroubleEvent:
+    """A disk failed; ``fatal`` if the volume serves nothing any more."""
+
+    kind: ClassVar[str] = "trouble"
+    volume: str
+    fatal: bool
+    reason: str
+
+    def describe(self) -> str:
+        """One sentence."""
+        return f"{self.volume}: {'stopped: ' if self.fatal else ''}{self.reason}"
+
+
+Event: TypeAlias = (
+    PeerEvent | PathEvent | ResyncEvent | InSyncEvent | AloneEvent | BehindEvent | RefusedEvent | TroubleEvent
+)

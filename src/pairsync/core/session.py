@@ -1,0 +1,381 @@
+"""Session: the thin router between one guest's volumes and the peer.
+
+It introduces this host, compares what both have lived through (`core.lineage`), and hands each message and
+each report to the machine of its volume.  It decides nothing about data.
+
+::
+
+    OFFLINE ──connected──▶ GREETING ──Introduce, plan agreed──▶ RUNNING ──lost──▶ OFFLINE
+                              └── refused, or a rule broken ──▶ LEAVING (until the link reports the loss)
+
+After a refusal or a failure the next session does not begin at once: the wait doubles from one second to a
+minute and is forgotten after a session that held for that long (DESIGN rule 11).
+
+Whatever the peer sends, the router raises nothing: a message that breaks the protocol or a rule ends the
+session with its reason, and nothing of it is applied.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+
+from pairsync.errors import ArbitrationError, InternalError, ProtocolError
+
+from .copier import Copier
+from .dirty import DirtyMap
+from .effects import DropSession, Effect, Emit, Send
+from .events import PeerEvent, RefusedEvent
+from .limits import VolumeOptions
+from .lineage import Verdict, plan_session
+from .messages import (
+    Adopt,
+    Adopted,
+    Applied,
+    Barrier,
+    BarrierDone,
+    Begin,
+    Begun,
+    Condition,
+    Failed,
+    Introduce,
+    Leave,
+    Marked,
+    Message,
+    Role,
+    VolumePlan,
+    VolumeState,
+    Write,
+    WriteOp,
+)
+from .resync import Pacer
+from .source import VolumeSource
+from .standing import Phase, Standing
+from .superblock import Superblock
+from .target import VolumeTarget
+from .tracker import Tracker
+from .units import NS_PER_S, Extent, block_count_of
+
+__all__ = ["Session", "SessionPhase", "VolumeSetup"]
+
+HOLD_OFF_NS_MIN = 1 * NS_PER_S
+HOLD_OFF_NS_MAX = 60 * NS_PER_S
+"""Bounds of the wait after a refused or failed session."""
+
+GREETING_NS_MAX = 70 * NS_PER_S
+"""How long the peer may take to introduce itself: longer than its own longest wait."""
+
+
+class VolumeSetup:
+    """What is known of a volume when its guest is opened."""
+
+    __slots__ = ("first_generation", "options", "recovered", "superblock")
+
+    def __init__(
+        self, superblock: Superblock, recovered: DirtyMap, options: VolumeOptions, first_generation: int = 1
+    ) -> None:
+        self.superblock = superblock
+        self.recovered = recovered  # dirty map on disk, with the write-intent log unless closed in order
+        self.options = options
+        self.first_generation = first_generation  # of the write-intent log: above every recorded one
+
+
+class SessionPhase(enum.Enum):
+    """See the module."""
+
+    OFFLINE = "offline"
+    GREETING = "greeting"
+    RUNNING = "running"
+    LEAVING = "leaving"
+
+
+class Session:
+    """One guest on one host; pure.  Effects are taken with `take` after every call."""
+
+    def __init__(
+        self,
+        *,
+        guest: str,
+        pair_id: bytes,
+        role: Role,
+        term: int,
+        boot_id: str,
+        volumes: Sequence[VolumeSetup],
+        draw_tag: Callable[[], int],
+    ) -> None:
+        self.guest = guest
+        self.pair_id = pair_id
+        self.role = role
+        self.term = term
+        self.phase = SessionPhase.OFFLINE
+        self.refusal: str | None = None  # why the last session was refused, until one runs again
+        self.sources: list[VolumeSource] = []  # active only, one a volume
+        self.targets: list[VolumeTarget] = []  # standby only, one a volume
+        self._out: list[Effect] = []
+        self._hold_off_ns = 0  # length of the last wait; 0 after a session that held
+        self._not_before_ns = 0  # no session begins before
+        self._since_ns = 0  # when the present phase began
+        self._connected = False  # the link has a session
+        self._peer: Introduce | None = None
+        self._plans: tuple[VolumePlan, ...] = ()
+        for index, setup in enumerate(volumes):
+            if role is Role.ACTIVE:
+                self.sources.append(_make_source(index, setup, draw_tag, self._out))
+            else:
+                self.targets.append(VolumeTarget(index, setup.superblock, setup.recovered, self._out))
+        for source in self.sources:
+            source.open(term, boot_id)
+        for target in self.targets:
+            self.term = max(self.term, target.superblock.term)
+            target.open(boot_id)
+
+    def take(self) -> list[Effect]:
+        """The effects that have gathered, to be performed in this order."""
+        effects = self._out[:]
+        self._out.clear()  # the machines share this list: it is emptied, never replaced
+        return effects
+
+    # ------------------------------------------------------------------ the link
+
+    def connected(self, now_ns: int) -> None:
+        """The link has agreed on a session."""
+        self._connected = True
+        self._greet(now_ns)
+
+    def _greet(self, now_ns: int) -> None:
+        if not self._connected or self.phase is not SessionPhase.OFFLINE or now_ns < self._not_before_ns:
+            return
+        if any(not source.serving for source in self.sources) or any(not t.settled for t in self.targets):
+            return  # `advance` comes back here
+        self._become(SessionPhase.GREETING, now_ns)
+        self._out.append(Send([self.introduction()]))
+        if self._peer is not None:
+            self._agree(now_ns)
+
+    def _become(self, phase: SessionPhase, now_ns: int) -> None:
+        self.phase = phase
+        self._since_ns = now_ns
+
+    def introduction(self) -> Introduce:
+        """What this host says of itself."""
+        states = [_state(source.standing.superblock, source.tracker.dirty()) for source in self.sources]
+        states += [_state(target.superblock, target.own_dirty) for target in self.targets]
+        return Introduce(self.pair_id, self.guest, self.role, self.term, tuple(states))
+
+    def lost(self, reason: str, now_ns: int) -> None:
+        """The link's session is over."""
+        self._connected = False
+        ran = self.phase is SessionPhase.RUNNING
+        if ran and now_ns - self._since_ns > HOLD_OFF_NS_MAX:
+            self._hold_off_ns = 0
+        self._become(SessionPhase.OFFLINE, now_ns)
+        self._peer = None
+        self._plans = ()
+        if ran:
+            self._out.append(Emit(PeerEvent(connected=False, reason=reason)))
+        for source in self.sources:
+            source.peer_lost(now_ns)
+        for target in self.targets:
+            target.session_over()
+
+    def received(self, messages: Sequence[Message], now_ns: int) -> None:
+        """Messages of the stream, in order."""
+        for message in messages:
+            if self.phase is SessionPhase.LEAVING:
+                return
+            try:
+                self._receive(message, now_ns)
+            except (ProtocolError, ArbitrationError) as error:
+                self._refuse(type(error).__name__, str(error), now_ns)
+
+    def _receive(self, message: Message, now_ns: int) -> None:
+        if isinstance(message, Introduce):
+            if self._peer is not None:
+                raise ProtocolError("the peer introduced itself twice")
+            self._peer = message
+            if self.phase is SessionPhase.GREETING:
+                self._agree(now_ns)
+        elif isinstance(message, Leave):
+            self._refuse("peer-left", message.reason, now_ns, tell=False)
+        elif self.phase is not SessionPhase.RUNNING:
+            raise ProtocolError(f"{type(message).__name__} before the introductions")
+        elif isinstance(message, Failed):
+            self._refuse("peer-failed", message.reason, now_ns, tell=False)
+        elif self.role is Role.ACTIVE:
+            self._receive_as_active(message, now_ns)
+        else:
+            self._receive_as_standby(message)
+
+    def _agree(self, now_ns: int) -> None:
+        if self._peer is None:
+            raise InternalError("nobody to agree with")
+        decision = plan_session(self.introduction(), self._peer)
+        if decision.verdict is Verdict.REFUSE:
+            self._refuse(decision.rule, decision.evidence, now_ns)
+            return
+        self._become(SessionPhase.RUNNING, now_ns)
+        self.refusal = None
+        self._plans = decision.plans
+        self._out.append(Emit(PeerEvent(connected=True, reason=decision.evidence)))
+        for source, plan, theirs in zip(self.sources, decision.plans, self._peer.volumes, strict=False):
+            source.begin(plan, blank=theirs.condition is Condition.BLANK, now_ns=now_ns)
+
+    def _refuse(self, rule: str, evidence: str, now_ns: int, *, tell: bool = True) -> None:
+        """End the session, and wait before the next one."""
+        self.refusal = f"{rule}: {evidence}"
+        self._out.append(Emit(RefusedEvent(rule, evidence)))
+        if tell:
+            self._out.append(Send([Leave(clean=False, reason=f"{rule}: {evidence}"[:400])]))
+        self._out.append(DropSession(self.refusal, refused=True))
+        self._leave(now_ns)
+
+    def _leave(self, now_ns: int) -> None:
+        self._become(SessionPhase.LEAVING, now_ns)
+        self._hold_off_ns = min(max(self._hold_off_ns * 2, HOLD_OFF_NS_MIN), HOLD_OFF_NS_MAX)
+        self._not_before_ns = now_ns + self._hold_off_ns
+
+    def dropped(self, now_ns: int) -> None:
+        """The shell has performed a `DropSession` that a volume asked for."""
+        if self.phase is not SessionPhase.LEAVING:
+            self._leave(now_ns)
+
+    def leave(self, reason: str) -> None:
+        """An orderly end: tell the peer."""
+        if self.phase is SessionPhase.RUNNING:
+            self._out.append(Send([Leave(clean=True, reason=reason)]))
+
+    def _receive_as_active(self, message: Message, now_ns: int) -> None:
+        if isinstance(message, Applied):
+            self._source(message.volume).peer_applied(message.number, now_ns)
+        elif isinstance(message, BarrierDone):
+            self._source(message.volume).peer_flushed(message.barrier, now_ns)
+        elif isinstance(message, Marked):
+            self._source(message.volume).marked(message.extents)
+        elif isinstance(message, Begun):
+            self._source(message.volume).begun(now_ns)
+        elif isinstance(message, Adopted):
+            self._source(message.volume).adopted(message, now_ns)
+        else:
+            raise ProtocolError(f"{type(message).__name__} to the active host")
+
+    def _receive_as_standby(self, message: Message) -> None:
+        if isinstance(message, Write):
+            self._target(message.volume).write(message)
+        elif isinstance(message, Barrier):
+            self._target(message.volume).barrier(message)
+        elif isinstance(message, Begin):
+            target = self._target(message.volume)
+            target.begin(message, self._plans[message.volume].mode)
+        elif isinstance(message, Adopt):
+            self._target(message.volume).adopt(message)
+        else:
+            raise ProtocolError(f"{type(message).__name__} to the standby host")
+
+    def _source(self, volume: int) -> VolumeSource:
+        if volume >= len(self.sources):
+            raise ProtocolError(f"volume {volume} of {len(self.sources)}")
+        return self.sources[volume]
+
+    def _target(self, volume: int) -> VolumeTarget:
+        if volume >= len(self.targets):
+            raise ProtocolError(f"volume {volume} of {len(self.targets)}")
+        return self.targets[volume]
+
+    # ------------------------------------------------------------------ reports of the shell
+
+    def tick(self, now_ns: int) -> None:
+        """Time has passed; to be called at least every half second."""
+        self._greet(now_ns)
+        if self.phase is SessionPhase.GREETING and now_ns - self._since_ns > GREETING_NS_MAX:
+            self._refuse("silent-peer", "the peer did not introduce itself", now_ns)
+        for source in self.sources:
+            source.tick(now_ns)
+
+    def journaled(self, volume: int, token: object, error: int, now_ns: int) -> None:
+        """Answer to `Journal`; ``error`` is an errno or 0."""
+        self.sources[volume].journaled(token, error, now_ns)
+
+    def applied(self, volume: int, token: object, errnos: Sequence[int] | None, now_ns: int) -> None:
+        """Answer to `Apply`."""
+        if self.sources:
+            self.sources[volume].applied(token, errnos, now_ns)
+        else:
+            self.targets[volume].applied(token, errnos)
+
+    def flushed(self, volume: int, token: object, error: int, now_ns: int) -> None:
+        """Answer to `Flush`."""
+        if self.sources:
+            self.sources[volume].flushed(token, error, now_ns)
+        else:
+            self.targets[volume].flushed(token, error)
+
+    def saved(self, volume: int, token: object, error: int, now_ns: int) -> None:
+        """Answer to `SavePages`."""
+        if self.sources:
+            self.sources[volume].saved(token, error, now_ns)
+            self._greet(now_ns)
+        else:
+            self.targets[volume].saved(error)
+
+    def persisted(self, volume: int, token: object, error: int, now_ns: int) -> None:
+        """Answer to `Persist`."""
+        if self.sources:
+            self.sources[volume].persisted(token, error, now_ns)
+        else:
+            self.targets[volume].persisted(token, error)
+        self._greet(now_ns)
+
+    def mapped(self, volume: int, token: object, runs: Sequence[tuple[int, int]], now_ns: int) -> None:
+        """Answer to `MapAllocation`: runs of blocks that may hold anything but zeroes."""
+        self.sources[volume].copier.mapped(token, runs)
+        self.sources[volume].advance(now_ns)
+
+    def read_done(
+        self, volume: int, number: int, covered: Extent, ops: Sequence[WriteOp], now_ns: int
+    ) -> None:
+        """Answer to `Read`: ``ops`` is the content of ``covered``, a prefix of what was asked for."""
+        self.sources[volume].read_done(number, covered, ops, now_ns)
+
+    def read_failed(self, volume: int, number: int, error: int, now_ns: int) -> None:
+        """Answer to `Read` that could not be read."""
+        self.sources[volume].read_failed(number, error, now_ns)
+
+    # ------------------------------------------------------------------ questions
+
+    @property
+    def in_sync(self) -> bool:
+        """Whether the peer is in sync for every volume (active), or this host's replicas are (standby)."""
+        if self.sources:
+            return all(source.standing.phase is Phase.IN_SYNC for source in self.sources)
+        return self.phase is SessionPhase.RUNNING and all(
+            target.superblock.condition is Condition.CONSISTENT for target in self.targets
+        )
+
+
+def _make_source(
+    index: int, setup: VolumeSetup, draw_tag: Callable[[], int], out: list[Effect]
+) -> VolumeSource:
+    block, options = setup.superblock, setup.options
+    tracker = Tracker(
+        block_count_of(block.size_bytes),
+        setup.recovered,
+        window_bytes=options.intent_window_bytes,
+        first_generation=setup.first_generation,
+    )
+    standing = Standing(index, block, draw_tag, out)
+    pacer = Pacer(options.latency_goal_ns, quota_bytes_max=options.inflight_bytes)
+    copier = Copier(index, block.size_bytes, tracker, standing, pacer, out)
+    return VolumeSource(index, tracker, standing, copier, options, out)
+
+
+def _state(block: Superblock, dirty: DirtyMap) -> VolumeState:
+    return VolumeState(
+        block.name,
+        block.volume_id,
+        block.size_bytes,
+        block.condition,
+        block.lineage,
+        block.sync_target,
+        block.map_base,
+        dirty.count,
+    )

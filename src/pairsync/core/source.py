@@ -1,0 +1,558 @@
+"""The active host's machine for one volume: the write path, its flushes, and what the peer is sent.
+
+A write takes these steps; each arrow is an effect that the shell performs and reports back::
+
+    write ──▶ (accepted?) ──▶ intents durable ──▶ applied here ∥ sent ──▶ applied by the peer ──▶ acknowledged
+                waits while        only for blocks      same order on
+                a window is        not marked in this   both hosts
+                full               generation
+
+* The intent is durable before the write is issued to *either* disk, so that no crash of both hosts at once
+  can leave a difference that the dirty map does not show (DESIGN rule 7).
+* An acknowledgement needs the local replica and, while the peer is joined and the level is ``sync``, the
+  peer's `Applied`; without the peer it needs a durable generation that does not count on it (rule 2).
+* A flush of the guest makes durable what was *acknowledged*: one flush here beside one barrier there;
+  flushes that arrive meanwhile share the next one.
+* Closing a write-intent generation needs both flushes too; it is asked for by the window, by a flush that
+  finds nothing in flight, by a resync that has sent its last block, and after a time.
+
+What the peer lacks is copied by `core.copier`; whether it counts is decided by `core.standing`.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from pairsync.errors import InternalError, ProtocolError
+
+from .copier import Copier
+from .effects import Apply, Complete, DropSession, Effect, Emit, Journal, SavePages, Send
+from .events import BehindEvent, TroubleEvent
+from .flushes import Flushes, FlushOp
+from .limits import VolumeOptions
+from .messages import Adopted, OpKind, SyncMode, VolumePlan, Write, WriteOp
+from .standing import Phase, Standing
+from .tracker import GenerationState, Tracker, ops_bytes
+from .units import MIB, NS_PER_S, Extent
+
+__all__ = ["FRAME_DATA_BYTES_MAX", "FRAME_OPS_MAX", "Ticket", "VolumeSource"]
+
+FRAME_DATA_BYTES_MAX = MIB
+"""Most data of one `Write` message; the embedder's door splits longer requests into ops of this size."""
+
+FRAME_OPS_MAX = 512
+"""Most ops of one `Write` message: a header of 7 KiB."""
+
+TROUBLE_EVENT_NS = NS_PER_S
+"""Failing writes are reported once in that time, not once each."""
+
+
+class Ticket:
+    """One batch of the embedder on its way."""
+
+    __slots__ = ("errnos", "generation", "local", "number", "ops", "owner", "started_ns")
+
+    def __init__(self, owner: object, ops: Sequence[WriteOp], now_ns: int) -> None:
+        self.owner = owner  # what the embedder is told the result by
+        self.ops = ops
+        self.started_ns = now_ns
+        self.generation = 0  # write-intent generation that counts it as outstanding
+        self.number = 0  # of the last `Write` it was sent in; 0: not sent in this session
+        self.local = False  # applied here, or failed here
+        self.errnos: Sequence[int] | None = None
+
+
+class VolumeSource:
+    """See the module.  Times that are passed in never fall."""
+
+    def __init__(
+        self,
+        index: int,
+        tracker: Tracker,
+        standing: Standing,
+        copier: Copier,
+        options: VolumeOptions,
+        out: list[Effect],
+    ) -> None:
+        self.index = index
+        self.tracker = tracker
+        self.standing = standing
+        self.copier = copier
+        self.options = options
+        self.failed: str | None = None  # why nothing is served any more
+        self._sync = options.level == "sync"
+        self._falls_behind = not self._sync and options.at_bound == "fall-behind"
+        self._out = out
+        self._flushes = Flushes(index, standing, out)
+        self._opened = False  # the recovered map and the superblock are durable: writes may begin
+        self._closing: list[object] = []  # owners of `close`
+        self._waiting: deque[Ticket] = deque()  # not accepted yet, in order
+        self._live: dict[Ticket, None] = {}  # noted and not acknowledged, in order of submission
+        # Sent and not applied by the peer, in order: (number, ticket or None, data bytes, when sent).
+        self._sent: deque[tuple[int, Ticket | None, int, int]] = deque()
+        self._sent_bytes = 0  # data in `_sent`
+        self._next_number = 1  # of the next `Write` of this session
+        self._peer_applied = 0  # highest number the peer has applied
+        self._heard_ns = 0  # when the peer last applied something
+        self._held: list[FlushOp] = []  # guest flushes that wait for the permit to go on alone
+        self._saving: dict[int, bytes] | None = None  # bitmap pages on their way, outside the copier's
+        self._touched_ns: int | None = None  # when the open generation was first written
+        self._trouble_ns: int | None = None  # when trouble was last reported
+
+    # ------------------------------------------------------------------ opening and closing
+
+    def open(self, term: int, boot_id: str) -> None:
+        """Make what was recovered durable and become active under ``term``; writes wait until then."""
+        self.standing.activate(term, boot_id)
+        self._saving = self.tracker.pages_to_save()
+        self._out.append(SavePages(self.index, self._saving, self._saving))
+
+    @property
+    def serving(self) -> bool:
+        """Whether writes are taken (they are queued before)."""
+        return self._opened and self.failed is None
+
+    def close(self, owner: object, now_ns: int) -> None:
+        """Flush, write the exact dirty map and say so; ends in one `Complete`.  No write may follow."""
+        self._closing.append(owner)
+        self.advance(now_ns)
+
+    def _advance_closing(self, now_ns: int) -> None:
+        tracker = self.tracker
+        if self._live or self._waiting or self._flushes.any or self._saving is not None:
+            return
+        if tracker.closing is not None:
+            return
+        if not tracker.open.empty:
+            self._cut(now_ns)
+            return
+        pages = tracker.pages_to_save()
+        if pages:
+            self._saving = pages
+            self._out.append(SavePages(self.index, pages, pages))
+            return
+        if not self.standing.superblock.clean:
+            self.standing.deactivate()
+        if self.standing.settled:
+            owners, self._closing = self._closing, []
+            self._out.extend(Complete(owner, None) for owner in owners)
+
+    # ------------------------------------------------------------------ the embedder's side
+
+    @property
+    def accepting(self) -> bool:
+        """Whether another batch is welcome (it is queued, not refused, if given all the same)."""
+        return not self._waiting and not self._must_wait()
+
+    def _must_wait(self) -> bool:
+        if not self._opened or self.tracker.must_wait or len(self._live) >= self.options.tickets_max:
+            return True
+        if self._sync:
+            return self._sent_bytes >= self.options.inflight_bytes
+        return not self._falls_behind and self._sent_bytes >= self.options.lag_bytes
+
+    def write(self, owner: object, ops: Sequence[WriteOp], now_ns: int) -> None:
+        """A batch of the embedder; ends in one `Complete`."""
+        if self.failed is not None or self._closing:
+            self._out.append(Complete(owner, [errno.EIO] * len(ops)))
+            return
+        ticket = Ticket(owner, ops, now_ns)
+        if self._waiting or self._must_wait():
+            self._waiting.append(ticket)
+        else:
+            self._note(ticket, now_ns)
+
+    def flush(self, owner: object, now_ns: int) -> None:
+        """Make durable all that was acknowledged; ends in one `Complete`."""
+        if self.failed is not None:
+            self._out.append(Complete(owner, [errno.EIO]))
+            return
+        to_peer = self._sync and self.standing.joined
+        closes = to_peer and self._cut_if_quiet()
+        self._flushes.request(owner, to_peer=to_peer, closes=closes, now_ns=now_ns)
+
+    def _cut_if_quiet(self) -> bool:
+        """Let a flush of the guest close the open generation too, if that costs nothing more."""
+        tracker = self.tracker
+        if (
+            self._flushes.busy
+            or tracker.closing is not None
+            or tracker.open.outstanding
+            or tracker.open.empty
+        ):
+            return False
+        tracker.cut()
+        tracker.begin_flush()
+        self._touched_ns = None
+        return True
+
+    # ------------------------------------------------------------------ the write path
+
+    def _note(self, ticket: Ticket, now_ns: int) -> None:
+        tracker = self.tracker
+        fresh = tracker.note(ticket.ops)
+        generation = tracker.open
+        ticket.generation = generation.number
+        self._live[ticket] = None
+        if self._touched_ns is None:
+            self._touched_ns = now_ns
+        if fresh:
+            self._out.append(Journal(self.index, ticket, generation.segment, generation.number, fresh))
+        else:
+            self._release(ticket, now_ns)
+        if tracker.full:
+            self._cut(now_ns)
+
+    def journaled(self, token: object, error: int, now_ns: int) -> None:
+        """The intents of a batch are durable, or could not be written (``error``: an errno)."""
+        ticket = _ticket(token)
+        if error:
+            self.tracker.applied(ticket.generation)
+            if self._live.pop(ticket, self) is None:
+                self._out.append(Complete(ticket.owner, [error] * len(ticket.ops)))
+            self._report(f"the write-intent log cannot be written: {_name(error)}", now_ns)
+            self.advance(now_ns)
+            return
+        self._release(ticket, now_ns)
+
+    def _release(self, ticket: Ticket, now_ns: int) -> None:
+        """Issue the batch to both disks; from here its place in the order is fixed."""
+        self.copier.written(ticket.ops)
+        if self._mirrors():
+            self.tracker.mirrored(ticket.ops)
+            ticket.number = self._send(ticket.ops, ticket, resync=False, now_ns=now_ns)
+        else:
+            self.tracker.lacking(ticket.ops)
+        self._out.append(Apply(self.index, ticket, ticket.ops))
+
+    def _mirrors(self) -> bool:
+        """Whether a write is sent now; a peer that is being resynced over a slow link may be spared."""
+        standing = self.standing
+        if not standing.mirrored:
+            return False
+        if self._falls_behind and not standing.joined:
+            return self._sent_bytes < self.options.lag_bytes // 2
+        return True
+
+    def _send(self, ops: Sequence[WriteOp], ticket: Ticket | None, *, resync: bool, now_ns: int) -> int:
+        """Send the ops in as many messages as they need; the number of the last one."""
+        messages: list[Write] = []
+        term = self.standing.superblock.term
+        for part, data_bytes in _frames(ops):
+            number = self._next_number
+            self._next_number += 1
+            messages.append(Write(term, self.index, number, resync, part))
+            self._sent.append((number, ticket, data_bytes, now_ns))
+            self._sent_bytes += data_bytes
+        self._out.append(Send(messages))
+        return self._next_number - 1
+
+    def applied(self, token: object, errnos: Sequence[int] | None, now_ns: int) -> None:
+        """A batch was applied here; ``errnos``: one for each op, if any failed."""
+        ticket = _ticket(token)
+        self.tracker.applied(ticket.generation)
+        ticket.local = True
+        if errnos is not None:
+            # What the failed ranges hold here is unknown, and the peer may hold what was asked for: the
+            # replicas are made equal again by copying those blocks.
+            ticket.errnos = errnos
+            self.tracker.lacking(ticket.ops)
+            self._report(f"a write failed: {_name(next(e for e in errnos if e))}", now_ns)
+        self._settle(ticket, now_ns)
+        self.advance(now_ns)
+
+    def _settle(self, ticket: Ticket, now_ns: int) -> None:
+        """Acknowledge the batch if all that it needs is there."""
+        if not ticket.local or ticket not in self._live:
+            return
+        if ticket.errnos is None and not self._acknowledgeable(ticket.number):
+            return
+        del self._live[ticket]
+        self.copier.pacer.foreground(now_ns - ticket.started_ns, now_ns)
+        self._out.append(Complete(ticket.owner, ticket.errnos))
+
+    def _acknowledgeable(self, number: int) -> bool:
+        """Whether a write that was sent as ``number`` (0: not in this session) may be acknowledged."""
+        standing = self.standing
+        if standing.joined:
+            # A write that was issued before this session was not sent, but stood in `todo`, and a peer joins
+            # only when that is empty and durable there: it has that write.
+            return not self._sync or number <= self._peer_applied
+        if not standing.may_acknowledge_alone:
+            standing.request_alone()
+        return standing.may_acknowledge_alone
+
+    def _settle_all(self, now_ns: int) -> None:
+        for ticket in list(self._live):
+            self._settle(ticket, now_ns)
+        held, self._held = self._held, []
+        for op in held:
+            self._complete_flush(op)
+
+    # ------------------------------------------------------------------ generations and flushes
+
+    def _cut(self, now_ns: int) -> None:
+        if self.tracker.closing is None:
+            self.tracker.cut()
+            self._touched_ns = None
+            self._drain(now_ns)
+
+    def _drain(self, now_ns: int) -> None:
+        closing = self.tracker.closing
+        if closing is None or closing.state is not GenerationState.DRAINING or closing.outstanding:
+            return
+        self.tracker.begin_flush()
+        if self.standing.mirrored:
+            self._flushes.start_closing(now_ns)
+        else:  # nothing can become durable at the peer; its blocks only have to reach the bitmap
+            self._save(peer=False)
+
+    def _save(self, *, peer: bool) -> None:
+        pages = self.tracker.flushed(peer=peer)
+        if pages:
+            self._saving = pages
+            self._out.append(SavePages(self.index, pages, pages))
+        else:
+            self.tracker.released()
+
+    def saved(self, token: object, error: int, now_ns: int) -> None:
+        """Bitmap pages are durable, or could not be written."""
+        if error:
+            self._fail(f"the dirty bitmap cannot be written: {_name(error)}")
+            return
+        if token is self._saving:
+            self._saving = None
+            closing = self.tracker.closing
+            if closing is not None and closing.state is GenerationState.SAVING:
+                self.tracker.released()
+        else:
+            self.copier.saved(token)
+        self._check_opened()
+        self.advance(now_ns)
+
+    def _check_opened(self) -> None:
+        if not self._opened and self._saving is None and self.standing.settled:
+            self._opened = True
+
+    def flushed(self, token: object, error: int, now_ns: int) -> None:
+        """A local flush has ended."""
+        if error:
+            # After a failed flush the kernel may have dropped what it could not write: nothing here can be
+            # trusted any more, and trying again would report success for data that is gone.
+            self._fail(f"a flush failed: {_name(error)}")
+            return
+        if self.failed is None:
+            self._flush_step(self._flushes.local_done(token), now_ns)
+
+    def peer_flushed(self, barrier: int, now_ns: int) -> None:
+        """`BarrierDone` arrived."""
+        if self.failed is None:
+            self._flush_step(self._flushes.peer_done(barrier), now_ns)
+
+    def _flush_step(self, op: FlushOp, now_ns: int) -> None:
+        if not op.done:
+            return
+        self._flushes.finished(op, to_peer=self._sync and self.standing.joined, now_ns=now_ns)
+        closing = self.tracker.closing
+        if op.closes and closing is not None and closing.state is GenerationState.FLUSHING:
+            self._save(peer=op.peer_covered)
+        self._complete_flush(op)
+        self.advance(now_ns)
+
+    def _complete_flush(self, op: FlushOp) -> None:
+        """Tell the guest, unless the peer that it counted on is gone and the permit is not durable yet."""
+        if not op.owners:
+            return
+        standing = self.standing
+        if not (op.peer_covered or standing.joined or standing.may_acknowledge_alone):
+            standing.request_alone()
+            if not standing.may_acknowledge_alone:
+                self._held.append(op)
+                return
+        self._out.extend(Complete(owner, None) for owner in op.owners)
+        op.owners = []
+
+    # ------------------------------------------------------------------ the peer
+
+    def begin(self, plan: VolumePlan, *, blank: bool, now_ns: int) -> None:
+        """A session has begun, and ``plan`` was agreed."""
+        self.copier.begin(plan, blank=blank, now_ns=now_ns)
+        self.advance(now_ns)
+
+    def begun(self, now_ns: int) -> None:
+        """The peer is ready to be written to."""
+        self.copier.begun(now_ns)
+        self.advance(now_ns)
+
+    def marked(self, extents: Sequence[tuple[int, int]]) -> None:
+        """The peer's own dirty blocks: the union is copied."""
+        for start, stop in extents:
+            if not 0 <= start < stop <= self.tracker.block_count:
+                raise ProtocolError(f"the peer marks blocks {start}..{stop} of {self.tracker.block_count}")
+        self.tracker.want(extents)
+
+    def peer_applied(self, number: int, now_ns: int) -> None:
+        """The peer holds everything sent up to ``number``."""
+        if number >= self._next_number:
+            raise ProtocolError(f"the peer applied write {number}, which was not sent")
+        if number <= self._peer_applied:
+            return
+        self._peer_applied = number
+        self._heard_ns = now_ns
+        sent = self._sent
+        while sent and sent[0][0] <= number:
+            _, ticket, data_bytes, _ = sent.popleft()
+            self._sent_bytes -= data_bytes
+            if ticket is None:
+                self.copier.arrived(data_bytes)
+            elif ticket.number <= number:
+                self._settle(ticket, now_ns)
+        self.advance(now_ns)
+
+    def adopted(self, message: Adopted, now_ns: int) -> None:
+        """The peer has taken the lineage over."""
+        if not self.standing.adopted(message.generation):
+            raise ProtocolError(f"the peer adopted {message.generation.describe()}, which is not in force")
+        self.copier.adopted()
+        self.advance(now_ns)
+
+    def persisted(self, token: object, error: int, now_ns: int) -> None:
+        """The superblock is durable, or could not be written."""
+        if error:
+            self._fail(f"the metadata cannot be written: {_name(error)}")
+            return
+        self.standing.persisted(token)
+        self._check_opened()
+        self._settle_all(now_ns)
+        self.advance(now_ns)
+
+    def peer_lost(self, now_ns: int) -> None:
+        """The session is over."""
+        if self.standing.phase is not Phase.ABSENT:
+            self._part(Phase.ABSENT)
+        self._sent.clear()
+        self._sent_bytes = 0
+        self._next_number, self._peer_applied = 1, 0
+        for ticket in self._live:
+            ticket.number = 0
+        for op in self._flushes.peer_lost():
+            self._flush_step(op, now_ns)
+        self._settle_all(now_ns)
+        self.advance(now_ns)
+
+    def _part(self, phase: Phase) -> None:
+        at_once = bool(self._live) or self.tracker.unflushed or self._flushes.any
+        self.tracker.peer_lost()
+        self.copier.stop()
+        self.standing.leave(phase, at_once=at_once)
+
+    # ------------------------------------------------------------------ progress
+
+    def advance(self, now_ns: int) -> None:
+        """Do whatever has become possible; called after every report."""
+        if self.failed is not None:
+            return
+        self._drain(now_ns)
+        while self._waiting and not self._must_wait():
+            self._note(self._waiting.popleft(), now_ns)
+        if self.tracker.full or self.copier.finishing:
+            self._cut(now_ns)
+        if self.standing.phase is not Phase.ABSENT:
+            self.copier.advance(now_ns, room=self._sent_bytes < self.options.inflight_bytes)
+        if self._closing:
+            self._advance_closing(now_ns)
+
+    def read_done(self, number: int, covered: Extent, ops: Sequence[WriteOp], now_ns: int) -> None:
+        """A resync read has found the content of ``covered``."""
+        for part, run, data_bytes in self.copier.found(number, covered, ops):
+            self.tracker.resynced(run, data_bytes)
+            self._send(part, None, resync=True, now_ns=now_ns)
+        self.advance(now_ns)
+
+    def read_failed(self, number: int, error: int, now_ns: int) -> None:
+        """A resync read failed: without the source's content the copy cannot be completed."""
+        if self.copier.read_failed(number):
+            self._report(f"a read for the resync failed: {_name(error)}", now_ns)
+            self._out.append(DropSession(f"cannot read what the peer lacks: {_name(error)}", refused=True))
+
+    def tick(self, now_ns: int) -> None:
+        """Time has passed: bounds, deadlines, flushes that are due; at least every half second."""
+        options, standing = self.options, self.standing
+        if self._touched_ns is not None and now_ns - self._touched_ns >= options.flush_after_ns:
+            self._cut(now_ns)
+        if standing.phase is Phase.ABSENT or self.failed is not None:
+            return
+        self._check_lag(now_ns)
+        waits = [self.copier.waiting_since_ns, self._flushes.oldest_peer_wait_ns()]
+        waits.append(max(self._sent[0][3], self._heard_ns) if self._sent else None)
+        since = min((wait for wait in waits if wait is not None), default=now_ns)
+        if now_ns - since > options.peer_deadline_ns:
+            seconds = options.peer_deadline_ns / NS_PER_S
+            self._out.append(
+                DropSession(f"the peer owes an answer for more than {seconds:g} s", refused=True)
+            )
+        self.advance(now_ns)
+
+    def _check_lag(self, now_ns: int) -> None:
+        """``async``: leave a peer that lags by more than the bound; take it back when it has caught up."""
+        standing, options = self.standing, self.options
+        if standing.phase is Phase.BEHIND and self._sent_bytes < options.lag_bytes // 4:
+            plan = VolumePlan(SyncMode.INCREMENTAL, "fell-behind", standing.newest)
+            self.begin(plan, blank=False, now_ns=now_ns)
+        elif self._falls_behind and standing.joined and self._sent:
+            lag_ns = now_ns - self._sent[0][3]
+            if self._sent_bytes > options.lag_bytes or lag_ns > options.lag_ns:
+                self._out.append(Emit(BehindEvent(standing.name, self._sent_bytes, lag_ns)))
+                self._part(Phase.BEHIND)
+                self._settle_all(now_ns)
+
+    def _report(self, reason: str, now_ns: int) -> None:
+        if self._trouble_ns is None or now_ns - self._trouble_ns >= TROUBLE_EVENT_NS:
+            self._trouble_ns = now_ns
+            self._out.append(Emit(TroubleEvent(self.standing.name, fatal=False, reason=reason)))
+
+    def _fail(self, reason: str) -> None:
+        """Serve nothing any more: every request ends with EIO."""
+        if self.failed is not None:
+            return
+        self.failed = reason
+        self._out.append(Emit(TroubleEvent(self.standing.name, fatal=True, reason=reason)))
+        for ticket in (*self._live, *self._waiting):
+            self._out.append(Complete(ticket.owner, [errno.EIO] * len(ticket.ops)))
+        self._live.clear()
+        self._waiting.clear()
+        owners = [*self._flushes.abort(), *self._closing, *(o for op in self._held for o in op.owners)]
+        self._held.clear()
+        self._closing.clear()
+        self._out.extend(Complete(owner, [errno.EIO]) for owner in owners)
+        self._out.append(DropSession(reason, refused=True))
+
+
+def _ticket(token: object) -> Ticket:
+    if not isinstance(token, Ticket):
+        raise InternalError(f"a report about {token!r}, which is no batch")
+    return token
+
+
+def _name(error: int) -> str:
+    return errno.errorcode.get(error, str(error))
+
+
+def _frames(ops: Sequence[WriteOp]) -> Iterator[tuple[Sequence[WriteOp], int]]:
+    """Split a batch into messages of at most `FRAME_OPS_MAX` ops and `FRAME_DATA_BYTES_MAX` data."""
+    total = ops_bytes(ops)
+    if total <= FRAME_DATA_BYTES_MAX and len(ops) <= FRAME_OPS_MAX:
+        yield ops, total
+        return
+    part: list[WriteOp] = []
+    size = 0
+    for op in ops:
+        here = op.length if op.kind is OpKind.DATA else 0
+        if part and (size + here > FRAME_DATA_BYTES_MAX or len(part) >= FRAME_OPS_MAX):
+            yield part, size
+            part, size = [], 0
+        part.append(op)
+        size += here
+    yield part, size

@@ -1,0 +1,240 @@
+"""Standing: whether a volume's owner may acknowledge without its peer, and how that came to be durable.
+
+The peer's way into the in-sync set and out of it, seen from the active host::
+
+    ABSENT ──session──▶ PREPARING ──Begun──▶ SYNCING ──nothing missing──▶ ADOPTING ──Adopted──▶ CONFIRMING
+       ▲                                        ▲                                                   │
+       │ session lost (from any state)          └──────── BEHIND ◀── async bound passed ─┐      durable
+       └──────────────────────────────────────────────────────────────────────────────── IN_SYNC ◀──┘
+
+From ADOPTING on every acknowledgement needs the peer (sync level).  On the way out the rule is DESIGN rule
+2: **no write is acknowledged without a peer that was in sync before a new generation is durable here.**
+That generation is opened at once if anything is in flight or unflushed, otherwise with the first write: a
+link that flaps over an idle guest leaves no trace.
+
+The superblock is kept three times: *desired*, the one *being written*, and the *durable* one.  Questions are
+answered from the worst of them, so a crash at any point finds a superblock that promises no more than what
+was kept.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import replace
+
+from pairsync.errors import ArbitrationError, InternalError
+
+from .effects import Effect, Emit, Persist
+from .events import AloneEvent, InSyncEvent
+from .messages import Condition, Generation
+from .superblock import LINEAGE_GENERATIONS_MAX, Superblock
+
+__all__ = ["Phase", "Standing", "SuperblockWriter"]
+
+
+class Phase(enum.Enum):
+    """Where the peer stands with one volume (see the module's drawing)."""
+
+    ABSENT = "absent"
+    PREPARING = "preparing"
+    SYNCING = "syncing"
+    BEHIND = "behind"
+    ADOPTING = "adopting"
+    CONFIRMING = "confirming"
+    IN_SYNC = "in-sync"
+
+
+_STEPS: dict[Phase, frozenset[Phase]] = {
+    Phase.ABSENT: frozenset({Phase.PREPARING}),
+    Phase.PREPARING: frozenset({Phase.SYNCING, Phase.ABSENT}),
+    Phase.SYNCING: frozenset({Phase.ADOPTING, Phase.BEHIND, Phase.ABSENT}),
+    Phase.BEHIND: frozenset({Phase.PREPARING, Phase.ABSENT}),
+    Phase.ADOPTING: frozenset({Phase.CONFIRMING, Phase.BEHIND, Phase.ABSENT}),
+    Phase.CONFIRMING: frozenset({Phase.IN_SYNC, Phase.BEHIND, Phase.ABSENT}),
+    Phase.IN_SYNC: frozenset({Phase.BEHIND, Phase.ABSENT}),
+}
+
+_JOINED = frozenset({Phase.ADOPTING, Phase.CONFIRMING, Phase.IN_SYNC})
+_MIRRORED = frozenset({Phase.SYNCING, *_JOINED})
+
+
+class SuperblockWriter:
+    """Brings the durable superblock to the desired one, one write at a time."""
+
+    def __init__(self, volume: int, durable: Superblock, out: list[Effect]) -> None:
+        self.desired = durable  # what should be on disk
+        self.durable = durable  # what certainly is, unless `writing` has replaced it
+        self.writing: Superblock | None = None  # what may be on disk at any moment
+        self._volume = volume
+        self._out = out
+
+    def want(self, superblock: Superblock) -> None:
+        """Make ``superblock`` durable; `persisted` follows."""
+        self.desired = superblock
+        self._advance()
+
+    def _advance(self) -> None:
+        if self.writing is None and self.desired != self.durable:
+            self.writing = self.desired
+            self._out.append(Persist(self._volume, self.writing, self.writing))
+
+    def persisted(self, token: object) -> Superblock:
+        """The write has ended well; the superblock that is durable now."""
+        if self.writing is None or token is not self.writing:
+            raise InternalError("a superblock was reported durable that was not being written")
+        self.durable, self.writing = self.writing, None
+        self._advance()
+        return self.durable
+
+    @property
+    def settled(self) -> bool:
+        """Whether the durable superblock is the desired one."""
+        return self.writing is None and self.durable == self.desired
+
+
+class Standing:
+    """Membership of the peer for one volume of which this host is active."""
+
+    def __init__(
+        self, volume: int, superblock: Superblock, draw_tag: Callable[[], int], out: list[Effect]
+    ) -> None:
+        if superblock.condition is Condition.SYNCING:
+            raise ArbitrationError(
+                f"volume {superblock.name!r} was being overwritten by a resync: it cannot be active"
+            )
+        self.phase = Phase.ABSENT
+        self.name = superblock.name
+        self._volume = volume
+        self._draw_tag = draw_tag
+        self._out = out
+        self._writer = SuperblockWriter(volume, superblock, out)
+        # A peer that was in sync is owed a new generation before anything is acknowledged without it.
+        self._renewal_due = superblock.peer_in_sync
+
+    # ------------------------------------------------------------------ questions
+
+    @property
+    def superblock(self) -> Superblock:
+        """The desired superblock: what the replica is, as far as this host has decided."""
+        return self._writer.desired
+
+    @property
+    def newest(self) -> Generation:
+        """The generation that writes belong to now."""
+        return self._writer.desired.lineage[0]
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether writes are sent to the peer."""
+        return self.phase in _MIRRORED
+
+    @property
+    def joined(self) -> bool:
+        """Whether acknowledgements need the peer (at level ``sync``)."""
+        return self.phase in _JOINED
+
+    @property
+    def may_acknowledge_alone(self) -> bool:
+        """Whether no superblock that may be on disk counts the peer as in sync."""
+        writer = self._writer
+        if self._renewal_due or writer.durable.peer_in_sync:
+            return False
+        if writer.writing is not None and writer.writing.peer_in_sync:
+            return False
+        return bool(writer.durable.lineage) and writer.durable.lineage[0] == writer.desired.lineage[0]
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is on its way to the disk."""
+        return self._writer.settled
+
+    # ------------------------------------------------------------------ changes
+
+    def activate(self, term: int, boot_id: str) -> None:
+        """Become the owner under ``term``: recorded before the first write is served."""
+        block = self.superblock
+        if term < block.term:
+            raise ArbitrationError(f"term {term} is older than {block.term}, recorded for {self.name!r}")
+        block = replace(block, term=term, boot_id=boot_id, clean=False, sync_target=None)
+        if not block.lineage:
+            first = Generation(term, 1, self._draw_tag())
+            # A blank replica is empty on purpose: its (empty) dirty map speaks for its whole life.
+            base = first if block.condition is Condition.BLANK else None
+            block = replace(block, lineage=(first,), map_base=base)
+        self._writer.want(replace(block, condition=Condition.CONSISTENT))
+
+    def deactivate(self) -> None:
+        """The volume is closed in order; its dirty map is exact."""
+        self._writer.want(replace(self.superblock, clean=True))
+
+    def persisted(self, token: object) -> None:
+        """A superblock is durable."""
+        before = self._writer.durable
+        now = self._writer.persisted(token)
+        if before.lineage and now.lineage[0] != before.lineage[0] and not now.peer_in_sync:
+            self._out.append(Emit(AloneEvent(self.name, now.lineage[0].describe())))
+        if self.phase is Phase.CONFIRMING and now.peer_in_sync:
+            self._become(Phase.IN_SYNC)
+            self._out.append(Emit(InSyncEvent(self.name, now.lineage[0].describe())))
+
+    def request_alone(self) -> None:
+        """An acknowledgement wants to leave without the peer: open the generation that allows it."""
+        if self._renewal_due and not self.joined:
+            self._renew()
+
+    def _renew(self) -> None:
+        self._renewal_due = False
+        block = self.superblock
+        newest = block.lineage[0]
+        epoch = newest.epoch + 1 if newest.term == block.term else 1
+        fresh = Generation(block.term, epoch, self._draw_tag())
+        lineage = (fresh, *block.lineage)[:LINEAGE_GENERATIONS_MAX]
+        self._writer.want(replace(block, lineage=lineage, peer_in_sync=False))
+
+    def map_begins(self) -> None:
+        """The dirty map now holds, durably, all that the peer may lack: a full resync starts from it."""
+        self._writer.want(replace(self.superblock, map_base=self.newest))
+
+    def _become(self, phase: Phase) -> None:
+        if phase not in _STEPS[self.phase]:
+            raise InternalError(f"{self.name}: peer from {self.phase.value} to {phase.value}")
+        self.phase = phase
+
+    def prepare(self) -> None:
+        """A session has begun, or begins again after the peer fell behind."""
+        self._become(Phase.PREPARING)
+
+    def begun(self) -> None:
+        """The peer has recorded that it is being brought up to date."""
+        self._become(Phase.SYNCING)
+
+    def adopt(self) -> None:
+        """The peer is asked to take the lineage over: from here on it is needed."""
+        self._become(Phase.ADOPTING)
+
+    def adopted(self, generation: Generation) -> bool:
+        """The peer has taken the lineage over; False if it is not the one that is in force."""
+        if self.phase is not Phase.ADOPTING or generation != self.newest:
+            return False
+        self._become(Phase.CONFIRMING)
+        self._renewal_due = False
+        block = replace(self.superblock, peer_in_sync=True, map_base=self.newest)
+        if block == self._writer.durable and self._writer.settled:  # it never left (the link flapped)
+            self._become(Phase.IN_SYNC)
+            self._out.append(Emit(InSyncEvent(self.name, self.newest.describe())))
+        else:
+            self._writer.want(block)
+        return True
+
+    def leave(self, phase: Phase, *, at_once: bool) -> None:
+        """The peer is out (``ABSENT``) or too slow (``BEHIND``).
+
+        ``at_once``: something is in flight or unflushed, so the new generation is opened now.
+        """
+        joined = self.joined or self.superblock.peer_in_sync
+        self._become(phase)
+        if joined:
+            self._renewal_due = True
+            if at_once or phase is Phase.BEHIND:
+                self._renew()

@@ -1,0 +1,263 @@
+"""The standby host's machine for one volume: it applies what the active sends, in its order.
+
+* Before the first byte of a resync is written the superblock says ``SYNCING``: a half overwritten replica
+  never passes for a whole one (DESIGN rule 3).
+* `Applied` leaves when a batch has been applied, `BarrierDone` when a flush has covered all that came before
+  the barrier, `Adopted` when the new lineage is durable: nothing is promised before it is so.
+* A write of an older term, or out of its turn, is refused (rule 6).
+* Reports that come after the session has ended belong to writes that were issued in it; they are dropped,
+  and the local order of the next session's writes is kept by the shell's queue.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from pairsync.errors import ArbitrationError, InternalError, ProtocolError
+
+from .dirty import PAGE_BYTES, DirtyMap
+from .effects import Apply, DropSession, Effect, Emit, Flush, SavePages, Send
+from .events import InSyncEvent, ResyncEvent, TroubleEvent
+from .messages import (
+    Adopt,
+    Adopted,
+    Applied,
+    Barrier,
+    BarrierDone,
+    Begin,
+    Begun,
+    Condition,
+    Failed,
+    Marked,
+    SyncMode,
+    Write,
+)
+from .standing import SuperblockWriter
+from .superblock import Superblock
+
+__all__ = ["MARKED_EXTENTS_MAX", "UNAPPLIED_BATCHES_MAX", "VolumeTarget"]
+
+MARKED_EXTENTS_MAX = 1024
+"""Runs of blocks in one `Marked` message."""
+
+UNAPPLIED_BATCHES_MAX = 65536
+"""Batches received and not applied before the peer is taken for broken: its own window is far smaller."""
+
+
+class _Token:
+    """What an effect of one session is answered with."""
+
+    __slots__ = ("number", "session")
+
+    def __init__(self, session: int, number: int) -> None:
+        self.session = session
+        self.number = number  # of the write or the barrier
+
+
+class VolumeTarget:
+    """See the module."""
+
+    def __init__(self, index: int, superblock: Superblock, own_dirty: DirtyMap, out: list[Effect]) -> None:
+        self.index = index
+        self.failed: str | None = None  # why this replica takes nothing any more, until the next session
+        self._out = out
+        self._writer = SuperblockWriter(index, superblock, out)
+        self._own_dirty = own_dirty  # blocks written here alone in an earlier role, until a resync ends
+        self._session = 0  # counts sessions; tokens of earlier ones are stale
+        self._begun = False  # a plan was agreed in this session
+        self._received = 0  # number of the last `Write`
+        self._applied = 0  # number up to which all is applied
+        self._barriers: deque[tuple[int, int]] = deque()  # (write number to wait for, barrier), in order
+        self._flushing: list[int] = []  # barriers that the running flush will answer
+        self._adopt: tuple[int, Adopt] | None = None  # (write number to wait for, message)
+        self._when_settled: Callable[[], None] | None = None  # what the superblock on its way allows
+
+    @property
+    def superblock(self) -> Superblock:
+        """What this replica is."""
+        return self._writer.desired
+
+    @property
+    def own_dirty(self) -> DirtyMap:
+        """Blocks written here in an earlier role that the peer may lack."""
+        return self._own_dirty
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is on its way to the superblock."""
+        return self._writer.settled
+
+    def open(self, boot_id: str) -> None:
+        """The host takes the volume into use as a standby."""
+        self._writer.want(replace(self.superblock, boot_id=boot_id))
+
+    # ------------------------------------------------------------------ messages
+
+    def begin(self, message: Begin, agreed: SyncMode) -> None:
+        """The active's plan; ``agreed`` is what this host's own comparison allows at the least."""
+        block = self.superblock
+        if message.plan.mode < agreed:
+            raise ProtocolError(
+                f"volume {block.name!r}: the active plans {message.plan.mode.name.lower()}, "
+                f"at least {agreed.name.lower()} is needed"
+            )
+        self._check_term(message.term)
+        self._begun = True
+        if message.plan.mode is SyncMode.NOTHING:
+            self._writer.want(replace(block, term=message.term))
+            self._out.append(Send([Begun(self.index)]))
+            return
+        plan = message.plan
+        self._out.append(Emit(ResyncEvent(block.name, plan.mode.name.lower(), plan.rule, 0)))
+        self._settle_with(
+            replace(block, term=message.term, condition=Condition.SYNCING, sync_target=plan.target),
+            self._send_begun,
+        )
+
+    def _send_begun(self) -> None:
+        runs = list(self._own_dirty.runs())
+        for first in range(0, len(runs), MARKED_EXTENTS_MAX):
+            self._out.append(Send([Marked(self.index, tuple(runs[first : first + MARKED_EXTENTS_MAX]))]))
+        self._out.append(Send([Begun(self.index)]))
+
+    def _settle_with(self, superblock: Superblock, then: Callable[[], None]) -> None:
+        """Make ``superblock`` durable, then go on; only the last wish counts."""
+        self._writer.want(superblock)
+        if self._writer.settled:
+            self._when_settled = None
+            then()
+        else:
+            self._when_settled = then
+
+    def _check_term(self, term: int) -> None:
+        if term < self.superblock.term:
+            raise ArbitrationError(f"term {term} is stale: {self.superblock.term} is recorded here")
+
+    def write(self, message: Write) -> None:
+        """A batch of the stream."""
+        self._check_term(message.term)
+        if not self._begun:
+            raise ProtocolError("a write before a plan was agreed")
+        if message.number != self._received + 1:
+            raise ProtocolError(f"write {message.number} after {self._received}")
+        if message.number - self._applied > UNAPPLIED_BATCHES_MAX:
+            raise ProtocolError(f"more than {UNAPPLIED_BATCHES_MAX} writes that were not applied")
+        size = self.superblock.size_bytes
+        for op in message.ops:
+            if op.offset + op.length > size:
+                raise ProtocolError(f"a write to {op.offset}+{op.length} of a volume of {size} bytes")
+        self._received = message.number
+        self._out.append(Apply(self.index, _Token(self._session, message.number), message.ops))
+
+    def barrier(self, message: Barrier) -> None:
+        """Make durable what came before."""
+        self._check_term(message.term)
+        self._barriers.append((self._received, message.barrier))
+        self._flush()
+
+    def adopt(self, message: Adopt) -> None:
+        """Everything that came before makes this replica what ``lineage`` says."""
+        self._check_term(message.term)
+        if not self._begun or not message.lineage:
+            raise ProtocolError("a lineage to adopt without a plan")
+        self._adopt = (self._received, message)
+        self._take_over()
+
+    # ------------------------------------------------------------------ reports
+
+    def applied(self, token: object, errnos: Sequence[int] | None) -> None:
+        """A batch was applied, or failed."""
+        if not isinstance(token, _Token) or token.session != self._session:
+            return
+        if errnos is not None:
+            self._fail(next(error for error in errnos if error), "a write failed")
+            return
+        if token.number != self._applied + 1:
+            raise InternalError(f"write {token.number} was applied after {self._applied}")
+        self._applied = token.number
+        self._out.append(Send([Applied(self.index, token.number)]))
+        self._flush()
+        self._take_over()
+
+    def _flush(self) -> None:
+        if self._flushing or not self._barriers or self._barriers[0][0] > self._applied:
+            return
+        while self._barriers and self._barriers[0][0] <= self._applied:
+            self._flushing.append(self._barriers.popleft()[1])
+        self._out.append(Flush(self.index, _Token(self._session, self._flushing[-1])))
+
+    def flushed(self, token: object, error: int) -> None:
+        """A flush has ended."""
+        if not isinstance(token, _Token) or token.session != self._session:
+            return
+        if error:
+            self._fail(error, "a flush failed")
+            return
+        done, self._flushing = self._flushing, []
+        self._out.append(Send([BarrierDone(self.index, barrier) for barrier in done]))
+        self._flush()
+
+    def _take_over(self) -> None:
+        if self._adopt is None or self._adopt[0] > self._applied:
+            return
+        message = self._adopt[1]
+        self._adopt = None
+        block = replace(
+            self.superblock,
+            condition=Condition.CONSISTENT,
+            lineage=message.lineage,
+            sync_target=None,
+            term=message.term,
+            peer_in_sync=True,
+            map_base=message.lineage[0],
+        )
+        self._settle_with(block, self._send_adopted)
+
+    def _send_adopted(self) -> None:
+        block = self.superblock
+        newest = block.lineage[0]
+        self._out.append(Emit(InSyncEvent(block.name, newest.describe())))
+        self._out.append(Send([Adopted(self.index, newest)]))
+        if self._own_dirty:  # only now: until here the union was still to be copied
+            pages = dict.fromkeys(self._own_dirty.page_numbers(), bytes(PAGE_BYTES))
+            self._own_dirty.take()
+            self._out.append(SavePages(self.index, self, pages))
+
+    def saved(self, error: int) -> None:
+        """The bitmap was cleared; a failure leaves bits too many, which costs a little resync."""
+        if error:
+            reason = f"the dirty bitmap could not be cleared: {errno.errorcode.get(error, error)}"
+            self._out.append(Emit(TroubleEvent(self.superblock.name, fatal=False, reason=reason)))
+
+    def persisted(self, token: object, error: int) -> None:
+        """The superblock is durable, or could not be written."""
+        if error:
+            self._fail(error, "the metadata cannot be written")
+            return
+        self._writer.persisted(token)
+        if self._writer.settled and self._when_settled is not None:
+            then, self._when_settled = self._when_settled, None
+            then()
+
+    def _fail(self, error: int, what: str) -> None:
+        """This replica cannot go on: say so and end the session."""
+        if self.failed is not None:
+            return
+        self.failed = f"{what}: {errno.errorcode.get(error, error)}"
+        self._out.append(Emit(TroubleEvent(self.superblock.name, fatal=False, reason=self.failed)))
+        self._out.append(Send([Failed(self.index, error, self.failed)]))
+        self._out.append(DropSession(self.failed, refused=True))
+
+    def session_over(self) -> None:
+        """The session has ended; the next one starts anew."""
+        self._session += 1
+        self._begun = False
+        self.failed = None
+        self._received = self._applied = 0
+        self._barriers.clear()
+        self._flushing.clear()
+        self._adopt = None
+        self._when_settled = None
