@@ -70,11 +70,15 @@ class Flush(NamedTuple):
 
 
 class SavePages(NamedTuple):
-    """Write pages of the dirty bitmap durably: `Source.saved`."""
+    """Write pages of the dirty bitmap durably, then give up journal segments: `saved`.
+
+    ``release``: segments whose intents are not needed any more once the pages are durable.
+    """
 
     volume: int
     token: object
     pages: Mapping[int, bytes]
+    release: tuple[int, ...] = ()
 
 
 class Persist(NamedTuple):

@@ -107,7 +107,7 @@ class VolumeSource:
         """Make what was recovered durable and become active under ``term``; writes wait until then."""
         self.standing.activate(term, boot_id)
         self._saving = self.tracker.pages_to_save()
-        self._out.append(SavePages(self.index, self._saving, self._saving))
+        self._out.append(SavePages(self.index, self._saving, self._saving, release=(0, 1)))
 
     @property
     def serving(self) -> bool:
@@ -310,12 +310,11 @@ class VolumeSource:
             self._save(peer=False)
 
     def _save(self, *, peer: bool) -> None:
-        pages = self.tracker.flushed(peer=peer)
-        if pages:
-            self._saving = pages
-            self._out.append(SavePages(self.index, pages, pages))
-        else:
-            self.tracker.released()
+        closing = self.tracker.closing
+        if closing is None or self._saving is not None:
+            raise InternalError("no generation to save, or another save is under way")
+        self._saving = self.tracker.flushed(peer=peer)
+        self._out.append(SavePages(self.index, self._saving, self._saving, release=(closing.segment,)))
 
     def saved(self, token: object, error: int, now_ns: int) -> None:
         """Bitmap pages are durable, or could not be written."""
