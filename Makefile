@@ -11,16 +11,20 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 # what the caller may set
+JOBS ?= auto
 SEEDS ?= 1000
 SECONDS ?= 60
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
+# Tests that only compute share the cores; those with processes, sockets and clocks come after them, alone.
+COMPUTING := $(wildcard tests/core tests/wire tests/testing tests/fuzz tests/test_*.py)
+
 # pip must not ask, nor tell of newer releases of itself; -qq below leaves its errors
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help install tools demo test suite lint types sim fuzz fuzz-one bench clean
+.PHONY: help install tools demo test computing acting lint types sim fuzz fuzz-one bench clean
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -50,10 +54,13 @@ demo: install ## the main job, on real input: a disk on two hosts, one of them k
 
 test: install ## everything that decides whether a change is good: lint, types, the whole suite
 	@$(PYTHON) tools/system.py tools
-	@$(MAKE) --keep-going lint types suite
+	@$(MAKE) --keep-going lint types computing acting
 
-suite: install
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+computing: install
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(PYTEST_ARGS) $(COMPUTING)
+
+acting: install
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(COMPUTING:%=--ignore=%)
 
 lint: install ## style, format, and which room may import which
 	@$(BIN)/ruff check
