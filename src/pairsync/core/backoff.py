@@ -6,7 +6,7 @@ that failed together do not retry together, and no retry comes at once.  The ran
 
 from __future__ import annotations
 
-from ..errors import InternalError
+from pairsync.errors import InternalError
 
 __all__ = ["Backoff"]
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import enum
 from collections import deque
 
-from ..errors import InternalError
+from pairsync.errors import InternalError
 
 __all__ = ["PINGS_OPEN_MAX", "STALL_INTERVALS", "PathMonitor", "Verdict"]
 
@@ -44,7 +44,7 @@ class PathMonitor:
     def __init__(self, *, interval_ns: int, silence_ns: int, now_ns: int) -> None:
         if not 0 < interval_ns * 2 <= silence_ns:
             raise InternalError(
-                f"a silence limit of {silence_ns} ns must be at least two heartbeat intervals of {interval_ns} ns"
+                f"silence limit of {silence_ns} ns is less than two heartbeat intervals of {interval_ns} ns"
             )
         self._interval_ns = interval_ns
         self._silence_ns = silence_ns

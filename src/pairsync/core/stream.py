@@ -24,7 +24,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Generic, Protocol, TypeVar
 
-from ..errors import InternalError, ProtocolError
+from pairsync.errors import InternalError, ProtocolError
+
 from .units import MIB
 
 __all__ = [

@@ -1,0 +1,141 @@
+"""The control channel of one path: messages over TLS, and the hello on it.
+
+Reading and writing are independent; several tasks may send (a lock keeps messages whole).  A channel is made
+by `dial_control` or `accept_control`, which return only after both ends are authenticated and agree on pair
+and version; what is refused is refused in words that both ends can log.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections import deque
+from dataclasses import dataclass
+
+import trio
+
+from pairsync.errors import PeerLost, ProtocolError, RefusedError
+from pairsync.wire.hello import (
+    Bye,
+    ControlDecoder,
+    ControlMessage,
+    Hello,
+    Refuse,
+    Welcome,
+    encode_control,
+    negotiate,
+    shorten,
+)
+
+from .tls import ConnectionStream, TlsContexts, handshake, peer_errors
+
+__all__ = ["ControlChannel", "Introduction", "accept_control", "dial_control"]
+
+_RECEIVE_BYTES = 8 * 1024
+_FAREWELL_S = 0.2
+"""How long a refusal or farewell may take to leave; the connection closes anyway."""
+
+
+@dataclass(frozen=True, slots=True)
+class Introduction:
+    """Who this host is, as it says in a hello."""
+
+    software: str
+    pair_id: bytes
+    fingerprint: bytes
+    protocols: tuple[int, int]
+
+
+class ControlChannel:
+    """Messages of `wire.hello` over one TLS stream."""
+
+    def __init__(self, stream: trio.SSLStream[ConnectionStream], who: str) -> None:
+        self._stream = stream
+        self._who = who
+        self._decoder = ControlDecoder()
+        # Invariant: messages that arrived together with one that was asked for, in order.
+        self._arrived: deque[ControlMessage] = deque()
+        self._sending = trio.Lock()
+
+    @property
+    def who(self) -> str:
+        """The other end, for logs."""
+        return self._who
+
+    async def send(self, message: ControlMessage) -> None:
+        """Send one message; raises `PeerLost`."""
+        data = encode_control(message)
+        async with self._sending:
+            with peer_errors(self._who):
+                await self._stream.send_all(data)
+
+    async def receive(self) -> ControlMessage:
+        """The next message; raises `PeerLost`, `RefusedError` or `ProtocolError`."""
+        while not self._arrived:
+            with peer_errors(self._who):
+                data = await self._stream.receive_some(_RECEIVE_BYTES)
+            if not data:
+                raise PeerLost(f"{self._who}: the other end hung up")
+            self._arrived.extend(self._decoder.feed(data))
+        return self._arrived.popleft()
+
+    async def farewell(self, message: Refuse | Bye) -> None:
+        """Send a last message if that is possible at once; the reason matters more than its delivery."""
+        with trio.move_on_after(_FAREWELL_S, shield=True):
+            try:
+                await self.send(message)
+            except (PeerLost, RefusedError, trio.ClosedResourceError):
+                return
+
+
+async def dial_control(
+    stream: ConnectionStream, contexts: TlsContexts, me: Introduction, *, path: str, rank: int, who: str
+) -> tuple[ControlChannel, Welcome]:
+    """Handshake and hello of the dialer; the caller sets a deadline.
+
+    Raises `RefusedError` (either end declined), `PeerLost` or `ProtocolError`.
+    """
+    channel = ControlChannel(await handshake(stream, contexts, dialing=True, who=who), who)
+    hello = Hello(*me.protocols, me.software, me.pair_id, me.fingerprint, path, rank)
+    await channel.send(hello)
+    answer = await channel.receive()
+    if isinstance(answer, Refuse):
+        raise RefusedError(f"{who} refused: {answer.reason}")
+    if not isinstance(answer, Welcome):
+        raise ProtocolError(f"{who}: {type(answer).__name__} in answer to Hello")
+    try:
+        _check_peer(answer.pair_id, answer.fingerprint, me, contexts)
+        negotiate(me.protocols, (answer.protocol, answer.protocol))
+    except RefusedError as error:
+        await channel.farewell(Refuse(shorten(str(error))))
+        raise RefusedError(f"{who}: {error}") from error
+    return channel, answer
+
+
+async def accept_control(
+    stream: ConnectionStream, contexts: TlsContexts, me: Introduction, *, who: str
+) -> tuple[ControlChannel, Hello, int]:
+    """Handshake and hello of the listener: the channel, the hello, the version; the caller sets a deadline.
+
+    Raises `RefusedError`, `PeerLost` or `ProtocolError`.
+    """
+    channel = ControlChannel(await handshake(stream, contexts, dialing=False, who=who), who)
+    hello = await channel.receive()
+    if not isinstance(hello, Hello):
+        raise ProtocolError(f"{who}: begins with {type(hello).__name__}, not with Hello")
+    try:
+        version = negotiate(me.protocols, (hello.protocol_min, hello.protocol_max))
+        _check_peer(hello.pair_id, hello.fingerprint, me, contexts)
+    except RefusedError as error:
+        await channel.farewell(Refuse(shorten(str(error))))
+        raise RefusedError(f"{who}: {error}") from error
+    await channel.send(Welcome(version, me.software, me.pair_id, me.fingerprint))
+    return channel, hello, version
+
+
+def _check_peer(pair_id: bytes, fingerprint: bytes, me: Introduction, contexts: TlsContexts) -> None:
+    if not hmac.compare_digest(pair_id, me.pair_id):
+        raise RefusedError(f"pair {pair_id.hex()[:8]} asked for, this is pair {me.pair_id.hex()[:8]}")
+    if fingerprint != contexts.peer_fingerprint:
+        raise RefusedError(
+            f"claims key {fingerprint.hex()[:16]}, but showed {contexts.peer_fingerprint.hex()[:16]}"
+        )

@@ -1,0 +1,272 @@
+"""Codec of protocol version 1: a message of ``core.messages`` to and from one frame.
+
+A frame is a header, the msgpack array ``[type, field, ...]``, and a raw payload: the data of all
+`OpKind.DATA` ranges of a `Write`, joined in order; every other message has none.  Decoding is strict: an
+unknown type, another number of fields, a value out of its type or range is `ProtocolError` and nothing
+else, whatever the bytes are.  Payload is never copied here: `encode` returns the caller's buffers, and the
+data of a decoded `WriteOp` is a slice of the payload that was given.
+
+`Write` and `Applied` are the hot path and coded by hand; the ranges of a `Write` are one byte string of
+13-byte entries (offset 64 bits, length 32 bits, kind and FUA 8 bits), which one call of ``struct`` reads.
+The rest is a table.  A later version of the protocol gets its own table; ``wire.hello`` chooses.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from pairsync.core.messages import (
+    Adopt,
+    Adopted,
+    Applied,
+    Barrier,
+    BarrierDone,
+    Begin,
+    Begun,
+    Buffer,
+    Condition,
+    Failed,
+    Generation,
+    Introduce,
+    Leave,
+    Marked,
+    Message,
+    OpKind,
+    Role,
+    SyncMode,
+    VolumePlan,
+    VolumeState,
+    Write,
+    WriteOp,
+)
+from pairsync.errors import InternalError, ProtocolError
+
+from .digests import payload_digest, payload_digest_of
+from .limits import (
+    DETAILS_MAX,
+    FRAME_HEADER_BYTES_MAX,
+    FRAME_PAYLOAD_BYTES_MAX,
+    LINEAGE_GENERATIONS_MAX,
+    MARKED_EXTENTS_MAX,
+    NAME_BYTES_MAX,
+    NUMBER_MAX,
+    OP_BYTES_MAX,
+    REASON_BYTES_MAX,
+    VOLUMES_MAX,
+    WRITE_OPS_MAX,
+)
+from .shapes import Shape, binary, boolean, choice, pack, sequence, structure, text, unpack_array, unsigned
+
+__all__ = ["decode", "encode"]
+
+_number = unsigned(NUMBER_MAX)
+_count = unsigned(NUMBER_MAX, minimum=1)
+_word64 = unsigned((1 << 64) - 1)
+_volume = unsigned(VOLUMES_MAX - 1)
+_name = text(NAME_BYTES_MAX)
+_reason = text(REASON_BYTES_MAX)
+_generation: Shape[Generation] = structure(
+    Generation, ("term", _number), ("epoch", _number), ("tag", _word64)
+)
+_lineage = sequence(_generation, LINEAGE_GENERATIONS_MAX)
+_volume_state = structure(
+    VolumeState,
+    ("name", _name),
+    ("volume_id", binary(16)),
+    ("size_bytes", _number),
+    ("condition", choice(Condition)),
+    ("lineage", _lineage),
+)
+_volume_plan = structure(VolumePlan, ("mode", choice(SyncMode)), ("rule", _reason), ("target", _generation))
+
+
+def _make_extent(start: int, stop: int) -> tuple[int, int]:
+    if start >= stop:
+        raise ProtocolError(f"extent {start}..{stop} is empty")
+    return start, stop
+
+
+_extent = structure(_make_extent, ("start", _number), ("stop", _number))
+
+_WRITE = 4
+_APPLIED = 5
+
+# type number -> (class, shape of the fields behind the type number)
+_TABLE: dict[int, tuple[type[Message], Shape[Any]]] = {
+    1: (
+        Introduce,
+        structure(
+            Introduce,
+            ("pair_id", binary(16)),
+            ("guest", _name),
+            ("role", choice(Role)),
+            ("term", _number),
+            ("volumes", sequence(_volume_state, VOLUMES_MAX)),
+        ),
+    ),
+    2: (Begin, structure(Begin, ("term", _number), ("volumes", sequence(_volume_plan, VOLUMES_MAX)))),
+    3: (Begun, structure(Begun, ("term", _number))),
+    6: (Barrier, structure(Barrier, ("term", _number), ("volume", _volume), ("barrier", _number))),
+    7: (BarrierDone, structure(BarrierDone, ("volume", _volume), ("barrier", _number))),
+    8: (Adopt, structure(Adopt, ("term", _number), ("volume", _volume), ("lineage", _lineage))),
+    9: (Adopted, structure(Adopted, ("volume", _volume), ("generation", _generation))),
+    10: (Failed, structure(Failed, ("volume", _volume), ("errno", unsigned(0xFFFF)), ("reason", _reason))),
+    11: (
+        Leave,
+        structure(
+            Leave, ("clean", boolean), ("reason", _reason), ("details", sequence(_reason, DETAILS_MAX))
+        ),
+    ),
+    12: (
+        Marked,
+        structure(Marked, ("volume", _volume), ("extents", sequence(_extent, MARKED_EXTENTS_MAX))),
+    ),
+}
+_NUMBER_OF: dict[type[Message], int] = {made: number for number, (made, _) in _TABLE.items()}
+
+_OP = struct.Struct(">QIB")
+_OP_BYTES = _OP.size
+_FUA = 0x80
+# the last byte of an entry -> kind and FUA, or None where the protocol allows no such value
+_KINDS: tuple[tuple[OpKind, bool] | None, ...] = tuple(
+    (OpKind(byte & ~_FUA), bool(byte & _FUA)) if byte & ~_FUA in OpKind._value2member_map_ else None
+    for byte in range(256)
+)
+_WRITE_FIELDS = 7
+_APPLIED_FIELDS = 3
+_new: Callable[[type[WriteOp], tuple[Any, ...]], WriteOp] = (
+    tuple.__new__
+)  # skips the keyword parsing of WriteOp(...): half the cost of decoding a batch
+_DATA = OpKind.DATA
+
+
+def encode(message: Message) -> list[Buffer]:
+    """The header, then the payload in parts: the caller's own buffers, which must not change until sent.
+
+    A `Write` whose digest is 0 gets it computed; another digest is sent as it is, so that one taken when
+    the data entered this host protects it all the way.  Raises `InternalError` for a message that the
+    protocol does not allow: its sender is at fault, and the peer would refuse it.
+    """
+    if type(message) is Write:
+        return _encode_write(message)
+    if type(message) is Applied:
+        if not (0 <= message.volume < VOLUMES_MAX and 0 <= message.number <= NUMBER_MAX):
+            raise InternalError(f"cannot be sent: {message}")
+        return [pack([_APPLIED, message.volume, message.number])]
+    number = _NUMBER_OF.get(type(message))
+    if number is None:
+        raise InternalError(f"{type(message).__name__} is not a message")
+    header = pack([number, *(getattr(message, name) for name in message.__slots__)])
+    try:
+        decode(header, b"")
+    except ProtocolError as error:
+        raise InternalError(f"{type(message).__name__} cannot be sent: {error}") from error
+    return [header]
+
+
+def decode(header: Buffer, payload: Buffer) -> Message:
+    """The message of one frame.
+
+    Raises `ProtocolError` for everything that this version does not allow.  The data of a `Write` are
+    slices of ``payload``, which must stay as it is for as long as they are used.
+    """
+    fields = unpack_array(header, bytes_max=FRAME_HEADER_BYTES_MAX, count_max=MARKED_EXTENTS_MAX)
+    kind = fields[0]
+    if type(kind) is not int:
+        raise ProtocolError("a message begins with its type, an integer")
+    if kind == _WRITE:
+        return _decode_write(fields, memoryview(payload))
+    if len(payload):
+        raise ProtocolError(f"message type {kind} has no payload, {len(payload)} bytes came with it")
+    if kind == _APPLIED:
+        if len(fields) != _APPLIED_FIELDS:
+            raise ProtocolError(f"Applied: {len(fields) - 1} fields, expected {_APPLIED_FIELDS - 1}")
+        _, volume, number = fields
+        return Applied(_volume(volume), _number(number))
+    entry = _TABLE.get(kind)
+    if entry is None:
+        raise ProtocolError(f"unknown message type {kind}")
+    message: Message = entry[1](fields[1:])
+    return message
+
+
+def _encode_write(message: Write) -> list[Buffer]:
+    ops = message.ops
+    if not 1 <= len(ops) <= WRITE_OPS_MAX:
+        raise InternalError(f"a Write of {len(ops)} ranges, 1 to {WRITE_OPS_MAX} are allowed")
+    parts: list[Buffer] = [b""]
+    entries: list[bytes] = []
+    payload_bytes = 0
+    for op in ops:
+        kind, offset, length, data, fua = op
+        if data is None:
+            if kind is _DATA or not 0 < length <= OP_BYTES_MAX:
+                _refuse(op)
+        elif kind is not _DATA or len(data) != length or not length:
+            _refuse(op)
+        else:
+            parts.append(data)
+            payload_bytes += length
+        if not 0 <= offset <= NUMBER_MAX - length:
+            _refuse(op)
+        entries.append(_OP.pack(offset, length, kind | _FUA if fua else kind))
+    if payload_bytes > FRAME_PAYLOAD_BYTES_MAX:
+        raise InternalError(
+            f"a Write of {payload_bytes} bytes, at most {FRAME_PAYLOAD_BYTES_MAX} are allowed"
+        )
+    if not (0 <= message.volume < VOLUMES_MAX and 0 <= message.term <= NUMBER_MAX):
+        raise InternalError(f"a Write of volume {message.volume} in term {message.term} cannot be sent")
+    if not 1 <= message.number <= NUMBER_MAX:
+        raise InternalError(f"a Write has number {message.number}; they count from 1")
+    digest = message.digest
+    if not digest and payload_bytes:
+        digest = payload_digest(parts[1]) if len(parts) == 2 else payload_digest_of(parts)
+    parts[0] = pack(
+        [_WRITE, message.term, message.volume, message.number, message.resync, digest, b"".join(entries)]
+    )
+    return parts
+
+
+def _refuse(op: WriteOp) -> NoReturn:
+    held = "no data" if op.data is None else f"{len(op.data)} bytes of data"
+    raise InternalError(f"cannot be sent: {op.kind!r} at {op.offset}, length {op.length}, with {held}")
+
+
+def _decode_write(fields: list[Any], payload: memoryview) -> Write:
+    if len(fields) != _WRITE_FIELDS:
+        raise ProtocolError(f"Write: {len(fields) - 1} fields, expected {_WRITE_FIELDS - 1}")
+    _, term, volume, number, resync, digest, entries = fields
+    if type(entries) is not bytes or not entries or len(entries) % _OP_BYTES:
+        raise ProtocolError("Write: its ranges are not a byte string of whole entries")
+    if len(entries) > WRITE_OPS_MAX * _OP_BYTES:
+        raise ProtocolError(f"Write: {len(entries) // _OP_BYTES} ranges, at most {WRITE_OPS_MAX} are allowed")
+    payload_bytes = len(payload)
+    if payload_bytes > FRAME_PAYLOAD_BYTES_MAX:
+        raise ProtocolError(f"Write: {payload_bytes} bytes of payload, at most {FRAME_PAYLOAD_BYTES_MAX}")
+    if _word64(digest) != payload_digest(payload):
+        raise ProtocolError("Write: the payload does not have the digest that came with it")
+    ops: list[WriteOp] = []
+    append = ops.append
+    position = 0
+    for offset, length, code in _OP.iter_unpack(entries):
+        known = _KINDS[code]
+        if known is None or not length or offset > NUMBER_MAX - length:
+            raise ProtocolError(f"Write: range {len(ops)} is kind {code:#x} at {offset}, length {length}")
+        kind, fua = known
+        if kind is _DATA:
+            end = position + length
+            if end > payload_bytes:
+                raise ProtocolError(
+                    f"Write: range {len(ops)} ends behind the payload of {payload_bytes} bytes"
+                )
+            append(_new(WriteOp, (kind, offset, length, payload[position:end], fua)))
+            position = end
+        elif length > OP_BYTES_MAX:
+            raise ProtocolError(f"Write: range {len(ops)} of {length} bytes, at most {OP_BYTES_MAX}")
+        else:
+            append(_new(WriteOp, (kind, offset, length, None, fua)))
+    if position != payload_bytes:
+        raise ProtocolError(f"Write: {payload_bytes} bytes of payload, its ranges take {position}")
+    return Write(_number(term), _volume(volume), _count(number), boolean(resync), ops, digest)
