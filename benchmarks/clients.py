@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.procs import BenchError, cpu_seconds, run
 
-__all__ = ["Load", "Sample", "copy_in", "fill", "probe_write", "random_io", "scatter"]
+__all__ = ["Load", "Sample", "copy_in", "fill", "probe_write", "random_io", "scatter", "trim"]
 
 _JOBS = Path(__file__).parent / "jobs"
 _SLACK_S = 60.0
@@ -110,6 +110,11 @@ def scatter(uri: str, *, size_bytes: int, count: int, seed: int) -> int:
 def probe_write(uri: str, *, timeout_s: float) -> None:
     """Write one block; return when it was acknowledged."""
     _fio("scatter", uri, timeout_s=timeout_s, values={"SIZE": 4096, "COUNT": 1, "SEED": 1})
+
+
+def trim(uri: str, *, size_bytes: int) -> None:
+    """Discard the first `size_bytes` of the export."""
+    run(["qemu-io", "-f", "raw", "-c", f"discard 0 {size_bytes}", uri], timeout_s=_SLACK_S)
 
 
 def copy_in(source: Path, uri: str) -> float:

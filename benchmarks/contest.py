@@ -99,7 +99,7 @@ class Goal:
     what: str
     unit: str
     judge: Judge
-    bar: float
+    bar: float | None
     aim: float | None
 
     def figure(

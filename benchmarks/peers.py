@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,7 @@ def quorum(base: Path, *, size_bytes: int, remote: str) -> Iterator[Contender]:
     """
     base.mkdir()
     near, far = _blank(base / "local.raw", size_bytes), _blank(base / "remote.raw", size_bytes)
-    port, door = free_port(), base / "quorum.sock"
-    address = ("127.0.0.1", port)
+    port = free_port()
     far_server: list[str | Path]
     if remote == "nbdkit":
         far_server = ["nbdkit", "-f", "-i", "127.0.0.1", "-p", str(port), "-e", EXPORT, "file", far]
@@ -68,42 +68,51 @@ def quorum(base: Path, *, size_bytes: int, remote: str) -> Iterator[Contender]:
         far_server = ["qemu-nbd", "-f", "raw", "-t", "-e", "8", "-b", "127.0.0.1", "-p", str(port)]
         far_server += ["-x", EXPORT, far]
     far_address = f"server.type=inet,server.host=127.0.0.1,server.port={port}"
-    near_server: list[str | Path] = [
-        "qemu-storage-daemon",
-        *("--blockdev", f"driver=file,filename={near},node-name=near"),
-        *("--blockdev", f"driver=nbd,node-name=far,export={EXPORT},{far_address}"),
-        *("--blockdev", "driver=quorum,node-name=mirror,vote-threshold=2,children.0=near,children.1=far"),
-        *("--nbd-server", f"addr.type=unix,addr.path={door}"),
-        *("--export", f"type=nbd,id=export,node-name=mirror,name={EXPORT},writable=on"),
-    ]
-    with (
-        Server(far_server, listens_on=address, log_path=base / "remote.log") as far_end,
-        Server(near_server, listens_on=str(door), log_path=base / "quorum.log") as near_end,
-    ):
-        pids = [near_end.pid, far_end.pid]
-        yield Contender(f"quorum, {remote} remote", _uri(door), lambda: pids)
+    with _door() as door:
+        near_server: list[str | Path] = [
+            "qemu-storage-daemon",
+            *("--blockdev", f"driver=file,filename={near},node-name=near"),
+            *("--blockdev", f"driver=nbd,node-name=far,export={EXPORT},{far_address}"),
+            *("--blockdev", "driver=quorum,node-name=mirror,vote-threshold=2,children.0=near,children.1=far"),
+            *("--nbd-server", f"addr.type=unix,addr.path={door}"),
+            *("--export", f"type=nbd,id=export,node-name=mirror,name={EXPORT},writable=on"),
+        ]
+        with (
+            Server(far_server, listens_on=("127.0.0.1", port), log_path=base / "remote.log") as far_end,
+            Server(near_server, listens_on=str(door), log_path=base / "quorum.log") as near_end,
+        ):
+            pids = [near_end.pid, far_end.pid]
+            yield Contender(f"quorum, {remote} remote", _uri(door), lambda: pids)
+
+
+@contextlib.contextmanager
+def _door() -> Iterator[Path]:
+    """Lend a path for a Unix socket, which must be short (108 bytes), wherever the volumes lie."""
+    with tempfile.TemporaryDirectory(prefix="pairsync-bench-") as directory:
+        yield Path(directory) / "nbd"
 
 
 @contextlib.contextmanager
 def nbdkit_memory(base: Path, *, size_bytes: int) -> Iterator[Contender]:
     """A RAM disk served by nbdkit: no replication, no file."""
     base.mkdir()
-    door = base / "memory.sock"
-    argv: list[str | Path] = ["nbdkit", "-f", "-U", door, "memory", str(size_bytes)]
-    with Server(argv, listens_on=str(door), log_path=base / "memory.log") as server:
-        pids = [server.pid]
-        yield Contender("nbdkit memory", _uri(door, ""), lambda: pids)
+    with _door() as door:
+        argv: list[str | Path] = ["nbdkit", "-f", "-U", door, "memory", str(size_bytes)]
+        with Server(argv, listens_on=str(door), log_path=base / "memory.log") as server:
+            pids = [server.pid]
+            yield Contender("nbdkit memory", _uri(door, ""), lambda: pids)
 
 
 @contextlib.contextmanager
 def qemu_nbd(base: Path, *, size_bytes: int) -> Iterator[Contender]:
     """A raw file served by qemu-nbd: no replication."""
     base.mkdir()
-    door, path = base / "qemu-nbd.sock", _blank(base / "plain.raw", size_bytes)
-    argv: list[str | Path] = ["qemu-nbd", "-f", "raw", "-t", "-e", "8", "-k", door, "-x", EXPORT, path]
-    with Server(argv, listens_on=str(door), log_path=base / "qemu-nbd.log") as server:
-        pids = [server.pid]
-        yield Contender("qemu-nbd", _uri(door), lambda: pids)
+    path = _blank(base / "plain.raw", size_bytes)
+    with _door() as door:
+        argv: list[str | Path] = ["qemu-nbd", "-f", "raw", "-t", "-e", "8", "-k", door, "-x", EXPORT, path]
+        with Server(argv, listens_on=str(door), log_path=base / "qemu-nbd.log") as server:
+            pids = [server.pid]
+            yield Contender("qemu-nbd", _uri(door), lambda: pids)
 
 
 def tcp_copy(source: Path, target: Path) -> float:

@@ -79,21 +79,21 @@ def run(
 
     Raises `BenchError` with the tail of its output if it fails or takes longer than `timeout_s` seconds.
     """
-    process = subprocess.Popen(
+    name = " ".join(str(word) for word in argv)[:200]
+    with subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, **(env or {})},
         start_new_session=True,
-    )
-    name = " ".join(str(word) for word in argv)[:200]
-    try:
-        out, err = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired as problem:
-        raise BenchError(f"not done after {timeout_s:.0f} s: {name}") from problem
-    finally:
-        stop_group(process, polite=signal.SIGTERM, wait_s=1.0)
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired as problem:
+            raise BenchError(f"not done after {timeout_s:g} s: {name}") from problem
+        finally:
+            stop_group(process, polite=signal.SIGTERM, wait_s=1.0)
     if process.returncode != 0:
         tail = (out + err).decode(errors="replace").strip()[-800:]
         raise BenchError(f"exit code {process.returncode}: {name}\n{tail}")
@@ -105,7 +105,7 @@ def until(condition: Callable[[], bool], *, timeout_s: float, what: str, pause_s
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
-            raise BenchError(f"not within {timeout_s:.0f} s: {what}")
+            raise BenchError(f"not within {timeout_s:g} s: {what}")
         time.sleep(pause_s)
 
 

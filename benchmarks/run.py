@@ -31,7 +31,7 @@ from benchmarks.ours import find_command
 from benchmarks.procs import BenchError, log, require, run
 from benchmarks.rows import ROWS, Row
 
-_PROGRAMS = ("fio", "nbdcopy", "nbdkit", "qemu-nbd", "qemu-storage-daemon", "ss")
+_PROGRAMS = ("fio", "nbdcopy", "nbdkit", "qemu-io", "qemu-nbd", "qemu-storage-daemon", "ss")
 
 
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:

@@ -1,0 +1,79 @@
+"""The whole harness for a moment: tiny volumes, one short round, peers only; and its ways to end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from benchmarks.procs import until, with_children
+
+_ROOT = Path(__file__).resolve().parent.parent.parent
+_RUN = [sys.executable, str(_ROOT / "benchmarks" / "run.py")]
+_TOOLS = ("fio", "nbdcopy", "nbdkit", "qemu-io", "qemu-nbd", "qemu-storage-daemon", "ss")
+_DEADLINE_S = 120.0
+
+
+@pytest.mark.tools(*_TOOLS)
+def test_peers_are_measured(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    work = tmp_path / "volumes"
+    work.mkdir()
+    options = ["--peers-only", "--rounds", "1", "--seconds", "0.3", "--shrink", "64", "--dir", str(work)]
+    argv = [*_RUN, *options, "--only", "2,3,4,5,8", "--json", str(result), "--check"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=_DEADLINE_S, check=False)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(result.read_text())
+    rows = {(figure["row"], figure["peer_name"]): figure for figure in document["figures"]}
+    assert {row for row, _ in rows} == {"2", "2 p99", "3", "4", "4 fresh", "5", "8"}
+    for key in [("2", "quorum, nbdkit remote"), ("2", "quorum, qemu-nbd remote"), ("3", "nbdkit memory")]:
+        assert rows[key]["peer_median"] > 10
+    assert {figure["verdict"] for figure in document["figures"]} == {"not run", "info"}
+    assert rows["5", "plain TCP copy"]["peer_median"] > 1
+    assert "nbdkit memory" in done.stdout
+    assert list(work.iterdir()) == [], "volumes are removed"
+
+
+@pytest.mark.tools(*_TOOLS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+    options = ["--peers-only", "--rounds", "9", "--seconds", "9", "--shrink", "64", "--dir", str(tmp_path)]
+    with subprocess.Popen([*_RUN, *options, "--only", "1"], stderr=subprocess.PIPE, text=True) as harness:
+        try:
+            until(lambda: "fio" in _family(harness.pid).values(), timeout_s=_DEADLINE_S, what="a load runs")
+            family = _family(harness.pid)
+            harness.send_signal(number)
+            _, said = harness.communicate(timeout=_DEADLINE_S)
+        finally:
+            harness.kill()
+    assert harness.returncode == 130
+    assert "everything is cleaned up" in said
+    # The quorum driver twice, each with its remote end, the client, and the harness itself.
+    assert {"qemu-nbd", "nbdkit", "fio"} <= set(family.values())
+    assert len(family) >= 6
+    assert {pid: name for pid, name in family.items() if _name(pid) == name} == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def _name(pid: int) -> str:
+    """What the process is called; nothing if it has ended."""
+    try:
+        name, _, state = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
+    except OSError:
+        return ""
+    return "" if state.split()[0] in {"Z", "X"} else name
+
+
+def _family(pid: int) -> dict[int, str]:
+    """The process and its descendants, by their names."""
+    return {one: _name(one) for one in with_children(pid)}
+
+
+def test_unknown_rows_are_refused() -> None:
+    argv = [*_RUN, "--only", "1,99"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=_DEADLINE_S, check=False)
+    assert done.returncode == 2
+    assert "no such row: 99" in done.stderr
