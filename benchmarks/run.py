@@ -164,8 +164,8 @@ def main(words: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     started = time.time()
-    facts = machine()
     try:
+        facts = machine()
         figures = _all_passes(options)
     except BenchError as problem:
         print(f"benchmark: {problem}", file=sys.stderr)
