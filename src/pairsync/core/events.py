@@ -15,6 +15,7 @@ __all__ = [
     "InSyncEvent",
     "PathEvent",
     "PeerEvent",
+    "ProgressEvent",
     "RefusedEvent",
     "ResyncEvent",
     "TroubleEvent",
@@ -61,6 +62,24 @@ class ResyncEvent:
     def describe(self) -> str:
         """One sentence."""
         return f"{self.volume}: {self.mode} resync of {self.blocks} blocks ({self.rule})"
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressEvent:
+    """How far the resync of ``volume`` is; ``remaining_s`` is None while no rate is known."""
+
+    kind: ClassVar[str] = "progress"
+    volume: str
+    fraction: float
+    remaining_bytes: int
+    bytes_per_s: float
+    remaining_s: float | None
+
+    def describe(self) -> str:
+        """One sentence."""
+        left = "" if self.remaining_s is None else f", {self.remaining_s:.0f} s left"
+        rate = self.bytes_per_s / (1 << 20)
+        return f"{self.volume}: {100 * self.fraction:.1f} % in sync, {rate:.0f} MiB/s{left}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,5 +150,13 @@ class TroubleEvent:
 
 
 Event: TypeAlias = (
-    PeerEvent | PathEvent | ResyncEvent | InSyncEvent | AloneEvent | BehindEvent | RefusedEvent | TroubleEvent
+    PeerEvent
+    | PathEvent
+    | ResyncEvent
+    | ProgressEvent
+    | InSyncEvent
+    | AloneEvent
+    | BehindEvent
+    | RefusedEvent
+    | TroubleEvent
 )

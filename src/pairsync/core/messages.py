@@ -10,7 +10,7 @@ never overtakes the writes before it.  The order of a session::
     standby   Applied* BarrierDone*
     active    Adopt                          nothing is missing any more: take over this lineage
     standby   Adopted                        durable: from now on the standby is in sync
-    either    Failed | Leave                 a volume of mine is in trouble | a clean end
+    either    Failed | Leave                 a volume of mine is in trouble | I refuse to go on
 
 Every message that changes data carries the term under which it was sent; a receiver refuses a lower one
 (DESIGN rule 6).
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 __all__ = [
@@ -249,11 +249,9 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """The sender ends this session on purpose and says why; ``clean`` if it is an orderly shutdown."""
+    """The sender refuses to go on, and says why; the session ends."""
 
-    clean: bool
     reason: str
-    details: tuple[str, ...] = field(default=())
 
 
 Message: TypeAlias = (

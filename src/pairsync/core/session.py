@@ -225,7 +225,7 @@ class Session:
         self.refusal = f"{rule}: {evidence}"
         self._out.append(Emit(RefusedEvent(rule, evidence)))
         if tell:
-            self._out.append(Send([Leave(clean=False, reason=f"{rule}: {evidence}"[:400])]))
+            self._out.append(Send([Leave(f"{rule}: {evidence}"[:400])]))
         self._out.append(DropSession(self.refusal, refused=True))
         self._leave(now_ns)
 
@@ -238,11 +238,6 @@ class Session:
         """The shell has performed a `DropSession` that a volume asked for."""
         if self.phase is not SessionPhase.LEAVING:
             self._leave(now_ns)
-
-    def leave(self, reason: str) -> None:
-        """An orderly end: tell the peer."""
-        if self.phase is SessionPhase.RUNNING:
-            self._out.append(Send([Leave(clean=True, reason=reason)]))
 
     def _receive_as_active(self, message: Message, now_ns: int) -> None:
         if isinstance(message, Applied):

@@ -146,6 +146,11 @@ class VolumeSource:
         """Whether another batch is welcome (it is queued, not refused, if given all the same)."""
         return not self._waiting and not self._must_wait()
 
+    @property
+    def inflight_bytes(self) -> int:
+        """Data sent and not applied by the peer."""
+        return self._sent_bytes
+
     def _must_wait(self) -> bool:
         if not self._opened or self.tracker.must_wait or len(self._live) >= self.options.tickets_max:
             return True

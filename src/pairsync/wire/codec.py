@@ -45,7 +45,6 @@ from pairsync.errors import InternalError, ProtocolError
 
 from .digests import payload_digest, payload_digest_of
 from .limits import (
-    DETAILS_MAX,
     FRAME_HEADER_BYTES_MAX,
     FRAME_PAYLOAD_BYTES_MAX,
     LINEAGE_GENERATIONS_MAX,
@@ -57,7 +56,19 @@ from .limits import (
     VOLUMES_MAX,
     WRITE_OPS_MAX,
 )
-from .shapes import Shape, binary, boolean, choice, pack, sequence, structure, text, unpack_array, unsigned
+from .shapes import (
+    Shape,
+    binary,
+    boolean,
+    choice,
+    optional,
+    pack,
+    sequence,
+    structure,
+    text,
+    unpack_array,
+    unsigned,
+)
 
 __all__ = ["decode", "encode"]
 
@@ -78,6 +89,9 @@ _volume_state = structure(
     ("size_bytes", _number),
     ("condition", choice(Condition)),
     ("lineage", _lineage),
+    ("sync_target", optional(_generation)),
+    ("map_base", optional(_generation)),
+    ("dirty_blocks", _number),
 )
 _volume_plan = structure(VolumePlan, ("mode", choice(SyncMode)), ("rule", _reason), ("target", _generation))
 
@@ -106,19 +120,14 @@ _TABLE: dict[int, tuple[type[Message], Shape[Any]]] = {
             ("volumes", sequence(_volume_state, VOLUMES_MAX)),
         ),
     ),
-    2: (Begin, structure(Begin, ("term", _number), ("volumes", sequence(_volume_plan, VOLUMES_MAX)))),
-    3: (Begun, structure(Begun, ("term", _number))),
+    2: (Begin, structure(Begin, ("term", _number), ("volume", _volume), ("plan", _volume_plan))),
+    3: (Begun, structure(Begun, ("volume", _volume))),
     6: (Barrier, structure(Barrier, ("term", _number), ("volume", _volume), ("barrier", _number))),
     7: (BarrierDone, structure(BarrierDone, ("volume", _volume), ("barrier", _number))),
     8: (Adopt, structure(Adopt, ("term", _number), ("volume", _volume), ("lineage", _lineage))),
     9: (Adopted, structure(Adopted, ("volume", _volume), ("generation", _generation))),
     10: (Failed, structure(Failed, ("volume", _volume), ("errno", unsigned(0xFFFF)), ("reason", _reason))),
-    11: (
-        Leave,
-        structure(
-            Leave, ("clean", boolean), ("reason", _reason), ("details", sequence(_reason, DETAILS_MAX))
-        ),
-    ),
+    11: (Leave, structure(Leave, ("reason", _reason))),
     12: (
         Marked,
         structure(Marked, ("volume", _volume), ("extents", sequence(_extent, MARKED_EXTENTS_MAX))),

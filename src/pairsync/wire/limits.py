@@ -11,7 +11,6 @@ from pairsync.core.units import GIB, KIB, MIB
 
 __all__ = [
     "CONTROL_MESSAGE_BYTES_MAX",
-    "DETAILS_MAX",
     "FRAMES_PER_RECORD_MAX",
     "FRAME_HEADER_BYTES_MAX",
     "FRAME_PAYLOAD_BYTES_MAX",
@@ -58,9 +57,6 @@ NAME_BYTES_MAX = 255
 
 REASON_BYTES_MAX = 1024
 """A sentence for people (a rule, a failure, a farewell) in UTF-8."""
-
-DETAILS_MAX = 64
-"""Further lines of a `Leave`: one a volume."""
 
 MARKED_EXTENTS_MAX = 8192
 """Runs of blocks of one `Marked`, 19 bytes each at most; a longer map goes in pieces.  It is also the

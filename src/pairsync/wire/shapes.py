@@ -22,6 +22,7 @@ __all__ = [
     "binary",
     "boolean",
     "choice",
+    "optional",
     "pack",
     "sequence",
     "structure",
@@ -103,6 +104,15 @@ def sequence(item: Shape[T], count_max: int) -> Shape[tuple[T, ...]]:
         if len(value) > count_max:
             raise ProtocolError(f"array of {len(value)} items, at most {count_max} are allowed")
         return tuple([item(entry) for entry in value])
+
+    return read
+
+
+def optional(item: Shape[T]) -> Shape[T | None]:
+    """Nil, or a value of that shape."""
+
+    def read(value: object) -> T | None:
+        return None if value is None else item(value)
 
     return read
 

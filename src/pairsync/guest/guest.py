@@ -1,0 +1,280 @@
+"""A protected guest on one host: the trio shell around the pure session machine.
+
+::
+
+    embedder, NBD ──▶ Volume ──▶ core.Session ──effects──▶ Guest.perform ──▶ lanes (disk), link (peer)
+                                      ▲                                            │
+                                      └──────────────── reports ◀──────────────────┘
+
+Effects are performed in `guest.performer`; this module is the guest's life and its face.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import trio
+
+from pairsync.core.events import Event, PathEvent, ProgressEvent
+from pairsync.core.messages import Message, Role
+from pairsync.core.session import Session
+from pairsync.core.units import BLOCK_BYTES, NS_PER_S
+from pairsync.errors import ConfigError
+from pairsync.io.link import Link, open_link
+from pairsync.io.network import Network, TcpNetwork
+from pairsync.io.session import SessionInfo
+from pairsync.storage.lane import open_lane
+
+from .config import GuestConfig
+from .events import EventHub, Subscription
+from .performer import Lanes, Performer
+from .replica import Replica, boot_id, open_replica
+from .statistics import GuestStatistics, VolumeStatistics
+from .volume import Volume
+
+__all__ = ["Guest", "open_guest"]
+
+_log = logging.getLogger("pairsync.guest")
+
+TICK_S = 0.1
+"""Between two looks at deadlines and bounds: a fifth of the shortest that is checked."""
+
+PROGRESS_NS = NS_PER_S // 2
+"""Between two progress events of a resync."""
+
+CLOSE_S = 30.0
+"""How long closing waits for flushes and metadata before the volume is left as after a crash."""
+
+
+class Guest:
+    """An open guest; made by `open_guest`.  All methods belong to the trio thread."""
+
+    def __init__(
+        self, config: GuestConfig, replicas: Sequence[Replica], lanes: Sequence[Lanes], network: Network
+    ) -> None:
+        self._config = config
+        self._network = network
+        self._events = EventHub()
+        self._progress_ns = 0  # when progress was last told
+        self.closed = False
+        self.session = Session(
+            guest=config.name,
+            pair_id=config.pair_id,
+            role=config.role,
+            term=config.term,
+            boot_id=boot_id(),
+            volumes=[replica.setup for replica in replicas],
+            draw_tag=lambda: int.from_bytes(network.entropy(8), "big"),
+        )
+        self.volumes = {replica.name: Volume(self, index, replica) for index, replica in enumerate(replicas)}
+        """The guest's volumes, by name."""
+        self._performer = Performer(self.session, replicas, lanes, self._emit, network.now_ns, self.perform)
+
+    @property
+    def name(self) -> str:
+        """The guest's name."""
+        return self._config.name
+
+    @property
+    def role(self) -> Role:
+        """Whether it runs here."""
+        return self._config.role
+
+    @property
+    def link(self) -> Link | None:
+        """The link to the peer host."""
+        return self._performer.link
+
+    def now_ns(self) -> int:
+        """The clock of all that concerns this guest."""
+        return self._network.now_ns()
+
+    def volume(self, name: str) -> Volume:
+        """The volume of that name; `ConfigError` if there is none."""
+        try:
+            return self.volumes[name]
+        except KeyError:
+            known = ", ".join(self.volumes)
+            raise ConfigError(f"guest {self.name} has no volume {name!r}; it has {known}") from None
+
+    # ------------------------------------------------------------------ events and figures
+
+    def subscribe(self) -> Subscription:
+        """A stream of what happens from now on; see `Subscription`."""
+        return self._events.subscribe()
+
+    @property
+    def in_sync(self) -> bool:
+        """Whether every volume is in sync with the peer."""
+        return self.session.in_sync
+
+    async def wait_in_sync(self) -> None:
+        """Return when every volume is in sync (it may be over a moment later)."""
+        with self.subscribe() as subscription:
+            while not self.in_sync:
+                await subscription.receive()
+
+    def statistics(self) -> GuestStatistics:
+        """A moment's view."""
+        now_ns = self.now_ns()
+        volumes = tuple(
+            VolumeStatistics.of_source(volume.name, source, now_ns)
+            for volume, source in zip(self.volumes.values(), self.session.sources, strict=False)
+        ) + tuple(
+            VolumeStatistics.of_target(volume.name, target)
+            for volume, target in zip(self.volumes.values(), self.session.targets, strict=False)
+        )
+        return GuestStatistics(
+            name=self.name,
+            role=self.role.name.lower(),
+            term=self.session.term,
+            connected=self.link is not None and self.link.session is not None,
+            in_sync=self.in_sync,
+            refusal=self.session.refusal,
+            volumes=volumes,
+            link=None if self.link is None else self.link.statistics(),
+        )
+
+    def perform(self) -> None:
+        """Perform what the session machine wants done; called after every input to it."""
+        if self._performer.perform() and self.session.sources:
+            for volume in self.volumes.values():
+                volume.wake_writers()
+
+    def _emit(self, event: Event) -> None:
+        if not isinstance(event, ProgressEvent):
+            _log.info("%s: %s", self.name, event.describe())
+        self._events.publish(event)
+
+    # ------------------------------------------------------------------ the link (io.LinkHandler)
+
+    def connected(self, session: SessionInfo) -> None:
+        """The link has a session."""
+        _log.info("%s: session over path %s, protocol %d", self.name, session.path, session.protocol)
+        self.session.connected(self.now_ns())
+        self.perform()
+
+    def received(self, messages: list[Message]) -> None:
+        """Messages of the peer."""
+        self.session.received(messages, self.now_ns())
+        self.perform()
+
+    def lost(self, reason: str) -> None:
+        """The link's session is over."""
+        self.session.lost(reason, self.now_ns())
+        self.perform()
+
+    def path_changed(self, path: str, up: bool, reason: str) -> None:
+        """A path came up or went down."""
+        self._emit(PathEvent(path, up, reason))
+
+    # ------------------------------------------------------------------ life
+
+    def attach(self, link: Link) -> None:
+        """Use ``link`` from now on (once)."""
+        self._performer.link = link
+        link.set_handler(self)
+
+    async def _run(self) -> None:
+        """Look at bounds and deadlines, and tell how far a resync is."""
+        while True:
+            await trio.sleep(TICK_S)
+            now_ns = self.now_ns()
+            self.session.tick(now_ns)
+            self.perform()
+            if now_ns - self._progress_ns >= PROGRESS_NS:
+                self._progress_ns = now_ns
+                self._tell_progress(now_ns)
+
+    def _tell_progress(self, now_ns: int) -> None:
+        for source in self.session.sources:
+            progress = source.copier.progress(now_ns)
+            if progress is not None:
+                self._emit(
+                    ProgressEvent(
+                        source.standing.name,
+                        progress.fraction,
+                        progress.remaining_blocks * BLOCK_BYTES,
+                        progress.bytes_per_s,
+                        progress.remaining_s,
+                    )
+                )
+
+    async def _close(self) -> None:
+        """Flush, and write the exact dirty map; the link tells the peer that it was closed."""
+        now_ns = self.now_ns()
+        ended = trio.Event()
+        waiting = len(self.session.sources)
+        failed: list[int] = []
+
+        def done(errnos: Sequence[int] | None) -> None:
+            nonlocal waiting
+            failed.extend(errnos or ())
+            waiting -= 1
+            if not waiting:
+                ended.set()
+
+        for source in self.session.sources:
+            source.close(done, now_ns) if source.failed is None else done([0])
+        self.perform()
+        if waiting:
+            with trio.move_on_after(CLOSE_S):
+                await ended.wait()
+            if not ended.is_set() or any(failed):
+                _log.warning("%s: not closed in order: the next start will find more to resync", self.name)
+        self.closed = True
+        for volume in self.volumes.values():
+            volume.wake_writers()
+
+
+@asynccontextmanager
+async def open_guest(config: GuestConfig, *, network: Network | None = None) -> AsyncIterator[Guest]:
+    """Open a guest on this host: its replicas, its link, its tasks; closed in order when the block is left.
+
+    Raises `ConfigError` for settings that cannot be, `BusyError`, `MismatchError`, `MetadataError` or
+    `BackendError` where a replica cannot be opened, `ArbitrationError` where it may not be active.
+    """
+    config.check()
+    config = config.shared_out()
+    world: Network = TcpNetwork() if network is None else network
+    async with AsyncExitStack() as stack:
+        replicas: list[Replica] = []
+        lanes: list[Lanes] = []
+        for each in config.volumes:
+            replica = open_replica(
+                each.path, pair_id=config.pair_id, options=each.options, metadata=each.metadata
+            )
+            stack.callback(replica.close)
+            if replica.name != each.name:
+                raise ConfigError(f"{replica.device.path} is volume {replica.name!r}, not {each.name!r}")
+            for note in replica.notes:
+                _log.warning("%s: %s", each.name, note)
+            replicas.append(replica)
+            slow = replica.device.may_block
+            lanes.append(
+                Lanes(
+                    await stack.enter_async_context(open_lane(f"{each.name}-data", may_block=slow)),
+                    await stack.enter_async_context(
+                        open_lane(f"{each.name}-meta", may_block=replica.store.may_block)
+                    ),
+                    await stack.enter_async_context(open_lane(f"{each.name}-side", may_block=slow)),
+                )
+            )
+        guest = Guest(config, replicas, lanes, world)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(guest._run)  # the guest's own factory
+            guest.perform()
+            async with AsyncExitStack() as link_stack:
+                if config.link is not None:
+                    link = guest._performer.link = await link_stack.enter_async_context(
+                        open_link(config.link, network=world)
+                    )
+                    link.set_handler(guest)
+                try:
+                    yield guest
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await guest._close()
+            nursery.cancel_scope.cancel()

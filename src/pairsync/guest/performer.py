@@ -1,0 +1,211 @@
+"""Performing: what the session machine wants done, in its order, with disks and the link.
+
+`Performer.perform` is the only place where effects are performed.  A report that arrives while it runs (a
+lane that works inline, an answer that is there at once) only feeds the machine: its effects are performed
+by the loop that is already running.
+
+Each volume has three lanes, so that what may overtake nothing stands in one queue and what may run beside it
+does not wait: *data* (writes and resync reads, in order), *meta* (journal, bitmap, superblock, in order) and
+*side* (flushes and the search for what is allocated).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from pairsync.core.effects import (
+    Apply,
+    Complete,
+    DropSession,
+    Effect,
+    Emit,
+    Flush,
+    Journal,
+    MapAllocation,
+    Persist,
+    Read,
+    SavePages,
+    Send,
+)
+from pairsync.core.events import Event
+from pairsync.core.messages import Message
+from pairsync.core.session import Session
+from pairsync.errors import BackendError
+from pairsync.io.link import Link
+from pairsync.storage.lane import Lane
+
+from .replica import (
+    Found,
+    Replica,
+    apply_job,
+    flush_job,
+    journal_job,
+    map_job,
+    persist_job,
+    read_job,
+    save_job,
+)
+
+__all__ = ["Lanes", "Performer"]
+
+
+class Lanes:
+    """The queues of one volume."""
+
+    __slots__ = ("data", "meta", "side")
+
+    def __init__(self, data: Lane, meta: Lane, side: Lane) -> None:
+        self.data = data
+        self.meta = meta
+        self.side = side
+
+
+class Performer:
+    """See the module."""
+
+    def __init__(
+        self,
+        session: Session,
+        replicas: Sequence[Replica],
+        lanes: Sequence[Lanes],
+        emit: Callable[[Event], None],
+        now_ns: Callable[[], int],
+        moved: Callable[[], None],
+    ) -> None:
+        self.link: Link | None = None  # set once, when it is open
+        self.session = session
+        self._replicas = list(replicas)
+        self._lanes = list(lanes)
+        self._emit = emit
+        self.now_ns = now_ns
+        self._moved = moved  # called when a report of a lane has been dealt with
+        self._performing = False  # the loop in `perform` runs, further up the stack
+        self._table: dict[type, Callable[[Any], None]] = {
+            Apply: self._apply,
+            Journal: self._journal,
+            Read: self._read,
+            Flush: self._flush,
+            SavePages: self._save,
+            Persist: self._persist,
+            MapAllocation: self._map,
+            DropSession: self._drop,
+        }
+
+    def perform(self) -> bool:
+        """Perform until the machine wants nothing more; False if that is being done further up the stack."""
+        if self._performing:
+            return False
+        self._performing = True
+        try:
+            while effects := self.session.take():
+                self._perform_all(effects)
+        finally:
+            self._performing = False
+        return True
+
+    def _perform_all(self, effects: Sequence[Effect]) -> None:
+        outgoing: list[Message] = []
+        table = self._table
+        for effect in effects:
+            if type(effect) is Send:
+                outgoing.extend(effect.messages)
+                continue
+            if outgoing:
+                self._send(outgoing)
+                outgoing = []
+            if type(effect) is Complete:
+                effect.ticket(effect.errnos)  # type: ignore[operator]  # every owner is a callable
+            elif type(effect) is Emit:
+                self._emit(effect.event)
+            else:
+                table[type(effect)](effect)
+        if outgoing:
+            self._send(outgoing)
+
+    def _send(self, messages: Sequence[Message]) -> None:
+        if self.link is not None and self.link.session is not None:
+            self.link.send(messages)
+
+    def _drop(self, effect: DropSession) -> None:
+        if self.link is not None:
+            self.link.drop_session(effect.reason)
+        if effect.refused:
+            self.session.dropped(self.now_ns())
+
+    def _apply(self, effect: Apply) -> None:
+        device = self._replicas[effect.volume].device
+        self._lanes[effect.volume].data.submit(
+            partial(apply_job, device, effect.ops), partial(self._applied, effect.volume, effect.token)
+        )
+
+    def _applied(self, volume: int, token: object, result: Sequence[int] | BaseException | None) -> None:
+        if isinstance(result, BaseException):
+            raise result
+        self.session.applied(volume, token, result, self.now_ns())
+        self._moved()
+
+    def _journal(self, effect: Journal) -> None:
+        store = self._replicas[effect.volume].store
+        job = partial(journal_job, store, effect.segment, effect.generation, effect.extents)
+        self._report(self._lanes[effect.volume].meta, job, self.session.journaled, effect)
+
+    def _save(self, effect: SavePages) -> None:
+        store = self._replicas[effect.volume].store
+        job = partial(save_job, store, effect.pages, effect.release)
+        self._report(self._lanes[effect.volume].meta, job, self.session.saved, effect)
+
+    def _persist(self, effect: Persist) -> None:
+        store = self._replicas[effect.volume].store
+        job = partial(persist_job, store, effect.superblock)
+        self._report(self._lanes[effect.volume].meta, job, self.session.persisted, effect)
+
+    def _flush(self, effect: Flush) -> None:
+        job = partial(flush_job, self._replicas[effect.volume].device)
+        self._report(self._lanes[effect.volume].side, job, self.session.flushed, effect)
+
+    def _report(
+        self,
+        lane: Lane,
+        job: Callable[[], int],
+        report: Callable[[int, object, int, int], None],
+        effect: Journal | SavePages | Persist | Flush,
+    ) -> None:
+        """Run a job that ends with an errno, and report it."""
+
+        def done(result: int | BaseException) -> None:
+            if isinstance(result, BaseException):
+                raise result
+            report(effect.volume, effect.token, result, self.now_ns())
+            self._moved()
+
+        lane.submit(job, done)
+
+    def _map(self, effect: MapAllocation) -> None:
+        def done(result: list[tuple[int, int]] | BaseException) -> None:
+            if isinstance(result, BackendError):
+                self._drop(DropSession(f"cannot find out what is allocated: {result}", refused=True))
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                self.session.mapped(effect.volume, effect.token, result, self.now_ns())
+            self._moved()
+
+        job = partial(map_job, self._replicas[effect.volume].device)
+        self._lanes[effect.volume].side.submit(job, done)
+
+    def _read(self, effect: Read) -> None:
+        def done(result: Found | int | BaseException) -> None:
+            if isinstance(result, BaseException):
+                raise result
+            if isinstance(result, int):
+                self.session.read_failed(effect.volume, effect.number, result, self.now_ns())
+            else:
+                self.session.read_done(
+                    effect.volume, effect.number, result.covered, result.ops, self.now_ns()
+                )
+            self._moved()
+
+        job = partial(read_job, self._replicas[effect.volume].device, effect.extent)
+        self._lanes[effect.volume].data.submit(job, done)

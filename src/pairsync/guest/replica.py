@@ -1,0 +1,267 @@
+"""The local replica of a volume: its data, its metadata, and the jobs that are run on them.
+
+A replica is made once (`create_replica`) and opened by one process at a time (`open_replica`).  What was
+recovered is the union of the bitmap and the write-intent journal, unless the volume was closed in order.
+
+The job functions at the end are what the lanes run: they block, they touch nothing but the device and the
+metadata, and they turn a failing disk into errnos.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pairsync.core.dirty import DirtyMap
+from pairsync.core.limits import VolumeOptions
+from pairsync.core.messages import Condition, OpKind, WriteOp
+from pairsync.core.resync import PIECE_BYTES
+from pairsync.core.session import VolumeSetup
+from pairsync.core.superblock import Superblock
+from pairsync.core.units import BLOCK_BYTES, Extent, block_count_of
+from pairsync.errors import BackendError, ConfigError
+from pairsync.storage.device import Device
+from pairsync.storage.file import create_volume, open_volume
+from pairsync.storage.metadata import MetadataStore, create_metadata, metadata_path, open_metadata
+from pairsync.storage.superblock import check_identity
+
+__all__ = ["Found", "Replica", "boot_id", "create_replica", "open_replica"]
+
+_ZERO_BLOCK = bytes(BLOCK_BYTES)
+
+
+class Replica:
+    """An open volume on this host."""
+
+    def __init__(
+        self, device: Device, store: MetadataStore, setup: VolumeSetup, notes: Sequence[str]
+    ) -> None:
+        self.device = device
+        self.store = store
+        self.setup = setup
+        self.notes = tuple(notes)  # damage that could be made up for, for the log
+
+    @property
+    def name(self) -> str:
+        """The volume's name."""
+        return self.setup.superblock.name
+
+    def close(self) -> None:
+        """Give both files back; idempotent."""
+        self.device.close()
+        self.store.close()
+
+
+def boot_id() -> str:
+    """Names this run of the kernel: an unclean end under the same one has kept the page cache."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return "unknown"
+
+
+def create_replica(
+    path: str | os.PathLike[str],
+    *,
+    name: str,
+    pair_id: bytes,
+    volume_id: bytes,
+    size_bytes: int | None = None,
+    metadata: str | os.PathLike[str] | None = None,
+) -> None:
+    """Make a new replica at ``path``: a sparse file of ``size_bytes``, or what is there already.
+
+    An existing file or block device is taken over with its content, and is never a resync target before a
+    person says so: it counts as written, with a life of its own.  Raises `ConfigError` if its size is not
+    ``size_bytes`` or if it has metadata already, `BackendError` if the disk says no.
+    """
+    existing = Path(path).exists()
+    if existing:
+        device = open_volume(path, size_bytes)
+        size_bytes = device.size_bytes
+        device.close()
+    elif size_bytes is None:
+        raise ConfigError(f"{os.fspath(path)}: does not exist, and no size was given")
+    else:
+        create_volume(path, size_bytes)
+    block = Superblock(
+        pair_id=pair_id,
+        volume_id=volume_id,
+        name=name,
+        size_bytes=size_bytes,
+        term=0,
+        condition=Condition.CONSISTENT if existing else Condition.BLANK,
+        lineage=(),
+        sync_target=None,
+        peer_in_sync=False,
+        map_base=None,
+        clean=True,
+        boot_id="",
+    )
+    try:
+        create_metadata(metadata_path(path) if metadata is None else metadata, block)
+    except BaseException:
+        if not existing:
+            Path(path).unlink(missing_ok=True)
+        raise
+
+
+def open_replica(
+    path: str | os.PathLike[str],
+    *,
+    pair_id: bytes,
+    options: VolumeOptions,
+    volume_id: bytes | None = None,
+    metadata: str | os.PathLike[str] | None = None,
+) -> Replica:
+    """Open a replica for this process alone.
+
+    Raises `BusyError` if it is open elsewhere, `MismatchError` if it is another pair's, another volume or
+    of another size, `MetadataError` if the metadata is damaged or newer, else `BackendError`.
+    """
+    opened = open_metadata(metadata_path(path) if metadata is None else metadata)
+    try:
+        block = opened.superblock
+        check_identity(block, pair_id=pair_id, volume_id=volume_id)
+        recovered = DirtyMap(block_count_of(block.size_bytes))
+        for page in opened.pages:
+            recovered.load_page(page.number, page.content)
+        if not block.clean:
+            for start, stop in opened.intents:
+                recovered.mark(start, stop)
+        device = open_volume(path, block.size_bytes)
+    except BaseException:
+        opened.store.close()
+        raise
+    setup = VolumeSetup(block, recovered, options, opened.generation_next)
+    return Replica(device, opened.store, setup, opened.notes)
+
+
+# ---------------------------------------------------------------------- jobs
+
+
+class Found(NamedTuple):
+    """What a resync read found: the content of ``covered``."""
+
+    covered: Extent
+    ops: list[WriteOp]
+
+
+def apply_job(device: Device, ops: Sequence[WriteOp]) -> Sequence[int] | None:
+    """Apply a batch; an errno for each op, or None: all well.
+
+    After a failure the batch is reported as failed as a whole: how much of it was written is not known.
+    """
+    try:
+        device.apply(ops)
+    except BackendError as error:
+        return [error.errno] * len(ops)
+    return None
+
+
+def flush_job(device: Device) -> int:
+    """Make the data durable; an errno or 0."""
+    try:
+        device.flush()
+    except BackendError as error:
+        return error.errno
+    return 0
+
+
+def journal_job(store: MetadataStore, segment: int, generation: int, extents: Sequence[Extent]) -> int:
+    """Record intents durably; an errno or 0."""
+    try:
+        store.append_intents(segment, generation, extents)
+    except BackendError as error:
+        return error.errno
+    return 0
+
+
+def save_job(store: MetadataStore, pages: Mapping[int, bytes], release: Sequence[int]) -> int:
+    """Write bitmap pages durably and release segments; an errno or 0."""
+    try:
+        if pages:
+            store.write_bitmap(pages)
+        for segment in release:
+            store.release_segment(segment)
+    except BackendError as error:
+        return error.errno
+    return 0
+
+
+def persist_job(store: MetadataStore, superblock: Superblock) -> int:
+    """Replace the superblock durably; an errno or 0."""
+    try:
+        store.write_superblock(superblock)
+    except BackendError as error:
+        return error.errno
+    return 0
+
+
+def map_job(device: Device) -> list[tuple[int, int]]:
+    """The runs of blocks that are allocated."""
+    runs: list[tuple[int, int]] = []
+    at = 0
+    while at < device.size_bytes:
+        for length, hole in device.allocation(at, device.size_bytes - at):
+            if not hole:
+                start = at // BLOCK_BYTES
+                stop = (at + length - 1) // BLOCK_BYTES + 1
+                if runs and start <= runs[-1][1]:
+                    runs[-1] = (runs[-1][0], max(stop, runs[-1][1]))
+                else:
+                    runs.append((start, stop))
+            at += length
+    return runs
+
+
+def read_job(device: Device, extent: Extent) -> Found | int:
+    """Find out about the beginning of ``extent``: a hole of any length, or at most a piece of data."""
+    try:
+        return _find(device, extent)
+    except BackendError as error:
+        return error.errno or errno.EIO
+
+
+def _find(device: Device, extent: Extent) -> Found:
+    offset = extent.start * BLOCK_BYTES
+    length = min(extent.stop * BLOCK_BYTES, device.size_bytes) - offset
+    piece = min(length, PIECE_BYTES)
+    if _is_hole(device, offset, piece):
+        hole = device.allocation(offset, length)[0][0] if length > piece else length
+        if hole < length:
+            hole -= hole % BLOCK_BYTES
+        stop = -(-(offset + hole) // BLOCK_BYTES)
+        return Found(Extent(extent.start, stop), [WriteOp(OpKind.ZERO, offset, hole)])
+    content = bytearray(piece)
+    device.read_into(offset, memoryview(content))
+    stop = -(-(offset + piece) // BLOCK_BYTES)
+    return Found(Extent(extent.start, stop), _without_zeroes(content, offset))
+
+
+def _is_hole(device: Device, offset: int, length: int) -> bool:
+    runs = device.allocation(offset, length)
+    return len(runs) == 1 and runs[0][1] and runs[0][0] >= length
+
+
+def _without_zeroes(content: bytearray, offset: int) -> list[WriteOp]:
+    """The content as data and zero ops; blocks of zeroes carry no payload."""
+    view = memoryview(content).toreadonly()
+    ops: list[WriteOp] = []
+    size = len(content)
+    start = 0
+    zero = content.startswith(_ZERO_BLOCK)
+    for at in range(0, size + BLOCK_BYTES, BLOCK_BYTES):
+        here = content.startswith(_ZERO_BLOCK, at) if at < size else not zero
+        if here is zero:
+            continue
+        stop = min(at, size)
+        if zero:
+            ops.append(WriteOp(OpKind.ZERO, offset + start, stop - start))
+        else:
+            ops.append(WriteOp(OpKind.DATA, offset + start, stop - start, view[start:stop]))
+        start, zero = stop, here
+    return ops

@@ -1,0 +1,77 @@
+"""Figures of an open guest, as frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from pairsync.core.messages import Condition
+from pairsync.core.source import VolumeSource
+from pairsync.core.target import VolumeTarget
+from pairsync.io.link import LinkStatistics
+
+__all__ = ["GuestStatistics", "VolumeStatistics"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeStatistics:
+    """One volume.  ``state`` is one word; the resync figures are None while none runs."""
+
+    name: str
+    state: str
+    size_bytes: int
+    generation: str | None
+    dirty_blocks: int
+    level: str | None = None
+    inflight_bytes: int = 0
+    resync_fraction: float | None = None
+    resync_bytes_per_s: float | None = None
+    resync_remaining_s: float | None = None
+    failed: str | None = None
+
+    @classmethod
+    def of_source(cls, name: str, source: VolumeSource, now_ns: int) -> Self:
+        """The view of the active host."""
+        block = source.standing.superblock
+        progress = source.copier.progress(now_ns)
+        return cls(
+            name=name,
+            state="failed" if source.failed else source.standing.phase.value,
+            size_bytes=block.size_bytes,
+            generation=block.lineage[0].describe() if block.lineage else None,
+            dirty_blocks=source.tracker.dirty().count,
+            level=source.options.level,
+            inflight_bytes=source.inflight_bytes,
+            resync_fraction=None if progress is None else progress.fraction,
+            resync_bytes_per_s=None if progress is None else progress.bytes_per_s,
+            resync_remaining_s=None if progress is None else progress.remaining_s,
+            failed=source.failed,
+        )
+
+    @classmethod
+    def of_target(cls, name: str, target: VolumeTarget) -> Self:
+        """The view of the standby host."""
+        block = target.superblock
+        states = {Condition.BLANK: "blank", Condition.CONSISTENT: "consistent", Condition.SYNCING: "syncing"}
+        return cls(
+            name=name,
+            state=states[block.condition],
+            size_bytes=block.size_bytes,
+            generation=block.lineage[0].describe() if block.lineage else None,
+            dirty_blocks=target.own_dirty.count,
+            failed=target.failed,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestStatistics:
+    """A guest on this host."""
+
+    name: str
+    role: str
+    term: int
+    connected: bool
+    in_sync: bool
+    refusal: str | None
+    volumes: tuple[VolumeStatistics, ...]
+    link: LinkStatistics | None

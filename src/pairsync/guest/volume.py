@@ -1,0 +1,235 @@
+"""A volume as its user sees it: read, write, trim, zero, flush.
+
+Reads are answered by the local replica, from the page cache at once where it has the range.  Writes go to
+the guest's session machine (`pairsync.core`), which answers when the acknowledgement level is met.
+
+Requests of any size are taken; data is cut into pieces of at most one protocol message, which keep their
+order and are acknowledged together.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+import trio
+
+from pairsync.core.messages import Buffer, OpKind, WriteOp
+from pairsync.core.source import FRAME_DATA_BYTES_MAX, VolumeSource
+from pairsync.core.units import BLOCK_BYTES, extent_of
+from pairsync.errors import ArbitrationError, BackendError, ClosedError, ConfigError
+
+from .replica import Replica
+
+if TYPE_CHECKING:
+    from .guest import Guest
+
+__all__ = ["READS_AT_ONCE", "Volume"]
+
+READS_AT_ONCE = 16
+"""Reads of one volume that wait for its disk at the same time: what a disk's queue makes use of."""
+
+Done = Callable[[Sequence[int] | None], None]
+T = TypeVar("T")
+
+
+class _Pieces:
+    """A batch that was cut: its owner hears of the ops that it gave, not of the pieces."""
+
+    __slots__ = ("counts", "done")
+
+    def __init__(self, done: Done, counts: Sequence[int]) -> None:
+        self.done = done
+        self.counts = counts  # pieces of each op
+
+    def __call__(self, errnos: Sequence[int] | None) -> None:
+        if errnos is None:
+            self.done(None)
+            return
+        merged: list[int] = []
+        at = 0
+        for count in self.counts:
+            merged.append(next((e for e in errnos[at : at + count] if e), 0))
+            at += count
+        self.done(merged)
+
+
+class _Waiter:
+    """The owner of a request whose caller waits for it in a task."""
+
+    __slots__ = ("ended", "errnos")
+
+    def __init__(self) -> None:
+        self.ended = trio.Event()
+        self.errnos: Sequence[int] | None = None
+
+    def __call__(self, errnos: Sequence[int] | None) -> None:
+        self.errnos = errnos
+        self.ended.set()
+
+    async def wait(self, doing: str) -> None:
+        await self.ended.wait()
+        if self.errnos is not None:
+            error = next(e for e in self.errnos if e)
+            raise BackendError(f"{doing}: {errno.errorcode.get(error, error)}", error)
+
+
+class Volume:
+    """One volume of an open guest; made by the guest, valid until it is closed.
+
+    All methods raise `ClosedError` afterwards; writing to a guest that is not active raises
+    `ArbitrationError`.
+    """
+
+    def __init__(self, guest: Guest, index: int, replica: Replica) -> None:
+        self._guest = guest
+        self._index = index
+        self._replica = replica
+        self._readers = trio.CapacityLimiter(READS_AT_ONCE)
+        self._welcome = trio.lowlevel.ParkingLot()  # those who wait in `wait_writable`
+
+    @property
+    def name(self) -> str:
+        """Name of the volume and of its NBD export."""
+        return self._replica.name
+
+    @property
+    def size_bytes(self) -> int:
+        """Size; any number from 1."""
+        return self._replica.device.size_bytes
+
+    @property
+    def path(self) -> str:
+        """The local replica's file or device."""
+        return self._replica.device.path
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """``length`` bytes from ``offset``.  Raises `BackendError` if the disk fails."""
+        self._check(offset, length)
+        content = bytearray(length)
+        await self.read_into(offset, memoryview(content))
+        return bytes(content)
+
+    async def read_into(self, offset: int, into: memoryview) -> None:
+        """Fill ``into``; waits for the disk in a worker thread where it has to."""
+        if self._guest.closed:
+            raise ClosedError(f"guest {self._guest.name} is closed")
+        if self._replica.device.read_nowait(offset, into):
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._in_thread(partial(self._replica.device.read_into, offset, into))
+
+    async def _in_thread(self, job: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(job, limiter=self._readers)
+
+    async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
+        """Write; returns when the acknowledgement level is met.  ``data`` must not change before that.
+
+        ``fua``: durable too, on every replica whose acknowledgement counts.  Raises `BackendError` if the
+        local disk fails (then the range may hold old or new data).
+        """
+        if len(data):
+            await self._run(WriteOp(OpKind.DATA, offset, len(data), data, fua), "write")
+        else:
+            await trio.lowlevel.checkpoint()
+
+    async def zero(self, offset: int, length: int, *, allocate: bool = False) -> None:
+        """Make the range read as zeroes; ``allocate`` keeps its space."""
+        await self._run(WriteOp(OpKind.ZERO_ALLOCATE if allocate else OpKind.ZERO, offset, length), "zero")
+
+    async def trim(self, offset: int, length: int) -> None:
+        """Give the range's space back; it reads as zeroes afterwards."""
+        await self._run(WriteOp(OpKind.TRIM, offset, length), "trim")
+
+    async def flush(self) -> None:
+        """Make durable all that was acknowledged, on every replica whose acknowledgement counts."""
+        source = self._source()
+        waiter = _Waiter()
+        source.flush(waiter, self._guest.now_ns())
+        self._guest.perform()
+        await waiter.wait(f"volume {self.name}: flush")
+
+    async def _run(self, op: WriteOp, what: str) -> None:
+        self._check(op.offset, op.length)
+        if op.length == 0:
+            await trio.lowlevel.checkpoint()
+            return
+        await self.wait_writable()
+        waiter = _Waiter()
+        self.submit([op], waiter)
+        await waiter.wait(f"volume {self.name}: {what} of {op.length} bytes at {op.offset}")
+
+    def _check(self, offset: int, length: int) -> None:
+        if offset < 0 or length < 0 or offset + length > self.size_bytes:
+            raise ConfigError(f"volume {self.name} has {self.size_bytes} bytes, not {offset}+{length}")
+
+    def _source(self) -> VolumeSource:
+        """The session machine's half for this volume, if the guest runs here."""
+        sources = self._guest.session.sources
+        if self._guest.closed:
+            raise ClosedError(f"guest {self._guest.name} is closed")
+        if not sources:
+            raise ArbitrationError(f"guest {self._guest.name} does not run here: this host is its standby")
+        return sources[self._index]
+
+    # ------------------------------------------------------------------ in batches, without a task
+
+    def read_nowait(self, offset: int, into: memoryview) -> bool:
+        """Fill ``into`` if the page cache has the range; else False."""
+        return self._replica.device.read_nowait(offset, into)
+
+    def submit(self, ops: Sequence[WriteOp], done: Done) -> None:
+        """Take a batch, in this order; ``done`` hears an errno for each op, or None: all well.
+
+        Never blocks; `wait_writable` is the back-pressure.  Data must not change until ``done``.
+        """
+        source = self._source()
+        owner: Done = done
+        if any(op.length > FRAME_DATA_BYTES_MAX and op.kind is OpKind.DATA for op in ops):
+            pieces = [_cut(op) for op in ops]
+            owner = _Pieces(done, [len(part) for part in pieces])
+            ops = [piece for part in pieces for piece in part]
+        source.write(owner, ops, self._guest.now_ns())
+        self._guest.perform()
+
+    async def wait_writable(self) -> None:
+        """Return when a batch is welcome."""
+        while not self._source().accepting:
+            await self._welcome.park()
+
+    def wake_writers(self) -> None:
+        """Let those go on who wait for `wait_writable` (called by the guest when something has moved)."""
+        if self._welcome and (self._guest.closed or self._source().accepting):
+            self._welcome.unpark_all()
+
+    async def cache(self, offset: int, length: int) -> None:
+        """Read ahead."""
+        self._check(offset, length)
+        await self._in_thread(partial(self._replica.device.cache, offset, length))
+
+    async def allocation(self, offset: int, length: int) -> list[tuple[int, bool]]:
+        """Runs of the range: bytes, and whether they are a hole; may stop early."""
+        self._check(offset, length)
+        return await self._in_thread(partial(self._replica.device.allocation, offset, length))
+
+    def dirty_runs(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """Byte ranges (offset, length) within the range that the peer is not known to hold durably."""
+        self._check(offset, length)
+        start, stop = extent_of(offset, length)
+        for run in self._source().tracker.dirty().runs(start, stop):
+            first = max(run.start * BLOCK_BYTES, offset)
+            yield first, min(run.stop * BLOCK_BYTES, offset + length) - first
+
+
+def _cut(op: WriteOp) -> list[WriteOp]:
+    """Data in pieces of at most one message."""
+    if op.kind is not OpKind.DATA or op.length <= FRAME_DATA_BYTES_MAX or op.data is None:
+        return [op]
+    view = memoryview(op.data)
+    return [
+        WriteOp(op.kind, op.offset + at, len(piece), piece, op.fua)
+        for at in range(0, op.length, FRAME_DATA_BYTES_MAX)
+        for piece in (view[at : at + FRAME_DATA_BYTES_MAX],)
+    ]
