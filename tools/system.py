@@ -34,6 +34,7 @@ BACKOFF_S = 5.0  # doubled after each try
 APT_DEADLINE_S = 1800.0  # one call of apt-get; a kernel and QEMU on a slow line take minutes
 DPKG_LOCK_S = 300  # another apt-get at work, such as the nightly one
 LOG_TAIL_LINES = 25
+FETCH_FAILED = "Failed to fetch"  # apt's word for a mirror that cannot be reached: no package will do better
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +82,8 @@ def _say(text: str) -> None:
 # -- apt-get -------------------------------------------------------------------------------------------------
 
 
-def _apt_get(*arguments: str, loud: bool = True) -> bool:
-    """Run apt-get without questions; on failure show the end of what it printed."""
+def _apt_get(*arguments: str) -> str:
+    """Run apt-get without questions; "" if it succeeded, else the end of what it printed."""
     # no restart of services, neither asked for nor done: this is somebody's machine
     environment = os.environ | {
         "DEBIAN_FRONTEND": "noninteractive",
@@ -103,28 +104,36 @@ def _apt_get(*arguments: str, loud: bool = True) -> bool:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        _say(f"apt-get {arguments[0]} was stopped after {APT_DEADLINE_S:.0f} s")
-        return False
-    if done.returncode != 0 and loud:
-        tail = "\n".join(done.stdout.splitlines()[-LOG_TAIL_LINES:])
-        _say(f"apt-get {arguments[0]} failed with status {done.returncode}:\n{tail}")
-    return done.returncode == 0
+        return f"apt-get {arguments[0]} was stopped after {APT_DEADLINE_S:.0f} s"
+    if done.returncode == 0:
+        return ""
+    tail = "\n".join(done.stdout.splitlines()[-LOG_TAIL_LINES:])
+    return f"apt-get {arguments[0]} failed with status {done.returncode}:\n{tail}"
 
 
 def _install(packages: list[str]) -> None:
     """Install what can be installed; what came of it is for the caller to probe."""
     _say(f"installing {len(packages)} Debian package(s), this may take minutes: {' '.join(packages)}")
     install = ("install", "--no-install-recommends")
-    if any(APT_LISTS.glob("*_Packages*")) and _apt_get(*install, *packages, loud=False):
+    if any(APT_LISTS.glob("*_Packages*")) and not _apt_get(*install, *packages):
         return
+    trouble = ""
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(BACKOFF_S * 2 ** (attempt - 1))
-        if _apt_get("update") and _apt_get(*install, *packages):
+        # an update may fail for somebody's other sources, and the install succeed all the same
+        stale = _apt_get("update")
+        trouble = _apt_get(*install, *packages)
+        if not trouble:
             return
+        trouble = "\n".join(filter(None, (stale, trouble)))
+    _say(trouble)
+    if FETCH_FAILED in trouble:
+        return
     _say("together they cannot be installed; trying one by one")
     for package in packages:
-        _apt_get(*install, package)
+        if trouble := _apt_get(*install, package):
+            _say(trouble)
 
 
 def _can_install() -> bool:
