@@ -231,13 +231,13 @@ class DirtyMap:
 
 
 class IntentSet:
-    """The blocks of one write-intent generation."""
+    """The blocks of one write-intent generation; each is held in one of the two shapes."""
 
     __slots__ = ("_few", "_wide", "block_count")
 
     def __init__(self, block_count: int) -> None:
         self.block_count = block_count
-        self._few: set[int] = set()  # blocks marked one by one; may overlap `_wide`
+        self._few: set[int] = set()  # blocks marked by narrow extents; disjoint from `_wide`
         self._wide = DirtyMap(block_count)  # extents of more than INTENT_WIDE_BLOCKS
 
     def __bool__(self) -> bool:
@@ -250,20 +250,25 @@ class IntentSet:
         """Mark the range; how many blocks were not marked before."""
         if not 0 <= start <= stop <= self.block_count:
             raise InternalError(f"blocks {start}..{stop} of a volume of {self.block_count}")
-        few = self._few
+        few, wide = self._few, self._wide
         if stop - start == 1:
-            if start in few or (self._wide and start in self._wide):
+            if start in few or (wide and start in wide):
                 return 0
             few.add(start)
             return 1
         if stop - start > INTENT_WIDE_BLOCKS:
-            return self._wide.mark(start, stop)
+            swallowed = {block for block in few if start <= block < stop}
+            few -= swallowed
+            return wide.mark(start, stop) - len(swallowed)
         before = len(few)
-        few.update(range(start, stop))
+        if wide and wide.intersects(start, stop):
+            few.update(block for block in range(start, stop) if block not in wide)
+        else:
+            few.update(range(start, stop))
         return len(few) - before
 
     def runs(self) -> Iterator[Extent]:
-        """All runs, ascending within each of the two shapes (a block may come twice)."""
+        """Every block once, in runs that ascend within each of the two shapes."""
         yield from _runs_of(sorted(self._few))
         yield from self._wide.runs()
 
