@@ -18,7 +18,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
 # Tests that only compute share the cores; those with processes, sockets and clocks come after them, alone.
-COMPUTING := $(wildcard tests/core tests/wire tests/testing tests/fuzz tests/test_*.py)
+COMPUTING := $(wildcard tests/core tests/wire tests/testing tests/sim tests/fuzz tests/test_*.py)
 
 # pip must not ask, nor tell of newer releases of itself; -qq below leaves its errors
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -60,7 +60,8 @@ def test_all_is_true(name: str) -> None:
     assert [export for export in exports if not hasattr(module, export)] == [], "exported, but not there"
     assert [export for export in exports if export.startswith("_") and export != "__version__"] == []
     if not name.rpartition(".")[2].startswith("_"):
-        assert sorted(_defined(module) - set(exports)) == [], "public by name: list it in __all__, or give it an underscore"
+        stray = sorted(_defined(module) - set(exports))
+        assert stray == [], "public by name: list it in __all__, or give it an underscore"
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -7,6 +7,7 @@ more) is a failure too: the tables cannot rot.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 from collections.abc import Iterator
@@ -71,6 +72,7 @@ def _name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+@functools.cache
 def _tree(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
@@ -157,15 +159,18 @@ def test_modules_are_short() -> None:
 # -- every module is tested ----------------------------------------------------------------------------------
 
 
-def _imports(test: Path) -> set[str]:
-    """Dotted names of all that a file imports, ``from a import b`` as both ``a`` and ``a.b``."""
+@functools.cache
+def _imports(test: Path) -> frozenset[str]:
+    """Dotted names of all that a file imports and of their packages; ``from a import b`` as ``a.b`` too."""
     names: set[str] = set()
     for node in ast.walk(_tree(test)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
+    return frozenset(
+        ".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)
+    )
 
 
 def _dotted(path: Path) -> str:
@@ -182,8 +187,18 @@ def _only_declares(path: Path) -> bool:
     return next(_functions(_tree(path)), None) is None
 
 
+def _judge_equipment(path: Path) -> str | None:
+    """The room `testing` is itself equipment of tests: it is enough that one of them works with it."""
+    package = ".".join(_dotted(path).split(".")[:3])  # a simulator of many modules is used as one
+    if any(package in _imports(test) for test in _python_files("tests")):
+        return None
+    return f"no test imports {package}: equipment that nothing uses"
+
+
 def _judge_test_of(path: Path) -> str | None:
     """What is wrong with the tests of that module, or None."""
+    if _name(path).startswith("src/pairsync/testing/"):
+        return _judge_equipment(path)
     elsewhere = TESTED_ELSEWHERE.get(_name(path))
     test = ROOT / elsewhere[0] if elsewhere else _own_test(path)
     if not test.is_file():
