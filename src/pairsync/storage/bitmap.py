@@ -33,6 +33,7 @@ __all__ = [
     "bitmap_area_bytes",
     "decode_page",
     "encode_page",
+    "page_count_of",
 ]
 
 _SECTOR_BYTES: Final = 512

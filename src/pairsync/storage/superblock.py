@@ -113,7 +113,7 @@ def _unpack(payload: bytes) -> tuple[Layout, Superblock]:
     if len(payload) > PAYLOAD_BYTES_MAX:
         raise _Refused(f"{len(payload)} bytes")
     try:
-        fields = msgpack.unpackb(payload, strict_map_key=True, max_buffer_size=PAYLOAD_BYTES_MAX)
+        fields = msgpack.unpackb(payload, strict_map_key=True)  # its limits follow from the length
     except (ValueError, msgpack.exceptions.UnpackException) as error:
         raise _Refused("not msgpack") from error
     if not isinstance(fields, dict) or fields.keys() != _KEYS:
