@@ -4,7 +4,8 @@
 (``kill``, ``start``, ``wait`` ...) are separate programs.  What the ready line and the events mean:
 
 - ``hosts.NAME.pid``, ``.link`` ("address:port") and ``.volumes.VOLUME.uri`` / ``.path`` of the ready line;
-- the ``event`` of a line is its name; it is timed when the line arrives (the lab writes it at once).
+- the ``event`` of a line is its name, ``host`` who says so, ``monotonic_ns`` when by that host's clock; a line
+  without that clock is timed when it arrives.
 
 Invariant: when the ``with`` block of a `Lab` is left, none of its processes is alive.
 """
@@ -39,10 +40,10 @@ EVENT_S = 3.0
 
 _Found = TypeVar("_Found")
 
-# What marks the ends of a catch-up in the event stream, best first.
-IN_SYNC = ("in-sync",)
-LINK_UP = ("link-up", "link", "connected", "session-started", "session")
-RESYNC = ("resync-started", "resync-start", "resync")
+# What marks the ends of a catch-up in the events of the active host.
+IN_SYNC = "in-sync"
+LINK_UP = "connected"
+RESYNC = "resync"
 
 
 @dataclass(frozen=True)
@@ -272,16 +273,15 @@ class Lab:
         self._lab("start", "b")
         self.wait_in_sync(timeout_s)
         waited_ns = time.monotonic_ns()
-        self._await(lambda events: _first(events[seen:], IN_SYNC), EVENT_S)
-        # Both hosts may say so: the last word counts.  A lab without that event is timed by the wait.
-        synced = [event.at_ns for event in self._events[seen:] if event.name in IN_SYNC]
-        end_ns = max(synced, default=waited_ns)
-        news = [event for event in self._events[seen:] if event.at_ns <= end_ns]
-        linked, resync = _first(news, LINK_UP), _first(news, RESYNC)
+        synced = self._await(lambda events: _first(events[seen:], IN_SYNC), EVENT_S)
+        if synced is None:
+            # Only the wait says so.
+            return CatchUp(wall=(waited_ns - started_ns) / 1e9, link=None, resync=None)
+        news = self._events[seen:]
         return CatchUp(
-            wall=(end_ns - started_ns) / 1e9,
-            link=(end_ns - linked.at_ns) / 1e9 if linked else None,
-            resync=(end_ns - resync.at_ns) / 1e9 if resync else None,
+            wall=(max(waited_ns, synced.at_ns) - started_ns) / 1e9,
+            link=_between(_first(news, LINK_UP), synced),
+            resync=_between(_first(news, RESYNC), synced),
         )
 
 
@@ -293,9 +293,19 @@ def _alive(pid: int) -> bool:
     return state not in {"Z", "X"}
 
 
-def _first(events: Sequence[Event], names: Sequence[str]) -> Event | None:
-    for name in names:
-        for event in events:
-            if event.name == name:
-                return event
+def _first(events: Sequence[Event], name: str) -> Event | None:
+    """The first event of that name, of the active host where the lines say whose they are."""
+    for event in events:
+        if event.name == name and event.body.get("host", "a") == "a":
+            return event
     return None
+
+
+def _between(earlier: Event | None, later: Event) -> float | None:
+    """Seconds between two events of one host, by its own clock if it states it."""
+    if earlier is None:
+        return None
+    stamps = [event.body.get("monotonic_ns") for event in (earlier, later)]
+    if isinstance(stamps[0], int) and isinstance(stamps[1], int):
+        return (stamps[1] - stamps[0]) / 1e9
+    return (later.at_ns - earlier.at_ns) / 1e9

@@ -83,14 +83,28 @@ def test_ready_line_and_commands(tmp_path: Path) -> None:
 
 
 def test_catch_up_is_timed_from_the_link(tmp_path: Path) -> None:
-    events = [{"event": "link_up"}, {"event": "resync"}, {"event": "progress"}, {"event": "in-sync"}]
+    events = [{"event": "connected"}, {"event": "resync"}, {"event": "progress"}, {"event": "in-sync"}]
     with _double(tmp_path, events=events) as lab:
         took = lab.catch_up(timeout_s=5.0)
     assert took.link is not None
     assert took.resync is not None
-    assert took.wall >= took.link >= 0.03 > 0.02 <= took.resync <= took.link
+    assert took.wall >= took.link >= 0.03
+    assert took.link >= took.resync >= 0.02
     assert took.judged == took.link
     assert took.judged_from == "link"
+
+
+def test_catch_up_takes_the_clock_of_the_active_host(tmp_path: Path) -> None:
+    events = [
+        {"event": "connected", "host": "b", "monotonic_ns": 1},
+        {"event": "connected", "host": "a", "monotonic_ns": 7_000_000_000},
+        {"event": "in_sync", "host": "b", "monotonic_ns": 2},
+        {"event": "resync", "host": "a", "monotonic_ns": 7_250_000_000},
+        {"event": "in-sync", "host": "a", "monotonic_ns": 9_000_000_000},
+    ]
+    with _double(tmp_path, events=events) as lab:
+        took = lab.catch_up(timeout_s=5.0)
+    assert (took.link, took.resync) == (2.0, 1.75)
 
 
 def test_catch_up_without_events_is_timed_by_the_commands(
