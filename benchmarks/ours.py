@@ -4,7 +4,7 @@
 (``kill``, ``start``, ``wait`` ...) are separate programs.  What the ready line and the events mean:
 
 - ``hosts.NAME.pid``, ``.link`` ("address:port") and ``.volumes.VOLUME.uri`` / ``.path`` of the ready line;
-- the ``event`` of a line is its name, ``host`` who says so, ``monotonic_ns`` when by that host's clock; a line
+- the ``event`` of a line is its name, ``host`` who says so, ``monotonic_ns`` when by that clock; a line
   without that clock is timed when it arrives.
 
 Invariant: when the ``with`` block of a `Lab` is left, none of its processes is alive.
