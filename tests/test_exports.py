@@ -59,7 +59,8 @@ def test_all_is_true(name: str) -> None:
     assert len(exports) == len(set(exports)), "a name stands twice"
     assert [export for export in exports if not hasattr(module, export)] == [], "exported, but not there"
     assert [export for export in exports if export.startswith("_") and export != "__version__"] == []
-    if not name.rpartition(".")[2].startswith("_"):
+    private = name.rpartition(".")[2].startswith("_")
+    if not private and not name.startswith("pairsync.cli."):  # there a decorator makes a function public
         stray = sorted(_defined(module) - set(exports))
         assert stray == [], "public by name: list it in __all__, or give it an underscore"
 
