@@ -26,9 +26,13 @@ __all__ = [
 class PeerEvent:
     """The peer came or went."""
 
-    kind: ClassVar[str] = "peer"
     connected: bool
     reason: str
+
+    @property
+    def kind(self) -> str:
+        """``connected`` or ``peer-lost``."""
+        return "connected" if self.connected else "peer-lost"
 
     def describe(self) -> str:
         """One sentence."""

@@ -1,0 +1,230 @@
+"""``pairsync lab``: a whole pair on this machine, each host its own process.
+
+The form of these commands is fixed: scripts of others depend on it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from pairsync.errors import ConfigError
+
+from .values import parse_volumes, show_bytes
+
+__all__ = ["lab"]
+
+lab = App(name="lab", help="A whole pair on this machine, to try, to test and to measure.")
+
+_Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")]
+_Host = Annotated[Literal["a", "b"], Parameter(help="The host; a is active.")]
+
+
+@lab.command
+def up(
+    directory: Path,
+    /,
+    *,
+    volume: Annotated[list[str] | None, Parameter(negative=(), help="NAME=SIZE; repeatable.")] = None,
+    level: Annotated[Literal["sync", "async"] | None, Parameter(help="Acknowledgement level.")] = None,
+    single: Annotated[
+        bool, Parameter(negative=(), help="One host, no replication (to compare with).")
+    ] = False,
+    json_: Annotated[bool, Parameter(name="--json", negative=(), help="JSON also on a terminal.")] = False,
+) -> int:
+    """Start both hosts and stay in the foreground.
+
+    Prints a JSON line {"event": "ready", "hosts": ...} and then an event a line (as text if standard output
+    is a terminal).  SIGINT or SIGTERM ends it in order.  A second `up` on the same DIRECTORY resumes what is
+    there.
+    """
+    from functools import partial
+
+    import trio
+
+    from pairsync.node.lab import run_lab
+    from pairsync.node.labfile import DirectoryLock, open_lab_file, prepare
+    from pairsync.node.lines import LineWriter
+
+    volumes = parse_volumes(volume or [])
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{directory}: {error.strerror}") from error
+    with DirectoryLock(directory):
+        what = open_lab_file(directory, volumes, level, single=single)
+        prepare(directory, what)
+        as_text = sys.stdout.isatty() and not json_
+        lines = LineWriter(render=_as_text if as_text else None)
+        try:
+            trio.run(partial(run_lab, directory, what, lines))
+        finally:
+            lines.close()
+    return 0
+
+
+def _as_text(line: Mapping[str, Any]) -> str:
+    if line["event"] == "ready":
+        rows = ["ready"]
+        for name, host in line["hosts"].items():
+            rows.append(f"  host {name}: pid {host['pid']}, link {host['link']}")
+            rows += [
+                f"    {volume}: {each['uri'] or each['path']}" for volume, each in host["volumes"].items()
+            ]
+        return "\n".join(rows)
+    host = f"{line['host']}: " if "host" in line else ""
+    return f"{host}{line.get('text', line['event'])}"
+
+
+def _ask(directory: Path, request: Mapping[str, Any], seconds: float = 60.0) -> dict[str, Any]:
+    """Ask the supervisor; `ConfigError` if the lab is not up."""
+    import trio
+
+    from pairsync.errors import PeerLost
+    from pairsync.node.control import ask
+    from pairsync.node.labfile import LabFile, control_socket_of
+
+    LabFile.load(directory)
+
+    async def main() -> dict[str, Any]:
+        try:
+            with trio.fail_after(seconds):
+                return await ask(control_socket_of(directory), request)
+        except PeerLost as error:
+            raise ConfigError(f"the lab in {directory} is not up") from error
+        except trio.TooSlowError as error:
+            raise ConfigError(f"the lab in {directory} did not answer within {seconds:g} s") from error
+
+    return trio.run(main)
+
+
+@lab.command
+def status(directory: Path, /, *, json_: _Json = False) -> int:
+    """Show both hosts and their volumes."""
+    answer = _ask(directory, {"do": "status"})
+    answer.pop("ok", None)
+    if json_:
+        print(json.dumps(answer, indent=2))
+        return 0
+    print("in sync" if answer["in_sync"] else "NOT in sync")
+    for name, each in answer["hosts"].items():
+        _print_host(name, each)
+    return 0
+
+
+def _print_host(name: str, host: Mapping[str, Any]) -> None:
+    guest = host["guest"]
+    if guest is None:
+        print(f"host {name}: {'running, but does not answer' if host['running'] else 'not running'}")
+        return
+    peer = "peer connected" if guest["connected"] else "peer away"
+    print(f"host {name}: {guest['role']}, pid {host['pid']}, {peer}")
+    if guest["refusal"]:
+        print(f"  refused: {guest['refusal']}")
+    for volume in guest["volumes"]:
+        parts = [f"  {volume['name']:<12} {show_bytes(volume['size_bytes']):>9}  {volume['state']:<11}"]
+        if volume["resync_fraction"] is not None:
+            parts.append(f"{100 * volume['resync_fraction']:.1f} %")
+            parts.append(f"{show_bytes(volume['resync_bytes_per_s'])}/s")
+            if volume["resync_remaining_s"] is not None:
+                parts.append(f"{volume['resync_remaining_s']:.0f} s left")
+        parts.append(f"{volume['dirty_blocks']} dirty blocks, generation {volume['generation'] or 'none'}")
+        if volume["failed"]:
+            parts.append(f"FAILED: {volume['failed']}")
+        print("  ".join(parts))
+
+
+@lab.command
+def kill(directory: Path, host: _Host, /) -> int:
+    """Kill a host's process (SIGKILL)."""
+    _ask(directory, {"do": "kill", "host": host})
+    return 0
+
+
+@lab.command
+def start(directory: Path, host: _Host, /) -> int:
+    """Start a host that was killed; returns when it serves."""
+    _ask(directory, {"do": "start", "host": host})
+    return 0
+
+
+@lab.command
+def cut(directory: Path, /) -> int:
+    """Cut the link: as if the cable were pulled."""
+    _ask(directory, {"do": "cut"})
+    return 0
+
+
+@lab.command
+def heal(directory: Path, /) -> int:
+    """Mend the link."""
+    _ask(directory, {"do": "heal"})
+    return 0
+
+
+@lab.command
+def wait(
+    directory: Path,
+    /,
+    *,
+    in_sync: Annotated[bool, Parameter(negative=(), help="Wait until both hosts are in sync.")] = False,
+    timeout: Annotated[float, Parameter(help="Seconds.")] = 60.0,
+) -> int:
+    """Wait for a state; exit status 1 if it is not reached in time."""
+    if not in_sync:
+        raise ConfigError("say what to wait for: --in-sync")
+    if timeout <= 0:
+        raise ConfigError("--timeout must be positive")
+    _ask(directory, {"do": "wait"}, seconds=timeout)
+    return 0
+
+
+@lab.command
+def check(directory: Path, /, *, json_: _Json = False) -> int:
+    """Compare the volumes of both hosts byte by byte; the lab must be down.  Exit status 0 only if equal."""
+    from pairsync.node.compare import compare_volumes
+    from pairsync.node.labfile import HOSTS, DirectoryLock, LabFile
+
+    what = LabFile.load(directory)
+    if what.single:
+        raise ConfigError("this lab has a single host: there is nothing to compare")
+    results: dict[str, Any] = {}
+    with DirectoryLock(directory):
+        for name in what.volumes:
+            left, right = (directory / each / f"{name}.img" for each in HOSTS)
+            found = compare_volumes(left, right, _progress(name, quiet=json_))
+            results[name] = {
+                "equal": found.equal,
+                "size_bytes": found.size_bytes,
+                "first_difference": found.first_difference,
+            }
+    if json_:
+        print(json.dumps({"equal": all(each["equal"] for each in results.values()), "volumes": results}))
+    else:
+        for name, each in results.items():
+            size = show_bytes(each["size_bytes"])
+            where = "" if each["equal"] else f", first at byte {each['first_difference']}"
+            print(f"{name}: {'equal' if each['equal'] else 'DIFFERENT'} ({size}{where})")
+    return 0 if all(each["equal"] for each in results.values()) else 1
+
+
+def _progress(name: str, *, quiet: bool) -> Any:
+    """Percentages on a terminal's standard error."""
+    if quiet or not sys.stderr.isatty():
+        return None
+    last = -1
+
+    def show(done: int, total: int) -> None:
+        nonlocal last
+        percent = 100 * done // total
+        if percent != last:
+            last = percent
+            sys.stderr.write(f"\r{name}: {percent} %" + ("\n" if done >= total else ""))
+            sys.stderr.flush()
+
+    return show

@@ -1,0 +1,128 @@
+"""The control socket: one JSON object a line in, one a line out.
+
+A request is ``{"do": NAME, ...}``; the answer ``{"ok": true, ...}`` or ``{"ok": false, "error": TEXT}``.
+Requests of one connection are answered in order.  The socket belongs to its owner (mode 0600): whoever can
+open it may do what the owner may.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import trio
+
+from pairsync.errors import BackendError, ConfigError, PairsyncError, PeerLost, ProtocolError
+from pairsync.nbd.listen import NbdListener, open_unix_listener
+
+__all__ = ["LINE_BYTES_MAX", "Answer", "Handler", "ask", "serve_control"]
+
+LINE_BYTES_MAX = 1 << 20
+"""A status of 64 volumes takes 30 KB."""
+
+CONNECTIONS_MAX = 32
+"""Clients at once; more wait in the kernel."""
+
+Answer: TypeAlias = dict[str, Any]
+Handler: TypeAlias = Callable[[Mapping[str, Any]], Awaitable[Answer]]
+
+
+async def serve_control(
+    path: Path,
+    handlers: Mapping[str, Handler],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until cancelled.  A handler's `PairsyncError` becomes the error of the answer."""
+    listener = open_unix_listener(path)
+    slots = trio.Semaphore(CONNECTIONS_MAX)
+    try:
+        async with trio.open_nursery() as nursery:
+            task_status.started()
+            while True:
+                await slots.acquire()
+                nursery.start_soon(_serve_one, await _accept(listener), handlers, slots)
+    finally:
+        listener.close()
+
+
+async def _accept(listener: NbdListener) -> trio.SocketStream:
+    server = trio.socket.from_stdlib_socket(listener.socket)
+    accepted, _ = await server.accept()
+    return trio.SocketStream(accepted)
+
+
+async def _serve_one(
+    stream: trio.SocketStream, handlers: Mapping[str, Handler], slots: trio.Semaphore
+) -> None:
+    try:
+        async with stream:
+            lines = _Lines(stream)
+            while (request := await lines.next()) is not None:
+                await stream.send_all(json.dumps(await _answer(request, handlers)).encode() + b"\n")
+    except (trio.BrokenResourceError, ProtocolError):
+        return  # the client is gone, or speaks something else
+    finally:
+        slots.release()
+
+
+async def _answer(request: Mapping[str, Any], handlers: Mapping[str, Handler]) -> Answer:
+    handler = handlers.get(str(request.get("do")))
+    if handler is None:
+        return {"ok": False, "error": f"unknown request {request.get('do')!r}"}
+    try:
+        return {"ok": True, **await handler(request)}
+    except PairsyncError as error:
+        return {"ok": False, "error": str(error)}
+
+
+class _Lines:
+    """JSON objects, a line each."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._buffer = bytearray()
+
+    async def next(self) -> dict[str, Any] | None:
+        while (end := self._buffer.find(b"\n")) < 0:
+            if len(self._buffer) > LINE_BYTES_MAX:
+                raise ProtocolError(f"a line of more than {LINE_BYTES_MAX} bytes")
+            received = await self._stream.receive_some(65536)
+            if not received:
+                return None
+            self._buffer += received
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise ProtocolError("a line that is not JSON") from error
+        if not isinstance(value, dict):
+            raise ProtocolError("a line that is not a JSON object")
+        return value
+
+
+async def ask(path: Path, request: Mapping[str, Any]) -> Answer:
+    """Send one request and return the answer.
+
+    Raises `PeerLost` if nobody serves there or it hangs up, `ConfigError` with the answer's error.
+    """
+    try:
+        stream = await trio.open_unix_socket(path)
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        raise PeerLost(f"nobody answers at {path}") from error
+    except OSError as error:
+        raise BackendError(f"{path}: {error.strerror}", error.errno or 5) from error
+    async with stream:
+        try:
+            await stream.send_all(json.dumps(dict(request)).encode() + b"\n")
+            answer = await _Lines(stream).next()
+        except (trio.BrokenResourceError, ProtocolError) as error:
+            raise PeerLost(f"{path}: hung up") from error
+    if answer is None:
+        raise PeerLost(f"{path}: hung up")
+    if not answer.get("ok"):
+        raise ConfigError(str(answer.get("error")))
+    return answer

@@ -1,0 +1,203 @@
+"""One host process: a guest, its NBD front door, its control socket; until it is told to stop.
+
+SIGINT and SIGTERM end it in order: clients first, then the guest (flush, exact dirty map), then the sockets.
+A second signal, or the end of standard input where the parent asked for that, does not wait for disks.
+"""
+
+from __future__ import annotations
+
+import signal
+import ssl
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from pairsync.core.events import Event
+from pairsync.core.messages import Role
+from pairsync.errors import ConfigError
+from pairsync.guest.config import GuestConfig
+from pairsync.guest.export import VolumeExport
+from pairsync.guest.guest import Guest, open_guest
+from pairsync.io.config import LinkConfig
+from pairsync.io.keys import open_identity
+from pairsync.io.network import describe_address
+from pairsync.nbd.export import Export
+from pairsync.nbd.listen import NbdListener, open_tcp_listeners, open_unix_listener
+from pairsync.nbd.negotiation import TlsMode
+from pairsync.nbd.server import serve_nbd
+
+from .control import Answer, Handler, serve_control
+from .hostfile import HostFile, LinkFile, NbdFile
+
+__all__ = ["event_line", "run_host", "status_of"]
+
+
+def event_line(event: Event, **more: Any) -> dict[str, Any]:
+    """An event as a JSON object: its name, its fields, one sentence, and the monotonic time."""
+    fields = {key: value for key, value in asdict(event).items() if key != "kind"}
+    return {"event": event.kind, **more, **fields, "text": event.describe()}
+
+
+def status_of(guest: Guest) -> dict[str, Any]:
+    """A guest's statistics as JSON values."""
+    status = asdict(guest.statistics())
+    if status["link"] is not None:
+        status["link"]["refused"] = dict(status["link"]["refused"])
+    return status
+
+
+def _link_config(host: HostFile, link: LinkFile) -> LinkConfig:
+    try:
+        peer = link.peer_certificate.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{link.peer_certificate}: {error.strerror}") from error
+    return LinkConfig(
+        identity=open_identity(host.identity, f"pairsync host {host.name}"),
+        peer_certificate_pem=peer,
+        pair_id=host.pair_id,
+        listen=link.listen,
+        paths=link.paths,
+        timings=link.timings,
+    )
+
+
+def _tls_context(directory: Path) -> ssl.SSLContext:
+    """Server certificate, and clients that hold one of ``ca-cert.pem``: what libnbd and QEMU expect."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    try:
+        context.load_cert_chain(directory / "server-cert.pem", directory / "server-key.pem")
+        context.load_verify_locations(directory / "ca-cert.pem")
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"{directory}: {error}") from error
+    return context
+
+
+async def _listeners(nbd: NbdFile) -> list[NbdListener]:
+    found: list[NbdListener] = []
+    if nbd.socket is not None:
+        found.append(open_unix_listener(nbd.socket))
+    if nbd.listen is not None:
+        found.extend(await open_tcp_listeners(*nbd.listen))
+    return found
+
+
+def _handlers(guest: Guest, stop: Callable[[], None]) -> dict[str, Handler]:
+    """What the control socket understands."""
+
+    async def status(_: Mapping[str, Any]) -> Answer:
+        await trio.lowlevel.checkpoint()
+        return {"guest": status_of(guest)}
+
+    async def wait(_: Mapping[str, Any]) -> Answer:
+        await guest.wait_in_sync()
+        return {"in_sync": True}
+
+    async def cut(_: Mapping[str, Any]) -> Answer:
+        await trio.lowlevel.checkpoint()
+        _link_of(guest).cut()
+        return {}
+
+    async def heal(_: Mapping[str, Any]) -> Answer:
+        await trio.lowlevel.checkpoint()
+        _link_of(guest).heal()
+        return {}
+
+    async def end(_: Mapping[str, Any]) -> Answer:
+        await trio.lowlevel.checkpoint()
+        stop()
+        return {}
+
+    return {"status": status, "wait-in-sync": wait, "cut": cut, "heal": heal, "stop": end}
+
+
+def _link_of(guest: Guest) -> Any:
+    if guest.link is None:
+        raise ConfigError(f"guest {guest.name} has no peer")
+    return guest.link
+
+
+async def run_host(
+    host: HostFile, tell: Callable[[dict[str, Any]], None], *, follow_stdin: bool = False
+) -> None:
+    """Run until a signal; ``tell`` hears ``ready`` and then every event.
+
+    ``follow_stdin``: end, without waiting for disks, when standard input ends (the parent is gone).
+    Raises what `open_guest` raises, and `BackendError` or `ConfigError` where a socket cannot be opened.
+    """
+    config = GuestConfig(
+        host.guest,
+        host.pair_id,
+        host.role,
+        host.volumes,
+        None if host.link is None else _link_config(host, host.link),
+        host.term,
+    )
+    tls = None if host.nbd.tls is None else _tls_context(host.nbd.tls)
+    async with trio.open_nursery() as outer:
+        if follow_stdin:
+            outer.start_soon(_follow_stdin, outer.cancel_scope)
+        async with open_guest(config) as guest, trio.open_nursery() as nursery:
+            subscription = guest.subscribe()
+            await nursery.start(serve_control, host.control, _handlers(guest, nursery.cancel_scope.cancel))
+            listeners = await _listeners(host.nbd) if guest.role is Role.ACTIVE else []
+            if listeners:
+                exports: dict[str, Export] = {
+                    name: VolumeExport(volume) for name, volume in guest.volumes.items()
+                }
+                mode = TlsMode.OFF if tls is None else TlsMode.REQUIRE
+                await nursery.start(_serve, listeners, exports, tls, mode)
+            await nursery.start(_await_signal, nursery.cancel_scope)
+            tell(_ready(host, guest, listeners))
+            with subscription:
+                async for event in subscription:
+                    tell(event_line(event, host=host.name, monotonic_ns=time.monotonic_ns()))
+        outer.cancel_scope.cancel()
+
+
+async def _serve(
+    listeners: list[NbdListener],
+    exports: dict[str, Export],
+    tls: ssl.SSLContext | None,
+    mode: TlsMode,
+    *,
+    task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    default = next(iter(exports)) if len(exports) == 1 else None
+    await serve_nbd(
+        listeners, exports, tls=tls, tls_mode=mode, default_export=default, task_status=task_status
+    )
+
+
+def _ready(host: HostFile, guest: Guest, listeners: list[NbdListener]) -> dict[str, Any]:
+    addresses = guest.link.addresses if guest.link is not None else ()
+    return {
+        "event": "ready",
+        "host": host.name,
+        "link": describe_address(addresses[0]) if addresses else None,
+        "nbd": [listener.address for listener in listeners],
+    }
+
+
+async def _await_signal(
+    scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for _ in signals:
+            scope.cancel()
+            return
+
+
+async def _follow_stdin(scope: trio.CancelScope) -> None:
+    """The parent holds the other end of our standard input for as long as it lives."""
+    stream = trio.lowlevel.FdStream(sys.stdin.fileno())
+    while await stream.receive_some(4096):
+        pass
+    scope.cancel()

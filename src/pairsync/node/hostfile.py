@@ -1,0 +1,233 @@
+"""``host.toml``: everything that one host process is told, in one file.
+
+::
+
+    [host]
+    name = "a"                      # for people and logs
+    identity = "identity"           # directory with the host's own key; made on first use
+    control = "control.sock"        # status and commands; mode 0600
+
+    [guest]
+    name = "lab"
+    pair_id = "0f…"                 # 32 hex digits, the same on both hosts
+    role = "active"                 # or "standby"
+    term = 1
+
+    [link]                          # absent: no peer
+    peer_certificate = "peer.pem"
+    listen = ["127.0.0.1:7001"]
+    paths = [{ name = "main", peer = "127.0.0.1:7002" }]
+
+    [nbd]
+    socket = "nbd.sock"             # and / or:
+    listen = "127.0.0.1:10809"
+    tls = "tls"                     # directory with server-cert.pem, server-key.pem, ca-cert.pem
+
+    [[volumes]]
+    name = "vda"
+    path = "vda.img"
+    level = "sync"                  # or "async", with lag_bytes, lag_s, at_bound
+
+Paths are relative to the file.  Unknown keys are errors: a misspelt bound would be no bound.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pairsync.core.limits import VolumeOptions
+from pairsync.core.messages import Role
+from pairsync.core.units import NS_PER_MS, NS_PER_S
+from pairsync.errors import ConfigError
+from pairsync.guest.config import VolumeConfig
+from pairsync.io.config import LinkTimings, PathConfig
+from pairsync.io.network import Address
+
+__all__ = ["HostFile", "NbdFile", "parse_address", "read_host_file"]
+
+
+@dataclass(frozen=True, slots=True)
+class NbdFile:
+    """Where the front door opens."""
+
+    socket: Path | None = None
+    listen: Address | None = None
+    tls: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkFile:
+    """How the peer is reached."""
+
+    peer_certificate: Path
+    listen: tuple[Address, ...]
+    paths: tuple[PathConfig, ...]
+    timings: LinkTimings = field(default_factory=LinkTimings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFile:
+    """The parsed file."""
+
+    name: str
+    identity: Path
+    control: Path
+    guest: str
+    pair_id: bytes
+    role: Role
+    term: int
+    volumes: tuple[VolumeConfig, ...]
+    link: LinkFile | None
+    nbd: NbdFile
+
+
+class _Table:
+    """A TOML table whose keys are taken one by one; what is left over is an error."""
+
+    def __init__(self, where: str, content: object) -> None:
+        if not isinstance(content, Mapping):
+            raise ConfigError(f"{where}: a table is expected")
+        self.where = where
+        self._rest: dict[str, Any] = dict(content)
+
+    def take(self, key: str, kind: type, default: object = ...) -> Any:
+        """The value of ``key``; ``...`` as the default makes it mandatory."""
+        if key not in self._rest:
+            if default is ...:
+                raise ConfigError(f"{self.where}: {key!r} is missing")
+            return default
+        value = self._rest.pop(key)
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ConfigError(f"{self.where}: {key!r} must be a {kind.__name__}, not {value!r}")
+        return value
+
+    def end(self) -> None:
+        """Nothing else may be there."""
+        if self._rest:
+            raise ConfigError(f"{self.where}: unknown key {min(self._rest)!r}")
+
+
+def parse_address(text: str) -> Address:
+    """``host:port``; an IPv6 address stands in brackets."""
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"{text!r} is not an address of the form host:port")
+    return host, int(port)
+
+
+def read_host_file(path: Path) -> HostFile:
+    """Read and check a host file; `ConfigError` names the file, the table and the key."""
+    try:
+        content = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    try:
+        return _parse(_Table("the file", content), path.absolute().parent)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _parse(top: _Table, base: Path) -> HostFile:
+    host = _Table("[host]", top.take("host", dict))
+    guest = _Table("[guest]", top.take("guest", dict))
+    pair_id = _hex16(guest)
+    role = guest.take("role", str)
+    if role not in {"active", "standby"}:
+        raise ConfigError(f"[guest]: role {role!r}: active or standby")
+    link = top.take("link", dict, None)
+    volumes = top.take("volumes", list)
+    nbd = top.take("nbd", dict, {})
+    result = HostFile(
+        name=host.take("name", str),
+        identity=base / host.take("identity", str, "identity"),
+        control=base / host.take("control", str, "control.sock"),
+        guest=guest.take("name", str),
+        pair_id=pair_id,
+        role=Role.ACTIVE if role == "active" else Role.STANDBY,
+        term=guest.take("term", int, 1),
+        volumes=tuple(
+            _volume(_Table(f"[[volumes]] {number}", each), base) for number, each in enumerate(volumes, 1)
+        ),
+        link=None if link is None else _link(_Table("[link]", link), base),
+        nbd=_nbd(_Table("[nbd]", nbd), base),
+    )
+    for table in (host, guest, top):
+        table.end()
+    return result
+
+
+def _hex16(table: _Table) -> bytes:
+    text = table.take("pair_id", str)
+    try:
+        value = bytes.fromhex(text)
+    except ValueError as error:
+        raise ConfigError(f"{table.where}: pair_id {text!r} is not hexadecimal") from error
+    if len(value) != 16:
+        raise ConfigError(f"{table.where}: pair_id has {len(value)} bytes, not 16")
+    return value
+
+
+def _link(table: _Table, base: Path) -> LinkFile:
+    paths = []
+    for number, each in enumerate(table.take("paths", list, []), 1):
+        one = _Table(f"[link] path {number}", each)
+        local = one.take("local", str, None)
+        paths.append(PathConfig(one.take("name", str), parse_address(one.take("peer", str)), local))
+        one.end()
+    heartbeat_ns = int(table.take("heartbeat_ms", float, 500.0) * NS_PER_MS)
+    silence_ns = int(table.take("silence_ms", float, 2000.0) * NS_PER_MS)
+    result = LinkFile(
+        peer_certificate=base / table.take("peer_certificate", str),
+        listen=tuple(parse_address(text) for text in table.take("listen", list, [])),
+        paths=tuple(paths),
+        timings=LinkTimings(heartbeat_ns=heartbeat_ns, silence_ns=silence_ns),
+    )
+    table.end()
+    return result
+
+
+def _nbd(table: _Table, base: Path) -> NbdFile:
+    socket = table.take("socket", str, None)
+    listen = table.take("listen", str, None)
+    tls = table.take("tls", str, None)
+    table.end()
+    return NbdFile(
+        None if socket is None else base / socket,
+        None if listen is None else parse_address(listen),
+        None if tls is None else base / tls,
+    )
+
+
+def _volume(table: _Table, base: Path) -> VolumeConfig:
+    name = table.take("name", str)
+    path = base / table.take("path", str)
+    metadata = table.take("metadata", str, None)
+    options: dict[str, Any] = {}
+    for key, kind in _OPTIONS.items():
+        value = table.take(key, kind, None)
+        if value is not None:
+            options[key] = value
+    for key in ("lag", "latency_goal", "peer_deadline", "flush_after"):
+        seconds = table.take(f"{key}_s", float, None)
+        if seconds is not None:
+            options[f"{key}_ns"] = int(seconds * NS_PER_S)
+    table.end()
+    return VolumeConfig(name, path, VolumeOptions(**options), None if metadata is None else base / metadata)
+
+
+_OPTIONS: dict[str, type] = {
+    "level": str,
+    "at_bound": str,
+    "lag_bytes": int,
+    "intent_window_bytes": int,
+    "inflight_bytes": int,
+}

@@ -1,0 +1,295 @@
+"""The lab: a whole pair on one machine, each host a process of its own, supervised in the foreground.
+
+For people, tests and benchmarks.  A directory holds everything::
+
+    DIR/lab.json            what was asked for: volumes, level, ports, ids
+    DIR/lock                held by the supervisor while the lab is up
+    DIR/a/  DIR/b/          host.toml, identity, volumes and their metadata, log
+    DIR/sockets or a short temporary directory: control and NBD sockets
+
+The hosts are ordinary ``pairsync host run`` processes.  They end when the supervisor ends, however it ends
+(their standard input is a pipe that it holds).  What other commands ask (kill, start, cut ...) goes through
+the supervisor's control socket.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import trio
+
+from pairsync.errors import BackendError, ConfigError, PairsyncError, PeerLost
+
+from .control import Answer, Handler, ask, serve_control
+from .labfile import HOSTS, LabFile, control_socket_of, nbd_socket_of, remove_sockets
+
+__all__ = ["Lab", "run_lab"]
+
+READY_S = 30.0
+"""How long a host may take until it serves."""
+
+STOP_S = 40.0
+"""How long a host may take to close in order: its own limit and a reserve."""
+
+
+class _HostProcess:
+    """One host's process."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.process: trio.Process | None = None  # None: not running
+        self.link: str | None = None  # its listening address, once it is ready
+        self.ended = trio.Event()  # of the present or last process
+
+
+class Lab:
+    """The supervisor."""
+
+    def __init__(
+        self, directory: Path, lab: LabFile, tell: Callable[[Mapping[str, Any]], None], nursery: trio.Nursery
+    ) -> None:
+        self._directory = directory
+        self._lab = lab
+        self._tell = tell
+        self._nursery = nursery
+        self._hosts = {name: _HostProcess(name) for name in (HOSTS[:1] if lab.single else HOSTS)}
+        self._ready = False
+
+    # ------------------------------------------------------------------ processes
+
+    def _host(self, name: object) -> _HostProcess:
+        try:
+            return self._hosts[str(name)]
+        except KeyError:
+            raise ConfigError(f"no host {name!r}; there are {', '.join(self._hosts)}") from None
+
+    async def start(self, name: str) -> None:
+        """Start a host and return when it serves; nothing if it runs.
+
+        `BackendError`, with the last line of its log, if it does not come up.
+        """
+        host = self._host(name)
+        if host.process is not None:
+            return
+        directory = self._directory / name
+        with (directory / "log").open("ab") as log:
+            process = await trio.lowlevel.open_process(
+                [
+                    sys.executable,
+                    "-m",
+                    "pairsync.node.hostmain",
+                    str(directory / "host.toml"),
+                    "--follow-stdin",
+                ],
+                stdin=-1,
+                stdout=-1,
+                stderr=log,
+                start_new_session=True,  # a Ctrl-C of the terminal is the supervisor's to handle
+            )
+        host.process = process
+        host.ended = trio.Event()
+        ready = trio.Event()
+        self._nursery.start_soon(self._follow, host, process, ready)
+        with trio.move_on_after(READY_S):
+            async with trio.open_nursery() as nursery:
+
+                async def watch_end() -> None:
+                    await host.ended.wait()
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(watch_end)
+                await ready.wait()
+                nursery.cancel_scope.cancel()
+        if not ready.is_set():
+            if host.process is not None:
+                process.kill()
+            raise BackendError(f"host {name} did not come up: {_last_line(directory / 'log')}")
+
+    async def _follow(self, host: _HostProcess, process: trio.Process, ready: trio.Event) -> None:
+        """Pass on what the host prints, until it ends."""
+        if process.stdout is None:
+            raise BackendError(f"host {host.name} has no standard output")
+        buffer = bytearray()
+        async for chunk in process.stdout:
+            buffer += chunk
+            while (end := buffer.find(b"\n")) >= 0:
+                line = json.loads(bytes(buffer[:end]))
+                del buffer[: end + 1]
+                if line["event"] == "ready":
+                    host.link = line["link"]
+                    ready.set()
+                else:
+                    self._tell(line)
+        code = await process.wait()
+        await process.stdout.aclose()
+        if process.stdin is not None:
+            await process.stdin.aclose()
+        host.process = None
+        host.link = None
+        host.ended.set()
+        if self._ready:
+            self._tell({"event": "host-ended", "host": host.name, "code": code})
+
+    async def kill(self, name: str) -> None:
+        """SIGKILL; returns when the process is gone."""
+        host = self._host(name)
+        if host.process is None:
+            raise ConfigError(f"host {name} is not running")
+        host.process.kill()
+        await host.ended.wait()
+
+    async def stop(self) -> None:
+        """End both hosts in order: the active first, so that its last flush reaches the standby."""
+        for host in self._hosts.values():
+            process = host.process
+            if process is None:
+                continue
+            process.terminate()
+            with trio.move_on_after(STOP_S):
+                await host.ended.wait()
+            if not host.ended.is_set():
+                process.kill()
+                await host.ended.wait()
+
+    # ------------------------------------------------------------------ what is told
+
+    def ready_line(self) -> dict[str, Any]:
+        """The line that says that all is up."""
+        return {"event": "ready", "hosts": {name: self._describe(name) for name in self._hosts}}
+
+    def _describe(self, name: str) -> dict[str, Any]:
+        host = self._hosts[name]
+        return {
+            "pid": None if host.process is None else host.process.pid,
+            "link": host.link,
+            "volumes": {
+                volume: {
+                    "uri": self._uri(volume) if name == "a" else None,
+                    "path": str(self._directory.absolute() / name / f"{volume}.img"),
+                }
+                for volume in self._lab.volumes
+            },
+        }
+
+    def _uri(self, volume: str) -> str:
+        where = quote(str(nbd_socket_of(self._directory, "a")), safe="/")
+        return f"nbd+unix:///{quote(volume, safe='')}?socket={where}"
+
+    async def status(self) -> dict[str, Any]:
+        """Both hosts and what they say of themselves."""
+        hosts: dict[str, Any] = {}
+        for name, host in self._hosts.items():
+            hosts[name] = {"running": host.process is not None, **self._describe(name), "guest": None}
+            if host.process is not None:
+                try:
+                    answer = await ask(control_socket_of(self._directory, name), {"do": "status"})
+                except PairsyncError as error:
+                    hosts[name]["error"] = str(error)
+                else:
+                    hosts[name]["guest"] = answer["guest"]
+        guest = hosts["a"]["guest"]
+        in_sync = guest is not None and guest["in_sync"]
+        return {"directory": str(self._directory.absolute()), "in_sync": in_sync, "hosts": hosts}
+
+    def handlers(self) -> dict[str, Handler]:
+        """What the supervisor's control socket understands."""
+
+        async def status(_: Mapping[str, Any]) -> Answer:
+            return await self.status()
+
+        async def kill(request: Mapping[str, Any]) -> Answer:
+            await self.kill(str(request.get("host")))
+            return {}
+
+        async def start(request: Mapping[str, Any]) -> Answer:
+            await self.start(str(request.get("host")))
+            return {"host": self._describe(str(request.get("host")))}
+
+        async def cut(_: Mapping[str, Any]) -> Answer:
+            return await self._both("cut")
+
+        async def heal(_: Mapping[str, Any]) -> Answer:
+            return await self._both("heal")
+
+        async def wait(_: Mapping[str, Any]) -> Answer:
+            await self._wait_in_sync()
+            return {}
+
+        return {"status": status, "kill": kill, "start": start, "cut": cut, "heal": heal, "wait": wait}
+
+    async def _both(self, what: str) -> Answer:
+        if self._lab.single:
+            raise ConfigError("this lab has a single host and no link")
+        for name, host in self._hosts.items():
+            if host.process is not None:
+                await ask(control_socket_of(self._directory, name), {"do": what})
+        self._tell({"event": f"link-{what}"})
+        return {}
+
+    async def _wait_in_sync(self) -> None:
+        if self._lab.single:
+            raise ConfigError("this lab has a single host: it is never in sync")
+        while True:
+            host = self._hosts["a"]
+            try:
+                await ask(control_socket_of(self._directory, "a"), {"do": "wait-in-sync"})
+            except PeerLost:
+                await trio.sleep(0.05)  # host a is down; whoever waits has set a time limit
+                if host.process is None and not self._ready:
+                    raise
+            else:
+                return
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
+
+
+async def run_lab(directory: Path, lab: LabFile, tell: Callable[[Mapping[str, Any]], None]) -> None:
+    """Bring the lab up, tell ``ready`` and every event, until SIGINT or SIGTERM.
+
+    The caller holds the directory's lock.  Raises `BackendError` if a host does not come up.
+    """
+    try:
+        async with trio.open_nursery() as nursery:
+            supervisor = Lab(directory, lab, tell, nursery)
+            try:
+                with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                    await _serve(supervisor, directory, lab, tell, nursery, signals)
+            finally:
+                with trio.CancelScope(shield=True):
+                    await supervisor.stop()
+                nursery.cancel_scope.cancel()
+    finally:
+        remove_sockets(directory)
+
+
+async def _serve(
+    supervisor: Lab,
+    directory: Path,
+    lab: LabFile,
+    tell: Callable[[Mapping[str, Any]], None],
+    nursery: trio.Nursery,
+    signals: Any,
+) -> None:
+    async with trio.open_nursery() as starting:
+
+        async def interrupt() -> None:
+            async for _ in signals:
+                starting.cancel_scope.cancel()
+                return
+
+        starting.start_soon(interrupt)
+        for name in reversed(HOSTS[:1] if lab.single else HOSTS):
+            await supervisor.start(name)
+        await nursery.start(serve_control, control_socket_of(directory), supervisor.handlers())
+        tell(supervisor.ready_line())
+        supervisor._ready = True
+        await trio.sleep_forever()

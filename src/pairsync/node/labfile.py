@@ -1,0 +1,220 @@
+"""What a lab is made of: its file, its lock, its directories, its volumes and its hosts' files."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from pairsync.errors import BackendError, BusyError, ConfigError
+from pairsync.guest.replica import create_replica
+from pairsync.io.keys import open_identity
+
+from .hostinit import volume_id_of
+
+__all__ = [
+    "HOSTS",
+    "DirectoryLock",
+    "LabFile",
+    "control_socket_of",
+    "nbd_socket_of",
+    "open_lab_file",
+    "prepare",
+    "remove_sockets",
+]
+
+HOSTS = ("a", "b")
+"""The two hosts; ``a`` is active."""
+
+SOCKET_PATH_BYTES_MAX = 80
+"""Beyond this a directory is too deep for Unix sockets (108 bytes with the name and a temporary suffix)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabFile:
+    """What the lab was asked for; kept in ``lab.json``."""
+
+    volumes: dict[str, int]  # name -> bytes
+    level: str
+    single: bool
+    pair_id: str
+    ports: dict[str, int]  # link port of each host
+
+    def save(self, directory: Path) -> None:
+        """Write it, whole or not at all."""
+        temporary = directory / "lab.json.new"
+        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        temporary.replace(directory / "lab.json")
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read it; `ConfigError` if the directory holds no lab."""
+        path = directory / "lab.json"
+        try:
+            return cls(**json.loads(path.read_text()))
+        except FileNotFoundError as error:
+            raise ConfigError(f"{directory} holds no lab (no lab.json)") from error
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{path} is damaged: {error}") from error
+
+
+class DirectoryLock:
+    """At most one supervisor, and no offline command beside it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._fd)
+            raise BusyError(f"the lab in {directory} is up") from error
+
+    def close(self) -> None:
+        """Give it back."""
+        os.close(self._fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def sockets_of(directory: Path) -> Path:
+    """Where the sockets lie: in the directory, or, if its name is too long for that, in a short one."""
+    here = directory.absolute() / "sockets"
+    if len(str(here).encode()) <= SOCKET_PATH_BYTES_MAX:
+        return here
+    digest = hashlib.sha256(str(directory.absolute()).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"pairsync-{os.getuid()}-{digest}"
+
+
+def control_socket_of(directory: Path, host: str = "lab") -> Path:
+    """The supervisor's control socket, or that of one host."""
+    return sockets_of(directory) / f"{host}.control"
+
+
+def open_lab_file(directory: Path, volumes: Mapping[str, int], level: str | None, *, single: bool) -> LabFile:
+    """What the lab is: as asked for the first time, as it was afterwards.
+
+    `ConfigError` if what is asked for contradicts what is there.
+    """
+    if not (directory / "lab.json").exists():
+        if not volumes:
+            raise ConfigError("a new lab needs at least one --volume NAME=SIZE")
+        ports = dict(zip(HOSTS, free_ports(len(HOSTS)), strict=True))
+        return LabFile(dict(volumes), level or "sync", single, secrets.token_hex(16), ports)
+    lab = LabFile.load(directory)
+    for name, size in volumes.items():
+        if lab.volumes.get(name, size) != size:
+            raise ConfigError(f"volume {name!r} in {directory} has {lab.volumes[name]} bytes, not {size}")
+    ports = lab.ports
+    if not all(_is_free(port) for port in ports.values()):
+        ports = dict(zip(HOSTS, free_ports(len(HOSTS)), strict=True))
+    return LabFile({**lab.volumes, **volumes}, level or lab.level, single or lab.single, lab.pair_id, ports)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    held = [socket.socket() for _ in range(count)]
+    try:
+        for each in held:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in held]
+    finally:
+        for each in held:
+            each.close()
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def prepare(directory: Path, lab: LabFile) -> None:
+    """Make what is missing: identities, volumes, host files, the directory for sockets."""
+    try:
+        sockets = sockets_of(directory)
+        sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if sockets.stat().st_uid != os.getuid():
+            raise ConfigError(f"{sockets} belongs to somebody else")
+        hosts = HOSTS[:1] if lab.single else HOSTS
+        for host in HOSTS:
+            (directory / host).mkdir(mode=0o700, exist_ok=True)
+        certificates = {
+            host: open_identity(directory / host / "identity", f"pairsync lab {host}").certificate_pem
+            for host in HOSTS
+        }
+        for host in hosts:
+            peer = HOSTS[1 - HOSTS.index(host)]
+            (directory / host / "peer.pem").write_bytes(certificates[peer])
+            for name, size_bytes in lab.volumes.items():
+                _make_volume(directory / host / f"{name}.img", name, size_bytes, lab)
+            (directory / host / "host.toml").write_text(_host_toml(directory, host, lab))
+        lab.save(directory)
+    except OSError as error:
+        raise BackendError(f"{directory}: {error.strerror or error}", error.errno or 5) from error
+
+
+def _make_volume(path: Path, name: str, size_bytes: int, lab: LabFile) -> None:
+    if Path(f"{path}.pairsync").exists():
+        return
+    pair_id = bytes.fromhex(lab.pair_id)
+    volume_id = volume_id_of(pair_id, name)
+    create_replica(path, name=name, pair_id=pair_id, volume_id=volume_id, size_bytes=size_bytes)
+
+
+def _host_toml(directory: Path, host: str, lab: LabFile) -> str:
+    peer = HOSTS[1 - HOSTS.index(host)]
+    role = "active" if host == "a" else "standby"
+    lines = [
+        "[host]",
+        f"name = {json.dumps(host)}",
+        f"control = {json.dumps(str(control_socket_of(directory, host)))}",
+        "",
+        "[guest]",
+        'name = "lab"',
+        f"pair_id = {json.dumps(lab.pair_id)}",
+        f"role = {json.dumps(role)}",
+        "",
+        "[nbd]",
+        f"socket = {json.dumps(str(nbd_socket_of(directory, host)))}",
+    ]
+    if not lab.single:
+        lines += [
+            "",
+            "[link]",
+            'peer_certificate = "peer.pem"',
+            f'listen = ["127.0.0.1:{lab.ports[host]}"]',
+            f'paths = [{{ name = "loopback", peer = "127.0.0.1:{lab.ports[peer]}" }}]',
+        ]
+    for name in lab.volumes:
+        lines += ["", "[[volumes]]", f"name = {json.dumps(name)}", f"path = {json.dumps(name + '.img')}"]
+        lines += [f"level = {json.dumps(lab.level)}"]
+    return "\n".join(lines) + "\n"
+
+
+def nbd_socket_of(directory: Path, host: str) -> Path:
+    """The front door of one host."""
+    return sockets_of(directory) / f"{host}.nbd"
+
+
+def remove_sockets(directory: Path) -> None:
+    """Remove the short directory for sockets, if the lab needed one."""
+    sockets = sockets_of(directory)
+    if sockets.parent != directory.absolute():
+        shutil.rmtree(sockets, ignore_errors=True)

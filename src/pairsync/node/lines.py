@@ -1,0 +1,64 @@
+"""Lines on standard output that can never stall a host.
+
+A terminal that is paused, or a script that reads only the first line, leaves a pipe full; a process that
+writes into it stops.  So a thread of its own writes, from a bounded queue, and what finds it full is dropped
+(and counted in the next line that gets through).
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import IO, Any
+
+__all__ = ["LINES_MAX", "LineWriter"]
+
+LINES_MAX = 1000
+"""Lines that wait for the reader."""
+
+END_S = 1.0
+"""How long the last lines may take when the program ends."""
+
+
+class LineWriter:
+    """Writes objects as lines; ``render`` makes the text (JSON by default)."""
+
+    def __init__(
+        self, stream: IO[str] | None = None, render: Callable[[Mapping[str, Any]], str] | None = None
+    ) -> None:
+        self._stream = sys.stdout if stream is None else stream
+        self._render: Callable[[Mapping[str, Any]], str] = json.dumps if render is None else render
+        self._queue: queue.Queue[str | None] = queue.Queue(LINES_MAX)
+        self._dropped = 0  # lines that found the queue full, since the last that did not
+        self._thread = threading.Thread(target=self._write, name="pairsync-lines", daemon=True)
+        self._thread.start()
+
+    def __call__(self, line: Mapping[str, Any]) -> None:
+        """Write a line soon; never blocks."""
+        if self._dropped:
+            line = {**line, "lines_dropped": self._dropped}
+        try:
+            self._queue.put_nowait(self._render(line))
+        except queue.Full:
+            self._dropped += 1
+        else:
+            self._dropped = 0
+
+    def close(self) -> None:
+        """Wait a moment for the last lines to leave."""
+        try:
+            self._queue.put(None, timeout=END_S)
+        except queue.Full:
+            return
+        self._thread.join(END_S)
+
+    def _write(self) -> None:
+        while (text := self._queue.get()) is not None:
+            try:
+                self._stream.write(text + "\n")
+                self._stream.flush()
+            except (OSError, ValueError):
+                return  # nobody reads any more
