@@ -4,7 +4,7 @@ A lineage is the list of a replica's generations, newest first.  An owner opens 
 before it acknowledges a write that the peer does not have; a standby takes the owner's list over, durably,
 once it holds everything the list stands for.  So of two replicas of one volume:
 
-* equal newest generations: both lived through the same; what differs is in the dirty map, never more;
+* equal newest generations: both lived through the same; what differs is in their dirty maps, never more;
 * the newest of one stands further down in the other: that one is behind, by what the other's map holds;
 * neither, but something in common: they were written apart, and neither may overwrite the other silently;
 * nothing in common: they are not copies of each other.
@@ -61,6 +61,8 @@ def compare(local: Lineage, peer: Lineage) -> Comparison:
         return Comparison(Relation.PEER_EMPTY, "peer-never-written", None)
     if local[0] == peer[0]:
         return Comparison(Relation.SAME, "newest-generations-equal", local[0])
+    if peer[0] in local and local[0] in peer:
+        return Comparison(Relation.DIVERGED, "histories-contradict", None)  # no two real histories do
     if peer[0] in local:
         return Comparison(Relation.AHEAD, "peer-newest-in-local-history", peer[0])
     if local[0] in peer:
@@ -114,7 +116,8 @@ def plan_volume(active: VolumeState, standby: VolumeState) -> Decision:
     if active.condition is not Condition.CONSISTENT or not active.lineage:
         return _refuse(
             "active-not-consistent",
-            f"the active host's replica of {name!r} is {active.condition.name.lower()}",
+            f"the active host's replica of {name!r} is {active.condition.name.lower()}"
+            + ("" if active.lineage else " and has no lineage"),
         )
     newest = active.lineage[0]
     if standby.condition is Condition.BLANK:
@@ -124,11 +127,9 @@ def plan_volume(active: VolumeState, standby: VolumeState) -> Decision:
     relation, rule, common = compare(active.lineage, standby.lineage)
     if relation is Relation.SAME or relation is Relation.AHEAD:
         if common is not None and _map_reaches(active, common):
-            if relation is Relation.SAME and active.dirty_blocks == 0:
-                return _proceed(SyncMode.NOTHING, rule, newest, "same generation, dirty map empty")
-            return _proceed(
-                SyncMode.INCREMENTAL, rule, newest, f"the dirty map holds {active.dirty_blocks} blocks"
-            )
+            if relation is Relation.SAME and active.dirty_blocks == 0 and standby.dirty_blocks == 0:
+                return _proceed(SyncMode.NOTHING, rule, newest, "same generation, both dirty maps empty")
+            return _proceed(SyncMode.INCREMENTAL, rule, newest, _dirty_of_both(active, standby))
         return _proceed(
             SyncMode.FULL, "map-does-not-reach-back", newest, "the dirty map begins after the standby left"
         )
@@ -163,9 +164,15 @@ def _plan_interrupted(active: VolumeState, standby: VolumeState) -> Decision:
             SyncMode.INCREMENTAL,
             "resume-interrupted",
             active.lineage[0],
-            f"the dirty map holds {active.dirty_blocks} blocks",
+            _dirty_of_both(active, standby),
         )
     return _proceed(SyncMode.FULL, "interrupted-map-lost", active.lineage[0], "the dirty map was begun anew")
+
+
+def _dirty_of_both(active: VolumeState, standby: VolumeState) -> str:
+    """The standby's own map counts too: it may have been active when it left (DESIGN section 4)."""
+    both = f"the dirty map holds {active.dirty_blocks} blocks"
+    return f"{both}, the standby's own {standby.dirty_blocks}" if standby.dirty_blocks else both
 
 
 def _map_reaches(active: VolumeState, since: Generation) -> bool:
