@@ -1,0 +1,351 @@
+"""Lineage: every pair of histories up to length four, and every plan that can follow from it.
+
+This is the decision where today's systems lose data (a rejoining replica is called up to date while the dirty
+map is not empty; a map is cleared because of a label), so it is enumerated, not sampled.  The oracles know
+nothing of the code: histories are paths in a tree, oldest first, and a relation is a question of prefixes.
+What the plans do to real content is explored in ``test_lineage_world.py``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from pairsync.core import lineage
+from pairsync.core.lineage import Decision, Relation, Verdict, compare, plan_session, plan_volume
+from pairsync.core.messages import Condition, Generation, Introduce, Role, SyncMode, VolumeState
+
+History = tuple[Generation, ...]  # oldest first; a lineage is its reverse
+
+LENGTH_MAX = 4
+FOREIGN = Generation(9, 9, 0xEE)  # of no history
+PAIR = b"p" * 16
+VOLUME = b"v" * 16
+SIZE = 1 << 30
+
+MIRRORED = {
+    Relation.SAME: Relation.SAME,
+    Relation.AHEAD: Relation.BEHIND,
+    Relation.BEHIND: Relation.AHEAD,
+    Relation.DIVERGED: Relation.DIVERGED,
+    Relation.UNRELATED: Relation.UNRELATED,
+    Relation.LOCAL_EMPTY: Relation.PEER_EMPTY,
+    Relation.PEER_EMPTY: Relation.LOCAL_EMPTY,
+    Relation.BOTH_EMPTY: Relation.BOTH_EMPTY,
+}
+
+
+def histories(length_max: int, *, terms: bool = True) -> list[History]:
+    """All paths of a tree with two roots; every node may go on in its term, in a fork, or in a new term.
+
+    Forks have the same numbers and another tag, the roots too; a tag names its node, as random ones do.
+    Without ``terms`` there is one term only: a plan looks at whole generations, never into their numbers.
+    """
+    found: list[History] = [()]
+    layer: list[History] = [()]
+    tags = itertools.count(1)
+    for _ in range(length_max):
+        longer: list[History] = []
+        for path in layer:
+            if path:
+                term, epoch = path[-1].term, path[-1].epoch
+                numbers = [(term, epoch + 1), (term, epoch + 1)] + [(term + 1, 1)] * terms
+            else:
+                numbers = [(1, 1), (1, 1)]
+            longer += [(*path, Generation(*number, next(tags))) for number in numbers]
+        found += longer
+        layer = longer
+    return found
+
+
+def lineage_of(history: History) -> tuple[Generation, ...]:
+    return history[::-1]
+
+
+def is_prefix(short: History, long: History) -> bool:
+    return long[: len(short)] == short
+
+
+def relation_by_prefix(local: History, peer: History) -> tuple[Relation, Generation | None]:
+    """The oracle."""
+    if not local or not peer:
+        which = {(0, 0): Relation.BOTH_EMPTY, (0, 1): Relation.LOCAL_EMPTY, (1, 0): Relation.PEER_EMPTY}
+        return which[bool(local), bool(peer)], None
+    shared = [a for a, b in zip(local, peer, strict=False) if a == b]
+    if local == peer:
+        return Relation.SAME, local[-1]
+    if is_prefix(peer, local):
+        return Relation.AHEAD, peer[-1]
+    if is_prefix(local, peer):
+        return Relation.BEHIND, local[-1]
+    return (Relation.DIVERGED, shared[-1]) if shared else (Relation.UNRELATED, None)
+
+
+# -- who is newer --------------------------------------------------------------------------------------------
+
+
+def test_all_pairs_of_histories_up_to_length_four() -> None:
+    every = histories(LENGTH_MAX)
+    assert len(every) == 81
+    seen: Counter[Relation] = Counter()
+    for mine, theirs in itertools.product(every, repeat=2):
+        found = compare(lineage_of(mine), lineage_of(theirs))
+        assert (found.relation, found.common) == relation_by_prefix(mine, theirs), (mine, theirs)
+        seen[found.relation] += 1
+    assert seen.total() == 6561
+    assert set(seen) == set(Relation)
+
+
+def test_all_pairs_of_arbitrary_lists_compare_the_same_from_both_sides() -> None:
+    """Also of lists that no history can produce: a damaged or hostile peer must not confuse `compare`."""
+    labels = [Generation(1, 1, 1), Generation(1, 1, 2), Generation(1, 2, 1), Generation(2, 1, 1), FOREIGN]
+    every = [path for n in range(LENGTH_MAX + 1) for path in itertools.permutations(labels, n)]
+    assert len(every) == 206
+    pairs = 0
+    for mine, theirs in itertools.product(every, repeat=2):
+        found, mirror = compare(mine, theirs), compare(theirs, mine)
+        assert mirror.relation is MIRRORED[found.relation], (mine, theirs)
+        assert (found.common is None) == (mirror.common is None)
+        assert found.common is None or (found.common in mine and found.common in theirs)
+        assert (found.relation is Relation.UNRELATED) == (
+            bool(mine) and bool(theirs) and not set(mine) & set(theirs)
+        )
+        if found.relation is Relation.SAME:
+            assert mine[0] == theirs[0]
+        pairs += 1
+    assert pairs == 42436
+
+
+def test_forgetting_the_oldest_generations_never_turns_a_relation_round() -> None:
+    """Lineages are bounded: a cut one may look unrelated, never newer, older or the same by mistake."""
+    every = histories(LENGTH_MAX)
+    cuts = 0
+    for mine, theirs in itertools.product(every, repeat=2):
+        truth, _ = relation_by_prefix(mine, theirs)
+        if not mine or not theirs:
+            continue
+        for keep_mine, keep_theirs in itertools.product(range(1, len(mine) + 1), range(1, len(theirs) + 1)):
+            found = compare(lineage_of(mine)[:keep_mine], lineage_of(theirs)[:keep_theirs]).relation
+            assert found in (truth, Relation.UNRELATED), (mine, theirs, keep_mine, keep_theirs)
+            cuts += 1
+    assert cuts == 80656
+
+
+# -- what may be forgotten -----------------------------------------------------------------------------------
+
+
+def state(history: History, condition: Condition = Condition.CONSISTENT, dirty: int = 0) -> VolumeState:
+    return VolumeState("vda", VOLUME, SIZE, condition, lineage_of(history), dirty_blocks=dirty)
+
+
+def standbys(active: History, history: History) -> Iterator[VolumeState]:
+    """Everything that a standby with that history may say of itself to that active."""
+    for dirty in (0, 1):
+        if not history:
+            yield state(history, Condition.BLANK, dirty)
+        yield state(history, Condition.CONSISTENT, dirty)
+        for target in dict.fromkeys((None, *active, *history, FOREIGN)):
+            yield replace(state(history, Condition.SYNCING, dirty), sync_target=target)
+
+
+def actives(history: History) -> Iterator[VolumeState]:
+    for dirty, base in itertools.product((0, 1), (None, FOREIGN, *history)):
+        yield replace(state(history, dirty=dirty), map_base=base)
+    for unfit in (Condition.BLANK, Condition.SYNCING):
+        yield replace(state(history, unfit), map_base=history[0] if history else None)
+
+
+def expected_plan(active: VolumeState, standby: VolumeState) -> SyncMode | None:
+    """The oracle: how much is copied, or None where copying would overwrite what is newer, or apart."""
+    mine, theirs = active.lineage[::-1], standby.lineage[::-1]
+    if active.condition is not Condition.CONSISTENT or not mine:
+        return None
+    if standby.condition is Condition.BLANK:
+        return SyncMode.FULL
+    since = theirs[-1] if theirs else None
+    if standby.condition is Condition.SYNCING:
+        since = standby.sync_target
+        if since is None or since not in mine:  # what it was brought to is unknown: what was it before?
+            return SyncMode.FULL if is_prefix(theirs, mine) else None
+    elif not theirs or not is_prefix(theirs, mine):
+        return None
+    reaches = active.map_base in mine and mine.index(active.map_base) <= mine.index(since)  # type: ignore[arg-type]
+    if not reaches:
+        return SyncMode.FULL
+    proven_equal = (
+        standby.condition is Condition.CONSISTENT
+        and mine == theirs
+        and not active.dirty_blocks
+        and not standby.dirty_blocks
+    )
+    return SyncMode.NOTHING if proven_equal else SyncMode.INCREMENTAL
+
+
+def introduction(role: Role, volume: VolumeState, term: int = 9) -> Introduce:
+    return Introduce(PAIR, "guest", role, term, (volume,))
+
+
+def test_every_plan_of_every_pair_up_to_length_four() -> None:
+    """The oracle's mode or a refusal; both hosts decide the same."""
+    every = histories(LENGTH_MAX, terms=False)
+    modes: Counter[SyncMode | None] = Counter()
+    for mine, theirs in itertools.product(every, repeat=2):
+        peers = list(standbys(mine, theirs))
+        for active in actives(mine):
+            for standby in peers:
+                decision = plan_volume(active, standby)
+                mode = expected_plan(active, standby)
+                modes[mode] += 1
+                assert decision.rule
+                assert decision.evidence
+                if mode is None:
+                    assert decision.verdict is Verdict.REFUSE, (active, standby)
+                    assert decision.plans == ()
+                else:
+                    (plan,) = decision.plans
+                    assert decision.verdict is Verdict.PROCEED, (active, standby)
+                    assert plan.mode is mode, (active, standby)
+                    assert (plan.target, plan.rule) == (mine[-1], decision.rule)
+    assert len(every) == 31
+    assert modes.total() == 207360
+    assert modes[SyncMode.NOTHING] == 98
+
+
+def test_both_hosts_come_to_the_same_decision() -> None:
+    every = histories(3, terms=False)
+    sessions = 0
+    for mine, theirs in itertools.product(every, repeat=2):
+        for active, standby in itertools.product(actives(mine), standbys(mine, theirs)):
+            one, other = introduction(Role.ACTIVE, active), introduction(Role.STANDBY, standby)
+            decision = plan_session(one, other)
+            assert decision == plan_session(other, one)
+            alone = plan_volume(active, standby)
+            assert (decision.verdict, decision.rule, decision.plans) == (
+                alone.verdict,
+                alone.rule,
+                alone.plans,
+            )
+            sessions += 1
+    assert sessions == 33664
+
+
+# -- every rule is reached -----------------------------------------------------------------------------------
+
+
+def describe_case(active: VolumeState, standby: VolumeState) -> str:
+    def one(volume: VolumeState) -> str:
+        parts = [volume.condition.name.lower(), "<".join(g.describe() for g in volume.lineage) or "-"]
+        if volume.sync_target is not None:
+            parts.append(f"towards {volume.sync_target.describe()}")
+        if volume.map_base is not None:
+            parts.append(f"map since {volume.map_base.describe()}")
+        return " ".join((*parts, f"dirty {volume.dirty_blocks}"))
+
+    return f"  active   {one(active)}\n  standby  {one(standby)}\n"
+
+
+def odd_sessions() -> Iterator[tuple[Introduce, Introduce]]:
+    """Pairs of introductions that are refused before any lineage is looked at."""
+    fine = state((Generation(1, 1, 1),))
+    active, standby = introduction(Role.ACTIVE, fine), introduction(Role.STANDBY, fine)
+    yield active, replace(standby, pair_id=b"q" * 16)
+    yield active, replace(standby, guest="other")
+    yield active, replace(standby, role=Role.ACTIVE)
+    yield replace(active, role=Role.STANDBY), standby
+    yield active, replace(standby, term=10)
+    yield active, replace(standby, volumes=())
+    yield active, replace(standby, volumes=(replace(fine, name="vdb"),))
+    yield active, replace(standby, volumes=(replace(fine, volume_id=b"w" * 16),))
+    yield active, replace(standby, volumes=(replace(fine, size_bytes=SIZE - 1),))
+    left, right = Generation(1, 1, 1), Generation(1, 1, 2)
+    yield (
+        replace(active, volumes=(state((left, right)),)),
+        replace(standby, volumes=(state((right, left)),)),
+    )
+
+
+def test_every_rule_is_reached_and_listed(snapshot: Callable[[str, str], None]) -> None:
+    """The snapshot holds each rule with how often it fired and its first case, so no rule changes unseen."""
+    fired: Counter[tuple[str, str]] = Counter()
+    example: dict[tuple[str, str], str] = {}
+
+    def note(decision: Decision, case: str) -> None:
+        mode = decision.plans[0].mode.name.lower() if decision.plans else "refuse"
+        fired[decision.rule, mode] += 1
+        example.setdefault((decision.rule, mode), f"{case}  {decision.evidence}\n")
+
+    for one, other in odd_sessions():
+        decision = plan_session(one, other)
+        assert decision.verdict is Verdict.REFUSE
+        assert plan_session(other, one).rule == decision.rule
+        note(decision, "")
+    every = histories(3, terms=False)
+    for mine, theirs in itertools.product(every, repeat=2):
+        for active, standby in itertools.product(actives(mine), standbys(mine, theirs)):
+            note(plan_volume(active, standby), describe_case(active, standby))
+    text = (
+        "# Every rule of core.lineage: how often it fired in all pairs up to length 3, and its first case.\n"
+    )
+    for rule, mode in sorted(fired):
+        text += f"\n{rule}: {mode}, {fired[rule, mode]} cases\n{example[rule, mode]}"
+    snapshot("lineage_rules.txt", text)
+
+    in_the_source = set(re.findall(r'"([a-z]+(?:-[a-z]+)+|diverged|unrelated)"', inspect.getsource(lineage)))
+    in_the_source -= {relation.value for relation in Relation if "-" in relation.value}
+    reached = {rule for rule, _ in fired}
+    assert in_the_source - reached == RULES_THAT_DECIDE_NO_PLAN
+
+
+RULES_THAT_DECIDE_NO_PLAN = {
+    "both-never-written",  # an active replica has a lineage, or is refused before
+    "local-never-written",
+    "histories-contradict",  # told as "diverged"
+    "local-newest-in-peer-history",  # told as the evidence of "active-behind"
+    "no-generation-in-common",  # told as "unrelated"
+    "peer-never-written",  # told as the evidence of "interrupted-for-another"
+    "written-apart-since-common-generation",  # told as "diverged"
+}
+
+
+# -- sessions of several volumes -----------------------------------------------------------------------------
+
+
+def test_one_refused_volume_refuses_the_session() -> None:
+    root, mine, theirs = Generation(1, 1, 1), Generation(1, 2, 2), Generation(1, 2, 3)
+    good, apart_a, apart_b = state((root,)), state((root, mine)), state((root, theirs))
+    one = Introduce(PAIR, "guest", Role.ACTIVE, 1, (good, replace(apart_a, name="vdb")))
+    other = Introduce(PAIR, "guest", Role.STANDBY, 1, (good, replace(apart_b, name="vdb")))
+    decision = plan_session(one, other)
+    assert decision.verdict is Verdict.REFUSE
+    assert decision.rule == "diverged"
+    assert "'vdb'" in decision.evidence
+    assert root.describe() in decision.evidence
+
+
+def test_each_volume_has_its_own_plan_and_rule() -> None:
+    root, newer = Generation(1, 1, 1), Generation(1, 2, 2)
+    vda = replace(state((root,)), map_base=root)
+    vdb = replace(state((root, newer), dirty=3), name="vdb", map_base=root)
+    blank = VolumeState("vdc", VOLUME, SIZE, Condition.BLANK, ())
+    vdc = replace(state((newer,)), name="vdc")
+    one = Introduce(PAIR, "guest", Role.ACTIVE, 1, (vda, vdb, vdc))
+    other = Introduce(PAIR, "guest", Role.STANDBY, 1, (vda, replace(state((root,)), name="vdb"), blank))
+    decision = plan_session(one, other)
+    assert decision.verdict is Verdict.PROCEED
+    assert [plan.mode for plan in decision.plans] == [SyncMode.NOTHING, SyncMode.INCREMENTAL, SyncMode.FULL]
+    assert [plan.target for plan in decision.plans] == [root, newer, newer]
+    assert decision.rule == "newest-generations-equal,peer-newest-in-local-history,standby-blank"
+    assert decision == plan_session(other, one)
+
+
+@pytest.mark.parametrize(("active_term", "rule"), [(8, "stale-term"), (9, "newest-generations-equal")])
+def test_an_active_of_an_older_term_is_refused(active_term: int, rule: str) -> None:
+    volume = replace(state((Generation(1, 1, 1),)), map_base=Generation(1, 1, 1))
+    active = introduction(Role.ACTIVE, volume, term=active_term)
+    assert plan_session(active, introduction(Role.STANDBY, volume)).rule == rule
