@@ -44,6 +44,8 @@ _Found = TypeVar("_Found")
 IN_SYNC = "in-sync"
 LINK_UP = "connected"
 RESYNC = "resync"
+SETBACKS = frozenset({"peer-lost", "refused", "trouble"})
+"""What should not happen in a catch-up: shown, for it explains an odd time."""
 
 
 @dataclass(frozen=True)
@@ -278,6 +280,9 @@ class Lab:
             # Only the wait says so.
             return CatchUp(wall=(waited_ns - started_ns) / 1e9, link=None, resync=None)
         news = self._events[seen:]
+        for event in news:
+            if event.name in SETBACKS:
+                log(f"  note: {event.body.get('host', '?')}: {event.body.get('text', event.body)}")
         return CatchUp(
             wall=(max(waited_ns, synced.at_ns) - started_ns) / 1e9,
             link=_between(_first(news, LINK_UP), synced),

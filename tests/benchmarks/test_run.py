@@ -39,6 +39,23 @@ def test_peers_are_measured(tmp_path: Path) -> None:
     assert list(work.iterdir()) == [], "volumes are removed"
 
 
+@pytest.mark.slow
+@pytest.mark.tools(*_TOOLS)
+def test_ours_is_measured(tmp_path: Path) -> None:
+    # Rows 6 and 7 need all of the lab: pair and single, kill, start, wait, events, status, the link's port.
+    result = tmp_path / "result.json"
+    options = ["--rounds", "1", "--seconds", "0.3", "--shrink", "64", "--dir", str(tmp_path)]
+    argv = [*_RUN, *options, "--only", "6,7", "--json", str(result)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=2 * _DEADLINE_S, check=False)
+    assert done.returncode == 0, done.stderr
+    figures = {figure["row"]: figure for figure in json.loads(result.read_text())["figures"]}
+    assert set(figures) == {"6 bytes", "6 time", "7"}
+    assert figures["6 bytes"]["ratio_median"] > 1, "no block gets to the other host without crossing the link"
+    assert figures["6 time"]["details"]["resync"]["timed_from"] == ["link"]
+    assert figures["7"]["ours_median"] > 10
+    assert list(tmp_path.iterdir()) == [result]
+
+
 @pytest.mark.tools(*_TOOLS)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
