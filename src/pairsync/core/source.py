@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from pairsync.errors import InternalError, ProtocolError
 
@@ -32,36 +32,16 @@ from .effects import Apply, Complete, DropSession, Effect, Emit, Journal, SavePa
 from .events import BehindEvent, TroubleEvent
 from .flushes import Flushes, FlushOp
 from .limits import VolumeOptions
-from .messages import Adopted, OpKind, SyncMode, VolumePlan, Write, WriteOp
+from .messages import Adopted, SyncMode, VolumePlan, WriteOp
 from .standing import Phase, Standing
-from .tracker import GenerationState, Tracker, ops_bytes
-from .units import MIB, NS_PER_S, Extent
+from .tracker import GenerationState, Tracker
+from .units import NS_PER_S, Extent
+from .window import Ticket, Window
 
-__all__ = ["FRAME_DATA_BYTES_MAX", "FRAME_OPS_MAX", "Ticket", "VolumeSource"]
-
-FRAME_DATA_BYTES_MAX = MIB
-"""Most data of one `Write` message; the embedder's door splits longer requests into ops of this size."""
-
-FRAME_OPS_MAX = 512
-"""Most ops of one `Write` message: a header of 7 KiB."""
+__all__ = ["VolumeSource"]
 
 TROUBLE_EVENT_NS = NS_PER_S
 """Failing writes are reported once in that time, not once each."""
-
-
-class Ticket:
-    """One batch of the embedder on its way."""
-
-    __slots__ = ("errnos", "generation", "local", "number", "ops", "owner", "started_ns")
-
-    def __init__(self, owner: object, ops: Sequence[WriteOp], now_ns: int) -> None:
-        self.owner = owner  # what the embedder is told the result by
-        self.ops = ops
-        self.started_ns = now_ns
-        self.generation = 0  # write-intent generation that counts it as outstanding
-        self.number = 0  # of the last `Write` it was sent in; 0: not sent in this session
-        self.local = False  # applied here, or failed here
-        self.errnos: Sequence[int] | None = None
 
 
 class VolumeSource:
@@ -90,12 +70,7 @@ class VolumeSource:
         self._closing: list[object] = []  # owners of `close`
         self._waiting: deque[Ticket] = deque()  # not accepted yet, in order
         self._live: dict[Ticket, None] = {}  # noted and not acknowledged, in order of submission
-        # Sent and not applied by the peer, in order: (number, ticket or None, data bytes, when sent).
-        self._sent: deque[tuple[int, Ticket | None, int, int]] = deque()
-        self._sent_bytes = 0  # data in `_sent`
-        self._next_number = 1  # of the next `Write` of this session
-        self._peer_applied = 0  # highest number the peer has applied
-        self._heard_ns = 0  # when the peer last applied something
+        self._window = Window(index)
         self._held: list[FlushOp] = []  # guest flushes that wait for the permit to go on alone
         self._saving: dict[int, bytes] | None = None  # bitmap pages on their way, outside the copier's
         self._touched_ns: int | None = None  # when the open generation was first written
@@ -149,14 +124,14 @@ class VolumeSource:
     @property
     def inflight_bytes(self) -> int:
         """Data sent and not applied by the peer."""
-        return self._sent_bytes
+        return self._window.data_bytes
 
     def _must_wait(self) -> bool:
         if not self._opened or self.tracker.must_wait or len(self._live) >= self.options.tickets_max:
             return True
         if self._sync:
-            return self._sent_bytes >= self.options.inflight_bytes
-        return not self._falls_behind and self._sent_bytes >= self.options.lag_bytes
+            return self._window.data_bytes >= self.options.inflight_bytes
+        return not self._falls_behind and self._window.data_bytes >= self.options.lag_bytes
 
     def write(self, owner: object, ops: Sequence[WriteOp], now_ns: int) -> None:
         """A batch of the embedder; ends in one `Complete`."""
@@ -227,7 +202,8 @@ class VolumeSource:
         self.copier.written(ticket.ops)
         if self._mirrors():
             self.tracker.mirrored(ticket.ops)
-            ticket.number = self._send(ticket.ops, ticket, resync=False, now_ns=now_ns)
+            term = self.standing.superblock.term
+            self._out.append(Send(self._window.send(ticket.ops, ticket, term, now_ns)))
         else:
             self.tracker.lacking(ticket.ops)
         self._out.append(Apply(self.index, ticket, ticket.ops))
@@ -238,21 +214,8 @@ class VolumeSource:
         if not standing.mirrored:
             return False
         if self._falls_behind and not standing.joined:
-            return self._sent_bytes < self.options.lag_bytes // 2
+            return self._window.data_bytes < self.options.lag_bytes // 2
         return True
-
-    def _send(self, ops: Sequence[WriteOp], ticket: Ticket | None, *, resync: bool, now_ns: int) -> int:
-        """Send the ops in as many messages as they need; the number of the last one."""
-        messages: list[Write] = []
-        term = self.standing.superblock.term
-        for part, data_bytes in _frames(ops):
-            number = self._next_number
-            self._next_number += 1
-            messages.append(Write(term, self.index, number, resync, part))
-            self._sent.append((number, ticket, data_bytes, now_ns))
-            self._sent_bytes += data_bytes
-        self._out.append(Send(messages))
-        return self._next_number - 1
 
     def applied(self, token: object, errnos: Sequence[int] | None, now_ns: int) -> None:
         """A batch was applied here; ``errnos``: one for each op, if any failed."""
@@ -284,7 +247,7 @@ class VolumeSource:
         if standing.joined:
             # A write that was issued before this session was not sent, but stood in `todo`, and a peer joins
             # only when that is empty and durable there: it has that write.
-            return not self._sync or number <= self._peer_applied
+            return not self._sync or number <= self._window.applied_number
         if not standing.may_acknowledge_alone:
             standing.request_alone()
         return standing.may_acknowledge_alone
@@ -399,19 +362,10 @@ class VolumeSource:
 
     def peer_applied(self, number: int, now_ns: int) -> None:
         """The peer holds everything sent up to ``number``."""
-        if number >= self._next_number:
-            raise ProtocolError(f"the peer applied write {number}, which was not sent")
-        if number <= self._peer_applied:
-            return
-        self._peer_applied = number
-        self._heard_ns = now_ns
-        sent = self._sent
-        while sent and sent[0][0] <= number:
-            _, ticket, data_bytes, _ = sent.popleft()
-            self._sent_bytes -= data_bytes
+        for ticket, data_bytes in self._window.applied(number, now_ns):
             if ticket is None:
                 self.copier.arrived(data_bytes)
-            elif ticket.number <= number:
+            else:
                 self._settle(ticket, now_ns)
         self.advance(now_ns)
 
@@ -436,9 +390,7 @@ class VolumeSource:
         """The session is over."""
         if self.standing.phase is not Phase.ABSENT:
             self._part(Phase.ABSENT)
-        self._sent.clear()
-        self._sent_bytes = 0
-        self._next_number, self._peer_applied = 1, 0
+        self._window.reset()
         for ticket in self._live:
             ticket.number = 0
         for op in self._flushes.peer_lost():
@@ -464,7 +416,7 @@ class VolumeSource:
         if self.tracker.full or self.copier.finishing:
             self._cut(now_ns)
         if self.standing.phase is not Phase.ABSENT:
-            self.copier.advance(now_ns, room=self._sent_bytes < self.options.inflight_bytes)
+            self.copier.advance(now_ns, room=self._window.data_bytes < self.options.inflight_bytes)
         if self._closing:
             self._advance_closing(now_ns)
 
@@ -472,7 +424,8 @@ class VolumeSource:
         """A resync read has found the content of ``covered``."""
         for part, run, data_bytes in self.copier.found(number, covered, ops):
             self.tracker.resynced(run, data_bytes)
-            self._send(part, None, resync=True, now_ns=now_ns)
+            term = self.standing.superblock.term
+            self._out.append(Send(self._window.send(part, None, term, now_ns)))
         self.advance(now_ns)
 
     def read_failed(self, number: int, error: int, now_ns: int) -> None:
@@ -490,7 +443,7 @@ class VolumeSource:
             return
         self._check_lag(now_ns)
         waits = [self.copier.waiting_since_ns, self._flushes.oldest_peer_wait_ns()]
-        waits.append(max(self._sent[0][3], self._heard_ns) if self._sent else None)
+        waits.append(self._window.owed_since_ns())
         since = min((wait for wait in waits if wait is not None), default=now_ns)
         if now_ns - since > options.peer_deadline_ns:
             seconds = options.peer_deadline_ns / NS_PER_S
@@ -502,13 +455,13 @@ class VolumeSource:
     def _check_lag(self, now_ns: int) -> None:
         """``async``: leave a peer that lags by more than the bound; take it back when it has caught up."""
         standing, options = self.standing, self.options
-        if standing.phase is Phase.BEHIND and self._sent_bytes < options.lag_bytes // 4:
+        if standing.phase is Phase.BEHIND and self._window.data_bytes < options.lag_bytes // 4:
             plan = VolumePlan(SyncMode.INCREMENTAL, "fell-behind", standing.newest)
             self.begin(plan, blank=False, now_ns=now_ns)
-        elif self._falls_behind and standing.joined and self._sent:
-            lag_ns = now_ns - self._sent[0][3]
-            if self._sent_bytes > options.lag_bytes or lag_ns > options.lag_ns:
-                self._out.append(Emit(BehindEvent(standing.name, self._sent_bytes, lag_ns)))
+        elif self._falls_behind and standing.joined:
+            lag_ns = self._window.lag_ns(now_ns)
+            if self._window.data_bytes > options.lag_bytes or lag_ns > options.lag_ns:
+                self._out.append(Emit(BehindEvent(standing.name, self._window.data_bytes, lag_ns)))
                 self._part(Phase.BEHIND)
                 self._settle_all(now_ns)
 
@@ -542,21 +495,3 @@ def _ticket(token: object) -> Ticket:
 
 def _name(error: int) -> str:
     return errno.errorcode.get(error, str(error))
-
-
-def _frames(ops: Sequence[WriteOp]) -> Iterator[tuple[Sequence[WriteOp], int]]:
-    """Split a batch into messages of at most `FRAME_OPS_MAX` ops and `FRAME_DATA_BYTES_MAX` data."""
-    total = ops_bytes(ops)
-    if total <= FRAME_DATA_BYTES_MAX and len(ops) <= FRAME_OPS_MAX:
-        yield ops, total
-        return
-    part: list[WriteOp] = []
-    size = 0
-    for op in ops:
-        here = op.length if op.kind is OpKind.DATA else 0
-        if part and (size + here > FRAME_DATA_BYTES_MAX or len(part) >= FRAME_OPS_MAX):
-            yield part, size
-            part, size = [], 0
-        part.append(op)
-        size += here
-    yield part, size

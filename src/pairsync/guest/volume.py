@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from pairsync.core.messages import Buffer, OpKind, WriteOp
-from pairsync.core.source import FRAME_DATA_BYTES_MAX, VolumeSource
+from pairsync.core.source import VolumeSource
 from pairsync.core.units import BLOCK_BYTES, extent_of
+from pairsync.core.window import FRAME_DATA_BYTES_MAX
 from pairsync.errors import ArbitrationError, BackendError, ClosedError, ConfigError
 
 from .replica import Replica
