@@ -27,14 +27,15 @@ from collections.abc import Sequence
 
 from pairsync.errors import InternalError, ProtocolError
 
+from .closer import Closer
 from .copier import Copier
-from .effects import Apply, Complete, DropSession, Effect, Emit, Journal, SavePages, Send
+from .effects import Apply, Complete, DropSession, Effect, Emit, Journal, Send
 from .events import BehindEvent, TroubleEvent
 from .flushes import Flushes, FlushOp
 from .limits import VolumeOptions
 from .messages import Adopted, SyncMode, VolumePlan, WriteOp
 from .standing import Phase, Standing
-from .tracker import GenerationState, Tracker
+from .tracker import Tracker
 from .units import NS_PER_S, Extent
 from .window import Ticket, Window
 
@@ -66,14 +67,14 @@ class VolumeSource:
         self._falls_behind = not self._sync and options.at_bound == "fall-behind"
         self._out = out
         self._flushes = Flushes(index, standing, out)
+        self._closer = Closer(index, tracker, standing, self._flushes, out)
         self._opened = False  # the recovered map and the superblock are durable: writes may begin
         self._closing: list[object] = []  # owners of `close`
         self._waiting: deque[Ticket] = deque()  # not accepted yet, in order
         self._live: dict[Ticket, None] = {}  # noted and not acknowledged, in order of submission
         self._window = Window(index)
         self._held: list[FlushOp] = []  # guest flushes that wait for the permit to go on alone
-        self._saving: dict[int, bytes] | None = None  # bitmap pages on their way, outside the copier's
-        self._touched_ns: int | None = None  # when the open generation was first written
+        self._late = False  # the oldest unapplied write is older than the bound of ``async`` allows
         self._trouble_ns: int | None = None  # when trouble was last reported
 
     # ------------------------------------------------------------------ opening and closing
@@ -81,8 +82,7 @@ class VolumeSource:
     def open(self, term: int, boot_id: str) -> None:
         """Make what was recovered durable and become active under ``term``; writes wait until then."""
         self.standing.activate(term, boot_id)
-        self._saving = self.tracker.pages_to_save()
-        self._out.append(SavePages(self.index, self._saving, self._saving, release=(0, 1)))
+        self._closer.recover()
 
     @property
     def serving(self) -> bool:
@@ -96,17 +96,12 @@ class VolumeSource:
 
     def _advance_closing(self, now_ns: int) -> None:
         tracker = self.tracker
-        if self._live or self._waiting or self._flushes.any or self._saving is not None:
-            return
-        if tracker.closing is not None:
+        if self._live or self._waiting or self._flushes.any or self._closer.saving or tracker.closing:
             return
         if not tracker.open.empty:
-            self._cut(now_ns)
+            self._closer.cut(now_ns)
             return
-        pages = tracker.pages_to_save()
-        if pages:
-            self._saving = pages
-            self._out.append(SavePages(self.index, pages, pages))
+        if self._closer.save_rest():
             return
         if not self.standing.superblock.clean:
             self.standing.deactivate()
@@ -131,7 +126,9 @@ class VolumeSource:
             return True
         if self._sync:
             return self._window.data_bytes >= self.options.inflight_bytes
-        return not self._falls_behind and self._window.data_bytes >= self.options.lag_bytes
+        if self._falls_behind:
+            return False
+        return self._late or self._window.data_bytes >= self.options.lag_bytes
 
     def write(self, owner: object, ops: Sequence[WriteOp], now_ns: int) -> None:
         """A batch of the embedder; ends in one `Complete`."""
@@ -150,23 +147,8 @@ class VolumeSource:
             self._out.append(Complete(owner, [errno.EIO]))
             return
         to_peer = self._sync and self.standing.joined
-        closes = to_peer and self._cut_if_quiet()
+        closes = to_peer and self._closer.cut_if_quiet()
         self._flushes.request(owner, to_peer=to_peer, closes=closes, now_ns=now_ns)
-
-    def _cut_if_quiet(self) -> bool:
-        """Let a flush of the guest close the open generation too, if that costs nothing more."""
-        tracker = self.tracker
-        if (
-            self._flushes.busy
-            or tracker.closing is not None
-            or tracker.open.outstanding
-            or tracker.open.empty
-        ):
-            return False
-        tracker.cut()
-        tracker.begin_flush()
-        self._touched_ns = None
-        return True
 
     # ------------------------------------------------------------------ the write path
 
@@ -176,14 +158,14 @@ class VolumeSource:
         generation = tracker.open
         ticket.generation = generation.number
         self._live[ticket] = None
-        if self._touched_ns is None:
-            self._touched_ns = now_ns
+        self._closer.touched(now_ns)
         if fresh:
+            ticket.intents = fresh
             self._out.append(Journal(self.index, ticket, generation.segment, generation.number, fresh))
         else:
             self._release(ticket, now_ns)
         if tracker.full:
-            self._cut(now_ns)
+            self._closer.cut(now_ns)
 
     def journaled(self, token: object, error: int, now_ns: int) -> None:
         """The intents of a batch are durable, or could not be written (``error``: an errno)."""
@@ -194,6 +176,10 @@ class VolumeSource:
                 self._out.append(Complete(ticket.owner, [error] * len(ticket.ops)))
             self._report(f"the write-intent log cannot be written: {_name(error)}", now_ns)
             self.advance(now_ns)
+            return
+        self.tracker.recorded(ticket.generation, ticket.intents)
+        if self.failed is not None:  # it has ended with EIO: it is not issued any more
+            self.tracker.applied(ticket.generation)
             return
         self._release(ticket, now_ns)
 
@@ -261,46 +247,18 @@ class VolumeSource:
 
     # ------------------------------------------------------------------ generations and flushes
 
-    def _cut(self, now_ns: int) -> None:
-        if self.tracker.closing is None:
-            self.tracker.cut()
-            self._touched_ns = None
-            self._drain(now_ns)
-
-    def _drain(self, now_ns: int) -> None:
-        closing = self.tracker.closing
-        if closing is None or closing.state is not GenerationState.DRAINING or closing.outstanding:
-            return
-        self.tracker.begin_flush()
-        if self.standing.mirrored:
-            self._flushes.start_closing(now_ns)
-        else:  # nothing can become durable at the peer; its blocks only have to reach the bitmap
-            self._save(peer=False)
-
-    def _save(self, *, peer: bool) -> None:
-        closing = self.tracker.closing
-        if closing is None or self._saving is not None:
-            raise InternalError("no generation to save, or another save is under way")
-        self._saving = self.tracker.flushed(peer=peer)
-        self._out.append(SavePages(self.index, self._saving, self._saving, release=(closing.segment,)))
-
     def saved(self, token: object, error: int, now_ns: int) -> None:
         """Bitmap pages are durable, or could not be written."""
         if error:
             self._fail(f"the dirty bitmap cannot be written: {_name(error)}")
             return
-        if token is self._saving:
-            self._saving = None
-            closing = self.tracker.closing
-            if closing is not None and closing.state is GenerationState.SAVING:
-                self.tracker.released()
-        else:
+        if not self._closer.saved(token):
             self.copier.saved(token)
         self._check_opened()
         self.advance(now_ns)
 
     def _check_opened(self) -> None:
-        if not self._opened and self._saving is None and self.standing.settled:
+        if not self._opened and not self._closer.saving and self.standing.settled:
             self._opened = True
 
     def flushed(self, token: object, error: int, now_ns: int) -> None:
@@ -322,9 +280,7 @@ class VolumeSource:
         if not op.done:
             return
         self._flushes.finished(op, to_peer=self._sync and self.standing.joined, now_ns=now_ns)
-        closing = self.tracker.closing
-        if op.closes and closing is not None and closing.state is GenerationState.FLUSHING:
-            self._save(peer=op.peer_covered)
+        self._closer.flush_finished(op)
         self._complete_flush(op)
         self.advance(now_ns)
 
@@ -367,6 +323,7 @@ class VolumeSource:
                 self.copier.arrived(data_bytes)
             else:
                 self._settle(ticket, now_ns)
+        self._late = self._late and self._window.lag_ns(now_ns) > self.options.lag_ns
         self.advance(now_ns)
 
     def adopted(self, message: Adopted, now_ns: int) -> None:
@@ -391,6 +348,7 @@ class VolumeSource:
         if self.standing.phase is not Phase.ABSENT:
             self._part(Phase.ABSENT)
         self._window.reset()
+        self._late = False
         for ticket in self._live:
             ticket.number = 0
         for op in self._flushes.peer_lost():
@@ -410,11 +368,11 @@ class VolumeSource:
         """Do whatever has become possible; called after every report."""
         if self.failed is not None:
             return
-        self._drain(now_ns)
+        self._closer.drain(now_ns)
         while self._waiting and not self._must_wait():
             self._note(self._waiting.popleft(), now_ns)
         if self.tracker.full or self.copier.finishing:
-            self._cut(now_ns)
+            self._closer.cut(now_ns)
         if self.standing.phase is not Phase.ABSENT:
             self.copier.advance(now_ns, room=self._window.data_bytes < self.options.inflight_bytes)
         if self._closing:
@@ -437,8 +395,8 @@ class VolumeSource:
     def tick(self, now_ns: int) -> None:
         """Time has passed: bounds, deadlines, flushes that are due; at least every half second."""
         options, standing = self.options, self.standing
-        if self._touched_ns is not None and now_ns - self._touched_ns >= options.flush_after_ns:
-            self._cut(now_ns)
+        if self._closer.due(now_ns, options.flush_after_ns):
+            self._closer.cut(now_ns)
         if standing.phase is Phase.ABSENT or self.failed is not None:
             return
         self._check_lag(now_ns)
@@ -455,6 +413,7 @@ class VolumeSource:
     def _check_lag(self, now_ns: int) -> None:
         """``async``: leave a peer that lags by more than the bound; take it back when it has caught up."""
         standing, options = self.standing, self.options
+        self._late = self._window.lag_ns(now_ns) > options.lag_ns
         if standing.phase is Phase.BEHIND and self._window.data_bytes < options.lag_bytes // 4:
             plan = VolumePlan(SyncMode.INCREMENTAL, "fell-behind", standing.newest)
             self.begin(plan, blank=False, now_ns=now_ns)

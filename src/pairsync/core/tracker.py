@@ -68,7 +68,7 @@ class GenerationState(enum.Enum):
 class IntentGeneration:
     """One write-intent generation and the journal segment that belongs to it."""
 
-    __slots__ = ("data_bytes", "marked", "number", "outstanding", "records", "sent", "state")
+    __slots__ = ("data_bytes", "marked", "number", "outstanding", "records", "sent", "state", "unrecorded")
 
     def __init__(self, number: int, block_count: int) -> None:
         self.number = number  # from 1, rising; the journal segment is ``number % 2``
@@ -78,6 +78,13 @@ class IntentGeneration:
         self.outstanding = 0  # writes noted here and not applied locally yet; drained at 0
         self.data_bytes = 0  # data newly marked or sent, against the window
         self.records = 0  # journal records asked for
+        # Intents of `marked` whose records are on their way, or could not be written: a mark alone does not
+        # let another write of the same block overtake the record that it rests on.
+        self.unrecorded: list[Sequence[Extent]] = []
+
+    def awaits_record(self, start: int, stop: int) -> bool:
+        """Whether a record of any of these blocks is not durable yet."""
+        return any(low < stop and start < high for extents in self.unrecorded for low, high in extents)
 
     @property
     def segment(self) -> int:
@@ -121,7 +128,7 @@ class Tracker:
     # ------------------------------------------------------------------ writes of the guest
 
     def note(self, ops: Iterable[WriteOp]) -> list[Extent]:
-        """A batch is about to be written: the extents whose intent has to be durable first.
+        """A batch is about to be written: the extents whose intent has to be durable first, see `recorded`.
 
         Counts the batch as outstanding in the open generation until `applied`.
         """
@@ -134,14 +141,19 @@ class Tracker:
             if stop <= start:
                 continue
             added = marked.mark(start, stop)
-            if added:
+            if added or (generation.unrecorded and generation.awaits_record(start, stop)):
                 fresh.append(Extent(start, stop))
                 if op.kind is OpKind.DATA:
                     generation.data_bytes += added * BLOCK_BYTES
         generation.outstanding += 1
         if fresh:
             generation.records += 1
+            generation.unrecorded.append(fresh)
         return fresh
+
+    def recorded(self, generation_number: int, fresh: Sequence[Extent]) -> None:
+        """What `note` returned is durable.  (If it could not be written, it is asked for again.)"""
+        self._generation(generation_number).unrecorded.remove(fresh)
 
     def applied(self, generation_number: int) -> None:
         """A batch that was noted under that generation has been applied locally, or has failed."""

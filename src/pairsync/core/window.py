@@ -14,7 +14,7 @@ from pairsync.errors import ProtocolError
 
 from .messages import OpKind, Write, WriteOp
 from .tracker import ops_bytes
-from .units import MIB
+from .units import MIB, Extent
 
 __all__ = ["FRAME_DATA_BYTES_MAX", "FRAME_OPS_MAX", "Ticket", "Window"]
 
@@ -28,13 +28,14 @@ FRAME_OPS_MAX = 512
 class Ticket:
     """One batch of the embedder on its way."""
 
-    __slots__ = ("errnos", "generation", "local", "number", "ops", "owner", "started_ns")
+    __slots__ = ("errnos", "generation", "intents", "local", "number", "ops", "owner", "started_ns")
 
     def __init__(self, owner: object, ops: Sequence[WriteOp], now_ns: int) -> None:
         self.owner = owner  # what the embedder is told the result by
         self.ops = ops
         self.started_ns = now_ns
         self.generation = 0  # write-intent generation that counts it as outstanding
+        self.intents: Sequence[Extent] = ()  # what the journal is asked to record for it
         self.number = 0  # of the last `Write` it was sent in; 0: not sent in this session
         self.local = False  # applied here, or failed here
         self.errnos: Sequence[int] | None = None
