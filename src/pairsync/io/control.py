@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import trio
 
-from pairsync.errors import PeerLost, ProtocolError, RefusedError
+from pairsync.errors import PeerError, PeerLost, ProtocolError, RefusedError
 from pairsync.wire.hello import (
     Bye,
     ControlDecoder,
@@ -32,7 +32,7 @@ __all__ = ["ControlChannel", "Introduction", "accept_control", "dial_control"]
 
 _RECEIVE_BYTES = 8 * 1024
 _FAREWELL_S = 0.2
-"""How long a refusal or farewell may take to leave; the connection closes anyway."""
+"""How long a refusal or farewell may take to arrive; the connection closes anyway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +79,17 @@ class ControlChannel:
         return self._arrived.popleft()
 
     async def farewell(self, message: Refuse | Bye) -> None:
-        """Send a last message if that is possible at once; the reason matters more than its delivery."""
+        """Send a last message and give the other end a moment to read it and hang up first.
+
+        Whoever closes with data unread resets the connection, and a reset may overtake what was sent
+        before.  Nobody else may be receiving on this channel any more.
+        """
         with trio.move_on_after(_FAREWELL_S, shield=True):
             try:
                 await self.send(message)
-            except (PeerLost, RefusedError, trio.ClosedResourceError):
+                while True:
+                    await self.receive()
+            except (PeerError, trio.ClosedResourceError):
                 return
 
 

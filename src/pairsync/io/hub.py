@@ -149,7 +149,9 @@ class Hub:
         try:
             await path.run(session)
         finally:
+            # the session goes on over another path, or its loss is told, before anybody says farewell
             self._take_down(path, session, path.reason or "the link was closed")
+            await path.hang_up()  # shielded, and bounded
 
     def _mark_down(self, path: Path, reason: str) -> None:
         """Count and announce that a path is down; once for each path."""

@@ -74,22 +74,24 @@ class Path:
             self._farewell = farewell
             self._scope.cancel()
 
-    async def run(self, session: Session) -> str:
-        """Keep the path until it goes down; returns why.  The connections are given up."""
+    async def run(self, session: Session) -> None:
+        """Keep the path until it goes down; then `reason` says why, and `hang_up` is to be called."""
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._guard, lambda: self.lane.run_reader(session.receive))
+                nursery.start_soon(self._guard, lambda: self.lane.run_writer(session.pump))
+                nursery.start_soon(self._guard, self._listen)
+                nursery.start_soon(self._guard, lambda: self._beat(session))
+                nursery.start_soon(self._guard, lambda: self._watch(session))
+
+    async def hang_up(self) -> None:
+        """Say farewell if the peer is to be told, and give up both connections.  Shielded, and short."""
         try:
-            with self._scope:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._guard, lambda: self.lane.run_reader(session.receive))
-                    nursery.start_soon(self._guard, lambda: self.lane.run_writer(session.pump))
-                    nursery.start_soon(self._guard, self._listen)
-                    nursery.start_soon(self._guard, lambda: self._beat(session))
-                    nursery.start_soon(self._guard, lambda: self._watch(session))
-        finally:
             if self._farewell:
-                await self._control.farewell(Bye(shorten(self.reason)))  # shielded, and short
+                await self._control.farewell(Bye(shorten(self.reason)))
+        finally:
             for connection in self._connections:
                 self._gate.retire(connection)
-        return self.reason
 
     async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run one task of the path; what the peer did wrong takes the path down, anything else propagates."""
@@ -147,4 +149,5 @@ class Path:
             self._seen_base, self._moved_base_ns = base, now_ns
         still_ns = now_ns - min(self._moved_in_ns, self._moved_base_ns)
         if still_ns > self._timings.lane_silence_ns:
-            raise PeerLost(f"its lane has made no progress for {still_ns / 1e9:.1f} s")
+            # control lives, so the peer can be told
+            self.stop(f"its lane has made no progress for {still_ns / 1e9:.1f} s", farewell=True)
