@@ -41,8 +41,7 @@ from .window import Ticket, Window
 
 __all__ = ["VolumeSource"]
 
-TROUBLE_EVENT_NS = NS_PER_S
-"""Failing writes are reported once in that time, not once each."""
+TROUBLE_EVENT_NS = NS_PER_S  # failing writes are reported once in that time, not once each
 
 
 class VolumeSource:

@@ -1,0 +1,119 @@
+"""Closer: brings one write-intent generation after the other from cut to released, and saves the bitmap.
+
+::
+
+    cut ──▶ drained (all its writes applied here) ──▶ flushed here ∥ at the peer ──▶ pages durable, released
+                                              └── without a peer: straight to the bitmap, as blocks it lacks
+
+One save of bitmap pages is under way at a time, whoever asked for it.  See `core.tracker` for why this order
+makes a crash safe at every point.
+"""
+
+from __future__ import annotations
+
+from pairsync.errors import InternalError
+
+from .effects import Effect, SavePages
+from .flushes import Flushes, FlushOp
+from .standing import Standing
+from .tracker import GenerationState, Tracker
+
+__all__ = ["Closer"]
+
+
+class Closer:
+    """See the module."""
+
+    def __init__(
+        self, index: int, tracker: Tracker, standing: Standing, flushes: Flushes, out: list[Effect]
+    ) -> None:
+        self._index = index
+        self._tracker = tracker
+        self._standing = standing
+        self._flushes = flushes
+        self._out = out
+        self._saving: dict[int, bytes] | None = None  # pages on their way
+        self._touched_ns: int | None = None  # when the open generation was first written
+
+    @property
+    def saving(self) -> bool:
+        """Whether bitmap pages are on their way to the disk."""
+        return self._saving is not None
+
+    def recover(self) -> None:
+        """Make what was recovered durable in the bitmap, and give up both segments of the last life."""
+        self._start_save(self._tracker.pages_to_save(), (0, 1))
+
+    def save_rest(self) -> bool:
+        """Save all pages that are not exact on disk; False if there is none."""
+        pages = self._tracker.pages_to_save()
+        if pages:
+            self._start_save(pages, ())
+        return bool(pages)
+
+    def _start_save(self, pages: dict[int, bytes], release: tuple[int, ...]) -> None:
+        if self._saving is not None:
+            raise InternalError("bitmap pages are being saved already")
+        self._saving = pages
+        self._out.append(SavePages(self._index, pages, pages, release))
+
+    def saved(self, token: object) -> bool:
+        """Pages are durable; whether they were asked for here."""
+        if token is not self._saving:
+            return False
+        self._saving = None
+        closing = self._tracker.closing
+        if closing is not None and closing.state is GenerationState.SAVING:
+            self._tracker.released()
+        return True
+
+    def touched(self, now_ns: int) -> None:
+        """The open generation has been written."""
+        if self._touched_ns is None:
+            self._touched_ns = now_ns
+
+    def due(self, now_ns: int, after_ns: int) -> bool:
+        """Whether the open generation has been written for ``after_ns``."""
+        return self._touched_ns is not None and now_ns - self._touched_ns >= after_ns
+
+    def cut(self, now_ns: int) -> None:
+        """Close the open generation, unless one is closing already."""
+        if self._tracker.closing is None:
+            self._tracker.cut()
+            self._touched_ns = None
+            self.drain(now_ns)
+
+    def cut_if_quiet(self) -> bool:
+        """Let a flush of the guest that is about to begin close the open generation, if it holds still."""
+        generation = self._tracker.open
+        if self._flushes.busy or self._tracker.closing is not None:
+            return False
+        if generation.outstanding or generation.empty:
+            return False
+        self._tracker.cut()
+        self._tracker.begin_flush()
+        self._touched_ns = None
+        return True
+
+    def drain(self, now_ns: int) -> None:
+        """Flush the closing generation as soon as its writes have been applied here."""
+        closing = self._tracker.closing
+        if closing is None or closing.state is not GenerationState.DRAINING or closing.outstanding:
+            return
+        self._tracker.begin_flush()
+        if self._standing.mirrored:
+            self._flushes.start_closing(now_ns)
+        else:  # nothing can become durable at the peer; the blocks only have to reach the bitmap
+            self._save(peer=False)
+
+    def flush_finished(self, op: FlushOp) -> None:
+        """A flush that closes a generation has ended."""
+        closing = self._tracker.closing
+        if op.closes and closing is not None and closing.state is GenerationState.FLUSHING:
+            self._save(peer=op.peer_covered)
+
+    def _save(self, *, peer: bool) -> None:
+        closing = self._tracker.closing
+        if closing is None:
+            raise InternalError("no generation is closing")
+        self._start_save(self._tracker.flushed(peer=peer), (closing.segment,))
