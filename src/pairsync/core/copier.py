@@ -33,7 +33,7 @@ class _Stage(enum.Enum):
     IDLE = "idle"
     MAPPING = "mapping"  # waiting for what is allocated
     SAVING = "saving"  # waiting for the bitmap
-    BASING = "basing"  # waiting for the superblock with the map base
+    BASING = "basing"  # waiting for the superblock: the map base, and that the peer is not in sync
     BEGINNING = "beginning"  # waiting for Begun
     COPYING = "copying"
     ADOPTING = "adopting"  # waiting for Adopted
@@ -79,8 +79,10 @@ class Copier:
                 self._out.append(MapAllocation(self._index, self._token))
             else:
                 self._want([(0, self._tracker.block_count)])
-        else:
+        elif self._plan.mode is SyncMode.NOTHING:
             self._send_begin(now_ns)
+        else:
+            self._base()
 
     def mapped(self, token: object, runs: Sequence[tuple[int, int]]) -> None:
         """What is allocated has been found out."""
@@ -98,9 +100,14 @@ class Copier:
         """Bitmap pages are durable; whether they were ours."""
         if self._stage is not _Stage.SAVING or token is not self._token:
             return False
-        self._stage = _Stage.BASING
         self._standing.map_begins()
+        self._base()
         return True
+
+    def _base(self) -> None:
+        """The peer is about to be overwritten: no superblock here may call it in sync any more by then."""
+        self._stage = _Stage.BASING
+        self._standing.request_alone()
 
     def _send_begin(self, now_ns: int) -> None:
         plan = self._plan

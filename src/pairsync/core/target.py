@@ -139,6 +139,8 @@ class VolumeTarget:
     def write(self, message: Write) -> None:
         """A batch of the stream."""
         self._check_term(message.term)
+        if self.failed is not None:  # the session is about to end: nothing behind the failed write counts
+            return
         if not self._begun:
             raise ProtocolError("a write before a plan was agreed")
         if message.number != self._received + 1:
@@ -170,7 +172,7 @@ class VolumeTarget:
 
     def applied(self, token: object, errnos: Sequence[int] | None) -> None:
         """A batch was applied, or failed."""
-        if not isinstance(token, _Token) or token.session != self._session:
+        if not isinstance(token, _Token) or token.session != self._session or self.failed is not None:
             return
         if errnos is not None:
             self._fail(next(error for error in errnos if error), "a write failed")
@@ -191,7 +193,7 @@ class VolumeTarget:
 
     def flushed(self, token: object, error: int) -> None:
         """A flush has ended."""
-        if not isinstance(token, _Token) or token.session != self._session:
+        if not isinstance(token, _Token) or token.session != self._session or self.failed is not None:
             return
         if error:
             self._fail(error, "a flush failed")
