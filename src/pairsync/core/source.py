@@ -220,8 +220,8 @@ class VolumeSource:
         """Acknowledge the batch if all that it needs is there."""
         if not ticket.local or ticket not in self._live:
             return
-        if ticket.errnos is None and not self._acknowledgeable(ticket.number):
-            return
+        if (ticket.errnos is None or not all(ticket.errnos)) and not self._acknowledgeable(ticket.number):
+            return  # an op that succeeded in a batch that failed is acknowledged like any other
         del self._live[ticket]
         self.copier.pacer.foreground(now_ns - ticket.started_ns, now_ns)
         self._out.append(Complete(ticket.owner, ticket.errnos))
