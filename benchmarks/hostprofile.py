@@ -30,6 +30,8 @@ from benchmarks.procs import BenchError, log, stop_group
 
 SHOWN = 30
 """Lines of each list."""
+RATE_HZ = 200
+"""Samples a second: few enough that two cores stay for the work."""
 GRACE_S = 30.0
 """How long the profiler may take to write what it has."""
 
@@ -44,6 +46,7 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dir", type=Path, default=Path("/dev/shm"))
     parser.add_argument("--single", action="store_true", help="one host without replication")
     parser.add_argument("--syscalls", action="store_true", help="count system calls with strace")
+    parser.add_argument("--native", action="store_true", help="C functions too, and threads that wait")
     parser.add_argument("--output", type=Path, help="keep the collapsed stacks (for a flame graph) there")
     parser.add_argument("--pairsync", metavar="COMMAND", help="our command (beside this Python)")
     return parser.parse_args(words)
@@ -100,7 +103,9 @@ def _profile(options: argparse.Namespace, base: Path) -> None:
             argv = ["timeout", "-s", "INT", seconds, "strace", "-f", "-c", "-o", str(result), "-p", pid]
         else:
             argv = [_spy(), "record", "--pid", pid, "--duration", f"{options.seconds:.0f}"]
-            argv += ["--rate", "500", "--format", "raw", "--output", str(result), "--native"]
+            argv += ["--rate", str(RATE_HZ), "--format", "raw", "--output", str(result)]
+            # With native frames py-spy cannot tell who waits: idle threads are shown too.
+            argv += ["--native"] if options.native else []
         load = clients.Load(
             job=options.job, depth=options.depth, size_bytes=size_bytes, seconds=options.seconds + 1
         )
