@@ -12,7 +12,7 @@ Effects are performed in `guest.performer`; this module is the guest's life and 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import trio
@@ -27,7 +27,7 @@ from pairsync.io.network import Network, TcpNetwork
 from pairsync.io.session import SessionInfo
 from pairsync.storage.lane import open_lane
 
-from .config import GuestConfig
+from .config import GuestConfig, VolumeConfig
 from .events import EventHub, Subscription
 from .performer import Lanes, Performer
 from .replica import Replica, boot_id, open_replica
@@ -227,14 +227,21 @@ class Guest:
         self.closed = True
         for volume in self.volumes.values():
             volume.wake_writers()
+        self._events.close()
 
 
 @asynccontextmanager
-async def open_guest(config: GuestConfig, *, network: Network | None = None) -> AsyncIterator[Guest]:
+async def open_guest(
+    config: GuestConfig,
+    *,
+    network: Network | None = None,
+    opener: Callable[[VolumeConfig, bytes], Replica] = open_replica,
+) -> AsyncIterator[Guest]:
     """Open a guest on this host: its replicas, its link, its tasks; closed in order when the block is left.
 
-    Raises `ConfigError` for settings that cannot be, `BusyError`, `MismatchError`, `MetadataError` or
-    `BackendError` where a replica cannot be opened, `ArbitrationError` where it may not be active.
+    ``network`` and ``opener`` replace sockets, clock and disks (the simulator does).  Raises `ConfigError`
+    for settings that cannot be, `BusyError`, `MismatchError`, `MetadataError` or `BackendError` where a
+    replica cannot be opened, `ArbitrationError` where it may not be active.
     """
     config.check()
     config = config.shared_out()
@@ -242,39 +249,36 @@ async def open_guest(config: GuestConfig, *, network: Network | None = None) -> 
     async with AsyncExitStack() as stack:
         replicas: list[Replica] = []
         lanes: list[Lanes] = []
-        for each in config.volumes:
-            replica = open_replica(
-                each.path, pair_id=config.pair_id, options=each.options, metadata=each.metadata
-            )
+        for volume in config.volumes:
+            replica = opener(volume, config.pair_id)
             stack.callback(replica.close)
-            if replica.name != each.name:
-                raise ConfigError(f"{replica.device.path} is volume {replica.name!r}, not {each.name!r}")
             for note in replica.notes:
-                _log.warning("%s: %s", each.name, note)
+                _log.warning("%s: %s", replica.name, note)
             replicas.append(replica)
-            slow = replica.device.may_block
-            lanes.append(
-                Lanes(
-                    await stack.enter_async_context(open_lane(f"{each.name}-data", may_block=slow)),
-                    await stack.enter_async_context(
-                        open_lane(f"{each.name}-meta", may_block=replica.store.may_block)
-                    ),
-                    await stack.enter_async_context(open_lane(f"{each.name}-side", may_block=slow)),
-                )
-            )
+            lanes.append(await _open_lanes(stack, replica))
         guest = Guest(config, replicas, lanes, world)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(guest._run)  # the guest's own factory
             guest.perform()
             async with AsyncExitStack() as link_stack:
                 if config.link is not None:
-                    link = guest._performer.link = await link_stack.enter_async_context(
-                        open_link(config.link, network=world)
-                    )
-                    link.set_handler(guest)
+                    guest.attach(await link_stack.enter_async_context(open_link(config.link, network=world)))
                 try:
                     yield guest
                 finally:
                     with trio.CancelScope(shield=True):
                         await guest._close()
             nursery.cancel_scope.cancel()
+
+
+async def _open_lanes(stack: AsyncExitStack, replica: Replica) -> Lanes:
+    """The queues of a volume: threads where its disk may keep them waiting."""
+    lanes = [
+        await stack.enter_async_context(open_lane(f"{replica.name}-{what}", may_block=may_block))
+        for what, may_block in (
+            ("data", replica.device.may_block),
+            ("meta", replica.store.may_block),
+            ("side", replica.device.may_block),
+        )
+    ]
+    return Lanes(*lanes)

@@ -11,24 +11,32 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from pairsync.core.dirty import DirtyMap
-from pairsync.core.limits import VolumeOptions
 from pairsync.core.messages import Condition, OpKind, WriteOp
 from pairsync.core.resync import PIECE_BYTES
 from pairsync.core.session import VolumeSetup
 from pairsync.core.superblock import Superblock
 from pairsync.core.units import BLOCK_BYTES, Extent, block_count_of
-from pairsync.errors import BackendError, ConfigError
+from pairsync.errors import BackendError, ConfigError, MismatchError
 from pairsync.storage.device import Device
 from pairsync.storage.file import create_volume, open_volume
-from pairsync.storage.metadata import MetadataStore, create_metadata, metadata_path, open_metadata
+from pairsync.storage.metadata import (
+    MetadataStore,
+    OpenedMetadata,
+    create_metadata,
+    metadata_path,
+    open_metadata,
+)
 from pairsync.storage.superblock import check_identity
 
-__all__ = ["Found", "Replica", "boot_id", "create_replica", "open_replica"]
+from .config import VolumeConfig
+
+__all__ = ["Found", "Replica", "boot_id", "create_replica", "open_replica", "recover_replica"]
 
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
 
@@ -109,35 +117,44 @@ def create_replica(
         raise
 
 
-def open_replica(
-    path: str | os.PathLike[str],
-    *,
-    pair_id: bytes,
-    options: VolumeOptions,
-    volume_id: bytes | None = None,
-    metadata: str | os.PathLike[str] | None = None,
-) -> Replica:
+def open_replica(volume: VolumeConfig, pair_id: bytes) -> Replica:
     """Open a replica for this process alone.
 
     Raises `BusyError` if it is open elsewhere, `MismatchError` if it is another pair's, another volume or
     of another size, `MetadataError` if the metadata is damaged or newer, else `BackendError`.
     """
-    opened = open_metadata(metadata_path(path) if metadata is None else metadata)
+    opened = open_metadata(volume.metadata or metadata_path(volume.path))
+    return recover_replica(opened, partial(open_volume, volume.path), volume, pair_id)
+
+
+def recover_replica(
+    opened: OpenedMetadata, open_device: Callable[[int], Device], volume: VolumeConfig, pair_id: bytes
+) -> Replica:
+    """A replica from its opened metadata, which it closes, and its device, which is opened last.
+
+    ``open_device`` is given the size that the metadata names.
+    """
     try:
         block = opened.superblock
-        check_identity(block, pair_id=pair_id, volume_id=volume_id)
+        check_identity(block, pair_id=pair_id)
+        _check_name(block, volume)
         recovered = DirtyMap(block_count_of(block.size_bytes))
         for page in opened.pages:
             recovered.load_page(page.number, page.content)
         if not block.clean:
             for start, stop in opened.intents:
                 recovered.mark(start, stop)
-        device = open_volume(path, block.size_bytes)
+        device = open_device(block.size_bytes)
     except BaseException:
         opened.store.close()
         raise
-    setup = VolumeSetup(block, recovered, options, opened.generation_next)
+    setup = VolumeSetup(block, recovered, volume.options, opened.generation_next)
     return Replica(device, opened.store, setup, opened.notes)
+
+
+def _check_name(block: Superblock, volume: VolumeConfig) -> None:
+    if block.name != volume.name:
+        raise MismatchError(f"{os.fspath(volume.path)} is volume {block.name!r}, not {volume.name!r}")
 
 
 # ---------------------------------------------------------------------- jobs
