@@ -38,7 +38,9 @@ from .negotiation import Chosen
 from .outbox import Outbox
 from .replies import (
     SIMPLE_READ,
+    SIMPLE_READ_HEAD,
     STRUCTURED_READ,
+    STRUCTURED_READ_HEAD,
     block_status_reply,
     cut_extents,
     done_replies,
@@ -241,12 +243,9 @@ class Connection:
                 self._start(read, length)
                 continue
             if structured:
-                STRUCTURED_READ.pack_into(
-                    scratch, position, c.STRUCTURED_REPLY_MAGIC, c.REPLY_FLAG_DONE,
-                    c.REPLY_TYPE_OFFSET_DATA, cookie, length + 8, offset,
-                )  # fmt: skip
+                STRUCTURED_READ.pack_into(scratch, position, STRUCTURED_READ_HEAD, cookie, length + 8, offset)
             else:
-                SIMPLE_READ.pack_into(scratch, position, c.SIMPLE_REPLY_MAGIC, 0, cookie)
+                SIMPLE_READ.pack_into(scratch, position, SIMPLE_READ_HEAD, cookie)
             position = stop
         if position:
             self._outbox.send(scratch[:position])
@@ -322,16 +321,9 @@ class Connection:
     async def _read_slowly(self, cookie: bytes, offset: int, length: int) -> bytearray:
         """A read that may wait for a disk, or is large; the reply is built in its own memory."""
         if self._structured:
-            head = STRUCTURED_READ.pack(
-                c.STRUCTURED_REPLY_MAGIC,
-                c.REPLY_FLAG_DONE,
-                c.REPLY_TYPE_OFFSET_DATA,
-                cookie,
-                length + 8,
-                offset,
-            )
+            head = STRUCTURED_READ.pack(STRUCTURED_READ_HEAD, cookie, length + 8, offset)
         else:
-            head = SIMPLE_READ.pack(c.SIMPLE_REPLY_MAGIC, 0, cookie)
+            head = SIMPLE_READ.pack(SIMPLE_READ_HEAD, cookie)
         reply = bytearray(len(head) + length)
         reply[: len(head)] = head
         body = memoryview(reply)[len(head) :]

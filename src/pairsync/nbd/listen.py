@@ -1,9 +1,8 @@
 """Listening sockets of the front door: a Unix socket for the owner only, or TCP.
 
-A Unix socket gets mode 0600 before anybody can connect: it is bound under a temporary name, which nothing
-listens on yet, made private, and only then renamed to its place.  The rename also replaces the socket of a
-server that is gone; one that still answers, and a file that is no socket, are left alone.  When it is closed
-its file is removed, if it still is ours.
+A Unix socket gets mode 0600 between bind and listen, so before anybody can connect.  The socket of a server
+that is gone is replaced; one that still answers, and a file that is no socket, are left alone.  When it is
+closed its file is removed, if it still is ours.
 
 TCP beyond loopback carries a guest's disk over a network: `NbdListener.exposed` says so, and the server
 refuses it unless TLS is required.
@@ -11,7 +10,7 @@ refuses it unless TLS is required.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import ipaddress
 import os
 import socket
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import trio
 
-from pairsync.errors import BackendError, BusyError, ConfigError
+from pairsync.errors import BackendError, BusyError, ConfigError, PairsyncError
 
 __all__ = ["NbdListener", "open_tcp_listeners", "open_unix_listener"]
 
@@ -82,6 +81,19 @@ def _is_served(path: Path) -> bool:
     return True
 
 
+def _clear(place: Path) -> None:
+    """Remove the socket of a server that is gone."""
+    try:
+        mode = place.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(f"{place} exists and is not a socket")
+    if _is_served(place):
+        raise BusyError(f"another server listens on {place}")
+    place.unlink()
+
+
 def open_unix_listener(path: str | os.PathLike[str]) -> NbdListener:
     """Listen on a Unix socket of mode 0600.
 
@@ -89,28 +101,23 @@ def open_unix_listener(path: str | os.PathLike[str]) -> NbdListener:
     `BackendError` if the operating system refuses.
     """
     place = Path(path)
-    temporary = place.with_name(f".{place.name}.{os.getpid()}")
-    longest = max(len(os.fsencode(place)), len(os.fsencode(temporary)))
-    if longest > UNIX_PATH_BYTES_MAX:
-        raise ConfigError(f"the socket path {place} is too long: {longest} bytes with its temporary suffix, "
-                          f"{UNIX_PATH_BYTES_MAX} are possible")  # fmt: skip
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(place.lstat().st_mode):
-            raise ConfigError(f"{place} exists and is not a socket")
-        if _is_served(place):
-            raise BusyError(f"another server listens on {place}")
+    path_bytes = len(os.fsencode(place))
+    if path_bytes > UNIX_PATH_BYTES_MAX:
+        raise ConfigError(
+            f"the socket path {place} is too long: {path_bytes} bytes, {UNIX_PATH_BYTES_MAX} are possible"
+        )
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        temporary.unlink(missing_ok=True)
-        sock.bind(str(temporary))
-        temporary.chmod(0o600)
+        _clear(place)
+        sock.bind(str(place))
+        place.chmod(0o600)
         sock.listen(BACKLOG_CONNECTIONS)
-        temporary.replace(place)
     except OSError as error:
         sock.close()
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise BackendError(f"cannot listen on {place}: {error.strerror}", error.errno or 0) from error
+        raise BackendError(f"cannot listen on {place}: {error.strerror}", error.errno or errno.EIO) from error
+    except PairsyncError:
+        sock.close()
+        raise
     sock.setblocking(False)
     return NbdListener(sock, address=f"unix:{place}", exposed=False, path=place)
 
@@ -146,7 +153,7 @@ def _open_tcp(family: int, kind: int, protocol: int, address: tuple[object, ...]
     except OSError as error:
         sock.close()
         raise BackendError(
-            f"cannot listen on {address[0]} port {address[1]}: {error.strerror}", error.errno or 0
+            f"cannot listen on {address[0]} port {address[1]}: {error.strerror}", error.errno or errno.EIO
         ) from error
     sock.setblocking(False)
     name = sock.getsockname()

@@ -20,6 +20,7 @@ __all__ = [
     "info_block_size",
     "info_export",
     "info_text",
+    "matching_contexts",
     "option_reply",
     "parse_export_request",
     "parse_meta_request",

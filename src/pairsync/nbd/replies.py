@@ -18,7 +18,9 @@ from . import constants as c
 
 __all__ = [
     "SIMPLE_READ",
+    "SIMPLE_READ_HEAD",
     "STRUCTURED_READ",
+    "STRUCTURED_READ_HEAD",
     "block_status_reply",
     "cut_extents",
     "done_replies",
@@ -27,18 +29,25 @@ __all__ = [
     "nbd_error",
 ]
 
-SIMPLE_READ: Final = struct.Struct(">II8s")
-"""Magic, error, cookie; then the data."""
+SIMPLE_READ: Final = struct.Struct(">8s8s")
+"""`SIMPLE_READ_HEAD`, cookie; then the data."""
 
-STRUCTURED_READ: Final = struct.Struct(">IHH8sIQ")
-"""Magic, flags, type, cookie, length, offset of an OFFSET_DATA chunk; then the data."""
+SIMPLE_READ_HEAD: Final = struct.pack(">II", c.SIMPLE_REPLY_MAGIC, 0)
+"""Magic and no error."""
 
+STRUCTURED_READ: Final = struct.Struct(">8s8sIQ")
+"""`STRUCTURED_READ_HEAD`, cookie, length of the data and 8, offset; then the data."""
+
+STRUCTURED_READ_HEAD: Final = struct.pack(
+    ">IHH", c.STRUCTURED_REPLY_MAGIC, c.REPLY_FLAG_DONE, c.REPLY_TYPE_OFFSET_DATA
+)
+"""Magic, flags and type of the only chunk of a read."""
+
+_SIMPLE: Final = struct.Struct(">II8s")
 _CHUNK: Final = struct.Struct(">IHH8sI")
 _ERROR: Final = struct.Struct(">IH")
 _U32: Final = struct.Struct(">I")
 _EXTENT: Final = struct.Struct(">II")
-
-_DONE_PREFIX: Final = struct.pack(">II", c.SIMPLE_REPLY_MAGIC, 0)
 
 MESSAGE_CHARS_MAX: Final = 512
 """Of a text for people; far below the 4096 bytes of "Conventions"."""
@@ -75,13 +84,13 @@ def error_of(error: PairsyncError) -> int:
 
 def done_replies(cookies: Sequence[bytes]) -> bytes:
     """Simple replies of success without data, one a cookie."""
-    return _DONE_PREFIX + _DONE_PREFIX.join(cookies)
+    return SIMPLE_READ_HEAD + SIMPLE_READ_HEAD.join(cookies)
 
 
 def error_reply(cookie: bytes, error: int, message: str, *, structured: bool) -> bytes:
     """A failed request."""
     if not structured:
-        return SIMPLE_READ.pack(c.SIMPLE_REPLY_MAGIC, error, cookie)
+        return _SIMPLE.pack(c.SIMPLE_REPLY_MAGIC, error, cookie)
     text = message[:MESSAGE_CHARS_MAX].encode()
     length = _ERROR.size + len(text)
     head = _CHUNK.pack(c.STRUCTURED_REPLY_MAGIC, c.REPLY_FLAG_DONE, c.REPLY_TYPE_ERROR, cookie, length)

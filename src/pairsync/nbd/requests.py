@@ -37,7 +37,14 @@ __all__ = ["WINDOW_BYTES_MIN", "Batch", "Read", "Rejection", "Request", "Request
 WINDOW_BYTES_MIN: Final = 64 * KIB
 """Missing payload from which receiving straight into its memory beats one more copy of it."""
 
-_HEADER: Final = struct.Struct(">IHH8sQI")
+_HEADER: Final = struct.Struct(">Q8sQI")
+"""Magic, flags and type in one number, which tells the common requests by one comparison; cookie, offset,
+length."""
+
+_READ_HEAD: Final = c.REQUEST_MAGIC << 32 | c.CMD_READ
+_WRITE_HEAD: Final = c.REQUEST_MAGIC << 32 | c.CMD_WRITE
+_FUA_BIT: Final = c.CMD_FLAG_FUA << 16
+_WRITE_FUA_HEAD: Final = _WRITE_HEAD | _FUA_BIT
 
 _WRITES: Final = frozenset({c.CMD_WRITE, c.CMD_WRITE_ZEROES, c.CMD_TRIM})
 
@@ -190,65 +197,79 @@ class RequestParser:
     # -- the hot loop ----------------------------------------------------------------------------------------
 
     def _parse(self, batch: Batch, room: int, room_bytes: int) -> None:
-        """Take requests off the buffer; reads and whole writes in as few steps as can be."""
+        """Take requests off the buffer: reads by runs, whole writes here, the others one by one."""
         data, view, position, end = self._data, self._view, self._position, len(self._data)
-        size_bytes, writable = self._rules.size_bytes, not self._rules.read_only
-        reads, writes, write_cookies = batch.reads, batch.writes, batch.write_cookies
-        unpack = _HEADER.unpack_from
+        size_bytes = self._rules.size_bytes
         plain = not self.shutting_down
-        payload_bytes = 0
-        while end - position >= 28:
-            magic, flags, kind, cookie, offset, length = unpack(data, position)
-            if magic != c.REQUEST_MAGIC:
-                self._violation = f"bad request magic {magic:#x}"
-                break
-            if room <= 0 or (kind <= c.CMD_WRITE and length > room_bytes and len(batch)):
+        writable = plain and not self._rules.read_only
+        writes, write_cookies = batch.writes, batch.write_cookies
+        unpack, new, kind_data = _HEADER.unpack_from, tuple.__new__, OpKind.DATA
+        while end - position >= c.REQUEST_BYTES:
+            head, cookie, offset, length = unpack(data, position)
+            if room <= 0 or (length > room_bytes and head & 0xFFFF <= c.CMD_WRITE and len(batch)):
                 batch.more = True
                 break
+            body = position + c.REQUEST_BYTES
+            if (
+                head | _FUA_BIT == _WRITE_FUA_HEAD
+                and (stop := body + length) <= end
+                and 0 < length <= c.PAYLOAD_BYTES_MAX
+                and offset + length <= size_bytes
+                and writable
+            ):
+                # past the named tuple's own constructor, which takes as long as all the rest
+                op = new(WriteOp, (kind_data, offset, length, view[body:stop], head != _WRITE_HEAD))
+                writes.append(op)
+                write_cookies.append(cookie)
+                batch.payload_bytes += length
+                room_bytes -= length
+                room -= 1
+                position = stop
+                continue
+            if head == _READ_HEAD and plain:
+                count, room_bytes = self._parse_reads(batch.reads, position, room, room_bytes)
+                if count:
+                    room -= count
+                    position += count * c.REQUEST_BYTES
+                    continue
             room -= 1
-            body = position + 28
-            if kind == c.CMD_READ:
-                if (
-                    plain
-                    and not flags
-                    and 0 < length <= c.PAYLOAD_BYTES_MAX
-                    and offset + length <= size_bytes
-                ):
-                    reads.append((cookie, offset, length))
-                    room_bytes -= length
-                    position = body
-                    continue
-            elif kind == c.CMD_WRITE:
-                stop = body + length
-                if (
-                    stop <= end
-                    and flags <= c.CMD_FLAG_FUA
-                    and 0 < length <= c.PAYLOAD_BYTES_MAX
-                    and offset + length <= size_bytes
-                    and writable
-                    and plain
-                ):
-                    writes.append(WriteOp(OpKind.DATA, offset, length, view[body:stop], flags != 0))
-                    write_cookies.append(cookie)
-                    payload_bytes += length
-                    room_bytes -= length
-                    position = stop
-                    continue
-            self._position = body
-            self._one(batch, cookie, flags, kind, offset, length)
+            room_bytes -= length if head & 0xFFFF == c.CMD_READ else 0
+            self._position = position
+            if not self._one(batch, head, cookie, offset, length):
+                return
             position = self._position
-            if batch.disconnect or self._pending or self._skipped or self._violation:
-                break
         self._position = position
-        batch.payload_bytes += payload_bytes
+
+    def _parse_reads(self, reads: list[Read], position: int, room: int, room_bytes: int) -> tuple[int, int]:
+        """Take the run of reads at ``position``; returns their count and the bytes of room that are left."""
+        size_bytes = self._rules.size_bytes
+        count = min(room, (len(self._data) - position) // c.REQUEST_BYTES)
+        run = self._view[position : position + count * c.REQUEST_BYTES]
+        before = len(reads)
+        for head, cookie, offset, length in _HEADER.iter_unpack(run):
+            if (
+                head != _READ_HEAD
+                or length > room_bytes
+                or not 0 < length <= c.PAYLOAD_BYTES_MAX
+                or offset + length > size_bytes
+            ):
+                break
+            reads.append((cookie, offset, length))
+            room_bytes -= length
+        return len(reads) - before, room_bytes
 
     # -- everything that is not the common case --------------------------------------------------------------
 
-    def _one(self, batch: Batch, cookie: bytes, flags: int, kind: int, offset: int, length: int) -> None:
-        """Handle the request whose header ends at the position."""
+    def _one(self, batch: Batch, head: int, cookie: bytes, offset: int, length: int) -> bool:
+        """Handle the request whose header is at the position; False if no other can follow (yet)."""
+        if head >> 32 != c.REQUEST_MAGIC:
+            self._violation = f"bad request magic {head >> 32:#x}"
+            return False
+        flags, kind = head >> 16 & 0xFFFF, head & 0xFFFF
+        self._position += c.REQUEST_BYTES
         if kind == c.CMD_DISC:
             batch.disconnect = True
-            return
+            return False
         refusal = self._refusal(flags, kind, offset, length)
         if refusal is not None:
             rejection = Rejection(cookie, kind, *refusal)
@@ -266,6 +287,7 @@ class RequestParser:
             batch.write_cookies.append(cookie)
         else:
             batch.others.append(Request(cookie, kind, offset, length, bool(flags & c.CMD_FLAG_REQ_ONE)))
+        return not (self._pending or self._skipped or self._violation)
 
     def _begin_payload(self, cookie: bytes, flags: int, offset: int, length: int) -> None:
         """A payload that is not in the buffer whole: its own memory, filled as it comes."""

@@ -223,7 +223,9 @@ class NbdServer:
                 return True
             except OSError as error:
                 if error.errno not in _OUT_OF_RESOURCES:
-                    raise BackendError(f"cannot accept on {listener.address}", error.errno or 0) from error
+                    raise BackendError(
+                        f"cannot accept on {listener.address}", error.errno or errno.EIO
+                    ) from error
                 self._refuse("no descriptors", listener.address, f"accepting fails: {error.strerror}")
                 return False
             self._accepted += 1
