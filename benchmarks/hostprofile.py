@@ -32,6 +32,8 @@ SHOWN = 30
 """Lines of each list."""
 RATE_HZ = 200
 """Samples a second: few enough that two cores stay for the work."""
+WAITING = ("Condition.wait ", "EpollIOManager.get_events ", "epoll_wait ", "wait (threading.py")
+"""Where a thread that has nothing to do stands."""
 GRACE_S = 30.0
 """How long the profiler may take to write what it has."""
 
@@ -74,15 +76,20 @@ def _beside(argv: Sequence[str]) -> Iterator[None]:
 
 def _show(stacks: str) -> None:
     """Print collapsed stacks (``a;b;c 12`` a line) as functions by own and by whole time."""
+    waited = 0
     own: collections.Counter[str] = collections.Counter()
     whole: collections.Counter[str] = collections.Counter()
     for line in stacks.splitlines():
         stack, _, count = line.rpartition(" ")
         frames = stack.split(";")
+        if frames[-1].startswith(WAITING):
+            waited += int(count)
+            continue
         own[frames[-1]] += int(count)
         for frame in set(frames):
             whole[frame] += int(count)
     total = max(1, own.total())
+    print(f"{total} samples at work, {waited} of waiting threads (not shown)")
     for title, counts in (("own time", own), ("with everything below", whole)):
         print(f"\n{title}")
         for frame, samples in counts.most_common(SHOWN):
