@@ -22,7 +22,7 @@ from pairsync.storage.bitmap import (
     encode_page,
     page_count_of,
 )
-from pairsync.testing.disks import Fault, PowerCut, SimAction, SimMedium
+from pairsync.testing.disks import Fault, PowerCut, SimAction, SimFile, SimMedium
 
 SEED = 77
 BLOCKS = 40 * PAGE_BLOCKS - 1000
@@ -233,3 +233,22 @@ def test_holes_are_not_read() -> None:
     medium.fault = note
     assert _marked(bitmap) == {1, 25 * PAGE_BLOCKS + 2, 39 * PAGE_BLOCKS + 3}
     assert read_bytes <= 3 * 3 * STORED_PAGE_BYTES
+
+
+def test_a_page_with_a_hole_in_it_comes_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """File systems with small blocks may keep parts of a stored page as holes (what a torn write left)."""
+    medium = _medium()
+    bitmap = _bitmap(medium)
+    bitmap.write({5: _page({1, 30_000})})
+    at = AT + 5 * STORED_PAGE_BYTES
+    for place in range(at + 1024, at + 2048):
+        medium.damage("f", place, medium.content("f")[place])  # two sectors of zeroes
+    sector_runs = [(at - AT, True), (1024, False), (1024, True), (STORED_PAGE_BYTES, False)]
+
+    def allocation(_: SimFile, offset: int, length: int) -> list[tuple[int, bool]]:
+        runs = sector_runs if offset == AT else []
+        return [*runs, (length - sum(run for run, _ in runs), True)]
+
+    monkeypatch.setattr(SimFile, "allocation", allocation)
+    assert [page.number for page in bitmap.read()] == [5]
+    assert _marked(bitmap) == {5 * PAGE_BLOCKS + 1, 5 * PAGE_BLOCKS + 30_000}

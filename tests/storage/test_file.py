@@ -258,6 +258,7 @@ def test_out_of_space_is_reported_and_passes(tmp_path: Path) -> None:
 
 @pytest.fixture
 def loop_device(tmp_path: Path) -> Iterator[str]:
+    """A block device of 1 MiB over the file "backing"."""
     backing = tmp_path / "backing"
     with open(backing, "wb") as file:
         file.truncate(1 << 20)
@@ -271,7 +272,7 @@ def loop_device(tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.root
 @pytest.mark.tools("losetup")
-def test_a_block_device(loop_device: str) -> None:
+def test_a_block_device(loop_device: str, tmp_path: Path) -> None:
     volume = open_volume(loop_device, 1 << 20)
     assert volume.may_block
     with pytest.raises(BusyError):
@@ -289,6 +290,9 @@ def test_a_block_device(loop_device: str) -> None:
     volume.flush()
     assert _read_all(volume) == oracle
     assert volume.allocation(5, 100) == [(100, False)]
+    allocated = (tmp_path / "backing").stat().st_blocks
+    volume.apply([WriteOp(OpKind.TRIM, 501_003, 400_000, None, True)])
+    assert (tmp_path / "backing").stat().st_blocks <= allocated - 400_000 // 512 + 64  # given back
     volume.close()
     with pytest.raises(MismatchError):
         open_volume(loop_device, 1 << 19)

@@ -288,6 +288,30 @@ async def test_job_age(may_block: bool) -> None:
         assert await lane.run(lambda: 3) == 3
 
 
+async def test_a_job_submitted_while_the_worker_falls_asleep_is_seen(leak_guard: Any) -> None:
+    """The submitter finds the worker awake and does not wake it; the worker has to look once more."""
+    falling_asleep, submitted = threading.Event(), threading.Event()
+
+    class SlowToSleep(IoLane):
+        def __setattr__(self, name: str, value: object) -> None:
+            if name == "_worker_idle" and value and not falling_asleep.is_set():
+                falling_asleep.set()
+                submitted.wait(5)
+            super().__setattr__(name, value)
+
+    lane = SlowToSleep("t")
+    reported: list[object] = []
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lane.serve)
+        while not falling_asleep.is_set():
+            await trio.lowlevel.checkpoint()
+        lane.submit(lambda: 5, reported.append)
+        submitted.set()
+        await _backlog_gone(lane)
+        assert reported == [5]
+        await lane.aclose()
+
+
 async def test_bursts_and_pauses_lose_no_wake_up(leak_guard: Any) -> None:
     """Both sides fall asleep and wake again thousands of times, at every point of each other's work."""
     total = 0

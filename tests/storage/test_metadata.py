@@ -21,6 +21,7 @@ from pairsync.core.messages import Condition, Generation
 from pairsync.core.superblock import Superblock
 from pairsync.core.units import MIB, TIB, block_count_of
 from pairsync.errors import BackendError, BusyError, ConfigError, InternalError, MetadataError
+from pairsync.storage import osfile
 from pairsync.storage.metadata import (
     MetadataStore,
     OpenedMetadata,
@@ -172,17 +173,18 @@ def test_a_creation_that_fails_leaves_nothing(
 def test_out_of_space(tmp_path: Path, make_superblock: Any) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], check=True)
     try:
-        with pytest.raises(BackendError, match="No space left on device") as caught:
-            create_metadata(tmp_path / "m", make_superblock())
-        assert caught.value.errno == errno.ENOSPC
-        assert list(tmp_path.iterdir()) == []
-        create_metadata(tmp_path / "m", make_superblock(size_bytes=TIB), segment_bytes=SEGMENT_BYTES)
+        for size, segment_bytes in ((SIZE, 8 * MIB), (TIB, SEGMENT_BYTES)):
+            with pytest.raises(BackendError, match="No space left on device") as caught:
+                create_metadata(tmp_path / "m", make_superblock(size_bytes=size), segment_bytes=segment_bytes)
+            assert caught.value.errno == errno.ENOSPC
+            assert list(tmp_path.iterdir()) == []
+        create_metadata(tmp_path / "m", make_superblock(size_bytes=SIZE), segment_bytes=SEGMENT_BYTES)
         store = open_metadata(tmp_path / "m").store
         assert not store.may_block
-        full = dict.fromkeys(range(8192), b"\xff" * PAGE_BYTES)
-        with pytest.raises(BackendError, match="No space left on device"):
-            store.write_bitmap(full)
-        store.append_intents(0, 1, [(1, 2)])  # its space was there from the beginning
+        with contextlib.suppress(OSError), open(tmp_path / "hog", "wb") as hog:
+            hog.write(bytes(MIB))
+        store.write_bitmap(_pages({1, 2 * PAGE_BLOCKS}))  # its space was there from the beginning
+        store.append_intents(0, 1, [(1, 2)])
         store.close()
     finally:
         subprocess.run(["umount", tmp_path], check=True)
@@ -213,7 +215,41 @@ def test_a_terabyte(tmp_path: Path, make_superblock: Any) -> None:
     assert done[0] == f"[0, 8191] {block_count_of(TIB)}"
     assert float(done[1]) < 1  # seconds of processor time
     assert int(done[2]) < 16  # MiB
-    assert path.stat().st_blocks * 512 < 2 * MIB
+    assert path.stat().st_blocks * 512 < 40 * MIB
+
+
+@pytest.mark.parametrize("where", ["disk", "memory"])
+def test_reserved_pages_are_not_read(
+    where: str, tmp_path: Path, memory_path: Path, make_superblock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = (tmp_path if where == "disk" else memory_path) / "m"
+    create_metadata(path, make_superblock(size_bytes=TIB), segment_bytes=SEGMENT_BYTES)
+    opened = open_metadata(path)
+    read_bytes: list[int] = []
+    real = os.preadv
+
+    def counting(fd: int, buffers: Any, offset: int, flags: int = 0) -> int:
+        read_bytes.append(len(buffers[0]))
+        return real(fd, buffers, offset, flags)
+
+    monkeypatch.setattr(os, "preadv", counting)
+    assert _dirty(opened) == set()
+    assert sum(read_bytes) < MIB
+    opened.store.close()
+
+
+def test_where_space_cannot_be_reserved_the_file_is_sparse(
+    tmp_path: Path, make_superblock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(*_: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr(osfile, "fallocate", refusing)
+    create_metadata(tmp_path / "m", make_superblock(size_bytes=TIB), segment_bytes=SEGMENT_BYTES)
+    assert (tmp_path / "m").stat().st_blocks * 512 < 2 * MIB
+    opened = open_metadata(tmp_path / "m")
+    assert _dirty(opened) == set()
+    opened.store.close()
 
 
 def test_a_process_killed_in_mid_append_keeps_what_it_was_told_is_durable(

@@ -1,4 +1,4 @@
-"""The dirty bitmap on disk: one bit a block, sparse, every sector vouching for itself.
+"""The dirty bitmap on disk: one bit a block, every sector vouching for itself.
 
 The map comes in pages of 4096 bytes (32,768 blocks, 128 MiB of volume; bit ``i`` of byte ``j`` is block
 ``8j + i``), as ``core.dirty`` keeps them.  A page is stored as nine sectors of 512 bytes, each 456 bytes of

@@ -17,6 +17,7 @@ from typing import Final
 __all__ = [
     "IOVECS_MAX",
     "PUNCH_HOLE",
+    "RESERVE",
     "ZERO_RANGE",
     "fallocate",
     "file_size_bytes",
@@ -36,6 +37,9 @@ PUNCH_HOLE: Final = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
 
 ZERO_RANGE: Final = _FALLOC_FL_ZERO_RANGE | _FALLOC_FL_KEEP_SIZE
 """`fallocate` mode: the range reads as zero and keeps (or gets) its space."""
+
+RESERVE: Final = 0
+"""`fallocate` mode: the range gets its space; what was a hole still reads as zero and seeks as one."""
 
 _BLKSSZGET: Final = 0x1268  # <linux/fs.h>: the logical block size of a block device
 

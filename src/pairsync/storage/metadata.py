@@ -10,7 +10,7 @@
     40 KiB              24 KiB           zero
     64 KiB              segment_bytes    write-intent journal, segment 0               journal, records
                         segment_bytes    write-intent journal, segment 1
-                        4608 a page      dirty bitmap, sparse, up to a whole 4 KiB     bitmap
+                        4608 a page      dirty bitmap, up to a whole 4 KiB             bitmap
     end
 
 Each part states in its module what a crash may leave of it and how that is told from damage.  Together they
@@ -20,6 +20,9 @@ of the unflushed sectors a power cut keeps.  What a disk is assumed to do: a sec
 whole or not at all, and what ``fdatasync`` or ``RWF_DSYNC`` has confirmed stays.
 
 A file is made under another name and renamed when it is whole and durable, so it exists whole or not at all.
+Its space (16 MiB, and 36 MiB for each TiB of volume) is reserved then: a file system that is full, as it
+easily is below sparse volumes, must not be what stops the dirty map from being written.  Bitmap pages that
+were never written stay holes to a reader.
 All methods block; one thread writes at a time.  A failed flush ends all writing (``storage.blockfile``).
 """
 
@@ -76,7 +79,7 @@ def metadata_path(volume_path: str | os.PathLike[str]) -> str:
 
 
 def metadata_bytes(size_bytes: int, segment_bytes: int = SEGMENT_BYTES_DEFAULT) -> int:
-    """Size of the metadata file of such a volume (most of it may be a hole)."""
+    """Size of the metadata file of such a volume."""
     journal_bytes = SEGMENT_COUNT * segment_bytes
     return _JOURNAL_AT + journal_bytes + bitmap_area_bytes(block_count_of(size_bytes))
 
@@ -166,8 +169,8 @@ class MetadataStore:
     def write_bitmap(self, pages: Mapping[int, bytes]) -> None:
         """Replace these pages of the bitmap (4096 bytes each); durable on return.
 
-        `BackendError` with ENOSPC where the file system has no room for a page that was a hole: nothing is
-        lost, and it may be tried again while no segment is released.
+        `BackendError` with ENOSPC where the file system could not reserve the space beforehand, or copies on
+        write: nothing is lost, and it may be tried again while no segment is released.
         """
         self._bitmap.write(pages)
 
@@ -285,6 +288,7 @@ def create_metadata(
             raise ConfigError(f"{final}: exists already; nothing was changed")  # noqa: TRY301
         file.resize(0)  # what a creation that was cut short has left
         file.resize(metadata_bytes(superblock.size_bytes, segment_bytes))
+        file.reserve()
         format_metadata(file, superblock, segment_bytes=segment_bytes)
         file.rename(final)
     except BaseException:

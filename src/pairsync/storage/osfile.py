@@ -26,6 +26,7 @@ from .blockfile import ALLOCATION_RUNS_MAX, Allocation, BlockFile
 from .linux import (
     IOVECS_MAX,
     PUNCH_HOLE,
+    RESERVE,
     ZERO_RANGE,
     fallocate,
     file_size_bytes,
@@ -256,6 +257,17 @@ class OsFile(BlockFile):
         """Set the size of a regular file; what is added is a hole."""
         self._call(f"setting the size to {size_bytes}", lambda: os.ftruncate(self._fd, size_bytes))
         self.size_bytes = size_bytes
+
+    def reserve(self) -> None:
+        """Give the whole of a regular file its space, if the file system can; what was a hole reads as zero.
+
+        `BackendError` (ENOSPC) if there is not that much.
+        """
+        try:
+            fallocate(self._fd, RESERVE, 0, self.size_bytes)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise self._error(f"reserving {self.size_bytes} bytes", error) from error
 
     def rename(self, name: Path) -> None:
         """Give the file another name in the same directory, durably; it stays open and locked."""

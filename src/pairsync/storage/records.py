@@ -49,6 +49,7 @@ _HEAD_BYTES: Final = 48  # with the digest
 _LENGTH_SHIFT: Final = 40
 _LENGTH_MAX: Final = (1 << 24) - 1
 _START_MASK: Final = BLOCK_COUNT_MAX - 1
+_WORD_MAX: Final = (1 << 64) - 1
 
 EXTENTS_PER_RECORD: Final = (RECORD_BYTES - _HEAD_BYTES) // 8
 
@@ -69,24 +70,26 @@ class Record(NamedTuple):
         ]
 
 
-def pack_extents(extents: Iterable[tuple[int, int]], block_count: int) -> list[int]:
+def pack_extents(extents: Sequence[tuple[int, int]], block_count: int) -> list[int]:
     """Extents as 64-bit words; too long ones are split.  `InternalError` for one that is not of the volume.
 
     Strict, because a record that does not make sense would make the whole file unreadable later.
     """
-    words: list[int] = []
-    for start, stop in extents:
-        length = stop - start
-        if start < 0 or stop > block_count or length <= 0:
-            raise InternalError(f"blocks {start}..{stop} of a volume of {block_count}")
-        if length <= _LENGTH_MAX:
-            words.append(start | length << _LENGTH_SHIFT)
-        else:
-            words += (
-                piece | min(stop - piece, _LENGTH_MAX) << _LENGTH_SHIFT
-                for piece in range(start, stop, _LENGTH_MAX)
-            )
-    return words
+    words = [start | stop - start << _LENGTH_SHIFT for start, stop in extents]
+    # A good word lies in this range: an empty extent is below it, a negative number or a length below zero
+    # makes it negative, a length of more than 24 bits puts it above.
+    if words and (min(words) <= _START_MASK or max([stop for _, stop in extents]) > block_count):
+        raise InternalError(f"blocks {list(extents)[:8]} of a volume of {block_count}")
+    return words if not words or max(words) <= _WORD_MAX else _pack_split(extents)
+
+
+def _pack_split(extents: Iterable[tuple[int, int]]) -> list[int]:
+    """The same for extents of which some are too long for one word."""
+    return [
+        piece | min(stop - piece, _LENGTH_MAX) << _LENGTH_SHIFT
+        for start, stop in extents
+        for piece in range(start, stop, _LENGTH_MAX)
+    ]
 
 
 def encode_record(record: Record, seed: int) -> bytes:
