@@ -12,9 +12,10 @@ simulator.  What both promise:
 **The hop is what counts** at queue depth 1: two wake-ups of a sleeping thread.  Both directions use an
 ``eventfd`` and a deque; measured against the alternatives (2 cores, medians of 8 alternating rounds):
 ``trio.to_thread`` 250 us, ``SimpleQueue`` and ``run_sync_soon`` 87 us, ``SimpleQueue`` and eventfd 63 us,
-eventfd both ways 47 us.  While the event loop is busy, a job waits for the interpreter lock until the
-task that runs comes to its next checkpoint, twice (the switch interval makes no difference).  A side that is awake is not woken: each side says when it is about to sleep, and
-looks at the queue once more after having said so, so no wake-up is lost and a burst costs one.
+eventfd both ways 47 us.  A side that is awake is not woken: each side says when it is about to sleep, and
+looks at the queue once more after having said so, so no wake-up is lost and a burst costs one.  While the
+event loop is busy a job waits for the interpreter lock until the running task comes to its next checkpoint,
+once to begin and once to end (the interpreter's switch interval makes no difference).
 
 Completions are delivered by the task that runs `IoLane.serve`, so what ``done`` raises ends that nursery
 like any other error.
