@@ -241,11 +241,27 @@ async def open_guest(
 
     ``network`` and ``opener`` replace sockets, clock and disks (the simulator does).  Raises `ConfigError`
     for settings that cannot be, `BusyError`, `MismatchError`, `MetadataError` or `BackendError` where a
-    replica cannot be opened, `ArbitrationError` where it may not be active.
+    replica cannot be opened, `ArbitrationError` where it may not be active.  What is raised in the block comes
+    out as it is; in a group only if something else failed beside it.
     """
+    try:
+        async with _open(config, TcpNetwork() if network is None else network, opener) as guest:
+            yield guest
+    except BaseExceptionGroup as group:  # our nurseries are nobody else's concern
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        if isinstance(error, BaseExceptionGroup):
+            raise
+        raise error from error.__cause__
+
+
+@asynccontextmanager
+async def _open(
+    config: GuestConfig, world: Network, opener: Callable[[VolumeConfig, bytes], Replica]
+) -> AsyncIterator[Guest]:
     config.check()
     config = config.shared_out()
-    world: Network = TcpNetwork() if network is None else network
     async with AsyncExitStack() as stack:
         replicas: list[Replica] = []
         lanes: list[Lanes] = []
