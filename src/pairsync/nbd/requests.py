@@ -183,7 +183,8 @@ class RequestParser:
             return batch
         if self._skipped is not None and not self._skip(batch):
             return batch
-        self._parse(batch, requests_max - len(batch), bytes_max - batch.payload_bytes)
+        if self._violation is None:
+            self._parse(batch, requests_max - len(batch), bytes_max - batch.payload_bytes)
         if self._violation is not None:
             if not len(batch):
                 raise ProtocolError(self._violation)
