@@ -241,8 +241,8 @@ async def open_guest(
 
     ``network`` and ``opener`` replace sockets, clock and disks (the simulator does).  Raises `ConfigError`
     for settings that cannot be, `BusyError`, `MismatchError`, `MetadataError` or `BackendError` where a
-    replica cannot be opened, `ArbitrationError` where it may not be active.  What is raised in the block comes
-    out as it is; in a group only if something else failed beside it.
+    replica cannot be opened, `ArbitrationError` where it may not be active.  What is raised in the block
+    comes out as it is; in a group only if something else failed beside it.
     """
     try:
         async with _open(config, TcpNetwork() if network is None else network, opener) as guest:
