@@ -54,7 +54,7 @@ class _Token:
 
     def __init__(self, session: int, number: int) -> None:
         self.session = session
-        self.number = number  # of the write or the barrier
+        self.number = number  # of the write; of a flush: the last write that it covers
 
 
 class VolumeTarget:
@@ -70,9 +70,10 @@ class VolumeTarget:
         self._begun = False  # a plan was agreed in this session
         self._received = 0  # number of the last `Write`
         self._applied = 0  # number up to which all is applied
-        self._barriers: deque[tuple[int, int]] = deque()  # (write number to wait for, barrier), in order
-        self._flushing: list[int] = []  # barriers that the running flush will answer
-        self._adopt: tuple[int, Adopt] | None = None  # (write number to wait for, message)
+        # (write number to wait for, barrier, or None for `_adopt`), in order
+        self._barriers: deque[tuple[int, int | None]] = deque()
+        self._flushing: list[int | None] = []  # of them, what the running flush will answer
+        self._adopt: Adopt | None = None  # the lineage to take over once all before it is durable
         self._when_settled: Callable[[], None] | None = None  # what the superblock on its way allows
 
     @property
@@ -161,12 +162,16 @@ class VolumeTarget:
         self._flush()
 
     def adopt(self, message: Adopt) -> None:
-        """Everything that came before makes this replica what ``lineage`` says."""
+        """Everything that came before makes this replica what ``lineage`` says, once it is durable.
+
+        Writes that the guest flushed while the peer did not count yet were never asked for by a barrier.
+        """
         self._check_term(message.term)
         if not self._begun or not message.lineage:
             raise ProtocolError("a lineage to adopt without a plan")
-        self._adopt = (self._received, message)
-        self._take_over()
+        self._adopt = message
+        self._barriers.append((self._received, None))
+        self._flush()
 
     # ------------------------------------------------------------------ reports
 
@@ -182,14 +187,13 @@ class VolumeTarget:
         self._applied = token.number
         self._out.append(Send([Applied(self.index, token.number)]))
         self._flush()
-        self._take_over()
 
     def _flush(self) -> None:
         if self._flushing or not self._barriers or self._barriers[0][0] > self._applied:
             return
         while self._barriers and self._barriers[0][0] <= self._applied:
             self._flushing.append(self._barriers.popleft()[1])
-        self._out.append(Flush(self.index, _Token(self._session, self._flushing[-1])))
+        self._out.append(Flush(self.index, _Token(self._session, self._applied)))
 
     def flushed(self, token: object, error: int) -> None:
         """A flush has ended."""
@@ -199,14 +203,17 @@ class VolumeTarget:
             self._fail(error, "a flush failed")
             return
         done, self._flushing = self._flushing, []
-        self._out.append(Send([BarrierDone(self.index, barrier) for barrier in done]))
+        answers = [BarrierDone(self.index, barrier) for barrier in done if barrier is not None]
+        if answers:
+            self._out.append(Send(answers))
+        if None in done:
+            self._take_over()
         self._flush()
 
     def _take_over(self) -> None:
-        if self._adopt is None or self._adopt[0] > self._applied:
-            return
-        message = self._adopt[1]
-        self._adopt = None
+        message, self._adopt = self._adopt, None
+        if message is None:
+            raise InternalError("no lineage to take over")
         block = replace(
             self.superblock,
             condition=Condition.CONSISTENT,
