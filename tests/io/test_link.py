@@ -11,7 +11,8 @@ from pairsync.core.messages import Applied, Introduce, Role
 from pairsync.core.stream import ACKNOWLEDGE_BYTES
 from pairsync.core.units import MIB, NS_PER_S
 from pairsync.errors import BackendError, BusyError, ConfigError, PeerLost
-from pairsync.io import LinkTimings, open_link
+from pairsync.io import LinkTimings
+from pairsync.io.link import open_link
 
 TIMINGS = LinkTimings()
 

@@ -239,7 +239,7 @@ class StreamReceiver:
 
     def path_changed(self) -> None:
         """The path that carried the last acknowledgement may have died with it."""
-        self._repeat = True
+        self._repeat = self._expected > 0
 
     def acknowledgement_sent(self) -> None:
         """A record with the present acknowledgement left."""

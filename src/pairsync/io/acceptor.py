@@ -35,7 +35,7 @@ from .lane import Lane
 from .lanes import LaneTerms, make_lane
 from .network import Connection, Listener, describe_address
 from .path import Path
-from .tls import ConnectionStream
+from .tls import TlsStream
 
 __all__ = ["CONTROLS_MAX", "Acceptor"]
 
@@ -114,8 +114,10 @@ class Acceptor:
                 await hub.gate.wait_open()
                 ahead = await self._first_bytes(connection, who)
                 if ahead[0] == _TLS_HANDSHAKE:
-                    stream = ConnectionStream(connection, hub.gate, ahead)
-                    control = await accept_control(stream, hub.contexts, hub.me, who=who)
+                    stream = TlsStream(
+                        connection, hub.gate, hub.contexts, dialing=False, who=who, ahead=ahead
+                    )
+                    control = await accept_control(stream, hub.me, hub.contexts.peer_fingerprint, who=who)
                 else:
                     await self._prove_lane(ahead, connection, who)
                     handed_over = True

@@ -26,11 +26,10 @@ from pairsync.wire.hello import (
     shorten,
 )
 
-from .tls import ConnectionStream, TlsContexts, handshake, peer_errors
+from .tls import TlsStream
 
 __all__ = ["ControlChannel", "Introduction", "accept_control", "dial_control"]
 
-_RECEIVE_BYTES = 8 * 1024
 _FAREWELL_S = 0.2
 """How long a refusal or farewell may take to arrive; the connection closes anyway."""
 
@@ -48,13 +47,12 @@ class Introduction:
 class ControlChannel:
     """Messages of `wire.hello` over one TLS stream."""
 
-    def __init__(self, stream: trio.SSLStream[ConnectionStream], who: str) -> None:
+    def __init__(self, stream: TlsStream, who: str) -> None:
         self._stream = stream
         self._who = who
         self._decoder = ControlDecoder()
         # Invariant: messages that arrived together with one that was asked for, in order.
         self._arrived: deque[ControlMessage] = deque()
-        self._sending = trio.Lock()
 
     @property
     def who(self) -> str:
@@ -64,18 +62,12 @@ class ControlChannel:
     async def send(self, message: ControlMessage) -> None:
         """Send one message; raises `PeerLost`."""
         data = encode_control(message)
-        async with self._sending:
-            with peer_errors(self._who):
-                await self._stream.send_all(data)
+        await self._stream.send_all(data)
 
     async def receive(self) -> ControlMessage:
         """The next message; raises `PeerLost`, `RefusedError` or `ProtocolError`."""
         while not self._arrived:
-            with peer_errors(self._who):
-                data = await self._stream.receive_some(_RECEIVE_BYTES)
-            if not data:
-                raise PeerLost(f"{self._who}: the other end hung up")
-            self._arrived.extend(self._decoder.feed(data))
+            self._arrived.extend(self._decoder.feed(await self._stream.receive_some()))
         return self._arrived.popleft()
 
     async def farewell(self, message: Refuse | Bye) -> None:
@@ -94,13 +86,14 @@ class ControlChannel:
 
 
 async def dial_control(
-    stream: ConnectionStream, contexts: TlsContexts, me: Introduction, *, path: str, rank: int, who: str
+    stream: TlsStream, me: Introduction, peer_fingerprint: bytes, *, path: str, rank: int, who: str
 ) -> tuple[ControlChannel, Welcome]:
     """Handshake and hello of the dialer; the caller sets a deadline.
 
     Raises `RefusedError` (either end declined), `PeerLost` or `ProtocolError`.
     """
-    channel = ControlChannel(await handshake(stream, contexts, dialing=True, who=who), who)
+    await stream.handshake()
+    channel = ControlChannel(stream, who)
     hello = Hello(*me.protocols, me.software, me.pair_id, me.fingerprint, path, rank)
     await channel.send(hello)
     answer = await channel.receive()
@@ -109,7 +102,7 @@ async def dial_control(
     if not isinstance(answer, Welcome):
         raise ProtocolError(f"{who}: {type(answer).__name__} in answer to Hello")
     try:
-        _check_peer(answer.pair_id, answer.fingerprint, me, contexts)
+        _check_peer(answer.pair_id, answer.fingerprint, me, peer_fingerprint)
         negotiate(me.protocols, (answer.protocol, answer.protocol))
     except RefusedError as error:
         await channel.farewell(Refuse(shorten(str(error))))
@@ -118,19 +111,26 @@ async def dial_control(
 
 
 async def accept_control(
-    stream: ConnectionStream, contexts: TlsContexts, me: Introduction, *, who: str
+    stream: TlsStream, me: Introduction, peer_fingerprint: bytes, *, who: str
 ) -> tuple[ControlChannel, Hello, int]:
     """Handshake and hello of the listener: the channel, the hello, the version; the caller sets a deadline.
 
     Raises `RefusedError`, `PeerLost` or `ProtocolError`.
     """
-    channel = ControlChannel(await handshake(stream, contexts, dialing=False, who=who), who)
+    try:
+        await stream.handshake()
+    except RefusedError:
+        # in TLS 1.3 the dialer is talking already: hear it out, or a reset overtakes the alert
+        with trio.move_on_after(_FAREWELL_S):
+            await _drain(stream)
+        raise
+    channel = ControlChannel(stream, who)
     hello = await channel.receive()
     if not isinstance(hello, Hello):
         raise ProtocolError(f"{who}: begins with {type(hello).__name__}, not with Hello")
     try:
         version = negotiate(me.protocols, (hello.protocol_min, hello.protocol_max))
-        _check_peer(hello.pair_id, hello.fingerprint, me, contexts)
+        _check_peer(hello.pair_id, hello.fingerprint, me, peer_fingerprint)
     except RefusedError as error:
         await channel.farewell(Refuse(shorten(str(error))))
         raise RefusedError(f"{who}: {error}") from error
@@ -138,10 +138,15 @@ async def accept_control(
     return channel, hello, version
 
 
-def _check_peer(pair_id: bytes, fingerprint: bytes, me: Introduction, contexts: TlsContexts) -> None:
+async def _drain(stream: TlsStream) -> None:
+    try:
+        await stream.drain()
+    except PeerLost:
+        return
+
+
+def _check_peer(pair_id: bytes, fingerprint: bytes, me: Introduction, peer_fingerprint: bytes) -> None:
     if not hmac.compare_digest(pair_id, me.pair_id):
         raise RefusedError(f"pair {pair_id.hex()[:8]} asked for, this is pair {me.pair_id.hex()[:8]}")
-    if fingerprint != contexts.peer_fingerprint:
-        raise RefusedError(
-            f"claims key {fingerprint.hex()[:16]}, but showed {contexts.peer_fingerprint.hex()[:16]}"
-        )
+    if fingerprint != peer_fingerprint:
+        raise RefusedError(f"claims key {fingerprint.hex()[:16]}, but showed {peer_fingerprint.hex()[:16]}")

@@ -25,7 +25,7 @@ from .lanes import LaneTerms, make_lane, send_preamble
 from .network import Connection, describe_address
 from .path import Path
 from .session import Session
-from .tls import ConnectionStream
+from .tls import TlsStream
 
 __all__ = ["Dialer"]
 
@@ -101,10 +101,10 @@ class Dialer:
 
     async def _open(self, path: PathConfig, rank: int, held: _Attempt, who: str) -> tuple[Path, Session]:
         hub = self._hub
-        stream = ConnectionStream(await self._connect(path, held, who), hub.gate)
-        channel, welcome = await dial_control(
-            stream, hub.contexts, hub.me, path=path.name, rank=rank, who=who
-        )
+        connection = await self._connect(path, held, who)
+        stream = TlsStream(connection, hub.gate, hub.contexts, dialing=True, who=who)
+        pinned = hub.contexts.peer_fingerprint
+        channel, welcome = await dial_control(stream, hub.me, pinned, path=path.name, rank=rank, who=who)
         if hub.running() is not None:
             return await self._bring_up(path, rank, channel, welcome.protocol, held, who)
         async with self._beginning:

@@ -16,7 +16,8 @@ import contextlib
 import hashlib
 import os
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import trio
 
@@ -26,7 +27,9 @@ from .gate import Gate
 from .keys import HostIdentity, certificate_der
 from .network import Connection
 
-__all__ = ["ConnectionStream", "TlsContexts", "handshake", "peer_errors"]
+__all__ = ["TlsContexts", "TlsStream"]
+
+T = TypeVar("T")
 
 _RECEIVE_BYTES = 16 * 1024
 _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL; ssl.VerifyFlags does not name it
@@ -75,75 +78,104 @@ def _key_file(identity: HostIdentity) -> Iterator[str]:
         os.close(descriptor)
 
 
-class ConnectionStream(trio.abc.Stream):
-    """A `Connection` behind a `Gate` as a stream, with bytes that were read ahead put back in front."""
+class TlsStream:
+    """TLS over a `Connection` behind a `Gate`; one task may receive while others send.
 
-    def __init__(self, connection: Connection, gate: Gate, ahead: bytes = b"") -> None:
+    ``ahead`` is what was read from the connection before it was known to be TLS.  Every method raises
+    `RefusedError` where TLS fails and `PeerLost` where the connection does, both naming ``who``.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        gate: Gate,
+        contexts: TlsContexts,
+        *,
+        dialing: bool,
+        who: str,
+        ahead: bytes = b"",
+    ) -> None:
         self._connection = connection
         self._gate = gate
-        self._ahead = ahead
-        self._buffer = bytearray(_RECEIVE_BYTES)
+        self._who = who
+        self._pinned = contexts.peer_fingerprint
+        self._incoming = ssl.MemoryBIO()
+        self._incoming.write(ahead)
+        self._outgoing = ssl.MemoryBIO()
+        context = contexts.dialer if dialing else contexts.listener
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=not dialing)
+        self._flushing = trio.Lock()  # what TLS has made leaves in the order in which it was made
+        self._buffer = memoryview(bytearray(_RECEIVE_BYTES))
 
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+    async def handshake(self) -> None:
+        """Do the handshake and check the pin; the caller sets a deadline."""
+        await self._run(self._tls.do_handshake)
+        shown = self._tls.getpeercert(binary_form=True)
+        fingerprint = hashlib.sha256(shown or b"").digest()
+        if fingerprint != self._pinned:
+            raise RefusedError(f"{self._who}: its key {fingerprint.hex()[:16]} is not the pinned one")
+
+    async def send_all(self, data: bytes) -> None:
         """Send everything."""
-        left = memoryview(data)
-        await trio.lowlevel.checkpoint()
+        await self._run(lambda: self._tls.write(data))
+
+    async def receive_some(self) -> bytes:
+        """What has arrived, at least one byte; ``b""`` at the end."""
+        return await self._run(lambda: self._tls.read(_RECEIVE_BYTES))
+
+    async def drain(self) -> None:
+        """Read whatever comes until the other end hangs up; the caller sets a deadline."""
+        while await self._fill():
+            self._incoming.read()
+
+    async def _run(self, operation: Callable[[], T]) -> T:
+        """Repeat ``operation`` with what arrives until it succeeds; what it wants to send is sent."""
         while True:
-            await self._gate.wait_open()
             try:
-                left = left[self._connection.send_nowait(left) :]
-                if not left:
-                    return
-                await self._connection.wait_writable()
-            except OSError as error:
-                raise trio.BrokenResourceError(str(error)) from error
+                result = operation()
+            except ssl.SSLWantReadError:
+                await self._flush()
+                await self._fill()
+            except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
+                raise PeerLost(f"{self._who}: the other end hung up") from error
+            except ssl.SSLError as error:
+                await self._flush()  # the alert, which tells the other end why
+                raise RefusedError(f"{self._who}: TLS: {_reason(error)}") from error
+            else:
+                await self._flush()
+                return result
 
-    async def wait_send_all_might_not_block(self) -> None:
-        """Wait until the connection takes data."""
-        await self._gate.wait_open()
-        await self._connection.wait_writable()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Receive what is there, ``b""`` at the end."""
-        limit = min(max_bytes or _RECEIVE_BYTES, _RECEIVE_BYTES)
-        if self._ahead:
-            await trio.lowlevel.checkpoint()
-            data, self._ahead = self._ahead[:limit], self._ahead[limit:]
-            return data
-        with memoryview(self._buffer)[:limit] as view:
-            while True:
+    async def _flush(self) -> None:
+        async with self._flushing:
+            left = memoryview(self._outgoing.read())
+            while left:
+                await self._gate.wait_open()
                 try:
-                    await self._connection.wait_readable()
-                    await self._gate.wait_open()
-                    received = self._connection.receive_nowait(view)
+                    left = left[self._connection.send_nowait(left) :]
+                    if left:
+                        await self._connection.wait_writable()
                 except OSError as error:
-                    raise trio.BrokenResourceError(str(error)) from error
-                if received is not None:
-                    return bytes(view[:received])
+                    raise PeerLost(f"{self._who}: {error}") from error
 
-    async def aclose(self) -> None:
-        """Hang up."""
-        self._connection.close()
-        await trio.lowlevel.checkpoint()
-
-
-@contextlib.contextmanager
-def peer_errors(who: str) -> Iterator[None]:
-    """Turn what a TLS stream raises into `PeerLost` or `RefusedError`, with the reason in words."""
-    try:
-        yield
-    except trio.BrokenResourceError as error:
-        cause = error.__cause__
-        if isinstance(cause, ssl.SSLError):
-            raise RefusedError(f"{who}: TLS: {_ssl_reason(cause)}") from error
-        raise PeerLost(f"{who}: {cause or 'the connection broke'}") from error
-    except ssl.SSLError as error:
-        raise RefusedError(f"{who}: TLS: {_ssl_reason(error)}") from error
-    except OSError as error:
-        raise PeerLost(f"{who}: {error}") from error
+    async def _fill(self) -> bool:
+        """Give TLS what has arrived; returns whether there was anything but the end."""
+        while True:
+            try:
+                await self._connection.wait_readable()
+                await self._gate.wait_open()
+                received = self._connection.receive_nowait(self._buffer)
+            except OSError as error:
+                raise PeerLost(f"{self._who}: {error}") from error
+            if received is None:
+                continue
+            if received:
+                self._incoming.write(self._buffer[:received])
+            else:
+                self._incoming.write_eof()
+            return received > 0
 
 
-def _ssl_reason(error: ssl.SSLError) -> str:
+def _reason(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the certificate shown is not the pinned one ({error.verify_message})"
     reason = (error.reason or "").lower()
@@ -152,21 +184,3 @@ def _ssl_reason(error: ssl.SSLError) -> str:
     if "certificate_required" in reason or "did_not_return_a_certificate" in reason:
         return f"a certificate is missing ({reason})"
     return reason.replace("_", " ") or str(error)
-
-
-async def handshake(
-    stream: ConnectionStream, contexts: TlsContexts, *, dialing: bool, who: str
-) -> trio.SSLStream[ConnectionStream]:
-    """Do the handshake and check the pin; the caller sets a deadline.
-
-    Raises `RefusedError` or `PeerLost`.
-    """
-    context = contexts.dialer if dialing else contexts.listener
-    secured = trio.SSLStream(stream, context, server_side=not dialing, https_compatible=True)
-    with peer_errors(who):
-        await secured.do_handshake()
-    shown = secured.getpeercert(binary_form=True)
-    fingerprint = hashlib.sha256(shown or b"").digest()
-    if fingerprint != contexts.peer_fingerprint:
-        raise RefusedError(f"{who}: its key {fingerprint.hex()[:16]} is not the pinned one")
-    return secured
