@@ -42,13 +42,14 @@ INTENT_WIDE_BLOCKS = 1024
 class DirtyMap:
     """A set of block numbers below ``block_count``."""
 
-    __slots__ = ("_count", "_pages", "block_count")
+    __slots__ = ("_count", "_pages", "_present", "block_count")
 
     def __init__(self, block_count: int) -> None:
         if block_count < 0:
             raise InternalError(f"a volume of {block_count} blocks")
         self.block_count = block_count
         self._pages: dict[int, bitarray] = {}  # page number -> bits; every page holds at least one set bit
+        self._present = bitarray(-(-block_count // PAGE_BLOCKS))  # one bit a page that is in `_pages`
         self._count = 0  # set bits in all pages
 
     @property
@@ -81,6 +82,7 @@ class DirtyMap:
             page = self._pages.get(number)
             if page is None:
                 page = self._pages[number] = bitarray(PAGE_BLOCKS, endian="little")
+                self._present[number] = 1
             if high - low == 1:
                 if not page[low]:
                     page[low] = 1
@@ -108,6 +110,7 @@ class DirtyMap:
                     page[low:high] = 0
                     if not page.any():
                         del self._pages[number]
+                        self._present[number] = 0
             start = (number << _PAGE_SHIFT) + high
         self._count -= removed
         return removed
@@ -128,6 +131,7 @@ class DirtyMap:
             mine = self._pages.get(number)
             if mine is None:
                 self._pages[number] = bits.copy()
+                self._present[number] = 1
                 self._count += bits.count()
             else:
                 before = mine.count()
@@ -138,6 +142,7 @@ class DirtyMap:
         """Swap out: return all that is marked as a map of its own and leave this one empty."""
         taken = DirtyMap(self.block_count)
         taken._pages, self._pages = self._pages, {}
+        taken._present, self._present = self._present, taken._present
         taken._count, self._count = self._count, 0
         return taken
 
@@ -156,19 +161,15 @@ class DirtyMap:
         return Extent(first, self._find_clear(first + 1, stop))
 
     def _find_marked(self, start: int, stop: int) -> int | None:
-        number = start >> _PAGE_SHIFT
-        last = (stop - 1) >> _PAGE_SHIFT
-        if last - number > len(self._pages):  # a sparse map: walk the pages that exist
-            for existing in sorted(n for n in self._pages if number <= n <= last):
-                found = self._find_in_page(existing, start, stop)
-                if found is not None:
-                    return found
+        if start >= stop:
             return None
-        while number <= last:
+        end = ((stop - 1) >> _PAGE_SHIFT) + 1
+        number = self._present.find(1, start >> _PAGE_SHIFT, end)
+        while number >= 0:
             found = self._find_in_page(number, start, stop)
             if found is not None:
                 return found
-            number += 1
+            number = self._present.find(1, number + 1, end)
         return None
 
     def _find_in_page(self, number: int, start: int, stop: int) -> int | None:
@@ -221,6 +222,7 @@ class DirtyMap:
             return
         page = DirtyMap(self.block_count)
         page._pages[number] = bits
+        page._present[number] = 1
         page._count = bits.count()
         self.merge(page)
 

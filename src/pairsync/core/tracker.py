@@ -52,6 +52,9 @@ RECORDS_MAX = 1900
 """Journal records of one generation before it is cut: a segment of 8 MiB holds 2048 records of 4 KiB, and
 the writes that are on their way when the cut is asked for need room too."""
 
+RECORD_EXTENTS = 500
+"""Extents that certainly fit one journal record; a batch with more takes several."""
+
 PAGES_PER_SAVE_MAX = 4096
 """Bitmap pages written in one go (16 MiB): keeps a save in the order of a tenth of a second."""
 
@@ -147,7 +150,7 @@ class Tracker:
                     generation.data_bytes += added * BLOCK_BYTES
         generation.outstanding += 1
         if fresh:
-            generation.records += 1
+            generation.records += 1 + len(fresh) // RECORD_EXTENTS
             generation.unrecorded.append(fresh)
         return fresh
 

@@ -139,8 +139,10 @@ def recover_replica(
         check_identity(block, pair_id=pair_id)
         _check_name(block, volume)
         recovered = DirtyMap(block_count_of(block.size_bytes))
+        damaged = 0
         for page in opened.pages:
             recovered.load_page(page.number, page.content)
+            damaged += page.damaged_sectors
         if not block.clean:
             for start, stop in opened.intents:
                 recovered.mark(start, stop)
@@ -149,7 +151,10 @@ def recover_replica(
         opened.store.close()
         raise
     setup = VolumeSetup(block, recovered, volume.options, opened.generation_next)
-    return Replica(device, opened.store, setup, opened.notes)
+    notes = list(opened.notes)
+    if damaged:
+        notes.append(f"{damaged} sectors of the dirty bitmap were unreadable: their blocks are copied again")
+    return Replica(device, opened.store, setup, notes)
 
 
 def _check_name(block: Superblock, volume: VolumeConfig) -> None:
@@ -247,8 +252,8 @@ def _find(device: Device, extent: Extent) -> Found:
     offset = extent.start * BLOCK_BYTES
     length = min(extent.stop * BLOCK_BYTES, device.size_bytes) - offset
     piece = min(length, PIECE_BYTES)
-    if _is_hole(device, offset, piece):
-        hole = device.allocation(offset, length)[0][0] if length > piece else length
+    hole = device.hole_bytes(offset, length)
+    if hole >= piece:
         if hole < length:
             hole -= hole % BLOCK_BYTES
         stop = -(-(offset + hole) // BLOCK_BYTES)
@@ -257,11 +262,6 @@ def _find(device: Device, extent: Extent) -> Found:
     device.read_into(offset, memoryview(content))
     stop = -(-(offset + piece) // BLOCK_BYTES)
     return Found(Extent(extent.start, stop), _without_zeroes(content, offset))
-
-
-def _is_hole(device: Device, offset: int, length: int) -> bool:
-    runs = device.allocation(offset, length)
-    return len(runs) == 1 and runs[0][1] and runs[0][0] >= length
 
 
 def _without_zeroes(content: bytearray, offset: int) -> list[WriteOp]:

@@ -110,6 +110,10 @@ class BlockFile(abc.ABC):
         """The range as runs of data and holes; covers less than ``length`` after `ALLOCATION_RUNS_MAX`."""
 
     @abc.abstractmethod
+    def hole_bytes(self, offset: int, length: int) -> int:
+        """How much of the range, from its beginning, is a hole."""
+
+    @abc.abstractmethod
     def will_need(self, offset: int, length: int) -> None:
         """Advise that the range will be read soon."""
 

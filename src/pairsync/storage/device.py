@@ -59,6 +59,14 @@ class Device(abc.ABC):
         """The range as runs of data and holes, in order; may stop early, see `ALLOCATION_RUNS_MAX`."""
 
     @abc.abstractmethod
+    def hole_bytes(self, offset: int, length: int) -> int:
+        """How much of the range, from its beginning, is a hole; 0 where it begins with data.
+
+        Cheap where `allocation` is not: it never has to find the end of the data (a walk over every page of
+        a file on tmpfs).
+        """
+
+    @abc.abstractmethod
     def cache(self, offset: int, length: int) -> None:
         """Advise that the range will be read soon."""
 

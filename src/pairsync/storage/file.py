@@ -134,6 +134,11 @@ class RawFile(Device):
         self._check(offset, length)
         return self._file.allocation(offset, length)
 
+    def hole_bytes(self, offset: int, length: int) -> int:
+        """As `Device.hole_bytes`; a block device is all data."""
+        self._check(offset, length)
+        return self._file.hole_bytes(offset, length)
+
     def cache(self, offset: int, length: int) -> None:
         """As `Device.cache`."""
         self._check(offset, length)

@@ -239,6 +239,12 @@ class OsFile(BlockFile):
             offset = hole
         return runs
 
+    def hole_bytes(self, offset: int, length: int) -> int:
+        """As `BlockFile.hole_bytes`."""
+        if self.is_block_device or length <= 0:
+            return 0
+        return self._seek(offset, os.SEEK_DATA, offset + length) - offset
+
     def _seek(self, offset: int, whence: int, stop: int) -> int:
         try:
             return min(os.lseek(self._fd, offset, whence), stop)

@@ -344,6 +344,11 @@ class SimFile(BlockFile):
             offset += piece
         return runs
 
+    def hole_bytes(self, offset: int, length: int) -> int:
+        """As `BlockFile.hole_bytes`."""
+        runs = self.allocation(offset, length)
+        return runs[0][0] if runs and runs[0][1] else 0
+
     def will_need(self, offset: int, length: int) -> None:
         """Nothing to do: all lies in memory."""
 
