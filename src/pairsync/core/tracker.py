@@ -71,13 +71,26 @@ class GenerationState(enum.Enum):
 class IntentGeneration:
     """One write-intent generation and the journal segment that belongs to it."""
 
-    __slots__ = ("data_bytes", "marked", "number", "outstanding", "records", "sent", "state", "unrecorded")
+    __slots__ = (
+        "data_bytes",
+        "marked",
+        "number",
+        "outstanding",
+        "records",
+        "sent",
+        "state",
+        "unrecorded",
+        "zeroed",
+    )
 
     def __init__(self, number: int, block_count: int) -> None:
         self.number = number  # from 1, rising; the journal segment is ``number % 2``
         self.state = GenerationState.OPEN
         self.marked = IntentSet(block_count)  # written by the guest, recorded in the journal
         self.sent = DirtyMap(block_count)  # copied by a resync, still set in the bitmap on disk
+        # Blocks of `marked` that cost nothing to copy again: discarded, and not written with data since.  One
+        # that was written before it was discarded may be among them: it counts twice, never not at all.
+        self.zeroed = DirtyMap(block_count)
         self.outstanding = 0  # writes noted here and not applied locally yet; drained at 0
         self.data_bytes = 0  # data newly marked or sent, against the window
         self.records = 0  # journal records asked for
@@ -146,8 +159,12 @@ class Tracker:
             added = marked.mark(start, stop)
             if added or (generation.unrecorded and generation.awaits_record(start, stop)):
                 fresh.append(Extent(start, stop))
-                if op.kind is OpKind.DATA:
-                    generation.data_bytes += added * BLOCK_BYTES
+            if op.kind is OpKind.DATA:
+                if generation.zeroed:
+                    added += generation.zeroed.clear(start, stop)
+                generation.data_bytes += added * BLOCK_BYTES
+            elif added:
+                generation.zeroed.mark(start, stop)
         generation.outstanding += 1
         if fresh:
             generation.records += 1 + len(fresh) // RECORD_EXTENTS
