@@ -16,13 +16,10 @@ class Budget:
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
-        self.used_bytes = 0  # sum of what all connections have told `change`; 0 when none has anything
+        self.used_bytes = 0
+        """Each connection adds what it takes and subtracts it again; 0 when none has anything."""
 
     @property
     def exhausted(self) -> bool:
         """Whether the limit is reached."""
         return self.used_bytes >= self.limit_bytes
-
-    def change(self, difference: int) -> None:
-        """Add ``difference`` bytes, which may be negative."""
-        self.used_bytes += difference

@@ -373,12 +373,12 @@ class Connection:
     def _enter(self, requests: int, length: int) -> None:
         self._requests_in_flight += requests
         self._bytes_in_flight += length
-        self._budget.change(length)
+        self._budget.used_bytes += length
 
     def _leave(self, requests: int, length: int) -> None:
         self._requests_in_flight -= requests
         self._bytes_in_flight -= length
-        self._budget.change(-length)
+        self._budget.used_bytes -= length
         self._notice()
 
     def _end(self) -> None:
@@ -390,7 +390,7 @@ class Connection:
             self._leave(1, 0 if isinstance(work, Request) else work[2])
 
     def _on_outbox(self, difference: int) -> None:
-        self._budget.change(difference)
+        self._budget.used_bytes += difference
         if difference < 0:
             self._notice()
 

@@ -1,8 +1,9 @@
 """Replies of one connection on their way out: sent at once where the socket takes them, else by a task.
 
 Order is kept.  While `Outbox.run` is sending, or a rest waits for it, everything else queues behind.
-``held_bytes`` is what the client has not taken; the connection stops reading its socket above a limit, which
-bounds it.  A peer that is gone is told to ``on_lost`` once; from then on everything is dropped.
+What the client has not taken after a `push` or `send` is reported as ``held_bytes``; the connection stops
+reading its socket above a limit, which bounds it.  A reply that goes at once is never accounted for.
+A peer that is gone is told to ``on_lost`` once; from then on everything is dropped.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ class Outbox:
     def __init__(
         self, transport: Transport, *, on_lost: Callable[[PeerLost], None], on_change: Callable[[int], None]
     ) -> None:
-        self.held_bytes = 0  # sum of the queue, and what `run` is sending
+        self.held_bytes = 0  # what `on_change` knows of: the queue, and what `run` is sending
         self._transport = transport
         self._on_lost = on_lost
         self._on_change = on_change
         self._queue: deque[Buffer] = deque()
+        self._size_bytes = 0  # of the queue and of what `run` is sending; equals held_bytes but within a push
         self._sending = False  # `run` is in the middle of a send
         self._wake: trio.Event | None = None  # set when `run` should look; None while it is not waiting
         self._closed = False
@@ -41,22 +43,20 @@ class Outbox:
     @property
     def empty(self) -> bool:
         """Whether everything has been handed to the kernel."""
-        return not self.held_bytes
+        return not self._size_bytes
 
     def post(self, data: Buffer) -> None:
-        """Queue a reply; `push` sends it.  The buffer must not change afterwards."""
-        if self._closed:
-            return
-        self._queue.append(data)
-        self.held_bytes += len(data)
-        self._on_change(len(data))
+        """Queue a reply; `push` must follow.  The buffer must not change afterwards."""
+        if not self._closed:
+            self._queue.append(data)
+            self._size_bytes += len(data)
 
     def send(self, view: memoryview) -> None:
         """Send now what goes, and queue a copy of the rest: the caller may reuse the memory."""
         if self._closed:
             return
         sent = 0
-        if not self.held_bytes:
+        if not self._size_bytes:
             try:
                 sent = self._transport.send_nowait(view)
             except PeerLost as error:
@@ -64,26 +64,24 @@ class Outbox:
                 return
         if sent < len(view):
             self.post(bytes(view[sent:]))
-            self._wake_up()
+            self._leave_rest()
 
     def push(self) -> None:
         """Send now what goes of the queue; the rest is left to `run`."""
         queue = self._queue
-        if self._sending:
-            return
-        while queue:
+        while queue and not self._sending:
             data = self._next()
             try:
                 sent = self._transport.send_nowait(data)
             except PeerLost as error:
                 self._lose(error)
                 return
+            self._size_bytes -= sent
             if sent < len(data):
                 queue.appendleft(memoryview(data)[sent:])
-                self._shrink(sent)
-                self._wake_up()
-                return
-            self._shrink(sent)
+                break
+        if self._size_bytes != self.held_bytes:
+            self._leave_rest()
 
     async def run(self) -> None:
         """Send what did not go at once; runs as long as the connection does."""
@@ -103,14 +101,15 @@ class Outbox:
             finally:
                 self._sending = False
             if not self._closed:
-                self._shrink(len(data))
+                self._size_bytes -= len(data)
+                self._report()
 
     def close(self) -> None:
         """Drop what is left."""
         self._closed = True
         self._queue.clear()
-        self._shrink(self.held_bytes)
-        self._wake_up()
+        self._size_bytes = 0
+        self._leave_rest()
 
     def _next(self) -> Buffer:
         """Take the head of the queue, with small neighbours joined to it."""
@@ -124,13 +123,17 @@ class Outbox:
             parts.append(queue.popleft())
         return b"".join(parts)
 
-    def _shrink(self, count: int) -> None:
-        self.held_bytes -= count
-        self._on_change(-count)
-
-    def _wake_up(self) -> None:
+    def _leave_rest(self) -> None:
+        """What is left is held from now on, and `run` is to send it."""
+        self._report()
         if self._wake is not None:
             self._wake.set()
+
+    def _report(self) -> None:
+        difference = self._size_bytes - self.held_bytes
+        self.held_bytes = self._size_bytes
+        if difference:
+            self._on_change(difference)
 
     def _lose(self, error: PeerLost) -> None:
         if not self._closed:
