@@ -167,51 +167,84 @@ def entries(*ops: tuple[int, int, int]) -> bytes:
     return b"".join(OP.pack(*op) for op in ops)
 
 
-GOOD: list[Any] = [4, 3, 1, 1, False, payload_digest(b"abcd"), entries((0, 4, 0))]
+HEAD = struct.Struct(">BBBQBBBQBBQBH")
+GOOD: dict[str, Any] = {
+    "array": 0x97,
+    "kind": 4,
+    "u64_0": 0xCF,
+    "term": 3,
+    "u8": 0xCC,
+    "volume": 1,
+    "u64_1": 0xCF,
+    "number": 1,
+    "resync": 0xC2,
+    "u64_2": 0xCF,
+    "digest": payload_digest(b"abcd"),
+    "bytes": 0xC5,
+    "length": OP.size,
+    "entries": entries((0, 4, 0)),
+}
 
 
-def test_the_good_write_is_good() -> None:
-    assert isinstance(decode(msgpack.packb(GOOD), b"abcd"), Write)
+def header_of(fields: dict[str, Any]) -> bytes:
+    *head, ranges = fields.values()
+    return HEAD.pack(*head) + bytes(ranges)
+
+
+def test_the_good_write_is_good_and_its_header_is_msgpack() -> None:
+    message = decode(header_of(GOOD), b"abcd")
+    assert message == Write(3, 1, 1, False, [WriteOp(OpKind.DATA, 0, 4, b"abcd")], GOOD["digest"])
+    assert header_of(GOOD) == bytes(encode(message)[0])
+    assert msgpack.unpackb(header_of(GOOD)) == [4, 3, 1, 1, False, GOOD["digest"], GOOD["entries"]]
+    assert msgpack.unpackb(encode(Applied(7, 9))[0]) == [5, 7, 9]
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        (0, "4"),
-        (0, True),
-        (0, 99),
-        (0, -4),
-        (1, -1),
-        (1, True),
-        (1, 1.0),
-        (1, NUMBER_MAX + 1),
-        (2, VOLUMES_MAX),
-        (2, None),
-        (3, 0),
-        (3, "1"),
-        (4, 0),
-        (4, None),
-        (5, payload_digest(b"abcd") ^ 1),
-        (5, "digest"),
-        (5, -1),
-        (6, b""),
-        (6, entries((0, 4, 0))[:-1]),
-        (6, "text"),
-        (6, entries((0, 5, 0))),
-        (6, entries((0, 3, 0))),
-        (6, entries((0, 4, 4))),
-        (6, entries((0, 4, 0x7F))),
-        (6, entries((0, 4, 0), (0, 0, 1))),
-        (6, entries((0, 4, 0), (0, OP_BYTES_MAX + 1, 1))),
-        (6, entries((NUMBER_MAX, 4, 0))),
-        (6, entries(*[(0, 4, 1)] * (WRITE_OPS_MAX + 1))),
+        ("array", 0x96),
+        ("kind", 5),
+        ("u64_0", 0xD3),
+        ("term", NUMBER_MAX + 1),
+        ("u8", 0xD0),
+        ("volume", VOLUMES_MAX),
+        ("u64_1", 0xCE),
+        ("number", 0),
+        ("number", NUMBER_MAX + 1),
+        ("resync", 0xC0),
+        ("resync", 0xC4),
+        ("u64_2", 0xCB),
+        ("digest", payload_digest(b"abcd") ^ 1),
+        ("bytes", 0xDA),
+        ("length", OP.size + 1),
+        ("length", OP.size - 1),
+        ("length", 0),
+        ("length", 2 * OP.size),
+        ("entries", b""),
+        ("entries", entries((0, 4, 0))[:-1]),
+        ("entries", entries((0, 4, 0)) + b"x"),
+        ("entries", entries((0, 5, 0))),
+        ("entries", entries((0, 3, 0))),
+        ("entries", entries((0, 4, 4))),
+        ("entries", entries((0, 4, 0x7F))),
+        ("entries", entries((0, 4, 0), (0, 0, 1))),
+        ("entries", entries((0, 4, 0), (0, OP_BYTES_MAX + 1, 1))),
+        ("entries", entries((NUMBER_MAX, 4, 0))),
+        ("entries", entries(*[(0, 4, 1)] * (WRITE_OPS_MAX + 1))),
     ],
 )
-def test_each_field_of_a_write_is_checked(field: int, value: Any) -> None:
-    fields = list(GOOD)
-    fields[field] = value
+def test_each_field_of_a_write_is_checked(field: str, value: Any) -> None:
+    fields = {**GOOD, field: value}
+    if field == "entries" and value and len(value) % OP.size == 0:
+        fields["length"] = len(value)  # so that only the ranges are wrong
     with pytest.raises(ProtocolError):
-        decode(msgpack.packb(fields), b"abcd")
+        decode(header_of(fields), b"abcd")
+
+
+@pytest.mark.parametrize("payload", [b"", b"abc", b"abcde", bytes(FRAME_PAYLOAD_BYTES_MAX + 1)])
+def test_a_write_takes_its_payload_exactly(payload: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        decode(header_of({**GOOD, "digest": payload_digest(payload)}), payload)
 
 
 @pytest.mark.parametrize(
@@ -219,9 +252,9 @@ def test_each_field_of_a_write_is_checked(field: int, value: Any) -> None:
     [
         [],
         [4],
-        GOOD[:-1],
-        [*GOOD, 0],
+        [4, 3, 1, 1, False, 0, entries((0, 4, 1))],  # not the fixed form
         [5, 0],
+        [5, 0, 1],  # not the fixed form
         [5, 0, 1, 2],
         [5, VOLUMES_MAX, 1],
         [5, 0, "1"],
@@ -250,7 +283,7 @@ def test_other_forms_are_refused(fields: Any) -> None:
 
 def test_payload_belongs_to_writes_only() -> None:
     header, _ = split(encode(Applied(0, 1)))
-    with pytest.raises(ProtocolError, match="no payload"):
+    with pytest.raises(ProtocolError, match="came with a message that has none"):
         decode(header, b"x")
 
 

@@ -6,9 +6,11 @@ unknown type, another number of fields, a value out of its type or range is `Pro
 else, whatever the bytes are.  Payload is never copied here: `encode` returns the caller's buffers, and the
 data of a decoded `WriteOp` is a slice of the payload that was given.
 
-`Write` and `Applied` are the hot path and coded by hand; the ranges of a `Write` are one byte string of
-13-byte entries (offset 64 bits, length 32 bits, kind and FUA 8 bits), which one call of ``struct`` reads.
-The rest is a table.  A later version of the protocol gets its own table; ``wire.hello`` chooses.
+`Write` and `Applied` are the hot path and coded by hand.  Their headers are msgpack like the others, but in
+one fixed form (every integer in its widest encoding), so that one call of ``struct`` writes or reads them;
+no other form is accepted.  The ranges of a `Write` are one byte string of 13-byte entries (offset 64 bits,
+length 32 bits, kind and FUA 8 bits).  The rest is a table.  A later version of the protocol gets its own
+table; ``wire.hello`` chooses.
 """
 
 from __future__ import annotations
@@ -59,7 +61,6 @@ from .limits import (
 from .shapes import (
     Shape,
     binary,
-    boolean,
     choice,
     optional,
     pack,
@@ -73,7 +74,6 @@ from .shapes import (
 __all__ = ["decode", "encode"]
 
 _number = unsigned(NUMBER_MAX)
-_count = unsigned(NUMBER_MAX, minimum=1)
 _word64 = unsigned((1 << 64) - 1)
 _volume = unsigned(VOLUMES_MAX - 1)
 _name = text(NAME_BYTES_MAX)
@@ -143,8 +143,13 @@ _KINDS: tuple[tuple[OpKind, bool] | None, ...] = tuple(
     (OpKind(byte & ~_FUA), bool(byte & _FUA)) if byte & ~_FUA in OpKind._value2member_map_ else None
     for byte in range(256)
 )
-_WRITE_FIELDS = 7
-_APPLIED_FIELDS = 3
+
+# The fixed forms.  Bytes that begin a msgpack value: 0x97 and 0x93 an array of 7 and of 3, 0xcf 64-bit and
+# 0xcc 8-bit unsigned, 0xc5 a byte string with a 16-bit length, 0xc2 false, 0xc3 true.
+_ARRAY_7, _ARRAY_3, _U64, _U8, _BYTES, _FALSE, _TRUE = 0x97, 0x93, 0xCF, 0xCC, 0xC5, 0xC2, 0xC3
+_WRITE_HEAD = struct.Struct(">BB BQ BB BQ B BQ BH")  # type, term, volume, number, resync, digest, ranges
+_WRITE_FORM = (_U64, _U8, _U64, _U64, _BYTES)
+_APPLIED_HEAD = struct.Struct(">BB BB BQ")  # type, volume, number
 _new: Callable[[type[WriteOp], tuple[Any, ...]], WriteOp] = (
     tuple.__new__
 )  # skips the keyword parsing of WriteOp(...): half the cost of decoding a batch
@@ -163,7 +168,7 @@ def encode(message: Message) -> list[Buffer]:
     if type(message) is Applied:
         if not (0 <= message.volume < VOLUMES_MAX and 0 <= message.number <= NUMBER_MAX):
             raise InternalError(f"cannot be sent: {message}")
-        return [pack([_APPLIED, message.volume, message.number])]
+        return [_APPLIED_HEAD.pack(_ARRAY_3, _APPLIED, _U8, message.volume, _U64, message.number)]
     number = _NUMBER_OF.get(type(message))
     if number is None:
         raise InternalError(f"{type(message).__name__} is not a message")
@@ -181,22 +186,23 @@ def decode(header: Buffer, payload: Buffer) -> Message:
     Raises `ProtocolError` for everything that this version does not allow.  The data of a `Write` are
     slices of ``payload``, which must stay as it is for as long as they are used.
     """
+    if len(header) > 1 and header[0] == _ARRAY_7 and header[1] == _WRITE:
+        return _decode_write(header, memoryview(payload))
+    if len(payload):
+        raise ProtocolError(f"{len(payload)} bytes of payload came with a message that has none")
+    if len(header) == _APPLIED_HEAD.size and header[0] == _ARRAY_3 and header[1] == _APPLIED:
+        _, _, u8, volume, u64, number = _APPLIED_HEAD.unpack(header)
+        if (u8, u64) != (_U8, _U64) or volume >= VOLUMES_MAX or number > NUMBER_MAX:
+            raise ProtocolError(f"Applied: volume {volume}, number {number}")
+        return Applied(volume, number)
     fields = unpack_array(header, bytes_max=FRAME_HEADER_BYTES_MAX, count_max=MARKED_EXTENTS_MAX)
     kind = fields[0]
     if type(kind) is not int:
         raise ProtocolError("a message begins with its type, an integer")
-    if kind == _WRITE:
-        return _decode_write(fields, memoryview(payload))
-    if len(payload):
-        raise ProtocolError(f"message type {kind} has no payload, {len(payload)} bytes came with it")
-    if kind == _APPLIED:
-        if len(fields) != _APPLIED_FIELDS:
-            raise ProtocolError(f"Applied: {len(fields) - 1} fields, expected {_APPLIED_FIELDS - 1}")
-        _, volume, number = fields
-        return Applied(_volume(volume), _number(number))
     entry = _TABLE.get(kind)
     if entry is None:
-        raise ProtocolError(f"unknown message type {kind}")
+        form = "in another form than its fixed one" if kind in {_WRITE, _APPLIED} else "unknown"
+        raise ProtocolError(f"message type {kind} is {form}")
     message: Message = entry[1](fields[1:])
     return message
 
@@ -232,9 +238,12 @@ def _encode_write(message: Write) -> list[Buffer]:
     digest = message.digest
     if not digest and payload_bytes:
         digest = payload_digest(parts[1]) if len(parts) == 2 else payload_digest_of(parts)
-    parts[0] = pack(
-        [_WRITE, message.term, message.volume, message.number, message.resync, digest, b"".join(entries)]
+    joined = b"".join(entries)
+    head = _WRITE_HEAD.pack(
+        *(_ARRAY_7, _WRITE, _U64, message.term, _U8, message.volume, _U64, message.number),
+        *(_TRUE if message.resync else _FALSE, _U64, digest, _BYTES, len(joined)),
     )
+    parts[0] = head + joined
     return parts
 
 
@@ -243,23 +252,29 @@ def _refuse(op: WriteOp) -> NoReturn:
     raise InternalError(f"cannot be sent: {op.kind!r} at {op.offset}, length {op.length}, with {held}")
 
 
-def _decode_write(fields: list[Any], payload: memoryview) -> Write:
-    if len(fields) != _WRITE_FIELDS:
-        raise ProtocolError(f"Write: {len(fields) - 1} fields, expected {_WRITE_FIELDS - 1}")
-    _, term, volume, number, resync, digest, entries = fields
-    if type(entries) is not bytes or not entries or len(entries) % _OP_BYTES:
-        raise ProtocolError("Write: its ranges are not a byte string of whole entries")
-    if len(entries) > WRITE_OPS_MAX * _OP_BYTES:
-        raise ProtocolError(f"Write: {len(entries) // _OP_BYTES} ranges, at most {WRITE_OPS_MAX} are allowed")
+def _decode_write(header: Buffer, payload: memoryview) -> Write:
+    if len(header) < _WRITE_HEAD.size:
+        raise ProtocolError(f"Write: a header of {len(header)} bytes")
+    (_, _, u64_0, term, u8, volume, u64_1, number, flag, u64_2, digest, form, entries_bytes) = (
+        _WRITE_HEAD.unpack_from(header)
+    )
+    if (u64_0, u8, u64_1, u64_2, form) != _WRITE_FORM or not _FALSE <= flag <= _TRUE:
+        raise ProtocolError("Write: its header is not in the fixed form")
+    if term > NUMBER_MAX or volume >= VOLUMES_MAX or not 0 < number <= NUMBER_MAX:
+        raise ProtocolError(f"Write: term {term}, volume {volume}, number {number}")
+    if not 0 < entries_bytes <= WRITE_OPS_MAX * _OP_BYTES or entries_bytes % _OP_BYTES:
+        raise ProtocolError(f"Write: {entries_bytes} bytes of ranges, {_OP_BYTES} each")
+    if len(header) != _WRITE_HEAD.size + entries_bytes:
+        raise ProtocolError(f"Write: a header of {len(header)} bytes with {entries_bytes} bytes of ranges")
     payload_bytes = len(payload)
     if payload_bytes > FRAME_PAYLOAD_BYTES_MAX:
         raise ProtocolError(f"Write: {payload_bytes} bytes of payload, at most {FRAME_PAYLOAD_BYTES_MAX}")
-    if _word64(digest) != payload_digest(payload):
+    if digest != payload_digest(payload):
         raise ProtocolError("Write: the payload does not have the digest that came with it")
     ops: list[WriteOp] = []
     append = ops.append
     position = 0
-    for offset, length, code in _OP.iter_unpack(entries):
+    for offset, length, code in _OP.iter_unpack(header[_WRITE_HEAD.size :]):
         known = _KINDS[code]
         if known is None or not length or offset > NUMBER_MAX - length:
             raise ProtocolError(f"Write: range {len(ops)} is kind {code:#x} at {offset}, length {length}")
@@ -278,4 +293,4 @@ def _decode_write(fields: list[Any], payload: memoryview) -> Write:
             append(_new(WriteOp, (kind, offset, length, None, fua)))
     if position != payload_bytes:
         raise ProtocolError(f"Write: {payload_bytes} bytes of payload, its ranges take {position}")
-    return Write(_number(term), _volume(volume), _count(number), boolean(resync), ops, digest)
+    return Write(term, volume, number, flag == _TRUE, ops, digest)
