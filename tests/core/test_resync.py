@@ -1,0 +1,373 @@
+"""Resync: nothing stale is ever sent, everything arrives, and the guest's latency sets the pace.
+
+The machine holds a disk and what the peer makes of the stream, block by block as numbers of writes.  Reads
+are executed at any moment between their request and their answer, in between the guest writes whole and
+partial blocks, and the peer comes and goes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from pairsync.core.dirty import DirtyMap
+from pairsync.core.resync import PIECE_BYTES, RUN_BLOCKS_MAX, Pacer, Progress, ReadTicket, ResyncSource
+from pairsync.core.units import BLOCK_BYTES, MIB, NS_PER_MS, NS_PER_S, Extent
+from pairsync.errors import InternalError
+
+PIECE_BLOCKS = PIECE_BYTES // BLOCK_BYTES
+BLOCK_COUNT = 6 * PIECE_BLOCKS
+QUOTA_BYTES_MAX = 3 * PIECE_BYTES
+MIXED = -1  # the peer holds a part of something: equal to nothing
+
+
+@dataclass
+class Reading:
+    ticket: ReadTicket
+    seen: list[int] | None = None  # what the disk held when it was read
+
+
+class ResyncMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.todo = DirtyMap(BLOCK_COUNT)
+        self.resync = ResyncSource(self.todo, Pacer(NS_PER_MS, QUOTA_BYTES_MAX))
+        self.disk = [0] * BLOCK_COUNT
+        self.peer = [0] * BLOCK_COUNT
+        self.version = 0
+        self.now_ns = NS_PER_S
+        self.readings: dict[int, Reading] = {}
+        self.late: list[Reading] = []  # of an earlier session
+        self.in_flight: deque[int] = deque()  # bytes sent and not applied
+
+    @initialize(
+        runs=st.lists(
+            st.tuples(st.integers(0, BLOCK_COUNT - 1), st.integers(1, 2 * PIECE_BLOCKS)), max_size=6
+        )
+    )
+    def begin(self, runs: list[tuple[int, int]]) -> None:
+        for start, length in runs:
+            stop = min(start + length, BLOCK_COUNT)
+            self.todo.mark(start, stop)
+            self.peer[start:stop] = [MIXED] * (stop - start)
+        self.resync.start(self.now_ns)
+
+    # ------------------------------------------------------------------ the guest
+
+    @rule(
+        start=st.integers(0, BLOCK_COUNT - 1),
+        length=st.sampled_from([1, 1, 1, 3, PIECE_BLOCKS]),
+        mirrored=st.booleans(),
+    )
+    def write_whole_blocks(self, start: int, length: int, mirrored: bool) -> None:
+        stop = min(start + length, BLOCK_COUNT)
+        self.version += 1
+        self.resync.written(Extent(start, stop))
+        self.disk[start:stop] = [self.version] * (stop - start)
+        if mirrored:
+            self.todo.clear(start, stop)
+            self.peer[start:stop] = [self.version] * (stop - start)
+        else:
+            self.todo.mark(start, stop)
+
+    @rule(block=st.integers(0, BLOCK_COUNT - 1))
+    def write_half_a_block(self, block: int) -> None:
+        self.version += 1
+        self.resync.written(Extent(block, block + 1))
+        self.disk[block] = self.version
+        self.peer[block] = MIXED if block in self.todo else self.version
+
+    # ------------------------------------------------------------------ reads
+
+    @rule()
+    def ask(self) -> None:
+        quota = self.resync._pacer.quota_bytes(self.now_ns)
+        for ticket in self.resync.next_reads(self.now_ns):
+            assert ticket.extent.block_count > 0
+            assert not any(ticket.extent.intersects(other.ticket.extent) for other in self.readings.values())
+            assert all(block in self.todo for block in range(*ticket.extent))
+            self.readings[ticket.number] = Reading(ticket)
+        under_way = len(self.readings) * PIECE_BYTES + sum(self.in_flight)
+        assert under_way <= max(quota, PIECE_BYTES) or under_way <= QUOTA_BYTES_MAX
+        assert under_way or not self.todo  # it never stands still
+
+    def _read(self, reading: Reading) -> None:
+        if reading.seen is None:
+            reading.seen = self.disk[reading.ticket.extent.start : reading.ticket.extent.stop]
+
+    @precondition(lambda self: bool(self.readings))
+    @rule(data=st.data())
+    def a_read_is_executed(self, data: st.DataObject) -> None:
+        self._read(self.readings[data.draw(st.sampled_from(sorted(self.readings)))])
+
+    @precondition(lambda self: bool(self.readings))
+    @rule(data=st.data(), hole=st.booleans())
+    def a_read_is_answered(self, data: st.DataObject, hole: bool) -> None:
+        number = data.draw(st.sampled_from(sorted(self.readings)))
+        extent = self.readings[number].ticket.extent
+        most = extent.block_count if hole else min(extent.block_count, PIECE_BLOCKS)
+        self._answer(number, data.draw(st.one_of(st.just(most), st.integers(1, most))), hole=hole)
+
+    def _answer(self, number: int, blocks: int, *, hole: bool) -> None:
+        reading = self.readings.pop(number)
+        self._read(reading)
+        start = reading.ticket.extent.start
+        runs = self.resync.read_done(number, Extent(start, start + blocks))
+        assert runs is not None
+        for run in runs:
+            assert start <= run.start < run.stop <= start + blocks
+            for block in range(*run):
+                assert block in self.todo
+                assert reading.seen is not None
+                assert reading.seen[block - start] == self.disk[block], "stale content"
+                self.peer[block] = self.disk[block]
+            self.todo.clear(*run)
+            data_bytes = 0 if hole else run.block_count * BLOCK_BYTES
+            self.resync.sent(data_bytes)
+            self.in_flight.append(data_bytes)
+
+    @precondition(lambda self: bool(self.readings))
+    @rule(data=st.data())
+    def a_read_fails(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.readings)))
+        del self.readings[number]
+        assert self.resync.read_failed(number)
+        assert not self.resync.read_failed(number)
+
+    @precondition(lambda self: bool(self.in_flight))
+    @rule()
+    def the_peer_has_applied(self) -> None:
+        self.resync.arrived(self.in_flight.popleft())
+
+    # ------------------------------------------------------------------ time and sessions
+
+    @rule(ms=st.integers(1, 400), latency_ms=st.integers(0, 3))
+    def time_passes_and_a_write_ends(self, ms: int, latency_ms: int) -> None:
+        self.now_ns += ms * NS_PER_MS
+        self.resync._pacer.foreground(latency_ms * NS_PER_MS, self.now_ns)
+
+    @rule()
+    def the_session_ends_and_another_begins(self) -> None:
+        """What was sent has arrived here; what is lost with a session is the tracker's to know."""
+        self.resync.stop()
+        assert self.resync.progress(self.now_ns) is None
+        self.late += self.readings.values()
+        self.readings.clear()
+        self.in_flight.clear()
+        self.resync.start(self.now_ns)
+
+    @precondition(lambda self: bool(self.late))
+    @rule(fails=st.booleans())
+    def a_late_answer_is_dropped(self, fails: bool) -> None:
+        ticket = self.late.pop().ticket
+        if fails:
+            assert not self.resync.read_failed(ticket.number)
+        else:
+            assert self.resync.read_done(ticket.number, ticket.extent) is None
+
+    # ------------------------------------------------------------------ what must hold
+
+    @invariant()
+    def what_is_not_wanted_is_there(self) -> None:
+        wanted = {block for run in self.todo.runs() for block in range(*run)}
+        for block, (here, there) in enumerate(zip(self.disk, self.peer, strict=True)):
+            assert here == there or block in wanted
+        assert self.resync.reading == bool(self.readings)
+
+    def teardown(self) -> None:
+        """Without writes it comes to its end, in no more answers than there are pieces and holes."""
+        budget = BLOCK_COUNT + len(self.readings) + 1
+        while self.todo or self.readings:
+            budget -= 1
+            assert budget, "it does not come to an end"
+            for number in list(self.readings):
+                extent = self.readings[number].ticket.extent
+                self._answer(number, min(extent.block_count, PIECE_BLOCKS), hole=False)
+            while self.in_flight:
+                self.the_peer_has_applied()
+            self.ask()
+        assert self.disk == self.peer
+
+
+TestResyncMachine = ResyncMachine.TestCase
+TestResyncMachine.settings = settings(stateful_step_count=40)
+
+
+# -- the walk ------------------------------------------------------------------------------------------------
+
+
+def source(
+    *runs: tuple[int, int], block_count: int = BLOCK_COUNT, quota: int = QUOTA_BYTES_MAX
+) -> ResyncSource:
+    todo = DirtyMap(block_count)
+    for run in runs:
+        todo.mark(*run)
+    resync = ResyncSource(todo, Pacer(NS_PER_MS, quota))
+    resync.start(0)
+    return resync
+
+
+def asked(resync: ResyncSource) -> list[str]:
+    return [ticket.extent.describe() for ticket in resync.next_reads(0)]
+
+
+def test_it_walks_upwards_and_wraps() -> None:
+    resync = source((1, 2), (5, 6), (9, 10), quota=PIECE_BYTES)
+    for number, expected in enumerate(["1..2", "5..6", "9..10"], 1):
+        assert asked(resync) == [expected]
+        assert resync.read_failed(number)
+    assert asked(resync) == ["1..2"]
+
+
+def test_it_asks_for_as_much_as_the_quota_allows() -> None:
+    resync = source((1, 2), (5, 6), (9, 10), (20, 30), quota=3 * PIECE_BYTES)
+    assert asked(resync) == ["1..2", "5..6", "9..10"]
+    assert asked(resync) == []
+
+
+def test_a_huge_run_is_asked_for_in_parts() -> None:
+    resync = source((0, 2 * RUN_BLOCKS_MAX + 5), block_count=4 * RUN_BLOCKS_MAX)
+    assert asked(resync) == [
+        f"0..{RUN_BLOCKS_MAX}",
+        f"{RUN_BLOCKS_MAX}..{2 * RUN_BLOCKS_MAX}",
+        f"{2 * RUN_BLOCKS_MAX}..{2 * RUN_BLOCKS_MAX + 5}",
+    ]
+
+
+def test_a_short_answer_is_taken_up_where_it_ended() -> None:
+    resync = source((4, 40), quota=PIECE_BYTES)
+    assert asked(resync) == ["4..40"]
+    assert resync.read_done(1, Extent(4, 10)) == [Extent(4, 10)]
+    resync._todo.clear(4, 10)
+    assert asked(resync) == ["10..40"]
+
+
+def test_what_nobody_reads_yet_is_found_between_the_reads() -> None:
+    resync = source((0, 10))
+    assert asked(resync) == ["0..10"]
+    resync._todo.mark(10, 12)
+    resync._todo.mark(14, 16)
+    assert asked(resync) == ["10..12", "14..16"]
+    assert resync.read_done(2, Extent(10, 11)) == [Extent(10, 11)]
+    resync._todo.clear(10, 11)
+    assert asked(resync) == ["11..12"]
+
+
+def test_a_run_around_a_read_is_cut_in_two() -> None:
+    resync = source((4, 6))
+    assert asked(resync) == ["4..6"]
+    resync._todo.mark(0, 10)
+    assert asked(resync) == ["6..10", "0..4"]
+
+
+def test_a_block_written_meanwhile_is_not_sent_from_that_read() -> None:
+    resync = source((0, 10))
+    assert asked(resync) == ["0..10"]
+    resync.written(Extent(3, 4))
+    resync.written(Extent(8, 20))
+    assert resync.read_done(1, Extent(0, 10)) == [Extent(0, 3), Extent(4, 8)]
+
+
+@pytest.mark.parametrize("covered", [Extent(1, 3), Extent(0, 11), Extent(0, -1)])
+def test_an_answer_for_something_else_is_our_own_bug(covered: Extent) -> None:
+    resync = source((0, 10))
+    resync.next_reads(0)
+    with pytest.raises(InternalError, match=r"read of 0\.\.10 answered for"):
+        resync.read_done(1, covered)
+
+
+def test_without_anything_to_do_nothing_is_read() -> None:
+    assert asked(source()) == []
+
+
+# -- the pace ------------------------------------------------------------------------------------------------
+
+GOAL_NS = 10 * NS_PER_MS
+
+
+@given(st.lists(st.tuples(st.integers(0, 600), st.integers(0, 40)), max_size=60))
+def test_the_quota_stays_in_its_bounds_and_changes_by_its_rules(writes: list[tuple[int, int]]) -> None:
+    pacer = Pacer(GOAL_NS, 16 * MIB)
+    now_ns, changed_ns, last_write_ns = 0, -NS_PER_S, -NS_PER_S
+    quota = pacer.quota_bytes(0)
+    assert quota == 16 * MIB
+    for wait_ms, latency_ms in writes:
+        now_ns += wait_ms * NS_PER_MS
+        idle = now_ns - last_write_ns > Pacer._IDLE_NS
+        before = pacer.quota_bytes(now_ns)
+        assert before == (16 * MIB if idle else quota)
+        pacer.foreground(latency_ms * NS_PER_MS, now_ns)
+        quota = pacer.quota_bytes(now_ns)
+        assert PIECE_BYTES <= quota <= 16 * MIB
+        if idle:
+            assert quota == 4 * PIECE_BYTES
+            changed_ns = now_ns
+        elif now_ns - changed_ns < Pacer._ADJUST_NS:
+            assert quota == before
+        else:
+            changed_ns = now_ns
+            slower = max(before // 2, PIECE_BYTES)
+            faster = min(before + PIECE_BYTES, 16 * MIB)
+            assert quota == (slower if latency_ms * NS_PER_MS > GOAL_NS else faster)
+        last_write_ns = now_ns
+
+
+def test_a_suffering_guest_leaves_one_piece_and_an_idle_one_everything() -> None:
+    pacer = Pacer(GOAL_NS, 16 * MIB)
+    now_ns = 0
+    for _ in range(20):
+        now_ns += 30 * NS_PER_MS
+        pacer.foreground(5 * GOAL_NS, now_ns)
+    assert pacer.quota_bytes(now_ns) == PIECE_BYTES
+    for _ in range(40):
+        now_ns += 30 * NS_PER_MS
+        pacer.foreground(GOAL_NS, now_ns)
+    assert pacer.quota_bytes(now_ns) == 16 * MIB
+    pacer.foreground(5 * GOAL_NS, now_ns + 30 * NS_PER_MS)
+    assert pacer.quota_bytes(now_ns + NS_PER_S) == 16 * MIB
+
+
+@pytest.mark.parametrize(("goal_ns", "most"), [(0, MIB), (-1, MIB), (1, PIECE_BYTES - 1)])
+def test_a_pacer_has_a_goal_and_room(goal_ns: int, most: int) -> None:
+    with pytest.raises(InternalError):
+        Pacer(goal_ns, most)
+
+
+# -- progress ------------------------------------------------------------------------------------------------
+
+
+def test_progress_tells_rate_and_remaining_time() -> None:
+    resync = source((0, 1000), block_count=1000)
+    assert resync.progress(0) == Progress(1000, 1000, 0.0, None)
+    resync._todo.clear(0, 250)
+    half = resync.progress(NS_PER_S)
+    assert half == Progress(1000, 750, 250.0 * BLOCK_BYTES, 3.0)
+    assert half.fraction == 0.25
+    assert resync.progress(NS_PER_S) == half  # asked again at once
+    resync._todo.clear(250, 1000)
+    done = resync.progress(2 * NS_PER_S)
+    assert done is not None
+    assert (done.fraction, done.remaining_blocks, done.bytes_per_s) == (1.0, 0, 500.0 * BLOCK_BYTES)
+    resync.stop_counting()
+    assert resync.progress(3 * NS_PER_S) is None
+
+
+def test_progress_never_goes_beyond_its_bounds_when_blocks_are_added() -> None:
+    resync = source((0, 10))
+    resync._todo.mark(0, 100)
+    grown = resync.progress(NS_PER_S)
+    assert grown == Progress(100, 100, 0.0, None)
+    assert grown.fraction == 0.0
+    assert Progress(0, 0, 0.0, None).fraction == 1.0
+
+
+def test_an_answer_that_arrives_twice_does_not_make_room_beyond_the_quota() -> None:
+    resync = source((0, 1), (2, 3), (4, 5), quota=PIECE_BYTES)
+    resync.arrived(100 * MIB)
+    assert asked(resync) == ["0..1"]
+    assert asked(resync) == []
