@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 import trio
 
 from pairsync.core.units import MIB
-from pairsync.errors import ConfigError, InternalError, PeerLost
+from pairsync.errors import BackendError, ConfigError, InternalError, PeerLost
 from pairsync.nbd import (
     NbdLimits,
     NbdListener,
@@ -207,7 +208,7 @@ async def test_no_descriptors_is_waited_out(
     monkeypatch: pytest.MonkeyPatch,
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    failures = [24, 23, 12]  # EMFILE, ENFILE, ENOMEM
+    failures = [errno.EMFILE, errno.ENFILE, errno.ECONNABORTED, errno.ENOMEM]
 
     class Scarce:
         def __init__(self, sock: socket.socket) -> None:
@@ -231,9 +232,17 @@ async def test_no_descriptors_is_waited_out(
         began = trio.current_time()
         async with await NbdClient.connect_unix(str(tmp_path / "s")) as client:
             await client.negotiate("vda")
-        assert server.statistics().refused == {"no descriptors": 3}
+        assert server.statistics().refused == {"no descriptors": 3, "not accepted": 1}
         assert trio.current_time() - began >= 3 * ACCEPT_BACK_OFF_S
         nursery.cancel_scope.cancel()
+
+
+async def test_a_listener_that_listens_no_more(disk: MemoryExport) -> None:
+    (listener,) = await open_tcp_listeners("127.0.0.1", 0)
+    with pytest.RaisesGroup(BackendError, flatten_subgroups=True):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_nbd, [listener], {"vda": disk})
+            listener.socket.shutdown(socket.SHUT_RDWR)
 
 
 # -- the end -------------------------------------------------------------------------------------------------

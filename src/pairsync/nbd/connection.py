@@ -198,6 +198,9 @@ class Connection:
                 return True
             if not batch.more:
                 return False
+            await (
+                trio.lowlevel.checkpoint()
+            )  # what one buffer asks for may be much: let others have their turn
 
     async def _handle_batch(self, batch: Batch) -> None:
         traffic = self._traffic
@@ -331,7 +334,8 @@ class Connection:
             if start:
                 await trio.lowlevel.checkpoint()
             into = body[start : start + READ_SLICE_BYTES]
-            if not self.export.read_nowait(offset + start, into):
+            tried = length <= DIRECT_READ_BYTES_MAX  # by `_read`, in vain
+            if tried or not self.export.read_nowait(offset + start, into):
                 await self.export.read(offset + start, into)
         return reply
 

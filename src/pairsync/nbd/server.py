@@ -52,6 +52,8 @@ LOGGED_FULLY = 8
 """Refusals of one reason that are all logged; from there on only each doubling."""
 
 _OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+_NOT_LISTENING = frozenset({errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
+"""Any other error of accept(2) is one of the new connection: its manual says to try the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,15 +221,17 @@ class NbdServer:
         for _ in range(ACCEPTS_A_TURN):
             try:
                 sock, address = listener.socket.accept()
-            except (BlockingIOError, ConnectionAbortedError):
+            except BlockingIOError:
                 return True
             except OSError as error:
-                if error.errno not in _OUT_OF_RESOURCES:
-                    raise BackendError(
-                        f"cannot accept on {listener.address}", error.errno or errno.EIO
-                    ) from error
-                self._refuse("no descriptors", listener.address, f"accepting fails: {error.strerror}")
-                return False
+                if error.errno in _NOT_LISTENING:
+                    raise BackendError(f"cannot accept on {listener.address}", error.errno) from error
+                scarce = error.errno in _OUT_OF_RESOURCES
+                reason = "no descriptors" if scarce else "not accepted"
+                self._refuse(reason, listener.address, f"accepting fails: {error.strerror}")
+                if scarce:
+                    return False
+                continue
             self._accepted += 1
             self._admit(sock, f"{listener.address} {_describe(address)}", clients)
         return True
