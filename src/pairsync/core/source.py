@@ -22,7 +22,6 @@ What the peer lacks is copied by `core.copier`; whether it counts is decided by 
 from __future__ import annotations
 
 import errno
-from collections import deque
 from collections.abc import Sequence
 
 from pairsync.errors import InternalError, ProtocolError
@@ -37,7 +36,7 @@ from .messages import Adopted, SyncMode, VolumePlan, WriteOp
 from .standing import Phase, Standing
 from .tracker import Tracker
 from .units import NS_PER_S, Extent
-from .window import Ticket, Window
+from .window import Ticket, Waiting, Window
 
 __all__ = ["VolumeSource"]
 
@@ -69,7 +68,8 @@ class VolumeSource:
         self._closer = Closer(index, tracker, standing, self._flushes, out)
         self._opened = False  # the recovered map and the superblock are durable: writes may begin
         self._closing: list[object] = []  # owners of `close`
-        self._waiting: deque[Ticket] = deque()  # not accepted yet, in order
+        self._waiting = Waiting()  # not accepted yet, in order
+        self._journaling = 0  # batches whose intents are on their way to the disk
         self._live: dict[Ticket, None] = {}  # noted and not acknowledged, in order of submission
         self._window = Window(index)
         self._held: list[FlushOp] = []  # guest flushes that wait for the permit to go on alone
@@ -113,7 +113,7 @@ class VolumeSource:
     @property
     def accepting(self) -> bool:
         """Whether another batch is welcome (it is queued, not refused, if given all the same)."""
-        return not self._waiting and not self._must_wait()
+        return self._waiting.data_bytes < self.options.inflight_bytes and not self._must_wait()
 
     @property
     def inflight_bytes(self) -> int:
@@ -135,8 +135,8 @@ class VolumeSource:
             self._out.append(Complete(owner, [errno.EIO] * len(ops)))
             return
         ticket = Ticket(owner, ops, now_ns)
-        if self._waiting or self._must_wait():
-            self._waiting.append(ticket)
+        if self._waiting or self._must_wait() or self._crowded:
+            self._waiting.push(ticket)
         else:
             self._note(ticket, now_ns)
 
@@ -151,6 +151,11 @@ class VolumeSource:
 
     # ------------------------------------------------------------------ the write path
 
+    @property
+    def _crowded(self) -> bool:
+        """Whether further batches had better gather: one is being recorded, or the peer has enough to do."""
+        return self._journaling > 0 or self._window.crowded
+
     def _note(self, ticket: Ticket, now_ns: int) -> None:
         tracker = self.tracker
         fresh = tracker.note(ticket.ops)
@@ -160,6 +165,7 @@ class VolumeSource:
         self._closer.touched(now_ns)
         if fresh:
             ticket.intents = fresh
+            self._journaling += 1
             self._out.append(Journal(self.index, ticket, generation.segment, generation.number, fresh))
         else:
             self._release(ticket, now_ns)
@@ -169,10 +175,11 @@ class VolumeSource:
     def journaled(self, token: object, error: int, now_ns: int) -> None:
         """The intents of a batch are durable, or could not be written (``error``: an errno)."""
         ticket = _ticket(token)
+        self._journaling -= 1
         if error:
             self.tracker.applied(ticket.generation)
             if self._live.pop(ticket, self) is None:
-                self._out.append(Complete(ticket.owner, [error] * len(ticket.ops)))
+                self._out.extend(ticket.fail(error))
             self._report(f"the write-intent log cannot be written: {_name(error)}", now_ns)
             self.advance(now_ns)
             return
@@ -181,6 +188,12 @@ class VolumeSource:
             self.tracker.applied(ticket.generation)
             return
         self._release(ticket, now_ns)
+        self._admit(now_ns)
+
+    def _admit(self, now_ns: int) -> None:
+        """Take in what has been waiting, as far as there is room for it now."""
+        while self._waiting and not self._must_wait() and not self._crowded:
+            self._note(self._waiting.gather(), now_ns)
 
     def _release(self, ticket: Ticket, now_ns: int) -> None:
         """Issue the batch to both disks; from here its place in the order is fixed."""
@@ -224,7 +237,7 @@ class VolumeSource:
             return  # an op that succeeded in a batch that failed is acknowledged like any other
         del self._live[ticket]
         self.copier.pacer.foreground(now_ns - ticket.started_ns, now_ns)
-        self._out.append(Complete(ticket.owner, ticket.errnos))
+        self._out.extend(ticket.complete(ticket.errnos))
 
     def _acknowledgeable(self, number: int) -> bool:
         """Whether a write that was sent as ``number`` (0: not in this session) may be acknowledged."""
@@ -368,8 +381,7 @@ class VolumeSource:
         if self.failed is not None:
             return
         self._closer.drain(now_ns)
-        while self._waiting and not self._must_wait():
-            self._note(self._waiting.popleft(), now_ns)
+        self._admit(now_ns)
         if self.tracker.full or self.copier.finishing:
             self._closer.cut(now_ns)
         if self.standing.phase is not Phase.ABSENT:
@@ -434,10 +446,9 @@ class VolumeSource:
             return
         self.failed = reason
         self._out.append(Emit(TroubleEvent(self.standing.name, fatal=True, reason=reason)))
-        for ticket in (*self._live, *self._waiting):
-            self._out.append(Complete(ticket.owner, [errno.EIO] * len(ticket.ops)))
+        for ticket in (*self._live, *self._waiting.clear()):
+            self._out.extend(ticket.fail(errno.EIO))
         self._live.clear()
-        self._waiting.clear()
         owners = [*self._flushes.abort(), *self._closing, *(o for op in self._held for o in op.owners)]
         self._held.clear()
         self._closing.clear()

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 
 from pairsync.errors import ProtocolError
 
+from .effects import Complete
 from .messages import OpKind, Write, WriteOp
 from .tracker import ops_bytes
-from .units import MIB, Extent
+from .units import KIB, MIB, NS_PER_MS, Extent
 
-__all__ = ["FRAME_DATA_BYTES_MAX", "FRAME_OPS_MAX", "Ticket", "Window"]
+__all__ = ["FRAME_DATA_BYTES_MAX", "FRAME_OPS_MAX", "Ticket", "Waiting", "Window"]
 
 FRAME_DATA_BYTES_MAX = MIB
 """Most data of one `Write` message; the embedder's door splits longer requests into ops of this size."""
@@ -24,21 +25,96 @@ FRAME_DATA_BYTES_MAX = MIB
 FRAME_OPS_MAX = 512
 """Most ops of one `Write` message: a header of 7 KiB."""
 
+GATHER_DATA_BYTES_MAX = 256 * KIB
+"""Most data of a gathered batch: beyond that the fixed cost of a batch is small beside its data's."""
+
+BATCHES_AHEAD = 2
+"""Batches that a near peer has not answered before further ones gather: one that it works on, and one that
+is there when it has done."""
+
+NEAR_NS = NS_PER_MS
+"""A peer is near if it can answer within that time: then processors are what is short, and few large batches
+beat many small ones.  Over a longer distance batches leave at once: waiting would cost another round trip."""
+
 
 class Ticket:
-    """One batch of the embedder on its way."""
+    """A batch on its way: one of the embedder's, or several that were gathered while they had to wait."""
 
-    __slots__ = ("errnos", "generation", "intents", "local", "number", "ops", "owner", "started_ns")
+    __slots__ = ("errnos", "generation", "intents", "local", "number", "ops", "owners", "started_ns")
 
     def __init__(self, owner: object, ops: Sequence[WriteOp], now_ns: int) -> None:
-        self.owner = owner  # what the embedder is told the result by
+        self.owners = [(owner, len(ops))]  # who is told the result, of how many of the ops
         self.ops = ops
         self.started_ns = now_ns
         self.generation = 0  # write-intent generation that counts it as outstanding
-        self.intents: Sequence[Extent] = ()  # what the journal is asked to record for it
+        self.intents: Sequence[Extent] = ()  # what was recorded for it there
         self.number = 0  # of the last `Write` it was sent in; 0: not sent in this session
         self.local = False  # applied here, or failed here
         self.errnos: Sequence[int] | None = None
+
+    def complete(self, errnos: Sequence[int] | None) -> list[Complete]:
+        """The end for every owner: ``errnos`` has one number for each op, or is None."""
+        if errnos is None:
+            return [Complete(owner, None) for owner, _ in self.owners]
+        ends: list[Complete] = []
+        at = 0
+        for owner, count in self.owners:
+            part = errnos[at : at + count]
+            ends.append(Complete(owner, part if any(part) else None))
+            at += count
+        return ends
+
+    def fail(self, error: int) -> list[Complete]:
+        """The end for every owner: all ops failed with ``error``."""
+        return self.complete([error] * len(self.ops))
+
+
+class Waiting:
+    """Batches that wait for their turn, in order; those that fit one message go on together.
+
+    So a disk that syncs slowly, or a processor that is short, sees few large batches instead of many small
+    ones (group commit).
+    """
+
+    def __init__(self) -> None:
+        self._tickets: deque[Ticket] = deque()
+        self.data_bytes = 0
+        """Data of all of them."""
+
+    def __bool__(self) -> bool:
+        return bool(self._tickets)
+
+    def push(self, ticket: Ticket) -> None:
+        """At the end of the queue."""
+        self._tickets.append(ticket)
+        self.data_bytes += ops_bytes(ticket.ops)
+
+    def gather(self) -> Ticket:
+        """The first batch, with those behind it as far as `GATHER_DATA_BYTES_MAX` and `FRAME_OPS_MAX` go."""
+        first = self._tickets.popleft()
+        size = ops_bytes(first.ops)
+        self.data_bytes -= size
+        ops: list[WriteOp] | None = None
+        while self._tickets:
+            following = self._tickets[0]
+            more = ops_bytes(following.ops)
+            if size + more > GATHER_DATA_BYTES_MAX or len(first.ops) + len(following.ops) > FRAME_OPS_MAX:
+                break
+            self._tickets.popleft()
+            self.data_bytes -= more
+            size += more
+            if ops is None:
+                first.ops = ops = list(first.ops)
+            ops.extend(following.ops)
+            first.owners += following.owners
+        return first
+
+    def clear(self) -> list[Ticket]:
+        """All of them, taken out."""
+        tickets = list(self._tickets)
+        self._tickets.clear()
+        self.data_bytes = 0
+        return tickets
 
 
 class Window:
@@ -51,6 +127,9 @@ class Window:
         self._sent: deque[tuple[int, Ticket | None, int, int]] = deque()
         self._next_number = 1  # of the next `Write` of this session
         self._heard_ns = 0  # when the peer last applied something
+        self._batches = 0  # entries of `_sent` that are the last of a ticket
+        # The least that the peer has taken to answer a batch, forgotten slowly: its distance, not its load.
+        self._answer_ns = 0
         self.data_bytes = 0
         """Data sent and not applied."""
         self.applied_number = 0
@@ -67,7 +146,14 @@ class Window:
             self.data_bytes += data_bytes
             if ticket is not None:
                 ticket.number = number
+        if ticket is not None:
+            self._batches += 1
         return messages
+
+    @property
+    def crowded(self) -> bool:
+        """Whether it is better to let further batches gather (see `NEAR_NS`)."""
+        return self._batches >= BATCHES_AHEAD and self._answer_ns < NEAR_NS
 
     def applied(self, number: int, now_ns: int) -> Iterator[tuple[Ticket | None, int]]:
         """The peer has applied all up to ``number``: whose messages those were, and their data bytes.
@@ -82,9 +168,14 @@ class Window:
         self._heard_ns = now_ns
         sent = self._sent
         while sent and sent[0][0] <= number:
-            last, ticket, data_bytes, _ = sent.popleft()
+            last, ticket, data_bytes, sent_ns = sent.popleft()
             self.data_bytes -= data_bytes
-            if ticket is None or ticket.number == last:
+            if ticket is None:
+                yield None, data_bytes
+            elif ticket.number == last:
+                self._batches -= 1
+                forgetful_ns = self._answer_ns + self._answer_ns // 1024 + 1
+                self._answer_ns = min(now_ns - sent_ns, forgetful_ns)
                 yield ticket, data_bytes
 
     def lag_ns(self, now_ns: int) -> int:
@@ -99,6 +190,7 @@ class Window:
         """The session is over: nothing that was sent will be answered, and numbers begin anew."""
         self._sent.clear()
         self.data_bytes = 0
+        self._batches = 0
         self._next_number = 1
         self.applied_number = 0
 
