@@ -34,6 +34,7 @@ class FakePath:
         self.name, self.rank = name, rank
         self.lane = FakeLane()
         self.reason = ""
+        self.violation = ""
         self.up = False
         self.hung_up = False
         self._stopped = trio.Event()

@@ -218,5 +218,6 @@ async def test_tampering_costs_the_path_and_nothing_else(
             await active.until(lambda: len(active.messages) == 60)
         assert standby.numbers() == active.numbers() == list(range(1, 61))
         assert len(standby.sessions) == 1
+        assert listening.statistics().refused["protocol"] == 1
         assert logged in " ".join(standby.reasons("down"))
     assert logged in caplog.text

@@ -83,7 +83,7 @@ class Dialer:
             await hub.run_path(opened, session)
         except PeerError as error:
             if isinstance(error, (RefusedError, ProtocolError)):
-                hub.refusals.refuse("dialling", str(error))
+                hub.refusals.count("dialling")
             return str(error)
         finally:
             if not held.taken:

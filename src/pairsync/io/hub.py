@@ -23,7 +23,10 @@ from .refusals import Refusals
 from .session import LinkHandler, Session, SessionInfo
 from .tls import TlsContexts
 
-__all__ = ["Hub", "Totals"]
+__all__ = ["CLOSED", "Hub", "Totals"]
+
+CLOSED = "the link was closed"
+"""Why a session ends when its link is closed, on purpose."""
 
 _log = logging.getLogger("pairsync.link")
 
@@ -135,6 +138,7 @@ class Hub:
             self._handler().received(messages)
 
         def violated(reason: str) -> None:
+            self.refusals.refuse("protocol", reason)
             session.end(reason)
             if session is self.session:
                 self._stop_paths(reason)
@@ -148,9 +152,11 @@ class Hub:
         """Run a path that `open_path` took, to its end."""
         try:
             await path.run(session)
+            if path.violation:
+                self.refusals.refuse("protocol", f"path {path.name}: {path.violation}")
         finally:
             # the session goes on over another path, or its loss is told, before anybody says farewell
-            self._take_down(path, session, path.reason or "the link was closed")
+            self._take_down(path, session, path.reason or CLOSED)
             await path.hang_up()  # shielded, and bounded
 
     def _mark_down(self, path: Path, reason: str) -> None:
@@ -165,7 +171,7 @@ class Hub:
         self.totals.bytes_out += lane.bytes_out
         self.totals.records_in += lane.records_in
         self.totals.records_out += lane.records_out
-        _log.warning("path %s is down: %s", path.name, reason)
+        _log.log(_level(reason), "path %s is down: %s", path.name, reason)
         self._handler().path_changed(path.name, False, reason)
 
     def _take_down(self, path: Path, session: Session, reason: str) -> None:
@@ -206,5 +212,10 @@ class Hub:
         self.totals.messages_out += session.messages_out
         self.totals.frames_resent += session.frames_resent
         self.totals.frames_dropped += session.frames_dropped
-        _log.warning("session %s is lost: %s", session.info.session_id.hex()[:8], session.reason)
+        name = session.info.session_id.hex()[:8]
+        _log.log(_level(session.reason), "session %s is lost: %s", name, session.reason)
         self._handler().lost(session.reason)
+
+
+def _level(reason: str) -> int:
+    return logging.INFO if reason == CLOSED else logging.WARNING

@@ -28,7 +28,7 @@ from pairsync.errors import BackendError, BusyError, ConfigError, PeerLost
 from .acceptor import Acceptor
 from .config import LinkConfig
 from .dialer import Dialer
-from .hub import Hub
+from .hub import CLOSED, Hub
 from .network import Address, Listener, Network, TcpNetwork, describe_address
 from .session import LinkHandler, SessionInfo
 
@@ -193,7 +193,7 @@ class Link:
         await self._closed.wait()
 
     def _close(self) -> None:
-        self._hub.end_session("the link was closed")
+        self._hub.end_session(CLOSED)
         self._scope.cancel()
 
     async def _run(self) -> None:

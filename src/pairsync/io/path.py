@@ -47,6 +47,8 @@ class Path:
         self.rank = rank
         self.lane = lane
         self.reason = ""
+        # What the peer did against the protocol on this path, if that is what took it down.
+        self.violation = ""
         # Whether the hub still counts this path as up; moved by the hub alone.
         self.up = False
         self._control = control
@@ -97,9 +99,11 @@ class Path:
         """Run one task of the path; what the peer did wrong takes the path down, anything else propagates."""
         try:
             await work()
+        except ProtocolError as error:
+            self.violation = self.violation or str(error)
+            self.stop(str(error), farewell=True)
         except PeerError as error:
-            # a peer that broke its word is told so; one that is gone is not
-            self.stop(str(error), farewell=isinstance(error, ProtocolError))
+            self.stop(str(error), farewell=False)  # it is gone: nobody to tell
 
     async def _listen(self) -> None:
         while True:

@@ -30,9 +30,13 @@ class Refusals:
         """How often each kind was refused."""
         return dict(self._counts)
 
+    def count(self, kind: str) -> None:
+        """Something was refused, and whoever did it has told so."""
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+
     def refuse(self, kind: str, detail: str) -> None:
         """Something was refused; ``detail`` names who and why."""
-        self._counts[kind] = self._counts.get(kind, 0) + 1
+        self.count(kind)
         now_ns = self._now_ns()
         if now_ns - self._second_ns >= NS_PER_S:
             self._second_ns, self._lines = now_ns, 0
