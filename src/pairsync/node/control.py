@@ -1,8 +1,9 @@
 """The control socket: one JSON object a line in, one a line out.
 
 A request is ``{"do": NAME, ...}``; the answer ``{"ok": true, ...}`` or ``{"ok": false, "error": TEXT}``.
-Requests of one connection are answered in order.  The socket belongs to its owner (mode 0600): whoever can
-open it may do what the owner may.
+Requests of one connection are answered in order.  Who hangs up, or only ends its half, has given up: what it
+waits for is cancelled, so that nobody holds one of the few places for clients who has left.  The socket
+belongs to its owner (mode 0600): whoever can open it may do what the owner may.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, TypeAlias
 
 import trio
 
+from pairsync.core.units import KIB
 from pairsync.errors import BackendError, ConfigError, PairsyncError, PeerLost, ProtocolError
 from pairsync.nbd.listen import NbdListener, open_unix_listener
 
@@ -21,6 +23,9 @@ __all__ = ["LINE_BYTES_MAX", "Answer", "Handler", "ask", "serve_control"]
 
 LINE_BYTES_MAX = 1 << 20
 """A status of 64 volumes takes 30 KB."""
+
+RECEIVE_BYTES = 64 * KIB
+"""Asked for at once: more than most answers."""
 
 CONNECTIONS_MAX = 32
 """Clients at once; more wait in the kernel."""
@@ -61,11 +66,37 @@ async def _serve_one(
         async with stream:
             lines = _Lines(stream)
             while (request := await lines.next()) is not None:
-                await stream.send_all(json.dumps(await _answer(request, handlers)).encode() + b"\n")
+                answer = await _answer_unless_gone(lines, request, handlers)
+                if answer is None:
+                    return
+                await stream.send_all(json.dumps(answer).encode() + b"\n")
     except (trio.BrokenResourceError, ProtocolError):
         return  # the client is gone, or speaks something else
     finally:
         slots.release()
+
+
+async def _answer_unless_gone(
+    lines: _Lines, request: Mapping[str, Any], handlers: Mapping[str, Handler]
+) -> Answer | None:
+    """The answer; None if the client hung up before there was one."""
+    answer: Answer | None = None
+    broken: list[ProtocolError] = []
+    async with trio.open_nursery() as nursery:
+
+        async def watch() -> None:
+            try:
+                await lines.wait_end()
+            except ProtocolError as error:
+                broken.append(error)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(watch)
+        answer = await _answer(request, handlers)
+        nursery.cancel_scope.cancel()
+    if broken:
+        raise broken[0]
+    return answer
 
 
 async def _answer(request: Mapping[str, Any], handlers: Mapping[str, Handler]) -> Answer:
@@ -85,14 +116,27 @@ class _Lines:
         self._stream = stream
         self._buffer = bytearray()
 
+    async def _more(self) -> bool:
+        """Take in what comes; False at the end."""
+        if len(self._buffer) > LINE_BYTES_MAX:
+            raise ProtocolError(f"more than {LINE_BYTES_MAX} bytes that wait for an answer")
+        received = await self._stream.receive_some(RECEIVE_BYTES)
+        self._buffer += received
+        return bool(received)
+
+    async def wait_end(self) -> None:
+        """Return when nothing can come any more; further requests are kept for `next`."""
+        try:
+            while await self._more():
+                pass
+        except trio.BrokenResourceError:
+            return
+
     async def next(self) -> dict[str, Any] | None:
+        """The next object; None at the end."""
         while (end := self._buffer.find(b"\n")) < 0:
-            if len(self._buffer) > LINE_BYTES_MAX:
-                raise ProtocolError(f"a line of more than {LINE_BYTES_MAX} bytes")
-            received = await self._stream.receive_some(65536)
-            if not received:
+            if not await self._more():
                 return None
-            self._buffer += received
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
         try:

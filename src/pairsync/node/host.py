@@ -124,11 +124,16 @@ def _link_of(guest: Guest) -> Any:
 
 
 async def run_host(
-    host: HostFile, tell: Callable[[dict[str, Any]], None], *, follow_stdin: bool = False
+    host: HostFile,
+    tell: Callable[[dict[str, Any]], None],
+    *,
+    follow_stdin: bool = False,
+    cut: bool = False,
 ) -> None:
     """Run until a signal; ``tell`` hears ``ready`` and then every event.
 
-    ``follow_stdin``: end, without waiting for disks, when standard input ends (the parent is gone).
+    ``follow_stdin``: end, without waiting for disks, when standard input ends (the parent is gone).  ``cut``:
+    the link is cut from the first moment, until the control socket is told to heal it.
     Raises what `open_guest` raises, and `BackendError` or `ConfigError` where a socket cannot be opened.
     """
     config = GuestConfig(
@@ -144,6 +149,8 @@ async def run_host(
         if follow_stdin:
             outer.start_soon(_follow_stdin, outer.cancel_scope)
         async with open_guest(config) as guest, trio.open_nursery() as nursery:
+            if cut:
+                _link_of(guest).cut()
             subscription = guest.subscribe()
             await nursery.start(serve_control, host.control, _handlers(guest, nursery.cancel_scope.cancel))
             listeners = await _listeners(host.nbd) if guest.role is Role.ACTIVE else []

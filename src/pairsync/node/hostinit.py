@@ -72,6 +72,8 @@ def init_host(directory: Path, volumes: Mapping[str, int], pair_id: str | None) 
     return [
         f"fingerprint  {identity.fingerprint.hex()}",
         f"pair id      {text}",
-        f"next: copy the other host's certificate to {directory}/peer.pem and put its address into "
-        f"{directory}/host.toml, then: pairsync host run {directory}/host.toml",
+        (
+            f"next: copy the other host's certificate to {directory}/peer.pem and put its address into "
+            f"{directory}/host.toml, then: pairsync host run {directory}/host.toml"
+        ),
     ]

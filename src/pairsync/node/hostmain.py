@@ -1,5 +1,7 @@
 """``python -m pairsync.node.hostmain HOST.toml``: the host process itself, without the command line tool.
 
+``--follow-stdin``: end when standard input ends.  ``--cut``: begin with the link cut.
+
 Events go to standard output as JSON lines, the log to standard error.  Exit status: 0 after an orderly end,
 1 with one line that says what is wrong.
 """
@@ -21,8 +23,10 @@ from .lines import LineWriter
 
 __all__ = ["main", "run_host_file"]
 
+_FLAGS = ("--follow-stdin", "--cut")
 
-def run_host_file(path: Path, *, follow_stdin: bool = False) -> int:
+
+def run_host_file(path: Path, *, follow_stdin: bool = False, cut: bool = False) -> int:
     """Run the host of a file until a signal; the exit status."""
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -30,7 +34,7 @@ def run_host_file(path: Path, *, follow_stdin: bool = False) -> int:
     lines = LineWriter()
     failures: list[PairsyncError] = []
     try:
-        trio.run(partial(run_host, read_host_file(path), lines, follow_stdin=follow_stdin))
+        trio.run(partial(run_host, read_host_file(path), lines, follow_stdin=follow_stdin, cut=cut))
     except* PairsyncError as group:
         failures = _leaves(group)
     finally:
@@ -49,13 +53,12 @@ def _leaves(group: BaseExceptionGroup[PairsyncError]) -> list[PairsyncError]:
 
 def main() -> int:
     """The program."""
-    arguments = sys.argv[1:]
-    follow = "--follow-stdin" in arguments
-    files = [argument for argument in arguments if argument != "--follow-stdin"]
+    files = [argument for argument in sys.argv[1:] if argument not in _FLAGS]
     if len(files) != 1:
-        sys.stderr.write("usage: python -m pairsync.node.hostmain HOST.toml [--follow-stdin]\n")
+        sys.stderr.write(f"usage: python -m pairsync.node.hostmain HOST.toml [{'] ['.join(_FLAGS)}]\n")
         return 2
-    return run_host_file(Path(files[0]), follow_stdin=follow)
+    follow_stdin, cut = (flag in sys.argv[1:] for flag in _FLAGS)
+    return run_host_file(Path(files[0]), follow_stdin=follow_stdin, cut=cut)
 
 
 if __name__ == "__main__":

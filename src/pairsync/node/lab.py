@@ -34,6 +34,9 @@ __all__ = ["Lab", "run_lab"]
 READY_S = 30.0
 """How long a host may take until it serves."""
 
+ANSWER_S = 5.0
+"""How long a host may take to answer; one that is stopped or hangs must not hold up what concerns both."""
+
 STOP_S = 40.0
 """How long a host may take to close in order: its own limit and a reserve."""
 
@@ -45,7 +48,9 @@ class _HostProcess:
         self.name = name
         self.process: trio.Process | None = None  # None: not running
         self.link: str | None = None  # its listening address, once it is ready
-        self.ended = trio.Event()  # of the present or last process
+        self.starting = trio.Lock()  # held from the decision to make a process until there is one
+        self.ready = trio.Event()  # of the present or last process: it serves
+        self.ended = trio.Event()  # likewise: it is gone
 
 
 class Lab:
@@ -60,6 +65,7 @@ class Lab:
         self._nursery = nursery
         self._hosts = {name: _HostProcess(name) for name in (HOSTS[:1] if lab.single else HOSTS)}
         self._ready = False
+        self._cut = False  # the link, by command: it stays so when hosts are started again
 
     # ------------------------------------------------------------------ processes
 
@@ -75,41 +81,40 @@ class Lab:
         `BackendError`, with the last line of its log, if it does not come up.
         """
         host = self._host(name)
-        if host.process is not None:
-            return
-        directory = self._directory / name
-        with (directory / "log").open("ab") as log:
-            process = await trio.lowlevel.open_process(
-                [
-                    sys.executable,
-                    "-m",
-                    "pairsync.node.hostmain",
-                    str(directory / "host.toml"),
-                    "--follow-stdin",
-                ],
-                stdin=-1,
-                stdout=-1,
-                stderr=log,
-                start_new_session=True,  # a Ctrl-C of the terminal is the supervisor's to handle
-            )
-        host.process = process
-        host.ended = trio.Event()
-        ready = trio.Event()
-        self._nursery.start_soon(self._follow, host, process, ready)
+        async with host.starting:
+            if host.process is None:
+                await self._spawn(host)
+        ready, ended = host.ready, host.ended
         with trio.move_on_after(READY_S):
             async with trio.open_nursery() as nursery:
 
                 async def watch_end() -> None:
-                    await host.ended.wait()
+                    await ended.wait()
                     nursery.cancel_scope.cancel()
 
                 nursery.start_soon(watch_end)
                 await ready.wait()
                 nursery.cancel_scope.cancel()
         if not ready.is_set():
-            if host.process is not None:
-                process.kill()
-            raise BackendError(f"host {name} did not come up: {_last_line(directory / 'log')}")
+            if host.process is not None and host.ended is ended:
+                host.process.kill()
+            raise BackendError(f"host {name} did not come up: {_last_line(self._directory / name / 'log')}")
+
+    async def _spawn(self, host: _HostProcess) -> None:
+        directory = self._directory / host.name
+        words = [str(directory / "host.toml"), "--follow-stdin", *(["--cut"] if self._cut else [])]
+        with (directory / "log").open("ab") as log:
+            process = await trio.lowlevel.open_process(
+                [sys.executable, "-m", "pairsync.node.hostmain", *words],
+                stdin=-1,
+                stdout=-1,
+                stderr=log,
+                start_new_session=True,  # a Ctrl-C of the terminal is the supervisor's to handle
+            )
+        host.process = process
+        host.ready = trio.Event()
+        host.ended = trio.Event()
+        self._nursery.start_soon(self._follow, host, process, host.ready)
 
     async def _follow(self, host: _HostProcess, process: trio.Process, ready: trio.Event) -> None:
         """Pass on what the host prints, until it ends."""
@@ -188,7 +193,7 @@ class Lab:
             hosts[name] = {"running": host.process is not None, **self._describe(name), "guest": None}
             if host.process is not None:
                 try:
-                    answer = await ask(control_socket_of(self._directory, name), {"do": "status"})
+                    answer = await self._ask(name, "status")
                 except PairsyncError as error:
                     hosts[name]["error"] = str(error)
                 else:
@@ -226,11 +231,19 @@ class Lab:
     async def _both(self, what: str) -> Answer:
         if self._lab.single:
             raise ConfigError("this lab has a single host and no link")
-        for name, host in self._hosts.items():
-            if host.process is not None:
-                await ask(control_socket_of(self._directory, name), {"do": what})
+        self._cut = what == "cut"  # also for hosts that are being started
+        with trio.CancelScope(shield=True):  # both or none, even if who asked has hung up
+            for name, host in self._hosts.items():
+                if host.process is not None and host.ready.is_set():
+                    await self._ask(name, what)
         self._tell({"event": f"link-{what}"})
         return {}
+
+    async def _ask(self, name: str, what: str) -> Answer:
+        """Ask a host; `PeerLost` if it does not answer, or not in time."""
+        with trio.move_on_after(ANSWER_S):
+            return await ask(control_socket_of(self._directory, name), {"do": what})
+        raise PeerLost(f"host {name} did not answer within {ANSWER_S:g} s")
 
     async def _wait_in_sync(self) -> None:
         if self._lab.single:
@@ -287,8 +300,9 @@ async def _serve(
                 return
 
         starting.start_soon(interrupt)
-        for name in reversed(HOSTS[:1] if lab.single else HOSTS):
-            await supervisor.start(name)
+        async with trio.open_nursery() as hosts:  # starting is mostly computing: use both cores
+            for name in HOSTS[:1] if lab.single else HOSTS:
+                hosts.start_soon(supervisor.start, name)
         await nursery.start(serve_control, control_socket_of(directory), supervisor.handlers())
         tell(supervisor.ready_line())
         supervisor._ready = True

@@ -18,6 +18,7 @@ from typing import Self
 from pairsync.errors import BackendError, BusyError, ConfigError
 from pairsync.guest.replica import create_replica
 from pairsync.io.keys import open_identity
+from pairsync.storage.metadata import metadata_path
 
 from .hostinit import volume_id_of
 
@@ -146,36 +147,56 @@ def _is_free(port: int) -> bool:
 
 
 def prepare(directory: Path, lab: LabFile) -> None:
-    """Make what is missing: identities, volumes, host files, the directory for sockets."""
+    """Make what is missing: identities, volumes, host files, the directory for sockets.
+
+    What the lab is stands in ``lab.json`` before the first volume is made, so that an end in the middle is
+    made up for by the next call.  If something cannot be made, what this call made is taken away again.
+    """
+    file = directory / "lab.json"
+    before = file.read_bytes() if file.exists() else None
+    made: list[Path] = []
     try:
-        sockets = sockets_of(directory)
-        sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if sockets.stat().st_uid != os.getuid():
-            raise ConfigError(f"{sockets} belongs to somebody else")
-        hosts = HOSTS[:1] if lab.single else HOSTS
-        for host in HOSTS:
-            (directory / host).mkdir(mode=0o700, exist_ok=True)
-        certificates = {
-            host: open_identity(directory / host / "identity", f"pairsync lab {host}").certificate_pem
-            for host in HOSTS
-        }
-        for host in hosts:
-            peer = HOSTS[1 - HOSTS.index(host)]
-            (directory / host / "peer.pem").write_bytes(certificates[peer])
-            for name, size_bytes in lab.volumes.items():
-                _make_volume(directory / host / f"{name}.img", name, size_bytes, lab)
-            (directory / host / "host.toml").write_text(_host_toml(directory, host, lab))
-        lab.save(directory)
-    except OSError as error:
-        raise BackendError(f"{directory}: {error.strerror or error}", error.errno or 5) from error
+        _prepare(directory, lab, made)
+    except BaseException as error:
+        for path in reversed(made):
+            path.unlink(missing_ok=True)
+        file.unlink(missing_ok=True) if before is None else file.write_bytes(before)
+        if isinstance(error, OSError):
+            raise BackendError(f"{directory}: {error.strerror or error}", error.errno or 5) from error
+        raise
 
 
-def _make_volume(path: Path, name: str, size_bytes: int, lab: LabFile) -> None:
-    if Path(f"{path}.pairsync").exists():
-        return
+def _prepare(directory: Path, lab: LabFile, made: list[Path]) -> None:
+    sockets = sockets_of(directory)
+    sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if sockets.stat().st_uid != os.getuid():
+        raise ConfigError(f"{sockets} belongs to somebody else")
+    hosts = HOSTS[:1] if lab.single else HOSTS
+    for host in HOSTS:
+        (directory / host).mkdir(mode=0o700, exist_ok=True)
+    certificates = {
+        host: open_identity(directory / host / "identity", f"pairsync lab {host}").certificate_pem
+        for host in HOSTS
+    }
+    lab.save(directory)
+    for host in hosts:
+        peer = HOSTS[1 - HOSTS.index(host)]
+        (directory / host / "peer.pem").write_bytes(certificates[peer])
+        for name, size_bytes in lab.volumes.items():
+            made += _make_volume(directory / host / f"{name}.img", name, size_bytes, lab)
+        (directory / host / "host.toml").write_text(_host_toml(directory, host, lab))
+
+
+def _make_volume(path: Path, name: str, size_bytes: int, lab: LabFile) -> list[Path]:
+    """Make what is missing of a volume; the files that were made.  Data that is there is taken over."""
+    metadata = Path(metadata_path(path))
+    if metadata.exists():
+        return []
+    made = [metadata] if path.exists() else [path, metadata]
     pair_id = bytes.fromhex(lab.pair_id)
     volume_id = volume_id_of(pair_id, name)
     create_replica(path, name=name, pair_id=pair_id, volume_id=volume_id, size_bytes=size_bytes)
+    return made
 
 
 def _host_toml(directory: Path, host: str, lab: LabFile) -> str:
