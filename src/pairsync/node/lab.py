@@ -117,7 +117,13 @@ class Lab:
         self._nursery.start_soon(self._follow, host, process, host.ready)
 
     async def _follow(self, host: _HostProcess, process: trio.Process, ready: trio.Event) -> None:
-        """Pass on what the host prints, until it ends."""
+        """Pass on what the host prints, until it ends.  Cancelled, it leaves the process to `stop`."""
+        try:
+            await self._pass_on(host, process, ready)
+        finally:
+            host.ended.set()
+
+    async def _pass_on(self, host: _HostProcess, process: trio.Process, ready: trio.Event) -> None:
         if process.stdout is None:
             raise BackendError(f"host {host.name} has no standard output")
         buffer = bytearray()
@@ -137,7 +143,6 @@ class Lab:
             await process.stdin.aclose()
         host.process = None
         host.link = None
-        host.ended.set()
         if self._ready:
             self._tell({"event": "host-ended", "host": host.name, "code": code})
 
@@ -157,10 +162,11 @@ class Lab:
                 continue
             process.terminate()
             with trio.move_on_after(STOP_S):
-                await host.ended.wait()
-            if not host.ended.is_set():
+                await process.wait()
+            if process.returncode is None:
                 process.kill()
-                await host.ended.wait()
+                await process.wait()
+            await host.ended.wait()  # its last lines have been passed on
 
     # ------------------------------------------------------------------ what is told
 
