@@ -1,0 +1,96 @@
+"""What a run has reached: faults in states, plans and rules, states of the write-intent log at crashes.
+
+A simulator that reports no failure has shown something only about what it has reached.  Every fault is
+counted together with the phase of the peer of each volume at that moment; a set of seeds that has not reached
+every combination that `required` names has failed, and says which are missing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from pairsync.core.standing import Phase
+
+from .profile import FAULTS
+
+if TYPE_CHECKING:
+    from .world import World
+
+__all__ = ["Coverage", "missing", "required"]
+
+_ALL = tuple(Phase)
+_CONNECTED = tuple(phase for phase in Phase if phase is not Phase.ABSENT)
+_WRITTEN = (Phase.SYNCING, Phase.BEHIND, Phase.ADOPTING, Phase.CONFIRMING, Phase.IN_SYNC)
+
+_WHERE: dict[str, tuple[Phase, ...]] = {
+    # The standby's disk is written only by what a session brings.
+    "eio-standby": _WRITTEN,
+    "enospc-standby": _WRITTEN,
+    "flush-fails-standby": (Phase.SYNCING, Phase.IN_SYNC),
+    "metadata-fails-standby": (Phase.ABSENT, Phase.PREPARING, Phase.ADOPTING),
+    "metadata-fails-active": (Phase.ABSENT, Phase.PREPARING, Phase.SYNCING, Phase.CONFIRMING, Phase.IN_SYNC),
+    "flush-fails-active": (Phase.SYNCING, Phase.IN_SYNC),
+    "read-eio-active": (Phase.SYNCING,),
+    # A disk is replaced while its host is down, so the peer has gone, or has not noticed yet.
+    "replace-standby": (Phase.ABSENT,),
+    "rollback-standby": (Phase.ABSENT,),
+    "rollback-active": (Phase.ABSENT,),
+}
+
+MODES = ("mode:full", "mode:incremental", "mode:nothing")
+RULES = (
+    "rule:standby-blank",
+    "rule:newest-generations-equal",
+    "rule:peer-newest-in-local-history",
+    "rule:resume-interrupted",
+    "rule:map-does-not-reach-back",
+    "rule:fell-behind",
+)
+GENERATIONS = (
+    "crash-active@generation:open",
+    "crash-active@generation:draining",
+    "crash-active@generation:flushing",
+    "crash-active@generation:saving",
+)
+
+
+def required() -> list[str]:
+    """What a set of seeds has to reach."""
+    names = [
+        f"{fault}@{phase.value}"
+        for fault in FAULTS
+        for phase in _WHERE.get(fault, _CONNECTED if fault == "slow-link" else _ALL)
+    ]
+    return [*names, *MODES, *RULES, *GENERATIONS]
+
+
+def missing(reached: Iterable[str]) -> list[str]:
+    """Of `required`, what is not there."""
+    found = set(reached)
+    return [name for name in required() if name not in found]
+
+
+class Coverage:
+    """Counts for one seed."""
+
+    __slots__ = ("_world", "counts")
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.counts: Counter[str] = Counter()
+
+    def fault(self, kind: str, volume: int | None = None) -> None:
+        """A fault strikes now: in one volume, or in all."""
+        session = self._world.active.session
+        if session is None:
+            self.counts[f"{kind}@down"] += 1
+            return
+        sources = session.sources if volume is None else session.sources[volume : volume + 1]
+        for source in sources:
+            self.counts[f"{kind}@{source.standing.phase.value}"] += 1
+
+    def reach(self, name: str) -> None:
+        """Something else that is worth counting."""
+        self.counts[name] += 1

@@ -1,0 +1,157 @@
+"""A simulated volume: what reads return, what is durable, and what a power cut may leave.
+
+Content is one integer a sector of 512 bytes: the number of the write that filled it, 0 for zeroes.  Writes
+go to a page cache: they are seen at once, are kept when the process dies, and become durable with a flush
+that began after them (or at once with FUA).  When the power goes, each sector keeps one of the contents it
+has had since the last flush, whichever the kernel happened to write back: any subset, sector by sector.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Iterator
+from random import Random
+from typing import NamedTuple, TypeAlias
+
+from pairsync.core.messages import Buffer, OpKind, WriteOp
+from pairsync.core.units import BLOCK_BYTES
+
+__all__ = [
+    "SECTORS_PER_BLOCK",
+    "SECTOR_BYTES",
+    "SimDisk",
+    "Values",
+    "ops_of_content",
+    "values_of_op",
+]
+
+SECTOR_BYTES = 512
+SECTORS_PER_BLOCK = BLOCK_BYTES // SECTOR_BYTES
+_WORDS = SECTOR_BYTES // 8  # a sector is its number, in the first of so many words
+
+Values: TypeAlias = "int | list[int]"
+"""The content of a run of sectors: one number for all, or one each."""
+
+
+class _Entry(NamedTuple):
+    """A write that no flush has covered."""
+
+    start: int
+    stop: int
+    values: Values
+    certain: bool  # written through (FUA)
+
+
+class SimDisk:
+    """The content of one replica of one volume."""
+
+    __slots__ = ("_base", "_log", "content", "durable", "sector_count")
+
+    def __init__(self, sector_count: int) -> None:
+        self.sector_count = sector_count
+        self.content = [0] * sector_count  # what a read returns
+        self.durable = [0] * sector_count  # what certainly survives, but for what `_log` may have replaced
+        self._log: deque[_Entry] = deque()
+        self._base = 0  # position of the first entry in `_log`
+
+    @property
+    def position(self) -> int:
+        """How much was written so far: what a flush that begins now will cover."""
+        return self._base + len(self._log)
+
+    def write(self, start: int, stop: int, values: Values, *, fua: bool) -> None:
+        """Fill sectors ``start <= sector < stop``."""
+        filling = [values] * (stop - start) if isinstance(values, int) else values
+        self.content[start:stop] = filling
+        if fua:
+            self.durable[start:stop] = filling
+        self._log.append(_Entry(start, stop, values, fua))
+
+    def flush(self, position: int) -> list[tuple[int, int]]:
+        """A flush that began at ``position`` has ended: the runs of sectors that it made durable."""
+        touched: list[tuple[int, int]] = []
+        log = self._log
+        while log and self._base < position:
+            entry = log.popleft()
+            self._base += 1
+            _fill(self.durable, entry)
+            touched.append((entry.start, entry.stop))
+        if touched:
+            for entry in log:
+                if entry.certain:  # written through after what the flush covered
+                    _fill(self.durable, entry)
+        return touched
+
+    def lose_cache(self, random: Random, keep: float) -> None:
+        """The power goes: each unflushed sector of each write was written back with probability ``keep``."""
+        survivor = self.durable
+        for entry in self._log:
+            if entry.certain or keep >= 1.0:
+                _fill(survivor, entry)
+            elif keep > 0.0:
+                values = entry.values
+                for sector in range(entry.start, entry.stop):
+                    if random.random() < keep:
+                        survivor[sector] = values if isinstance(values, int) else values[sector - entry.start]
+        self.content = survivor[:]
+        self._base += len(self._log)
+        self._log.clear()
+
+    def copy(self) -> SimDisk:
+        """A disk with the same content, all of it durable (for a host that is down)."""
+        twin = SimDisk(self.sector_count)
+        twin.content = self.content[:]
+        twin.durable = self.content[:]
+        return twin
+
+    def runs_with_content(self) -> list[tuple[int, int]]:
+        """Runs of blocks that hold anything but zeroes."""
+        runs: list[tuple[int, int]] = []
+        content = self.content
+        for block, start in enumerate(range(0, self.sector_count, SECTORS_PER_BLOCK)):
+            if any(content[start : start + SECTORS_PER_BLOCK]):
+                if runs and runs[-1][1] == block:
+                    runs[-1] = (runs[-1][0], block + 1)
+                else:
+                    runs.append((block, block + 1))
+        return runs
+
+
+def _fill(content: list[int], entry: _Entry) -> None:
+    values = entry.values
+    if isinstance(values, int):
+        content[entry.start : entry.stop] = [values] * (entry.stop - entry.start)
+    else:
+        content[entry.start : entry.stop] = values
+
+
+def values_of_op(op: WriteOp) -> Values:
+    """What an op writes: the guest's ops carry their number as it is, those of a resync carry real bytes."""
+    if op.kind is not OpKind.DATA:
+        return 0
+    data: Buffer | int | None = op.data
+    if isinstance(data, int):
+        return data
+    if data is None or len(data) != op.length:
+        raise ValueError(f"an op of {op.length} bytes does not carry its data")
+    return memoryview(data).cast("B").cast("Q")[::_WORDS].tolist()
+
+
+def ops_of_content(content: list[int], start_block: int, stop_block: int) -> Iterator[WriteOp]:
+    """The sectors of these blocks as a resync read finds them: data, or zeroes."""
+    sector = start_block * SECTORS_PER_BLOCK
+    end = min(stop_block * SECTORS_PER_BLOCK, len(content))
+    while sector < end:
+        stop = sector
+        zero = not any(content[sector : sector + SECTORS_PER_BLOCK])
+        while stop < end and zero == (not any(content[stop : stop + SECTORS_PER_BLOCK])):
+            stop = min(stop + SECTORS_PER_BLOCK, end)
+        offset, length = sector * SECTOR_BYTES, (stop - sector) * SECTOR_BYTES
+        if zero:
+            yield WriteOp(OpKind.ZERO, offset, length)
+        else:
+            words = array("Q", bytes(length))
+            words[::_WORDS] = array("Q", content[sector:stop])
+            yield WriteOp(OpKind.DATA, offset, length, words.tobytes())
+        sector = stop

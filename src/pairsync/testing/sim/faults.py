@@ -1,0 +1,370 @@
+"""Faults: a storm of random ones, ambushes at the moments that matter, and what mends them again."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pairsync.core.messages import Generation, Role
+from pairsync.core.units import NS_PER_MS, NS_PER_S
+
+from .disk import SimDisk
+from .host import Armed, Replica, SimHost
+from .metadata import SimMetadata
+from .profile import AMBUSHES
+from .start import blank_replica
+
+if TYPE_CHECKING:
+    from .world import World
+
+__all__ = ["Faults"]
+
+STOP_NS_MAX = 120 * NS_PER_S
+"""How long an orderly shutdown may take."""
+
+BACKUPS_MAX = 4
+
+
+class _Backup:
+    """A copy of all volumes of a host, taken while it was down."""
+
+    __slots__ = ("floors", "volumes")
+
+    def __init__(self, world: World, host: SimHost) -> None:
+        self.volumes: list[tuple[SimDisk, SimMetadata]] = [
+            (replica.disk.copy(), replica.metadata.copy()) for replica in host.replicas
+        ]
+        self.floors = [history.copy_floors() for history in world.guest.histories]
+
+
+class Faults:
+    """See the module."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._clock = world.clock
+        self._random = world.random
+        self._active = False  # faults may strike
+        self._enabled = list(world.profile.faults)
+        self._weights = list(world.profile.faults.values())
+        self._ambushes = [fault for fault in self._enabled if fault in AMBUSHES]
+        self._ambush_pending = False
+        self._backups: dict[str, list[_Backup]] = {"active": [], "standby": []}
+        self._restored_active = False  # the active was rolled back: the standby may be the newer one
+        self._refusal: str | None = None  # the last rule by which a session was refused
+        self._actions: dict[str, Callable[[], None]] = {
+            "crash-active": lambda: self._crash(world.active, power=False),
+            "crash-standby": lambda: self._crash(world.standby, power=False),
+            "crash-both": lambda: self._crash_both(power=False),
+            "power-active": lambda: self._crash(world.active, power=True),
+            "power-standby": lambda: self._crash(world.standby, power=True),
+            "power-both": lambda: self._crash_both(power=True),
+            "stop-active": lambda: self._stop(world.active),
+            "stop-standby": lambda: self._stop(world.standby),
+            "cut": self._cut,
+            "one-sided": lambda: self._reset(one_sided=True),
+            "reset": lambda: self._reset(one_sided=False),
+            "slow-link": self._slow_link,
+            "slow-disk-active": lambda: self._slow_disk(world.active),
+            "slow-disk-standby": lambda: self._slow_disk(world.standby),
+            "hang-disk-standby": self._hang,
+            "replace-standby": self._replace_standby,
+            "rollback-standby": lambda: self._roll_back(world.standby),
+            "rollback-active": lambda: self._roll_back(world.active),
+        }
+
+    # ------------------------------------------------------------------ when
+
+    def begin(self) -> None:
+        """Faults may strike from now on."""
+        self._active = True
+        if self._enabled:
+            self._next()
+
+    def end(self) -> None:
+        """No more faults: the network works, devices are quick and do not fail."""
+        self._active = False
+        world = self._world
+        world.link.slow = 1.0
+        world.link.heal()
+        for host in world.hosts:
+            for replica in host.replicas:
+                replica.armed = Armed()
+                replica.slow = 1.0
+
+    def _next(self) -> None:
+        self._clock.after(int(self._world.profile.storm_ns * self._random.expovariate(1.0)), self._storm)
+
+    def _storm(self) -> None:
+        if self._active:
+            self.strike(self._random.choices(self._enabled, self._weights)[0])
+            self._next()
+
+    def ambush(self) -> None:
+        """A volume's peer has just changed its phase."""
+        if not self._active or self._ambush_pending or not self._ambushes:
+            return
+        if self._random.random() < self._world.profile.ambush:
+            self._ambush_pending = True
+            delay = self._random.choice(
+                (0, self._random.randrange(NS_PER_MS), self._random.randrange(20 * NS_PER_MS))
+            )
+            self._clock.after(delay, self._spring, self._random.choice(self._ambushes))
+
+    def _spring(self, kind: str) -> None:
+        self._ambush_pending = False
+        if self._active:
+            self.strike(kind)
+
+    def strike(self, kind: str) -> None:
+        """That fault, now."""
+        self._world.trace.note("fault", kind)
+        action = self._actions.get(kind)
+        if action is not None:
+            action()
+        else:
+            self._arm(kind)
+
+    # ------------------------------------------------------------------ hosts
+
+    def _crash(self, host: SimHost, *, power: bool, restart: bool = True) -> None:
+        if not host.up:
+            return
+        world = self._world
+        self._count(f"{'power' if power else 'crash'}-{host.name}")
+        in_sync = False
+        session = host.session
+        if host.role is Role.ACTIVE and session is not None:
+            in_sync = session.in_sync
+            for source in session.sources:
+                closing = source.tracker.closing
+                state = "open" if closing is None else closing.state.value
+                world.coverage.reach(f"crash-active@generation:{state}")
+        suspect = host.suspect  # a failed flush: the cache of that disk is not what it seems
+        host.crash(power=power)
+        if host.role is Role.ACTIVE:
+            world.guest.host_died()
+        world.checker.crashed(host, power=power or suspect, in_sync=in_sync)
+        if restart:
+            self._restart_later(host)
+
+    def _crash_both(self, *, power: bool) -> None:
+        world = self._world
+        if world.active.up and world.standby.up:
+            self._count(f"{'power' if power else 'crash'}-both")
+            first = self._random.randrange(2)
+            self._crash(world.hosts[first], power=power)
+            self._crash(world.hosts[1 - first], power=power)
+
+    def _count(self, kind: str) -> None:
+        self._world.coverage.fault(kind)
+
+    def _restart_later(self, host: SimHost) -> None:
+        self._back_up(host)
+        delay = int(self._world.profile.restart_ns * self._random.expovariate(1.0))
+        self._clock.after(delay, self._restart, host)
+
+    def _restart(self, host: SimHost) -> None:
+        world = self._world
+        if host.up:
+            return
+        if host.role is Role.ACTIVE:
+            world.term += self._random.random() < 0.2
+            host.start(world.term)
+            if world.guest.writing:
+                world.guest.begin()
+        else:
+            host.start(world.term)
+
+    def _stop(self, host: SimHost) -> None:
+        """An orderly shutdown: the guest ends, volumes are closed, the peer is told."""
+        if not host.up or host.closing or host.session is None:
+            return
+        self._count(f"stop-{host.name}")
+        if host.role is Role.STANDBY:
+            host.stop()
+            self._restart_later(host)
+            return
+        host.closing = True
+        self._wait_for_guest(host, host.incarnation, self._clock.now)
+
+    def _wait_for_guest(self, host: SimHost, incarnation: int, since_ns: int) -> None:
+        session = host.session
+        if host.incarnation != incarnation or session is None:
+            return
+        if any(source.failed for source in session.sources):
+            self._crash(host, power=False)
+            return
+        if self._world.guest.requests:
+            self._clock.after(20 * NS_PER_MS, self._wait_for_guest, host, incarnation, since_ns)
+            return
+        host.stopping = {f"close {source.index}" for source in session.sources}
+        for source in session.sources:
+            source.close(f"close {source.index}", self._clock.now)
+        host.perform()
+        self._wait_for_close(host, incarnation, since_ns)
+
+    def _wait_for_close(self, host: SimHost, incarnation: int, since_ns: int) -> None:
+        if host.incarnation != incarnation or host.session is None:
+            return
+        if host.stopping:
+            if self._clock.now - since_ns > STOP_NS_MAX:
+                self._world.fail("hang", f"the active does not close: {sorted(host.stopping)}")
+            self._clock.after(20 * NS_PER_MS, self._wait_for_close, host, incarnation, since_ns)
+            return
+        if host.suspect:
+            self._crash(host, power=False)
+            return
+        host.stop()
+        self._world.checker.crashed(host, power=False, in_sync=False)
+        self._world.checker.closed(host)
+        self._restart_later(host)
+
+    # ------------------------------------------------------------------ the link and slowness
+
+    def _cut(self) -> None:
+        if self._world.link.up:
+            self._count("cut")
+            self._world.link.cut()
+            delay = self._random.choice((NS_PER_S // 2, 4 * NS_PER_S, 20 * NS_PER_S))
+            self._clock.after(int(delay * self._random.expovariate(1.0)), self._world.link.heal)
+
+    def _reset(self, *, one_sided: bool) -> None:
+        self._count("one-sided" if one_sided else "reset")
+        self._world.link.reset(one_sided=one_sided)
+
+    def _slow_link(self) -> None:
+        self._count("slow-link")
+        self._world.link.slow = self._random.choice((4.0, 20.0, 60.0))
+        self._clock.after(self._random.randrange(NS_PER_S, 15 * NS_PER_S), self._quick_link)
+
+    def _quick_link(self) -> None:
+        self._world.link.slow = 1.0
+
+    def _slow_disk(self, host: SimHost) -> None:
+        self._count(f"slow-disk-{host.name}")
+        replica = self._random.choice(host.replicas)
+        replica.slow = self._random.choice((5.0, 30.0))
+        self._clock.after(self._random.randrange(NS_PER_S, 10 * NS_PER_S), self._quick_disk, replica)
+
+    def _quick_disk(self, replica: Replica) -> None:
+        replica.slow = 1.0
+
+    def _hang(self) -> None:
+        self._count("hang-disk-standby")
+        for replica in self._world.standby.replicas:
+            replica.lane.stall(self._random.randrange(NS_PER_S, 30 * NS_PER_S))
+
+    def _arm(self, kind: str) -> None:
+        """The next job of a kind fails; counted when it does."""
+        world = self._world
+        host = world.standby if kind.endswith("-standby") else world.active
+        armed = self._random.choice(host.replicas).armed
+        if kind.startswith("eio"):
+            armed.apply = errno.EIO
+        elif kind.startswith("enospc"):
+            armed.apply = errno.ENOSPC
+        elif kind.startswith("read"):
+            armed.read = errno.EIO
+        elif kind.startswith("journal"):
+            armed.journal = errno.EIO
+        elif kind.startswith("metadata"):
+            armed.metadata = errno.EIO
+        else:
+            armed.flush = errno.EIO
+
+    # ------------------------------------------------------------------ disks that are swapped
+
+    def _back_up(self, host: SimHost) -> None:
+        if self._random.random() < 0.3 and f"rollback-{host.name}" in self._world.profile.faults:
+            backups = self._backups[host.name]
+            backups.append(_Backup(self._world, host))
+            if len(backups) > BACKUPS_MAX:
+                backups.pop(self._random.randrange(BACKUPS_MAX))
+
+    def _replace_standby(self) -> None:
+        """Its disks are lost: new ones, blank."""
+        world = self._world
+        standby = world.standby
+        if standby.up:
+            self._crash(standby, power=self._random.random() < 0.5)
+        self._count("replace-standby")
+        for replica in standby.replicas:
+            size = replica.metadata.superblock.size_bytes
+            replica.disk, replica.metadata = blank_replica(replica.index, size)
+            world.checker.swapped(standby, replica.index)
+        self._backups["standby"].clear()
+
+    def _roll_back(self, host: SimHost) -> None:
+        """All its volumes are restored from a backup.
+
+        Only from one that its labels tell apart (`_told_apart`): a copy taken and restored within one
+        generation looks like the original, and only digests can tell it (DESIGN rule 8).
+        """
+        world = self._world
+        usable = [backup for backup in self._backups[host.name] if self._told_apart(host, backup)]
+        if not usable:
+            return
+        if host.up:
+            self._crash(host, power=True)
+        backup = self._random.choice(usable)
+        if not self._told_apart(host, backup):
+            return
+        self._count(f"rollback-{host.name}")
+        for replica, (disk, metadata) in zip(host.replicas, backup.volumes, strict=True):
+            replica.disk, replica.metadata = disk.copy(), metadata.copy()
+            if host.role is Role.ACTIVE:
+                world.guest.histories[replica.index].restore_floors(backup.floors[replica.index])
+            world.checker.swapped(host, replica.index)
+        if host.role is Role.ACTIVE:
+            self._restored_active = True
+
+    def _told_apart(self, host: SimHost, backup: _Backup) -> bool:
+        world = self._world
+        for index, (_, metadata) in enumerate(backup.volumes):
+            old = metadata.superblock
+            active = world.active.replicas[index].metadata.superblock
+            standby = world.standby.replicas[index].metadata.superblock
+            if host.role is Role.STANDBY:
+                mine = [old.sync_target, *old.lineage[:1]]
+                if any(_reached(active.lineage, active.map_base, each) for each in mine if each is not None):
+                    return False
+            elif not old.lineage or old.lineage[0] in {standby.sync_target, *standby.lineage[:1]}:
+                return False
+        return True
+
+    # ------------------------------------------------------------------ what mends
+
+    def refused(self, rule: str) -> None:
+        """A session was refused."""
+        self._refusal = rule
+
+    def repair(self) -> None:
+        """The liveness phase: what a supervisor and an operator do."""
+        world = self._world
+        for host in world.hosts:
+            session = host.session
+            if not host.up and self._random.random() < 0.2:
+                self._restart(host)
+            elif session is not None and host.suspect:
+                self._crash(host, power=False)
+        if self._restored_active and self._refusal in _REFUSED_FOR_ROLLED_BACK_ACTIVE:
+            # The standby has newer data, or other data: rightly refused.  The operator gives the standby up.
+            world.coverage.reach("operator-gives-standby-up")
+            world.checker.refused()
+            self._restored_active = False
+            self._replace_standby()
+            self._restart_later(world.standby)
+
+
+_REFUSED_FOR_ROLLED_BACK_ACTIVE = frozenset(
+    {"active-behind", "diverged", "unrelated", "interrupted-unrelated", "stale-term", "peer-left"}
+)
+
+
+def _reached(lineage: tuple[Generation, ...], base: Generation | None, generation: Generation) -> bool:
+    """Whether the map that begins with ``base`` is taken to hold all since ``generation``."""
+    if base is None or base not in lineage or generation not in lineage:
+        return False
+    return lineage.index(base) >= lineage.index(generation)

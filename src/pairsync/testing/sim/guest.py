@@ -1,0 +1,197 @@
+"""The simulated guest: it writes to the active host's volumes in bursts, and knows what it is owed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any, cast
+
+from pairsync.core.messages import OpKind, WriteOp
+from pairsync.core.units import NS_PER_S
+
+from .disk import SECTOR_BYTES, SECTORS_PER_BLOCK
+from .history import History, WriteRecord
+
+if TYPE_CHECKING:
+    from .world import World
+
+__all__ = ["Guest", "Request"]
+
+
+class Request:
+    """A batch of writes, or a flush, that has not completed."""
+
+    __slots__ = ("asked_ns", "number", "ops_count", "records", "submitted", "volume")
+
+    def __init__(self, number: int, volume: int, submitted: int, asked_ns: int) -> None:
+        self.number = number
+        self.volume = volume
+        self.submitted = submitted  # in the history's own time
+        self.asked_ns = asked_ns
+        self.records: list[tuple[int, WriteRecord]] | None = None  # None: a flush
+        self.ops_count = 0
+
+
+class Guest:
+    """See the module."""
+
+    def __init__(self, world: World, sector_counts: Sequence[int]) -> None:
+        self._world = world
+        self._clock = world.clock
+        self._random = world.random
+        self.histories = [History(sectors) for sectors in sector_counts]
+        self._sector_counts = list(sector_counts)
+        self.requests: dict[int, Request] = {}  # not completed, by number, oldest first
+        self._depth = [0] * len(self.histories)  # of them, for each volume
+        self._burst = [0] * len(self.histories)  # requests left until it rests
+        self._asleep = [True] * len(self.histories)  # no wake-up is under way
+        self._numbers = count(1)
+        self._versions = count(1)
+        self.writing = False
+        self.completed = 0
+
+    def next_version(self) -> int:
+        """A number that no write has had."""
+        return next(self._versions)
+
+    # ------------------------------------------------------------------ activity
+
+    def begin(self) -> None:
+        """Start writing, or go on."""
+        self.writing = True
+        for volume in range(len(self.histories)):
+            self._wake_after(volume, self._random.randrange(NS_PER_S // 4))
+
+    def rest(self) -> None:
+        """Submit nothing more."""
+        self.writing = False
+
+    def _wake_after(self, volume: int, delay_ns: int) -> None:
+        if self._asleep[volume]:
+            self._asleep[volume] = False
+            self._clock.after(delay_ns, self._wake, volume)
+
+    def _wake(self, volume: int) -> None:
+        self._asleep[volume] = True
+        host = self._world.active
+        if not self.writing or not host.up or host.closing or host.suspect:
+            return
+        habits = self._world.profile.guest
+        if self._burst[volume] <= 0:
+            self._burst[volume] = 1 + self._random.randrange(2 * habits.burst_requests)
+        source = self._session_source(volume)
+        if source.failed is not None:  # every request fails at once, until somebody starts the host again
+            self._burst[volume] = 1
+        while self._burst[volume] > 0 and self._depth[volume] < habits.depth:
+            self._burst[volume] -= 1
+            self._submit(volume)
+        if self._burst[volume] <= 0:
+            self._wake_after(volume, int(habits.idle_ns * self._random.expovariate(1.0)))
+
+    def _submit(self, volume: int) -> None:
+        if self._random.random() < self._world.profile.guest.flush_share:
+            self.flush(volume)
+        else:
+            self._write(volume)
+
+    def flush(self, volume: int) -> None:
+        """Ask for a flush."""
+        request = self._new_request(volume)
+        self._world.trace.note("guest", "flush", request.number)
+        self._session_source(volume).flush(request.number, self._clock.now)
+        self._world.active.perform()
+
+    def _write(self, volume: int) -> None:
+        request = self._new_request(volume)
+        request.records = []
+        history = self.histories[volume]
+        ops = [
+            self._draw_op(volume)
+            for _ in range(1 + self._random.randrange(self._world.profile.guest.ops_max))
+        ]
+        for op in ops:
+            version = cast("Any", op.data) if op.kind is OpKind.DATA else self.next_version()
+            start, stop = op.offset // SECTOR_BYTES, (op.offset + op.length) // SECTOR_BYTES
+            zero = op.kind is not OpKind.DATA
+            record = WriteRecord(start, stop, request.submitted, zero=zero, fua=op.fua)
+            request.records.append((version, record))
+            history.begin(version, record)
+        request.ops_count = len(ops)
+        self._world.trace.note("guest", "write", request.number, tuple(map(describe_op, ops)))
+        self._session_source(volume).write(request.number, ops, self._clock.now)
+        self._world.active.perform()
+
+    def _new_request(self, volume: int) -> Request:
+        number = next(self._numbers)
+        submitted = self.histories[volume].tick()
+        request = self.requests[number] = Request(number, volume, submitted, self._clock.now)
+        self._depth[volume] += 1
+        return request
+
+    def _session_source(self, volume: int) -> Any:
+        session = self._world.active.session
+        if session is None:
+            raise RuntimeError("the guest writes to a host that is down")
+        return session.sources[volume]
+
+    def _draw_op(self, volume: int) -> WriteOp:
+        random, habits = self._random, self._world.profile.guest
+        sectors = self._sector_counts[volume]
+        length = 1 + random.randrange(habits.op_sectors_max)
+        if random.random() < 0.02:
+            length = sectors  # all of it
+        region = sectors // 8 if random.random() < habits.hot_share else sectors
+        start = random.randrange(max(region, 1))
+        if habits.aligned:
+            start -= start % SECTORS_PER_BLOCK
+            length += -length % SECTORS_PER_BLOCK
+        length = min(length, sectors - start)
+        kind = random.choice(habits.kinds)
+        fua = random.random() < habits.fua_share
+        # The core never looks into the guest's data: its number stands for it.
+        data = cast("Any", self.next_version()) if kind is OpKind.DATA else None
+        return WriteOp(kind, start * SECTOR_BYTES, length * SECTOR_BYTES, data, fua)
+
+    # ------------------------------------------------------------------ ends of requests
+
+    def complete(self, number: int, errnos: Sequence[int] | None) -> None:
+        """A request has ended."""
+        world = self._world
+        request = self.requests.pop(number, None)
+        world.trace.note("guest", "complete", number, "" if errnos is None else f"errors {errnos}")
+        if request is None:
+            world.fail("complete", f"request {number} completed twice, or was never made")
+        self.completed += 1
+        volume = request.volume
+        self._depth[volume] -= 1
+        history = self.histories[volume]
+        if request.records is None:
+            if errnos is None:
+                world.checker.flush_acknowledged(volume, history.flush_done(request.submitted))
+        else:
+            world.require(
+                errnos is None or len(errnos) == request.ops_count, "complete", "one errno for each op"
+            )
+            for index, (version, record) in enumerate(request.records):
+                good = errnos is None or errnos[index] == 0
+                history.end(version, record, acknowledged=good)
+                if good:
+                    world.checker.write_acknowledged(volume, record)
+        if self._burst[volume] > 0:
+            think = self._world.profile.guest.think_ns
+            self._wake_after(volume, int(think * self._random.expovariate(1.0)))
+
+    def host_died(self) -> None:
+        """Requests that have not completed never will; their writes may have happened or not."""
+        for request in self.requests.values():
+            for version, record in request.records or ():
+                self.histories[request.volume].end(version, record, acknowledged=False)
+        self.requests.clear()
+        self._depth = [0] * len(self.histories)
+
+
+def describe_op(op: WriteOp) -> str:
+    """Terse: kind, first sector, sectors, the number of the write."""
+    number = "" if op.data is None else f"={op.data!r}"
+    start, count_ = op.offset // SECTOR_BYTES, op.length // SECTOR_BYTES
+    return f"{op.kind.name.lower()}@{start}+{count_}{number}{'!' if op.fua else ''}"

@@ -1,0 +1,471 @@
+"""A simulated host: it performs the effects of its `Session` in simulated time, and may die at any moment.
+
+What it does is what the shell has to do (``core.effects``): one lane a volume for applies and reads, one for
+its metadata, flushes beside them, messages into the link, completions to the guest.  What is durable
+(`Replica`) outlives the process; everything else is rebuilt from it.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pairsync.core.dirty import DirtyMap
+from pairsync.core.effects import (
+    Apply,
+    Complete,
+    DropSession,
+    Emit,
+    Flush,
+    Journal,
+    MapAllocation,
+    Persist,
+    Read,
+    SavePages,
+    Send,
+)
+from pairsync.core.messages import Message, Role, Write
+from pairsync.core.session import Session, VolumeSetup
+from pairsync.core.tracker import ops_bytes
+from pairsync.core.units import BLOCK_BYTES, KIB, NS_PER_MS, NS_PER_S, Extent
+
+from .disk import SECTOR_BYTES, SECTORS_PER_BLOCK, SimDisk, ops_of_content, values_of_op
+from .lane import Lane
+from .metadata import SimMetadata
+
+if TYPE_CHECKING:
+    from .world import World
+
+__all__ = ["Armed", "Replica", "SimHost"]
+
+TICK_NS = NS_PER_S // 2
+PIECE_BLOCKS = 128
+"""Most data blocks that one read finds, as the shell does it."""
+
+
+class Armed:
+    """Failures that the next job of a kind will have: an errno, or 0."""
+
+    __slots__ = ("apply", "flush", "journal", "metadata", "read")
+
+    def __init__(self) -> None:
+        self.apply = self.read = self.flush = self.journal = self.metadata = 0
+
+
+class Replica:
+    """One volume on one host: what is on its disks, and the queues in front of them."""
+
+    __slots__ = ("applies_asked", "armed", "disk", "index", "lane", "metadata", "metadata_lane", "slow")
+
+    def __init__(self, index: int, disk: SimDisk, metadata: SimMetadata) -> None:
+        self.index = index
+        self.disk = disk
+        self.metadata = metadata
+        self.armed = Armed()
+        self.slow = 1.0  # factor on all times of this volume
+        self.applies_asked = 0
+        self.lane: Lane
+        self.metadata_lane: Lane
+
+    def claims(self) -> bool:
+        """Whether any superblock that a crash may leave calls the peer in sync."""
+        if self.metadata.superblock.peer_in_sync:
+            return True
+        return any(
+            isinstance(job, Persist) and job.superblock.peer_in_sync for job in self.metadata_lane.jobs
+        )
+
+
+class SimHost:
+    """See the module."""
+
+    def __init__(self, world: World, index: int, name: str, role: Role, replicas: list[Replica]) -> None:
+        self.name = name
+        self.index = index
+        self.role = role
+        self.replicas = replicas
+        self.up = False
+        self.session: Session | None = None
+        self.incarnation = 0  # answers to an earlier process are dropped
+        self.suspect = False  # a device failed in a way that only a restart mends
+        self.closing = False  # an orderly end has begun: the guest submits nothing more
+        self.stopping: set[str] = set()  # owners of `Source.close` that are awaited
+        self._world = world
+        self._clock = world.clock
+        self._random = world.random
+        self._trace = world.trace
+        self._perform: dict[type[Any], Callable[[Any], None]] = {
+            Apply: self._on_apply,
+            Read: self._on_read,
+            Flush: self._on_flush,
+            Journal: self._on_metadata,
+            SavePages: self._on_metadata,
+            Persist: self._on_metadata,
+            MapAllocation: self._on_map,
+            Send: self._on_send,
+            Complete: self._on_complete,
+            DropSession: self._on_drop,
+            Emit: self._on_emit,
+        }
+        for replica in replicas:
+            self._new_lanes(replica)
+
+    def _new_lanes(self, replica: Replica) -> None:
+        replica.lane = Lane(self._clock, partial(self._io_done, replica))
+        replica.metadata_lane = Lane(self._clock, partial(self._metadata_done, replica))
+
+    # ------------------------------------------------------------------ life
+
+    def start(self, term: int) -> None:
+        """A process begins: all that it knows is what it finds on the disks."""
+        world = self._world
+        setups = [
+            VolumeSetup(
+                replica.metadata.superblock,
+                replica.metadata.recovered(),
+                world.profile.options,
+                replica.metadata.first_generation,
+            )
+            for replica in self.replicas
+        ]
+        self.incarnation += 1
+        self.up = True
+        self.suspect = False
+        self.closing = False
+        self.stopping.clear()
+        self._trace.note(self.name, "start", self.incarnation)
+        self.session = Session(
+            guest="g",
+            pair_id=self.replicas[0].metadata.superblock.pair_id,
+            role=self.role,
+            term=term,
+            boot_id="boot",
+            volumes=setups,
+            draw_tag=lambda: self._random.getrandbits(64),
+        )
+        self.perform()
+        self._clock.after(self._random.randrange(TICK_NS), self._tick, self.incarnation)
+        world.link.host_up()
+
+    def crash(self, *, power: bool) -> None:
+        """The process, or the machine, is gone."""
+        self._trace.note(self.name, "power-cut" if power else "crash", self.incarnation)
+        self._down()
+        for replica in self.replicas:
+            self._interrupt(replica)
+            if power:
+                keep = self._world.profile.cache_keep
+                replica.disk.lose_cache(self._random, self._random.random() if keep is None else keep)
+        self._world.link.host_down(self.index, silent=power)
+
+    def stop(self) -> None:
+        """An orderly end, after `Source.close` where there is one: everything asked for is done."""
+        self._trace.note(self.name, "stop", self.incarnation)
+        for replica in self.replicas:
+            for job in replica.lane.clear():
+                self._finish_io(replica, job)
+            for job in replica.metadata_lane.clear():
+                self._finish_metadata(replica, job)
+        self._down()
+        self._world.link.host_down(self.index, silent=False)
+
+    def _down(self) -> None:
+        self.up = False
+        self.session = None
+        self.incarnation += 1
+
+    def _interrupt(self, replica: Replica) -> None:
+        """Some of the first jobs have been done and not reported; the one after them is torn."""
+        random = self._random
+        for jobs, finish, tear in (
+            (replica.lane.clear(), self._finish_io, self._tear_io),
+            (replica.metadata_lane.clear(), self._finish_metadata, self._tear_metadata),
+        ):
+            done = min(random.choice((0, 0, 1, 2, len(jobs))), len(jobs))
+            for job in jobs[:done]:
+                finish(replica, job)
+            if done < len(jobs):
+                tear(replica, jobs[done])
+
+    def perform(self) -> None:
+        """Do, or begin, what the session wants done."""
+        session = self.session
+        handlers = self._perform
+        while session is not None and (effects := session.take()):
+            for effect in effects:
+                handlers[type(effect)](effect)
+        self._world.after_step(self)
+
+    def _tick(self, incarnation: int) -> None:
+        if incarnation == self.incarnation and self.session is not None:
+            self.session.tick(self._clock.now)
+            self.perform()
+            self._clock.after(TICK_NS, self._tick, incarnation)
+
+    # ------------------------------------------------------------------ the link
+
+    def link_up(self) -> None:
+        """A session of the link has begun."""
+        if self.session is not None:
+            self._world.checker.session_begins(self)
+            self.session.connected(self._clock.now)
+            self.perform()
+
+    def link_lost(self, reason: str) -> None:
+        """It has ended."""
+        if self.session is not None:
+            self.session.lost(reason, self._clock.now)
+            self.perform()
+
+    def link_received(self, messages: Sequence[Message]) -> None:
+        """Messages have arrived."""
+        if self.session is not None:
+            for message in messages:
+                self._trace.note(self.name, "received", len(messages), message)
+                if isinstance(message, Write):
+                    self._world.checker.write_arrives(message)
+            self.session.received(messages, self._clock.now)
+            self.perform()
+
+    def _on_send(self, effect: Send) -> None:
+        if self.role is Role.ACTIVE:
+            for message in effect.messages:
+                if isinstance(message, Write):
+                    self._world.checker.write_leaves(message)
+        self._world.link.send(self.index, effect.messages)
+
+    def _on_drop(self, effect: DropSession) -> None:
+        self._trace.note(self.name, "drop-session", effect.refused, effect.reason)
+        if self.session is not None and effect.refused:
+            self.session.dropped(self._clock.now)
+        self._world.link.drop(self.index, effect.reason)
+
+    def _on_emit(self, effect: Emit) -> None:
+        self._trace.note(self.name, "event", 0, effect.event)
+        self._world.event(self, effect.event)
+
+    # ------------------------------------------------------------------ the volume
+
+    def _cost(self, replica: Replica, base_ns: int, size_bytes: int = 0) -> int:
+        speeds = self._world.profile.speeds
+        cost = (base_ns + speeds.disk_ns_per_kib * size_bytes // KIB) * replica.slow
+        return int(cost * (0.5 + self._random.random()))
+
+    def _on_apply(self, effect: Apply) -> None:
+        replica = self.replicas[effect.volume]
+        replica.applies_asked += 1
+        if self.role is Role.STANDBY:
+            self._world.checker.apply_asked(self, effect)
+        cost = self._cost(replica, self._world.profile.speeds.disk_ns, ops_bytes(effect.ops))
+        replica.lane.push(effect, cost)
+
+    def _on_read(self, effect: Read) -> None:
+        replica = self.replicas[effect.volume]
+        size = min(effect.extent.block_count, PIECE_BLOCKS) * BLOCK_BYTES
+        replica.lane.push(effect, self._cost(replica, self._world.profile.speeds.disk_ns, size))
+
+    def _io_done(self, replica: Replica, job: object) -> None:
+        session = self.session
+        if session is None:
+            return
+        now = self._clock.now
+        if isinstance(job, Apply):
+            self._trace.note(self.name, "applied", replica.index, job)
+            errnos = self._finish_io(replica, job)
+            session.applied(job.volume, job.token, errnos, now)
+        elif isinstance(job, Read):
+            self._trace.note(self.name, "read", job.number, job.extent)
+            if replica.armed.read:
+                error, replica.armed.read = replica.armed.read, 0
+                self._world.coverage.fault("read-eio-active", job.volume)
+                session.read_failed(job.volume, job.number, error, now)
+            else:
+                covered = self._covered(replica.disk, job.extent)
+                ops = list(ops_of_content(replica.disk.content, covered.start, covered.stop))
+                session.read_done(job.volume, job.number, covered, ops, now)
+        self.perform()
+
+    def _covered(self, disk: SimDisk, extent: Extent) -> Extent:
+        """How far a read goes: one hole however long, or a piece of data; sometimes less."""
+        content = disk.content
+        start = extent.start * SECTORS_PER_BLOCK
+        stop = extent.stop
+        if any(content[start : extent.stop * SECTORS_PER_BLOCK]):
+            stop = min(stop, extent.start + PIECE_BLOCKS)
+        if self._random.random() < 0.2:
+            stop = self._random.randrange(extent.start + 1, stop + 1)
+        return Extent(extent.start, stop)
+
+    def _finish_io(self, replica: Replica, job: object) -> list[int] | None:
+        """Do it; for an apply that is made to fail: the errnos."""
+        if not isinstance(job, Apply):
+            return None
+        failing = -1
+        error = replica.armed.apply
+        if error:
+            replica.armed.apply = 0
+            failing = self._random.randrange(len(job.ops))
+            name = "enospc" if error == errno.ENOSPC else "eio"
+            self._world.coverage.fault(f"{name}-{self.name}", job.volume)
+        checker = self._world.checker
+        for index, op in enumerate(job.ops):
+            if op.length <= 0:
+                continue
+            start, stop = op.offset // SECTOR_BYTES, (op.offset + op.length) // SECTOR_BYTES
+            if index == failing:
+                self._tear_op(replica, start, stop, values_of_op(op))
+            else:
+                replica.disk.write(start, stop, values_of_op(op), fua=op.fua)
+            checker.written(replica.index, start, stop)
+        checker.applied(self, job)
+        if failing < 0:
+            return None
+        whole = self._random.random() < 0.5  # the shell cannot always tell which op it was
+        return [error if whole or index == failing else 0 for index in range(len(job.ops))]
+
+    def _tear_op(self, replica: Replica, start: int, stop: int, values: int | list[int]) -> None:
+        """Some sectors of it reach the page cache."""
+        share = self._random.choice((0.0, 0.5, 1.0))
+        for sector in range(start, stop):
+            if self._random.random() < share:
+                value = values if isinstance(values, int) else values[sector - start]
+                replica.disk.write(sector, sector + 1, value, fua=False)
+
+    def _tear_io(self, replica: Replica, job: object) -> None:
+        if isinstance(job, Apply):
+            for op in job.ops:
+                start, stop = op.offset // SECTOR_BYTES, (op.offset + op.length) // SECTOR_BYTES
+                if start < stop:
+                    self._tear_op(replica, start, stop, values_of_op(op))
+                    self._world.checker.written(replica.index, start, stop)
+            self._world.checker.applied(self, job)
+
+    def _on_flush(self, effect: Flush) -> None:
+        replica = self.replicas[effect.volume]
+        cost = self._cost(replica, self._world.profile.speeds.flush_ns)
+        position = replica.disk.position
+        self._clock.after(cost, self._flush_done, self.incarnation, replica, effect, position)
+
+    def _flush_done(self, incarnation: int, replica: Replica, effect: Flush, position: int) -> None:
+        session = self.session
+        if incarnation != self.incarnation or session is None:
+            return
+        error, replica.armed.flush = replica.armed.flush, 0
+        self._trace.note(self.name, "flushed", replica.index, str(error))
+        if error:
+            # The kernel forgets that the pages were dirty: what is not on the disk is gone for good.
+            self._world.coverage.fault(f"flush-fails-{self.name}", effect.volume)
+            self.suspect = self.suspect or self.role is Role.ACTIVE
+            replica.disk.lose_cache(self._random, self._random.random())
+            self._world.checker.cache_lost(self, replica.index)
+        else:
+            for start, stop in replica.disk.flush(position):
+                self._world.checker.written(replica.index, start, stop)
+        session.flushed(effect.volume, effect.token, error, self._clock.now)
+        self.perform()
+
+    def _on_map(self, effect: MapAllocation) -> None:
+        replica = self.replicas[effect.volume]
+        cost = self._cost(replica, NS_PER_MS)
+        runs = replica.disk.runs_with_content()  # as of some moment before the answer: the first is the worst
+        self._clock.after(cost, self._mapped, self.incarnation, effect, runs)
+
+    def _mapped(self, incarnation: int, effect: MapAllocation, runs: list[tuple[int, int]]) -> None:
+        if incarnation == self.incarnation and self.session is not None:
+            self._trace.note(self.name, "mapped", len(runs))
+            self.session.mapped(effect.volume, effect.token, runs, self._clock.now)
+            self.perform()
+
+    # ------------------------------------------------------------------ metadata
+
+    def _on_metadata(self, effect: Journal | SavePages | Persist) -> None:
+        replica = self.replicas[effect.volume]
+        replica.metadata_lane.push(effect, self._cost(replica, self._world.profile.speeds.metadata_ns))
+        if isinstance(effect, Persist):
+            self._world.checker.persist_asked(self, effect)
+
+    def _metadata_done(self, replica: Replica, job: object) -> None:
+        session = self.session
+        if session is None:
+            return
+        now = self._clock.now
+        error = 0
+        armed = replica.armed
+        if armed.journal and isinstance(job, Journal):
+            error, armed.journal = armed.journal, 0
+            self._world.coverage.fault("journal-fails", replica.index)
+        elif armed.metadata and not isinstance(job, Journal):
+            error, armed.metadata = armed.metadata, 0
+            self._world.coverage.fault(f"metadata-fails-{self.name}", replica.index)
+            self.suspect = True
+        self._trace.note(self.name, type(job).__name__.lower(), error, _metadata_text(job))
+        outcome = self._random.randrange(3) if error else 0  # what failed may have happened all the same
+        if outcome == 0:
+            self._finish_metadata(replica, job)
+        elif outcome == 1:
+            self._tear_metadata(replica, job)
+        if isinstance(job, Journal):
+            session.journaled(job.volume, job.token, error, now)
+        elif isinstance(job, SavePages):
+            session.saved(job.volume, job.token, error, now)
+        elif isinstance(job, Persist):
+            session.persisted(job.volume, job.token, error, now)
+        self.perform()
+
+    def _finish_metadata(self, replica: Replica, job: object) -> None:
+        metadata = replica.metadata
+        if isinstance(job, Journal):
+            wrong = metadata.append(job.segment, job.generation, job.extents)
+            if wrong is not None:
+                self._world.fail("journal", wrong)
+            return  # intents are only added
+        if isinstance(job, SavePages):
+            metadata.write_pages(job.pages)
+            metadata.release(job.release)
+        elif isinstance(job, Persist):
+            before = metadata.superblock
+            metadata.superblock = job.superblock
+            self._world.checker.persisted(self, replica.index, before, job.superblock)
+        self._world.checker.metadata_changed(self, replica.index)
+
+    def _tear_metadata(self, replica: Replica, job: object) -> None:
+        """The crash, or the error, came while it was being written: nothing, or part of it, is there."""
+        if isinstance(job, SavePages):
+            if self._random.random() < 0.3:  # all pages, and the segments not given up
+                replica.metadata.write_pages(job.pages)
+            else:
+                replica.metadata.tear_pages(job.pages, self._random)
+            self._world.checker.metadata_changed(self, replica.index)
+
+    # ------------------------------------------------------------------ the guest
+
+    def _on_complete(self, effect: Complete) -> None:
+        owner = effect.ticket
+        if isinstance(owner, str):  # of `Source.close`
+            self._world.require(owner in self.stopping, "complete", f"{owner} completed unasked")
+            self.stopping.discard(owner)
+            if effect.errnos is not None:
+                self.suspect = True
+            return
+        self._world.complete(owner, effect.errnos)
+
+    def own_dirty(self, volume: int) -> DirtyMap:
+        """What a standby would mark: blocks that it wrote in an earlier role."""
+        return self.replicas[volume].metadata.recovered()
+
+
+def _metadata_text(job: object) -> str:
+    if isinstance(job, Journal):
+        extents = " ".join(extent.describe() for extent in job.extents[:6])
+        return f"segment {job.segment} generation {job.generation}: {extents}"
+    if isinstance(job, SavePages):
+        return f"pages {sorted(job.pages)[:8]}, release {job.release}"
+    if isinstance(job, Persist):
+        block = job.superblock
+        newest = block.lineage[0].describe() if block.lineage else "-"
+        base = block.map_base.describe() if block.map_base else "-"
+        sync = " peer-in-sync" if block.peer_in_sync else ""
+        return f"{block.condition.name} {newest} base {base}{sync}{' clean' if block.clean else ''}"
+    return ""

@@ -1,0 +1,106 @@
+"""What the two hosts have behind them when a seed begins."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pairsync.core.dirty import DirtyMap
+from pairsync.core.messages import Condition, Generation
+from pairsync.core.superblock import Superblock
+from pairsync.core.units import Extent, block_count_of
+
+from .disk import SECTOR_BYTES, SECTORS_PER_BLOCK, SimDisk
+from .host import Replica
+from .metadata import SimMetadata
+
+if TYPE_CHECKING:
+    from .world import World
+
+__all__ = ["blank_replica", "make_replicas"]
+
+
+def _superblock(index: int, size_bytes: int) -> Superblock:
+    return Superblock(
+        pair_id=b"p" * 16,
+        volume_id=bytes([index]) * 16,
+        name=f"vd{index}",
+        size_bytes=size_bytes,
+        term=0,
+        condition=Condition.BLANK,
+        lineage=(),
+        sync_target=None,
+        peer_in_sync=False,
+        map_base=None,
+        clean=True,
+        boot_id="boot",
+    )
+
+
+def blank_replica(index: int, size_bytes: int) -> tuple[SimDisk, SimMetadata]:
+    """A volume that was made and never written."""
+    return SimDisk(size_bytes // SECTOR_BYTES), SimMetadata(_superblock(index, size_bytes))
+
+
+def make_replicas(world: World) -> tuple[list[Replica], list[Replica]]:
+    """The volumes of both hosts, as the seed's profile begins."""
+    mine: list[Replica] = []
+    theirs: list[Replica] = []
+    for index, size_bytes in enumerate(world.profile.sizes_bytes):
+        ours, others = blank_replica(index, size_bytes), blank_replica(index, size_bytes)
+        if world.profile.start != "fresh":
+            _fill(world, index, ours[0])
+            ours[1].superblock = replace(ours[1].superblock, condition=Condition.CONSISTENT)
+        if world.profile.start in {"in-sync", "switched"}:
+            others = _same(world, ours)
+        if world.profile.start == "switched":
+            _write_alone(world, others)
+        mine.append(Replica(index, *ours))
+        theirs.append(Replica(index, *others))
+    if world.profile.start == "switched":
+        world.term = 2
+    return mine, theirs
+
+
+def _fill(world: World, index: int, disk: SimDisk) -> None:
+    """Content that was there before pairsync."""
+    random = world.random
+    for _ in range(random.randrange(1, 12)):
+        start = random.randrange(disk.sector_count)
+        stop = min(start + random.randrange(1, 20 * SECTORS_PER_BLOCK), disk.sector_count)
+        version = world.guest.next_version()
+        disk.write(start, stop, version, fua=False)
+        world.guest.histories[index].prefill(version, start, stop)
+    disk.flush(disk.position)
+
+
+def _same(world: World, ours: tuple[SimDisk, SimMetadata]) -> tuple[SimDisk, SimMetadata]:
+    """Both in sync under one generation."""
+    disk, metadata = ours
+    generation = Generation(1, 1, world.random.getrandbits(64))
+    block = replace(
+        metadata.superblock, term=1, lineage=(generation,), peer_in_sync=True, map_base=generation
+    )
+    metadata.superblock = block
+    return disk.copy(), SimMetadata(block)
+
+
+def _write_alone(world: World, others: tuple[SimDisk, SimMetadata]) -> None:
+    """The standby was active, and died with writes that were not acknowledged: its intents know of them."""
+    disk, metadata = others
+    random = world.random
+    blocks = block_count_of(metadata.superblock.size_bytes)
+    marked = DirtyMap(blocks)
+    for _ in range(random.randrange(1, 6)):
+        block = random.randrange(blocks)
+        marked.mark(block, block + 1)
+        start = block * SECTORS_PER_BLOCK
+        stop = min(start + SECTORS_PER_BLOCK, disk.sector_count)
+        if random.random() < 0.8:
+            disk.write(start, stop, world.guest.next_version(), fua=True)
+    disk.flush(disk.position)
+    if random.random() < 0.5:
+        metadata.write_pages({page: marked.page_bytes(page) for page in marked.page_numbers()})
+    else:
+        metadata.append(1, 1, [Extent(*run) for run in marked.runs()])
+    metadata.superblock = replace(metadata.superblock, clean=False)

@@ -1,0 +1,215 @@
+"""The simulated world: two hosts, a link, a guest, faults and checks, all from one seed.
+
+A run has a *safety phase*, in which faults strike and the rules are checked after every step, and a *liveness
+phase*: faults end, hosts are started, the link works, and everything must become whole in bounded time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import NoReturn
+
+from pairsync.core.events import Event, InSyncEvent, RefusedEvent, ResyncEvent
+from pairsync.core.messages import Role
+from pairsync.core.standing import Phase
+from pairsync.core.units import NS_PER_S
+from pairsync.errors import PairsyncError
+
+from .checker import Checker
+from .clock import Clock, Trace
+from .coverage import Coverage
+from .faults import Faults
+from .guest import Guest
+from .host import SimHost
+from .link import Link
+from .profile import Profile, draw_profile
+from .start import make_replicas
+
+__all__ = ["Outcome", "SimulationFailure", "World", "simulate"]
+
+HEAL_NS_MAX = 400 * NS_PER_S
+"""How long the liveness phase may take: twice the longest hold-off, peer deadlines, and the copying."""
+
+REQUEST_NS_MAX = 150 * NS_PER_S
+"""How long a request may take while its host is up: several peer deadlines, one after the other."""
+
+
+class SimulationFailure(Exception):
+    """A rule was broken."""
+
+    def __init__(self, rule: str, text: str) -> None:
+        super().__init__(f"{rule}: {text}")
+        self.rule = rule
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a seed has come to."""
+
+    seed: int
+    failure: str | None  # the rule and why; None: all well
+    trace: tuple[str, ...]  # the last lines, if it failed
+    digest: int
+    events: int
+    simulated_ns: int
+    requests: int
+    coverage: dict[str, int]
+    rule: str | None = None
+
+
+class World:
+    """See the module."""
+
+    def __init__(self, seed: int, profile: Profile | None = None) -> None:
+        self.seed = seed
+        self.random = Random(seed)  # noqa: S311 - reproducible on purpose, nothing secret
+        self.profile = draw_profile(self.random) if profile is None else profile
+        self.clock = Clock()
+        self.trace = Trace(self.clock)
+        self.coverage = Coverage(self)
+        self.term = 1
+        sector_counts = [size // 512 for size in self.profile.sizes_bytes]
+        self.guest = Guest(self, sector_counts)
+        mine, theirs = make_replicas(self)
+        self.active = SimHost(self, 0, "active", Role.ACTIVE, mine)
+        self.standby = SimHost(self, 1, "standby", Role.STANDBY, theirs)
+        self.hosts = (self.active, self.standby)
+        self.checker = Checker(self)
+        for volume in range(len(mine)):
+            self.checker.recompute(volume)
+            self.checker.adopt_start(volume, self.profile.start)
+        self.link = Link(self)
+        self.faults = Faults(self)
+
+    # ------------------------------------------------------------------ what the parts tell
+
+    def fail(self, rule: str, text: str) -> NoReturn:
+        """A rule is broken."""
+        raise SimulationFailure(rule, text)
+
+    def require(self, holds: bool, rule: str, text: str) -> None:
+        """Fail unless it holds."""
+        if not holds:
+            self.fail(rule, text)
+
+    def after_step(self, host: SimHost) -> None:
+        """A host has performed a bundle."""
+        self.checker.step(host)
+
+    def complete(self, owner: object, errnos: object) -> None:
+        """A request of the guest has ended."""
+        self.guest.complete(owner, errnos)  # type: ignore[arg-type]
+
+    def event(self, host: SimHost, event: Event) -> None:
+        """A session emitted it."""
+        if isinstance(event, ResyncEvent) and host is self.active:
+            self.coverage.reach(f"mode:{event.mode}")
+            self.coverage.reach(f"rule:{event.rule}")
+        elif isinstance(event, RefusedEvent):
+            self.coverage.reach(f"refused:{event.rule}")
+            self.faults.refused(event.rule)
+        elif isinstance(event, InSyncEvent) and host is self.active:
+            self.coverage.reach("in-sync")
+
+    def phase_changed(self, volume: int, before: Phase, after: Phase) -> None:
+        """The peer's phase of one volume has changed."""
+        self.trace.note("active", "phase", volume, f"{before.value} -> {after.value}")
+        self.coverage.reach(f"phase:{after.value}")
+        self.faults.ambush()
+
+    # ------------------------------------------------------------------ the run
+
+    def run(self) -> None:
+        """Both phases; raises `SimulationFailure`."""
+        self.active.start(self.term)
+        self.standby.start(self.term)
+        self.guest.begin()
+        self.faults.begin()
+        until = self.profile.safety_ns
+        while self.clock.now < until:
+            self.clock.run_until(min(self.clock.now + 5 * NS_PER_S, until))
+            self._check_requests()
+        self._heal()
+
+    def _check_requests(self) -> None:
+        """No request of the guest waits for ever."""
+        for request in self.guest.requests.values():
+            if self.clock.now - request.asked_ns > REQUEST_NS_MAX:
+                self.fail("hang", f"request {request.number} was made {REQUEST_NS_MAX / NS_PER_S:g} s ago")
+            break
+
+    def _heal(self) -> None:
+        """The liveness phase."""
+        self.trace.note("world", "heal")
+        self.guest.rest()
+        self.faults.end()
+        deadline = self.clock.now + HEAL_NS_MAX
+        flushed = False
+        while self.clock.now < deadline:
+            self.clock.run_until(self.clock.now + NS_PER_S)
+            self._check_requests()
+            self.faults.repair()
+            if self._whole() and not self.guest.requests:
+                if flushed and self._clean():
+                    break
+                if not flushed:
+                    for volume in range(len(self.guest.histories)):
+                        self.guest.flush(volume)
+                    flushed = True
+        else:
+            self.fail("liveness", self._why_not())
+        self.checker.full()
+        for mine, theirs in zip(self.active.replicas, self.standby.replicas, strict=True):
+            if mine.disk.content != theirs.disk.content:
+                self.fail("liveness", f"volume {mine.index}: in sync, and the disks differ")
+
+    def _whole(self) -> bool:
+        mine, theirs = self.active.session, self.standby.session
+        return mine is not None and theirs is not None and mine.in_sync and theirs.in_sync
+
+    def _clean(self) -> bool:
+        session = self.active.session
+        return session is not None and not any(source.tracker.dirty() for source in session.sources)
+
+    def _why_not(self) -> str:
+        parts = [f"not whole after {HEAL_NS_MAX / NS_PER_S:g} s:"]
+        for host in self.hosts:
+            session = host.session
+            if session is None:
+                parts.append(f"{host.name} is down;")
+                continue
+            parts.append(f"{host.name} {session.phase.value} (refusal {session.refusal});")
+            parts.extend(
+                f"volume {source.index} {source.standing.phase.value} failed={source.failed}"
+                f" dirty {source.tracker.dirty().describe()};"
+                for source in session.sources
+            )
+        requests = self.guest.requests
+        if requests:
+            parts.append(f"{len(requests)} requests wait, the first is {next(iter(requests))}")
+        return " ".join(parts)
+
+
+def simulate(seed: int, profile: Profile | None = None) -> Outcome:
+    """Run one seed; never raises for what the core does."""
+    world = World(seed, profile)
+    failure = rule = None
+    try:
+        world.run()
+    except SimulationFailure as broken:
+        failure, rule = str(broken), broken.rule
+    except PairsyncError as raised:
+        rule = "raised"
+        failure = f"the core raised {type(raised).__name__}: {raised}"
+    return Outcome(
+        seed,
+        failure,
+        tuple(world.trace.recent()) if failure else (),
+        world.trace.digest,
+        world.clock.events,
+        world.clock.now,
+        world.guest.completed,
+        dict(world.coverage.counts),
+        rule,
+    )
