@@ -26,6 +26,7 @@ from collections.abc import Sequence
 
 from pairsync.errors import InternalError, ProtocolError
 
+from .admission import Admission
 from .closer import Closer
 from .copier import Copier
 from .effects import Apply, Complete, DropSession, Effect, Emit, Journal, Send
@@ -36,7 +37,7 @@ from .messages import Adopted, SyncMode, VolumePlan, WriteOp
 from .standing import Phase, Standing
 from .tracker import Tracker
 from .units import NS_PER_S, Extent
-from .window import Ticket, Waiting, Window
+from .window import Ticket, Window
 
 __all__ = ["VolumeSource"]
 
@@ -61,19 +62,14 @@ class VolumeSource:
         self.copier = copier
         self.options = options
         self.failed: str | None = None  # why nothing is served any more
-        self._sync = options.level == "sync"
-        self._falls_behind = not self._sync and options.at_bound == "fall-behind"
         self._out = out
         self._flushes = Flushes(index, standing, out)
         self._closer = Closer(index, tracker, standing, self._flushes, out)
-        self._opened = False  # the recovered map and the superblock are durable: writes may begin
         self._closing: list[object] = []  # owners of `close`
-        self._waiting = Waiting()  # not accepted yet, in order
-        self._journaling = 0  # batches whose intents are on their way to the disk
         self._live: dict[Ticket, None] = {}  # noted and not acknowledged, in order of submission
         self._window = Window(index)
+        self._admission = Admission(tracker, self._window, options)
         self._held: list[FlushOp] = []  # guest flushes that wait for the permit to go on alone
-        self._late = False  # the oldest unapplied write is older than the bound of ``async`` allows
         self._trouble_ns: int | None = None  # when trouble was last reported
 
     # ------------------------------------------------------------------ opening and closing
@@ -86,7 +82,7 @@ class VolumeSource:
     @property
     def serving(self) -> bool:
         """Whether writes are taken (they are queued before)."""
-        return self._opened and self.failed is None
+        return self._admission.opened and self.failed is None
 
     def close(self, owner: object, now_ns: int) -> None:
         """Flush, write the exact dirty map and say so; ends in one `Complete`.  No write may follow."""
@@ -95,7 +91,13 @@ class VolumeSource:
 
     def _advance_closing(self, now_ns: int) -> None:
         tracker = self.tracker
-        if self._live or self._waiting or self._flushes.any or self._closer.saving or tracker.closing:
+        if (
+            self._live
+            or self._admission.waiting
+            or self._flushes.any
+            or self._closer.saving
+            or tracker.closing
+        ):
             return
         if not tracker.open.empty:
             self._closer.cut(now_ns)
@@ -113,21 +115,12 @@ class VolumeSource:
     @property
     def accepting(self) -> bool:
         """Whether another batch is welcome (it is queued, not refused, if given all the same)."""
-        return self._waiting.data_bytes < self.options.inflight_bytes and not self._must_wait()
+        return self._admission.welcome(len(self._live))
 
     @property
     def inflight_bytes(self) -> int:
         """Data sent and not applied by the peer."""
         return self._window.data_bytes
-
-    def _must_wait(self) -> bool:
-        if not self._opened or self.tracker.must_wait or len(self._live) >= self.options.tickets_max:
-            return True
-        if self._sync:
-            return self._window.data_bytes >= self.options.inflight_bytes
-        if self._falls_behind:
-            return False
-        return self._late or self._window.data_bytes >= self.options.lag_bytes
 
     def write(self, owner: object, ops: Sequence[WriteOp], now_ns: int) -> None:
         """A batch of the embedder; ends in one `Complete`."""
@@ -135,26 +128,21 @@ class VolumeSource:
             self._out.append(Complete(owner, [errno.EIO] * len(ops)))
             return
         ticket = Ticket(owner, ops, now_ns)
-        if self._waiting or self._must_wait() or self._crowded:
-            self._waiting.push(ticket)
-        else:
+        if self._admission.at_once(len(self._live)):
             self._note(ticket, now_ns)
+        else:
+            self._admission.waiting.push(ticket)
 
     def flush(self, owner: object, now_ns: int) -> None:
         """Make durable all that was acknowledged; ends in one `Complete`."""
         if self.failed is not None:
             self._out.append(Complete(owner, [errno.EIO]))
             return
-        to_peer = self._sync and self.standing.joined
+        to_peer = self._admission.sync and self.standing.joined
         closes = to_peer and self._closer.cut_if_quiet()
         self._flushes.request(owner, to_peer=to_peer, closes=closes, now_ns=now_ns)
 
     # ------------------------------------------------------------------ the write path
-
-    @property
-    def _crowded(self) -> bool:
-        """Whether further batches had better gather: one is being recorded, or the peer has enough to do."""
-        return self._journaling > 0 or self._window.crowded
 
     def _note(self, ticket: Ticket, now_ns: int) -> None:
         tracker = self.tracker
@@ -165,7 +153,7 @@ class VolumeSource:
         self._closer.touched(now_ns)
         if fresh:
             ticket.intents = fresh
-            self._journaling += 1
+            self._admission.journaling += 1
             self._out.append(Journal(self.index, ticket, generation.segment, generation.number, fresh))
         else:
             self._release(ticket, now_ns)
@@ -175,7 +163,7 @@ class VolumeSource:
     def journaled(self, token: object, error: int, now_ns: int) -> None:
         """The intents of a batch are durable, or could not be written (``error``: an errno)."""
         ticket = _ticket(token)
-        self._journaling -= 1
+        self._admission.journaling -= 1
         if error:
             self.tracker.applied(ticket.generation)
             if self._live.pop(ticket, self) is None:
@@ -192,8 +180,8 @@ class VolumeSource:
 
     def _admit(self, now_ns: int) -> None:
         """Take in what has been waiting, as far as there is room for it now."""
-        while self._waiting and not self._must_wait() and not self._crowded:
-            self._note(self._waiting.gather(), now_ns)
+        while (ticket := self._admission.next(len(self._live))) is not None:
+            self._note(ticket, now_ns)
 
     def _release(self, ticket: Ticket, now_ns: int) -> None:
         """Issue the batch to both disks; from here its place in the order is fixed."""
@@ -209,11 +197,7 @@ class VolumeSource:
     def _mirrors(self) -> bool:
         """Whether a write is sent now; a peer that is being resynced over a slow link may be spared."""
         standing = self.standing
-        if not standing.mirrored:
-            return False
-        if self._falls_behind and not standing.joined:
-            return self._window.data_bytes < self.options.lag_bytes // 2
-        return True
+        return standing.mirrored and self._admission.mirrors(joined=standing.joined)
 
     def applied(self, token: object, errnos: Sequence[int] | None, now_ns: int) -> None:
         """A batch was applied here; ``errnos``: one for each op, if any failed."""
@@ -245,7 +229,7 @@ class VolumeSource:
         if standing.joined:
             # A write that was issued before this session was not sent, but stood in `todo`, and a peer joins
             # only when that is empty and durable there: it has that write.
-            return not self._sync or number <= self._window.applied_number
+            return not self._admission.sync or number <= self._window.applied_number
         if not standing.may_acknowledge_alone:
             standing.request_alone()
         return standing.may_acknowledge_alone
@@ -270,8 +254,8 @@ class VolumeSource:
         self.advance(now_ns)
 
     def _check_opened(self) -> None:
-        if not self._opened and not self._closer.saving and self.standing.settled:
-            self._opened = True
+        if not self._admission.opened and not self._closer.saving and self.standing.settled:
+            self._admission.opened = True
 
     def flushed(self, token: object, error: int, now_ns: int) -> None:
         """A local flush has ended."""
@@ -291,7 +275,7 @@ class VolumeSource:
     def _flush_step(self, op: FlushOp, now_ns: int) -> None:
         if not op.done:
             return
-        self._flushes.finished(op, to_peer=self._sync and self.standing.joined, now_ns=now_ns)
+        self._flushes.finished(op, to_peer=self._admission.sync and self.standing.joined, now_ns=now_ns)
         self._closer.flush_finished(op)
         self._complete_flush(op)
         self.advance(now_ns)
@@ -335,7 +319,7 @@ class VolumeSource:
                 self.copier.arrived(data_bytes)
             else:
                 self._settle(ticket, now_ns)
-        self._late = self._late and self._window.lag_ns(now_ns) > self.options.lag_ns
+        self._admission.look(now_ns)
         self.advance(now_ns)
 
     def adopted(self, message: Adopted, now_ns: int) -> None:
@@ -360,7 +344,7 @@ class VolumeSource:
         if self.standing.phase is not Phase.ABSENT:
             self._part(Phase.ABSENT)
         self._window.reset()
-        self._late = False
+        self._admission.look(now_ns)
         for ticket in self._live:
             ticket.number = 0
         for op in self._flushes.peer_lost():
@@ -423,17 +407,15 @@ class VolumeSource:
 
     def _check_lag(self, now_ns: int) -> None:
         """``async``: leave a peer that lags by more than the bound; take it back when it has caught up."""
-        standing, options = self.standing, self.options
-        self._late = self._window.lag_ns(now_ns) > options.lag_ns
-        if standing.phase is Phase.BEHIND and self._window.data_bytes < options.lag_bytes // 4:
+        standing, window = self.standing, self._window
+        too_far = self._admission.look(now_ns)
+        if standing.phase is Phase.BEHIND and window.data_bytes < self.options.lag_bytes // 4:
             plan = VolumePlan(SyncMode.INCREMENTAL, "fell-behind", standing.newest)
             self.begin(plan, blank=False, now_ns=now_ns)
-        elif self._falls_behind and standing.joined:
-            lag_ns = self._window.lag_ns(now_ns)
-            if self._window.data_bytes > options.lag_bytes or lag_ns > options.lag_ns:
-                self._out.append(Emit(BehindEvent(standing.name, self._window.data_bytes, lag_ns)))
-                self._part(Phase.BEHIND)
-                self._settle_all(now_ns)
+        elif too_far and self._admission.falls_behind and standing.joined:
+            self._out.append(Emit(BehindEvent(standing.name, window.data_bytes, window.lag_ns(now_ns))))
+            self._part(Phase.BEHIND)
+            self._settle_all(now_ns)
 
     def _report(self, reason: str, now_ns: int) -> None:
         if self._trouble_ns is None or now_ns - self._trouble_ns >= TROUBLE_EVENT_NS:
@@ -446,7 +428,7 @@ class VolumeSource:
             return
         self.failed = reason
         self._out.append(Emit(TroubleEvent(self.standing.name, fatal=True, reason=reason)))
-        for ticket in (*self._live, *self._waiting.clear()):
+        for ticket in (*self._live, *self._admission.waiting.clear()):
             self._out.extend(ticket.fail(errno.EIO))
         self._live.clear()
         owners = [*self._flushes.abort(), *self._closing, *(o for op in self._held for o in op.owners)]

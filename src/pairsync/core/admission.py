@@ -1,0 +1,78 @@
+"""Admission: which batch is taken in now, and which waits.
+
+A batch waits, in order, while
+
+* the volume is not open yet, or the peer is too far behind: then the embedder is asked to wait too;
+* the write-intent window is full, or there are too many batches: likewise;
+* it would do better in company (`Window.crowded`, an intent that is being recorded): then it is gathered with
+  those that come meanwhile, and nobody is asked to wait.
+
+The bound of ``async`` lives here as well: how far the peer may lag, in bytes and in time.
+"""
+
+from __future__ import annotations
+
+from .limits import VolumeOptions
+from .tracker import Tracker
+from .window import Ticket, Waiting, Window
+
+__all__ = ["Admission"]
+
+
+class Admission:
+    """See the module."""
+
+    def __init__(self, tracker: Tracker, window: Window, options: VolumeOptions) -> None:
+        self.sync = options.level == "sync"
+        """Whether an acknowledgement needs the peer."""
+        self.falls_behind = not self.sync and options.at_bound == "fall-behind"
+        """Whether the writer goes on when the peer lags too far."""
+        self.opened = False
+        """The recovered map and the superblock are durable: writes may begin.  Set once."""
+        self.journaling = 0
+        """Batches whose intents are on their way to the disk."""
+        self.waiting = Waiting()
+        self._tracker = tracker
+        self._window = window
+        self._options = options
+        self._late = False  # the oldest write that the peer lacks is older than the bound
+
+    def must_wait(self, live_count: int) -> bool:
+        """Whether there is no room for a batch beside ``live_count`` others."""
+        if not self.opened or self._tracker.must_wait or live_count >= self._options.tickets_max:
+            return True
+        if self.sync:
+            return self._window.data_bytes >= self._options.inflight_bytes
+        if self.falls_behind:
+            return False
+        return self._late or self._window.data_bytes >= self._options.lag_bytes
+
+    def welcome(self, live_count: int) -> bool:
+        """Whether the embedder may give another batch now."""
+        return self.waiting.data_bytes < self._options.inflight_bytes and not self.must_wait(live_count)
+
+    def at_once(self, live_count: int) -> bool:
+        """Whether a new batch can be taken in without having waited."""
+        return not (self.waiting or self._crowded or self.must_wait(live_count))
+
+    def next(self, live_count: int) -> Ticket | None:
+        """What has waited long enough."""
+        if not self.waiting or self._crowded or self.must_wait(live_count):
+            return None
+        return self.waiting.gather()
+
+    @property
+    def _crowded(self) -> bool:
+        return self.journaling > 0 or self._window.crowded
+
+    def look(self, now_ns: int) -> bool:
+        """Look at the lag; whether it is beyond what ``async`` allows."""
+        lag_ns = self._window.lag_ns(now_ns)
+        self._late = lag_ns > self._options.lag_ns
+        return self._late or self._window.data_bytes > self._options.lag_bytes
+
+    def mirrors(self, *, joined: bool) -> bool:
+        """Whether a peer that is there is sent a write now; one that is being resynced may be spared."""
+        if self.falls_behind and not joined:
+            return self._window.data_bytes < self._options.lag_bytes // 2
+        return True
