@@ -33,6 +33,7 @@ class Closer:
         self._flushes = flushes
         self._out = out
         self._saving: dict[int, bytes] | None = None  # pages on their way
+        self._next_peer: bool | None = None  # a generation waits for that save: whether the peer has it
         self._touched_ns: int | None = None  # when the open generation was first written
 
     @property
@@ -65,6 +66,9 @@ class Closer:
         closing = self._tracker.closing
         if closing is not None and closing.state is GenerationState.SAVING:
             self._tracker.released()
+        if self._next_peer is not None:
+            peer, self._next_peer = self._next_peer, None
+            self._save(peer=peer)
         return True
 
     def touched(self, now_ns: int) -> None:
@@ -116,4 +120,7 @@ class Closer:
         closing = self._tracker.closing
         if closing is None:
             raise InternalError("no generation is closing")
+        if self._saving is not None:  # a volume that is being closed saves on its own account
+            self._next_peer = peer
+            return
         self._start_save(self._tracker.flushed(peer=peer), (closing.segment,))
