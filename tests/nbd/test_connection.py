@@ -15,7 +15,13 @@ from pairsync.errors import ClosedError, PeerLost
 from pairsync.nbd import NbdLimits
 from pairsync.nbd import constants as c
 from pairsync.nbd.budget import Budget
-from pairsync.nbd.connection import DIRECT_READ_BYTES_MAX, SCRATCH_BYTES, Connection, Traffic
+from pairsync.nbd.connection import (
+    DIRECT_READ_BYTES_MAX,
+    SCRATCH_BYTES,
+    SHARED_READ_BYTES_MAX,
+    Connection,
+    Traffic,
+)
 from pairsync.nbd.export import Done
 from pairsync.nbd.negotiation import Chosen
 from pairsync.nbd.transport import StreamTransport
@@ -24,6 +30,15 @@ from pairsync.testing.nbd_memory import CONTEXT_DIRTY, MemoryExport
 from pairsync.testing.nbd_service import NbdService, serving_nbd
 
 BOTH = (c.CONTEXT_ALLOCATION, CONTEXT_DIRTY)
+READ_SIZES = [
+    1,
+    4096,
+    SHARED_READ_BYTES_MAX,
+    SHARED_READ_BYTES_MAX + 1,
+    DIRECT_READ_BYTES_MAX,
+    DIRECT_READ_BYTES_MAX + 1,
+    3 * MIB + 5,
+]
 DEADLINE_S = 20.0
 PATTERN = bytes(range(256)) * 16  # 4 KiB
 
@@ -173,7 +188,7 @@ async def test_block_status_is_bounded(disk: MemoryExport, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("structured", [True, False])
 @pytest.mark.parametrize("cold", [False, True])
-@pytest.mark.parametrize("length", [1, 4096, DIRECT_READ_BYTES_MAX, DIRECT_READ_BYTES_MAX + 1, 3 * MIB + 5])
+@pytest.mark.parametrize("length", READ_SIZES)
 async def test_reads_of_every_size(
     disk: MemoryExport, tmp_path: Path, structured: bool, cold: bool, length: int
 ) -> None:
@@ -195,9 +210,10 @@ async def test_many_reads_at_once_come_back_each_once(disk: MemoryExport, tmp_pa
         disk.poke(block * 4096, block.to_bytes(4, "big"))
     async with serving_nbd(tmp_path, [disk]) as service:
         client = await service.client()
-        lengths = [4096, 16384, 4096, 200_000, 512, 65536, DIRECT_READ_BYTES_MAX]
-        reads = [(block * 4096, lengths[block % len(lengths)]) for block in range(0, blocks - 60, 7)]
-        assert sum(length for _, length in reads) > 4 * SCRATCH_BYTES
+        lengths = [4096, 16384, 4096, 200_000, 512, 65536, DIRECT_READ_BYTES_MAX + 1]
+        starts = range(0, blocks - 300, 29)
+        reads = [(start * 4096, lengths[number % len(lengths)]) for number, start in enumerate(starts)]
+        assert sum(length for _, length in reads) > 40 * SCRATCH_BYTES
         batch = b"".join(
             NbdClient.request_bytes(c.CMD_READ, offset, length, cookie=number)
             for number, (offset, length) in enumerate(reads)
@@ -256,7 +272,8 @@ async def test_export_fails(disk: MemoryExport, tmp_path: Path, structured: bool
         client = await service.client(structured=structured)
         disk.cold, disk.read_error = cold, errno.EREMOTEIO
         disk.write_error, disk.flush_error = errno.EDQUOT, errno.EIO
-        assert await _error_of(client, c.CMD_READ, 0, 4096) == c.EIO
+        for length in (4096, SHARED_READ_BYTES_MAX + 1, DIRECT_READ_BYTES_MAX + 1):
+            assert await _error_of(client, c.CMD_READ, 0, length) == c.EIO
         assert await _error_of(client, c.CMD_WRITE, 0, 4096) == c.ENOSPC
         assert await _error_of(client, c.CMD_TRIM, 0, 4096) == c.ENOSPC
         assert await _error_of(client, c.CMD_FLUSH, 0, 0) == c.EIO

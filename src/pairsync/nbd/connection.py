@@ -53,16 +53,18 @@ from .transport import Transport
 
 __all__ = ["SCRATCH_BYTES", "Connection", "Traffic"]
 
-SCRATCH_BYTES = 256 * 1024
-"""Replies that are gathered before they are sent: about what a Unix socket takes at once, and small enough
-to stay in the processor's cache."""
+GATHERED_BYTES = 64 * 1024
+"""Replies are gathered up to this size and then sent, before the rest of the batch is read: sixteen of 4 KiB
+cost one system call, and the client works on them meanwhile."""
 
-DIRECT_READ_BYTES_MAX = 128 * 1024
-"""Larger reads get their own memory and a child task, so that they neither fill the scratch buffer nor hold
-up others."""
+SHARED_READ_BYTES_MAX = 128 * 1024
+"""Larger reads get memory of their own: it is handed on as it is where the scratch buffer would be copied."""
 
-READ_SLICE_BYTES = 1024 * 1024
-"""A large read is done in slices of this size, with a turn for others between them."""
+SCRATCH_BYTES = GATHERED_BYTES + STRUCTURED_READ.size + SHARED_READ_BYTES_MAX
+"""One shared read may begin just below the size at which replies are sent."""
+
+DIRECT_READ_BYTES_MAX = 1024 * 1024
+"""Larger reads get a child task, which gives others a turn after each slice of this size."""
 
 
 class Traffic:
@@ -229,14 +231,11 @@ class Connection:
         for read in reads:
             cookie, offset, length = read
             total_bytes += length
-            if length > DIRECT_READ_BYTES_MAX:
-                self._start(read, length)
+            if length > SHARED_READ_BYTES_MAX:
+                self._read_large(read)
                 continue
             body = position + header_bytes
             stop = body + length
-            if stop > SCRATCH_BYTES:
-                self._outbox.send(scratch[:position])
-                position, body, stop = 0, header_bytes, header_bytes + length
             try:
                 filled = read_nowait(offset, scratch[body:stop])
             except PairsyncError as error:
@@ -250,10 +249,42 @@ class Connection:
             else:
                 SIMPLE_READ.pack_into(scratch, position, SIMPLE_READ_HEAD, cookie)
             position = stop
+            if position >= GATHERED_BYTES:
+                self._outbox.send(scratch[:position])
+                position = 0
         if position:
             self._outbox.send(scratch[:position])
         self._traffic.reads += len(reads)
         self._traffic.bytes_read += total_bytes
+
+    def _read_large(self, read: Read) -> None:
+        """One read into memory of its own; by a child task if it has to wait or takes long."""
+        cookie, offset, length = read
+        if length > DIRECT_READ_BYTES_MAX:
+            self._start(read, length)
+            return
+        reply, body = self._read_reply(read)
+        try:
+            filled = self.export.read_nowait(offset, body)
+        except PairsyncError as error:
+            self._post_error(cookie, error_of(error), str(error))
+            return
+        if filled:
+            self._outbox.post(reply)
+            self._outbox.push()
+        else:
+            self._start(read, length)
+
+    def _read_reply(self, read: Read) -> tuple[bytearray, memoryview]:
+        """Memory for a whole reply, its header in place, and the view where the data belongs."""
+        cookie, offset, length = read
+        if self._structured:
+            head = STRUCTURED_READ.pack(STRUCTURED_READ_HEAD, cookie, length + 8, offset)
+        else:
+            head = SIMPLE_READ.pack(SIMPLE_READ_HEAD, cookie)
+        reply = bytearray(len(head) + length)
+        reply[: len(head)] = head
+        return reply, memoryview(reply)[len(head) :]
 
     async def _write(self, batch: Batch) -> None:
         writes, cookies, payload_bytes = batch.writes, batch.write_cookies, batch.payload_bytes
@@ -310,7 +341,7 @@ class Connection:
                 if isinstance(work, Request):
                     self._outbox.post(await self._perform(work))
                 else:
-                    self._outbox.post(await self._read_slowly(*work))
+                    self._outbox.post(await self._read_slowly(work))
             except PairsyncError as error:
                 self._post_error(work[0], error_of(error), str(error))
             finally:
@@ -321,20 +352,15 @@ class Connection:
             work = self._backlog.popleft()
         self._workers -= 1
 
-    async def _read_slowly(self, cookie: bytes, offset: int, length: int) -> bytearray:
-        """A read that may wait for a disk, or is large; the reply is built in its own memory."""
-        if self._structured:
-            head = STRUCTURED_READ.pack(STRUCTURED_READ_HEAD, cookie, length + 8, offset)
-        else:
-            head = SIMPLE_READ.pack(SIMPLE_READ_HEAD, cookie)
-        reply = bytearray(len(head) + length)
-        reply[: len(head)] = head
-        body = memoryview(reply)[len(head) :]
-        for start in range(0, length, READ_SLICE_BYTES):
+    async def _read_slowly(self, read: Read) -> bytearray:
+        """A read that may wait for a disk, or takes long."""
+        _, offset, length = read
+        reply, body = self._read_reply(read)
+        for start in range(0, length, DIRECT_READ_BYTES_MAX):
             if start:
                 await trio.lowlevel.checkpoint()
-            into = body[start : start + READ_SLICE_BYTES]
-            tried = length <= DIRECT_READ_BYTES_MAX  # by `_read`, in vain
+            into = body[start : start + DIRECT_READ_BYTES_MAX]
+            tried = length <= DIRECT_READ_BYTES_MAX  # by the reader, in vain
             if tried or not self.export.read_nowait(offset + start, into):
                 await self.export.read(offset + start, into)
         return reply
