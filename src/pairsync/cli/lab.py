@@ -15,6 +15,7 @@ from cyclopts import App, Parameter
 
 from pairsync.errors import ConfigError
 
+from .show import guest_lines
 from .values import parse_volumes, show_bytes
 
 __all__ = ["lab"]
@@ -124,19 +125,8 @@ def _print_host(name: str, host: Mapping[str, Any]) -> None:
         return
     peer = "peer connected" if guest["connected"] else "peer away"
     print(f"host {name}: {guest['role']}, pid {host['pid']}, {peer}")
-    if guest["refusal"]:
-        print(f"  refused: {guest['refusal']}")
-    for volume in guest["volumes"]:
-        parts = [f"  {volume['name']:<12} {show_bytes(volume['size_bytes']):>9}  {volume['state']:<11}"]
-        if volume["resync_fraction"] is not None:
-            parts.append(f"{100 * volume['resync_fraction']:.1f} %")
-            parts.append(f"{show_bytes(volume['resync_bytes_per_s'])}/s")
-            if volume["resync_remaining_s"] is not None:
-                parts.append(f"{volume['resync_remaining_s']:.0f} s left")
-        parts.append(f"{volume['dirty_blocks']} dirty blocks, generation {volume['generation'] or 'none'}")
-        if volume["failed"]:
-            parts.append(f"FAILED: {volume['failed']}")
-        print("  ".join(parts))
+    for line in guest_lines(guest):
+        print(line)
 
 
 @lab.command

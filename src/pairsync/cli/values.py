@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
+from pathlib import Path
 
 from pairsync.errors import ConfigError
 
-__all__ = ["parse_size", "parse_volumes", "show_bytes"]
+__all__ = ["parse_places", "parse_size", "parse_volumes", "show_bytes"]
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SIZE_BYTES_MAX = 1 << 62
+"""More than a file offset can say is a mistake in typing."""
 
 
 def parse_size(text: str) -> int:
@@ -18,31 +22,41 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ConfigError(f"{text!r} is not a size such as 256M or 1G")
-    size = float(match[1]) * _UNITS[match[2].upper()]
-    if size != int(size) or not 1 <= size < 1 << 62:
-        raise ConfigError(f"{text!r} is not a possible size")
+    size = Fraction(match[1]) * _UNITS[match[2].upper()]
+    if size.denominator != 1 or not 1 <= size < _SIZE_BYTES_MAX:
+        raise ConfigError(f"{text!r} is not a possible size: a whole number of bytes, at least 1")
     return int(size)
 
 
-def parse_volumes(texts: list[str]) -> dict[str, int]:
-    """Name to bytes from ``NAME=SIZE``."""
-    volumes: dict[str, int] = {}
+def _split(texts: list[str]) -> dict[str, str]:
+    """Name to what stands behind the ``=``."""
+    found: dict[str, str] = {}
     for text in texts:
-        name, equals, size = text.partition("=")
+        name, equals, rest = text.partition("=")
         if not equals:
             raise ConfigError(f"{text!r}: a volume is given as NAME=SIZE, such as vda=256M")
         if not _NAME.fullmatch(name):
             raise ConfigError(f"{name!r} is not a name for a volume (letters, digits, dot, dash; at most 64)")
-        if name in volumes:
+        if name in found:
             raise ConfigError(f"volume {name!r} is given twice")
-        volumes[name] = parse_size(size)
-    return volumes
+        found[name] = rest
+    return found
+
+
+def parse_volumes(texts: list[str]) -> dict[str, int]:
+    """Name to bytes from ``NAME=SIZE``."""
+    return {name: parse_size(size) for name, size in _split(texts).items()}
+
+
+def parse_places(texts: list[str]) -> dict[str, int | Path]:
+    """Name to bytes from ``NAME=SIZE``, or to a path from ``NAME=/dev/...`` (anything with a slash)."""
+    return {name: Path(rest) if "/" in rest else parse_size(rest) for name, rest in _split(texts).items()}
 
 
 def show_bytes(count: float) -> str:
-    """Three significant figures and a unit."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if count < 1024 or unit == "TiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+    """At least three significant figures and a unit."""
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    while count >= 1024 and len(units) > 1:
         count /= 1024
-    return ""
+        del units[0]
+    return f"{count:.0f} {units[0]}" if units[0] == "B" or count >= 100 else f"{count:.3g} {units[0]}"

@@ -79,12 +79,15 @@ def create_replica(
     volume_id: bytes,
     size_bytes: int | None = None,
     metadata: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Make a new replica at ``path``: a sparse file of ``size_bytes``, or what is there already.
 
-    An existing file or block device is taken over with its content, and is never a resync target before a
-    person says so: it counts as written, with a life of its own.  Raises `ConfigError` if its size is not
-    ``size_bytes`` or if it has metadata already, `BackendError` if the disk says no.
+    An existing file or block device is taken over with its content, which counts as written, with a life of
+    its own: it is never overwritten by a resync.  With ``overwrite`` it is worthless instead: such a replica
+    can only be a standby's, and its first session copies everything over it.  Raises `MismatchError` if it
+    has not ``size_bytes``, `ConfigError` if it has metadata already or if there is nothing and no size,
+    `BackendError` if the disk says no.
     """
     existing = Path(path).exists()
     if existing:
@@ -101,7 +104,7 @@ def create_replica(
         name=name,
         size_bytes=size_bytes,
         term=0,
-        condition=Condition.CONSISTENT if existing else Condition.BLANK,
+        condition=_condition_of_new(existing=existing, overwrite=overwrite),
         lineage=(),
         sync_target=None,
         peer_in_sync=False,
@@ -115,6 +118,13 @@ def create_replica(
         if not existing:
             Path(path).unlink(missing_ok=True)
         raise
+
+
+def _condition_of_new(*, existing: bool, overwrite: bool) -> Condition:
+    if not existing:
+        return Condition.BLANK
+    # worthless content is what an interrupted resync leaves: of use as a target only
+    return Condition.SYNCING if overwrite else Condition.CONSISTENT
 
 
 def open_replica(volume: VolumeConfig, pair_id: bytes) -> Replica:

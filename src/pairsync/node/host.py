@@ -54,6 +54,10 @@ def status_of(guest: Guest) -> dict[str, Any]:
 def _link_config(host: HostFile, link: LinkFile) -> LinkConfig:
     try:
         peer = link.peer_certificate.read_bytes()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{link.peer_certificate} is missing: copy identity/host.crt of the other host there"
+        ) from error
     except OSError as error:
         raise ConfigError(f"{link.peer_certificate}: {error.strerror}") from error
     return LinkConfig(

@@ -113,9 +113,11 @@ class _Table:
             raise ConfigError(f"{self.where}: unknown key {min(self._rest)!r}")
 
 
-def parse_address(text: str) -> Address:
-    """``host:port``; an IPv6 address stands in brackets."""
+def parse_address(text: str, port_default: int | None = None) -> Address:
+    """``host:port``; an IPv6 address stands in brackets.  With ``port_default`` the port may be left out."""
     host, colon, port = text.rpartition(":")
+    if port_default is not None and (not colon or text.endswith("]")):
+        host, colon, port = text, ":", str(port_default)
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not host or not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"{text!r} is not an address of the form host:port")
@@ -183,6 +185,8 @@ def _link(table: _Table, base: Path) -> LinkFile:
         local = one.take("local", str, None)
         paths.append(PathConfig(one.take("name", str), parse_address(one.take("peer", str)), local))
         one.end()
+    if not paths:
+        raise ConfigError('[link]: paths: none; say { name = "path1", peer = "ADDRESS:PORT" }')
     heartbeat_ns = int(table.take("heartbeat_ms", float, 500.0) * NS_PER_MS)
     silence_ns = int(table.take("silence_ms", float, 2000.0) * NS_PER_MS)
     result = LinkFile(

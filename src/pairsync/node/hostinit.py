@@ -1,18 +1,47 @@
-"""``pairsync host init``: the first files of a host that is to be half of a real pair."""
+"""``pairsync host init``: the first files of a host that is to be half of a real pair.
+
+The two hosts have not met yet.  What both must agree on is the pair's id, which the first one draws, and
+the names and sizes of the volumes; the id of a volume follows from these.  What they must be given is each
+other's certificate, by whatever way their owner trusts.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from pairsync.errors import BackendError, ConfigError
 from pairsync.guest.replica import create_replica
 from pairsync.io.keys import open_identity
+from pairsync.io.network import Address
+from pairsync.storage.file import open_volume
 
-__all__ = ["init_host", "volume_id_of"]
+__all__ = ["LINK_PORT", "HostPlan", "init_host", "volume_id_of"]
+
+LINK_PORT = 10888
+"""Where a host listens for its peer if nothing else is said."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostPlan:
+    """What a host is to become.
+
+    A volume is a size in bytes (a new sparse file in the directory) or the path of a file or block device
+    that is there already.  ``overwrite``: what such a one holds is worthless; without it a standby's existing
+    content is never resynced over.
+    """
+
+    volumes: Mapping[str, int | Path]
+    name: str
+    pair_id: str | None = None  # None: this is the first host of the pair, and the active one
+    peers: Sequence[Address] = ()  # of the other host, one for each network path
+    listen: Address = ("0.0.0.0", LINK_PORT)  # noqa: S104  # strangers are refused by key, not by address
+    overwrite: bool = False
 
 
 def volume_id_of(pair_id: bytes, name: str) -> bytes:
@@ -20,60 +49,138 @@ def volume_id_of(pair_id: bytes, name: str) -> bytes:
     return hashlib.sha256(pair_id + name.encode()).digest()[:16]
 
 
-def init_host(directory: Path, volumes: Mapping[str, int], pair_id: str | None) -> list[str]:
-    """Make key, certificate, volumes and a ``host.toml`` to be completed; what to do next, as lines.
+def init_host(directory: Path, plan: HostPlan) -> list[str]:
+    """Make key, certificate, volumes and ``host.toml``; what to do next, as lines.
 
-    Raises `ConfigError` if the directory holds a host already.
+    Raises `ConfigError` if the directory holds a host already or something asked for cannot be,
+    `BackendError` if the disk says no.  After an error no volume is left behind, so that it can be repeated.
     """
     if (directory / "host.toml").exists():
         raise ConfigError(f"{directory} holds a host already; nothing was changed")
-    if not volumes:
+    if not plan.volumes:
         raise ConfigError("a host needs at least one --volume NAME=SIZE")
-    first = pair_id is None
-    text = secrets.token_hex(16) if pair_id is None else pair_id.lower()
+    text = secrets.token_hex(16) if plan.pair_id is None else plan.pair_id.lower()
+    pair_id = _parse_pair_id(text)
+    if plan.overwrite and plan.pair_id is None:
+        raise ConfigError("the first host is the active one: its content is what the other host will have")
+    sizes = {name: what if isinstance(what, int) else _size_of(what) for name, what in plan.volumes.items()}
     try:
-        identifier = bytes.fromhex(text)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise BackendError(f"{directory}: {error.strerror}", error.errno or 5) from error
+    identity = open_identity(directory / "identity", f"pairsync host {plan.name}")
+    with ExitStack() as undo:
+        for name, what in plan.volumes.items():
+            data, metadata = _places(directory, name, what)
+            create_replica(
+                data,
+                name=name,
+                pair_id=pair_id,
+                volume_id=volume_id_of(pair_id, name),
+                size_bytes=sizes[name],
+                metadata=metadata,
+                overwrite=plan.overwrite,
+            )
+            undo.callback(metadata.unlink)
+            if isinstance(what, int):
+                undo.callback(data.unlink)
+        try:
+            (directory / "host.toml").write_text(_host_toml(plan, text))
+        except OSError as error:
+            raise BackendError(f"{directory}/host.toml: {error.strerror}", error.errno or 5) from error
+        undo.pop_all()
+    return _what_next(directory, plan, text, sizes, identity.fingerprint)
+
+
+def _places(directory: Path, name: str, what: int | Path) -> tuple[Path, Path]:
+    """Where data and metadata of a volume lie."""
+    metadata = directory / f"{name}.pairsync"
+    if isinstance(what, Path):
+        return what, metadata
+    data = directory / f"{name}.img"
+    if data.exists():
+        raise ConfigError(f"{data} exists; to take it over as it is, say --volume {name}={data.absolute()}")
+    return data, metadata
+
+
+def _size_of(path: Path) -> int:
+    device = open_volume(path)
+    try:
+        return device.size_bytes
+    finally:
+        device.close()
+
+
+def _parse_pair_id(text: str) -> bytes:
+    try:
+        pair_id = bytes.fromhex(text)
     except ValueError as error:
         raise ConfigError(f"pair id {text!r} is not hexadecimal") from error
-    if len(identifier) != 16:
-        raise ConfigError(f"pair id {text!r} has {len(identifier)} bytes, not 16")
-    identity = open_identity(directory / "identity", f"pairsync host {directory.name}")
-    for name, size_bytes in volumes.items():
-        create_replica(
-            directory / f"{name}.img",
-            name=name,
-            pair_id=identifier,
-            volume_id=volume_id_of(identifier, name),
-            size_bytes=size_bytes,
-        )
+    if len(pair_id) != 16:
+        raise ConfigError(f"pair id {text!r} has {len(pair_id)} bytes, not 16")
+    return pair_id
+
+
+def _address(address: Address) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _host_toml(plan: HostPlan, pair_id: str) -> str:
+    paths = ", ".join(
+        f'{{ name = "path{number}", peer = {json.dumps(_address(peer))} }}'
+        for number, peer in enumerate(plan.peers, 1)
+    )
     lines = [
         "[host]",
-        f"name = {json.dumps(directory.name)}",
+        f"name = {json.dumps(plan.name)}",
         "",
         "[guest]",
-        'name = "guest"',
-        f"pair_id = {json.dumps(text)}",
-        f'role = "{"active" if first else "standby"}"',
+        'name = "guest"                      # the same on both hosts',
+        f"pair_id = {json.dumps(pair_id)}",
+        f'role = "{"active" if plan.pair_id is None else "standby"}"',
         "",
         "[link]",
-        'peer_certificate = "peer.pem"            # copy the other host\'s identity/certificate here',
-        'listen = ["0.0.0.0:10888"]',
-        'paths = [{ name = "main", peer = "PEER:10888" }]   # one entry for each network path',
+        'peer_certificate = "peer.pem"       # identity/host.crt of the other host',
+        f"listen = [{json.dumps(_address(plan.listen))}]",
+        '# the other host\'s addresses, one for each network path: { name = "path1", peer = "ADDRESS:PORT" }',
+        f"paths = [{paths}]",
         "",
         "[nbd]",
         'socket = "nbd.sock"',
     ]
-    for name in volumes:
-        lines += ["", "[[volumes]]", f"name = {json.dumps(name)}", f"path = {json.dumps(name + '.img')}"]
-    try:
-        (directory / "host.toml").write_text("\n".join(lines) + "\n")
-    except OSError as error:
-        raise BackendError(f"{directory}/host.toml: {error.strerror}", error.errno or 5) from error
-    return [
-        f"fingerprint  {identity.fingerprint.hex()}",
-        f"pair id      {text}",
-        (
-            f"next: copy the other host's certificate to {directory}/peer.pem and put its address into "
-            f"{directory}/host.toml, then: pairsync host run {directory}/host.toml"
-        ),
+    for name, what in plan.volumes.items():
+        place = f"{name}.img" if isinstance(what, int) else str(what.absolute())
+        lines += ["", "[[volumes]]", f"name = {json.dumps(name)}", f"path = {json.dumps(place)}"]
+        lines.append(f"metadata = {json.dumps(name + '.pairsync')}")
+    return "\n".join(lines) + "\n"
+
+
+def _what_next(
+    directory: Path, plan: HostPlan, pair_id: str, sizes: Mapping[str, int], fingerprint: bytes
+) -> list[str]:
+    role = "active" if plan.pair_id is None else "standby"
+    lines = [
+        f"{directory}: host {plan.name!r}, {role}",
+        f"fingerprint  {fingerprint.hex()}",
+        f"pair id      {pair_id}",
+        "",
+        "Next:",
     ]
+    number = 1
+    if plan.pair_id is None:
+        volumes = " ".join(f"--volume {name}={size}" for name, size in sizes.items())
+        lines.append(f"  {number}. On the other host, with the address at which it reaches this one:")
+        lines.append(f"     pairsync host init DIRECTORY --pair-id {pair_id} {volumes} --peer ADDRESS")
+        number += 1
+    lines.append(
+        f"  {number}. Give each host the other's certificate (no secret, but it must be the right one):"
+    )
+    lines.append(f"     {directory}/identity/host.crt goes to the other host as DIRECTORY/peer.pem,")
+    lines.append(f"     the other host's identity/host.crt comes here as {directory}/peer.pem.")
+    number += 1
+    if not plan.peers:
+        lines.append(f"  {number}. Put the other host's address into {directory}/host.toml ([link], paths).")
+        number += 1
+    lines.append(f"  {number}. Run it: pairsync host run {directory}/host.toml")
+    return lines

@@ -1,0 +1,30 @@
+"""What a host says of itself, as lines for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .values import show_bytes
+
+__all__ = ["guest_lines"]
+
+
+def guest_lines(guest: Mapping[str, Any]) -> Iterator[str]:
+    """A refusal if there is one, then a line for each volume of a guest's statistics."""
+    if guest["refusal"]:
+        yield f"  refused: {guest['refusal']}"
+    for volume in guest["volumes"]:
+        yield "  ".join(_parts(volume))
+
+
+def _parts(volume: Mapping[str, Any]) -> Iterator[str]:
+    yield f"  {volume['name']:<12} {show_bytes(volume['size_bytes']):>9}  {volume['state']:<11}"
+    if volume["resync_fraction"] is not None:
+        yield f"{100 * volume['resync_fraction']:.1f} %"
+        yield f"{show_bytes(volume['resync_bytes_per_s'])}/s"
+        if volume["resync_remaining_s"] is not None:
+            yield f"{volume['resync_remaining_s']:.0f} s left"
+    yield f"{volume['dirty_blocks']} dirty blocks, generation {volume['generation'] or 'none'}"
+    if volume["failed"]:
+        yield f"FAILED: {volume['failed']}"
