@@ -50,7 +50,7 @@ class PathEvent:
 
     def describe(self) -> str:
         """One sentence."""
-        return f"path {self.path} is {'up' if self.up else 'down'}: {self.reason}"
+        return f"path {self.path} is {'up' if self.up else 'down'}{f': {self.reason}' if self.reason else ''}"
 
 
 @dataclass(frozen=True, slots=True)
