@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from .limits import VolumeOptions
 from .tracker import Tracker
-from .window import Ticket, Waiting, Window
+from .window import GATHER_DATA_BYTES_MAX, Ticket, Waiting, Window
 
 __all__ = ["Admission"]
 
@@ -63,7 +63,8 @@ class Admission:
 
     @property
     def _crowded(self) -> bool:
-        return self.journaling > 0 or self._window.crowded
+        recording = self.journaling > 0 and self.waiting.data_bytes < GATHER_DATA_BYTES_MAX
+        return recording or self._window.crowded
 
     def look(self, now_ns: int) -> bool:
         """Look at the lag; whether it is beyond what ``async`` allows."""

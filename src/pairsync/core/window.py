@@ -17,7 +17,7 @@ from .messages import OpKind, Write, WriteOp
 from .tracker import ops_bytes
 from .units import KIB, MIB, NS_PER_MS, Extent
 
-__all__ = ["FRAME_DATA_BYTES_MAX", "FRAME_OPS_MAX", "Ticket", "Waiting", "Window"]
+__all__ = ["FRAME_DATA_BYTES_MAX", "FRAME_OPS_MAX", "GATHER_DATA_BYTES_MAX", "Ticket", "Waiting", "Window"]
 
 FRAME_DATA_BYTES_MAX = MIB
 """Most data of one `Write` message; the embedder's door splits longer requests into ops of this size."""
@@ -153,7 +153,9 @@ class Window:
     @property
     def crowded(self) -> bool:
         """Whether it is better to let further batches gather (see `NEAR_NS`)."""
-        return self._batches >= BATCHES_AHEAD and self._answer_ns < NEAR_NS
+        if self._batches < BATCHES_AHEAD or self._answer_ns >= NEAR_NS:
+            return False
+        return self.data_bytes < GATHER_DATA_BYTES_MAX  # large batches are not worth waiting for
 
     def applied(self, number: int, now_ns: int) -> Iterator[tuple[Ticket | None, int]]:
         """The peer has applied all up to ``number``: whose messages those were, and their data bytes.
