@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +84,6 @@ def _tls_context(directory: Path) -> ssl.SSLContext:
     return context
 
 
-async def _listeners(nbd: NbdFile) -> list[NbdListener]:
-    found: list[NbdListener] = []
-    if nbd.socket is not None:
-        found.append(open_unix_listener(nbd.socket))
-    if nbd.listen is not None:
-        found.extend(await open_tcp_listeners(*nbd.listen))
-    return found
-
-
 def _handlers(guest: Guest, stop: Callable[[], None]) -> dict[str, Handler]:
     """What the control socket understands."""
 
@@ -157,42 +149,42 @@ async def run_host(
                 _link_of(guest).cut()
             subscription = guest.subscribe()
             await nursery.start(serve_control, host.control, _handlers(guest, nursery.cancel_scope.cancel))
-            listeners = await _listeners(host.nbd) if guest.role is Role.ACTIVE else []
-            if listeners:
-                exports: dict[str, Export] = {
-                    name: VolumeExport(volume) for name, volume in guest.volumes.items()
-                }
-                mode = TlsMode.OFF if tls is None else TlsMode.REQUIRE
-                await nursery.start(_serve, listeners, exports, tls, mode)
+            doors = await _open_doors(nursery, guest, host.nbd, tls) if guest.role is Role.ACTIVE else []
             await nursery.start(_await_signal, nursery.cancel_scope)
-            tell(_ready(host, guest, listeners))
+            tell(_ready(host, guest, doors))
             with subscription:
                 async for event in subscription:
                     tell(event_line(event, host=host.name, monotonic_ns=time.monotonic_ns()))
         outer.cancel_scope.cancel()
 
 
-async def _serve(
-    listeners: list[NbdListener],
-    exports: dict[str, Export],
-    tls: ssl.SSLContext | None,
-    mode: TlsMode,
-    *,
-    task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
-) -> None:
+async def _open_doors(
+    nursery: trio.Nursery, guest: Guest, nbd: NbdFile, tls: ssl.SSLContext | None
+) -> list[NbdListener]:
+    """Serve NBD where the file says; TLS guards TCP, and a Unix socket is its owner's alone."""
+    exports: dict[str, Export] = {name: VolumeExport(volume) for name, volume in guest.volumes.items()}
     default = next(iter(exports)) if len(exports) == 1 else None
-    await serve_nbd(
-        listeners, exports, tls=tls, tls_mode=mode, default_export=default, task_status=task_status
-    )
+    doors: list[NbdListener] = []
+    if nbd.socket is not None:
+        listener = open_unix_listener(nbd.socket)
+        await nursery.start(partial(serve_nbd, [listener], exports, default_export=default))
+        doors.append(listener)
+    if nbd.listen is not None:
+        listeners = await open_tcp_listeners(*nbd.listen)
+        mode = TlsMode.OFF if tls is None else TlsMode.REQUIRE
+        serve = partial(serve_nbd, listeners, exports, tls=tls, tls_mode=mode, default_export=default)
+        await nursery.start(serve)
+        doors.extend(listeners)
+    return doors
 
 
-def _ready(host: HostFile, guest: Guest, listeners: list[NbdListener]) -> dict[str, Any]:
+def _ready(host: HostFile, guest: Guest, doors: list[NbdListener]) -> dict[str, Any]:
     addresses = guest.link.addresses if guest.link is not None else ()
     return {
         "event": "ready",
         "host": host.name,
         "link": describe_address(addresses[0]) if addresses else None,
-        "nbd": [listener.address for listener in listeners],
+        "nbd": [door.address for door in doors],
     }
 
 

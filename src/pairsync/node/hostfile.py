@@ -21,7 +21,7 @@
     [nbd]
     socket = "nbd.sock"             # and / or:
     listen = "127.0.0.1:10809"
-    tls = "tls"                     # directory with server-cert.pem, server-key.pem, ca-cert.pem
+    tls = "tls"                     # for TCP: directory with server-cert.pem, server-key.pem, ca-cert.pem
 
     [[volumes]]
     name = "vda"
