@@ -17,6 +17,7 @@ from pairsync.testing.nbd_client import NbdClient
 from pairsync.testing.nbd_memory import MemoryExport
 
 FIXED = c.FLAG_C_FIXED_NEWSTYLE | c.FLAG_C_NO_ZEROES
+PIECES_MAX = 2500  # bounds the time of one example
 DISK = MemoryExport("vda", 1 << 20, description="a disk")
 LOG = MemoryExport("log", 4096, read_only=True)
 EXPORTS = {"vda": DISK, "log": LOG}
@@ -233,6 +234,21 @@ def test_oversized_option_is_skipped_and_told(piece_bytes: int) -> None:
     assert replies == [c.REP_ERR_TOO_BIG, c.REP_SERVER, c.REP_SERVER, c.REP_ACK]
 
 
+@pytest.mark.parametrize(
+    ("number", "mode", "expected"),
+    [
+        (c.OPT_INFO, TlsMode.OFF, c.REP_ERR_TOO_BIG),
+        (c.OPT_STARTTLS, TlsMode.REQUIRE, c.REP_ERR_TOO_BIG),
+        (c.OPT_INFO, TlsMode.REQUIRE, c.REP_ERR_TLS_REQD),
+        (99, TlsMode.OFF, c.REP_ERR_UNSUP),
+        (c.OPT_ABORT, TlsMode.OFF, c.REP_ACK),
+    ],
+)
+def test_what_an_oversized_option_is_told(number: int, mode: TlsMode, expected: int) -> None:
+    machine = machine_after_flags(mode=mode)
+    assert kinds(run(machine, option(number, bytes(OPTION_BYTES_MAX + 1)))) == [expected]
+
+
 def test_option_of_the_largest_size_is_parsed() -> None:
     assert refusal(machine_after_flags(), option(c.OPT_LIST, bytes(OPTION_BYTES_MAX))) == c.REP_ERR_INVALID
 
@@ -394,9 +410,9 @@ some_bytes = st.builds(
 def conversation(data: bytes, sizes: list[int], mode: TlsMode) -> tuple[bytes, object]:
     """Replies and outcome when the data comes in pieces of these sizes, in turn."""
     machine = Negotiation(EXPORTS, tls_mode=mode, options_max=6)
-    out, position, turn = b"", 0, 0
+    out, position, turn, shortest = b"", 0, 0, len(data) // PIECES_MAX
     while position < len(data) and machine.outcome is None:
-        size = sizes[turn % len(sizes)]
+        size = max(shortest, sizes[turn % len(sizes)])
         out += run(machine, data[position : position + size])
         position, turn = position + size, turn + 1
     outcome = machine.outcome

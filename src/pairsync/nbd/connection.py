@@ -12,7 +12,7 @@ of a server share: it is filled and handed to the kernel without a wait in betwe
 not take is copied out.
 
 Back-pressure: the socket is not read while too many requests, too many of their bytes, or too many unsent
-replies are in flight, here or in the whole server (`limits`).  An export that is full stops the reader in
+replies are in flight, here or in the whole server (`flight`, `limits`).  An export that is full stops the reader in
 `Export.wait_writable`.
 
 The end.  After DISC, or when the client closed its side, what is in flight is waited for and answered
@@ -33,6 +33,7 @@ from pairsync.errors import InternalError, PairsyncError, PeerError, PeerLost
 
 from . import constants as c
 from .budget import Budget
+from .flight import Flight
 from .limits import NbdLimits
 from .negotiation import Chosen
 from .outbox import Outbox
@@ -98,7 +99,7 @@ class Connection:
         self.export = export
         self._transport = transport
         self._limits = limits
-        self._budget = budget
+        self._flight = Flight(limits, budget)
         self._traffic = traffic
         self._scratch = scratch
         self._structured = chosen.structured
@@ -113,23 +114,14 @@ class Connection:
                 block_status=bool(chosen.contexts),
             )
         )
-        self._outbox = Outbox(transport, on_lost=self._on_lost, on_change=self._on_outbox)
+        self._outbox = Outbox(transport, on_lost=self._on_lost, on_change=self._flight.unsent_changed)
         self._scope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
-        self._requests_in_flight = 0  # handed to the export or waiting in _backlog, not yet answered
-        self._bytes_in_flight = 0  # their payload, either direction; all of it is in _budget too
         self._workers = 0  # child tasks of _work
-        self._backlog: deque[Request | Read] = deque()  # waits for a worker; within requests_in_flight
+        self._backlog: deque[Request | Read] = deque()  # waits for a worker; entered in _flight
         self._in_submit = False  # `done` need not send: the reader will, once it has handled the batch
-        self._changed = trio.Event()  # set, and replaced, whenever something in flight has become less
-        self._waiting = False  # somebody waits for _changed
         self._lost: PeerLost | None = None
         self._over = False  # nothing can be answered any more
-
-    @property
-    def idle(self) -> bool:
-        """Nothing is in flight and every reply has left."""
-        return not self._requests_in_flight and self._outbox.empty
 
     async def run(self) -> str:
         """Serve until the end; returns why, for the log.  Raises `ProtocolError` and `PeerLost`."""
@@ -143,7 +135,7 @@ class Connection:
                     try:
                         reason = await self._serve()
                         with trio.move_on_after(self._limits.drain_deadline_s):
-                            await self._wait_idle()
+                            await self._flight.wait_idle()
                     except PeerError as error:
                         failure = error
                     nursery.cancel_scope.cancel()
@@ -161,7 +153,7 @@ class Connection:
     async def drain(self) -> None:
         """Answer what is in flight, refuse what is new with NBD_ESHUTDOWN, then hang up."""
         self._parser.shutting_down = True
-        await self._wait_idle()
+        await self._flight.wait_idle()
         self._scope.cancel()
 
     # -- receiving -------------------------------------------------------------------------------------------
@@ -189,12 +181,11 @@ class Connection:
 
     async def _handle(self) -> bool:
         """Handle all that the parser has; whether the client disconnected."""
-        limits = self._limits
+        flight, batch_bytes_max = self._flight, self._limits.batch_bytes_max
         while True:
-            if self._full:
-                await self._wait_room()
-            room = limits.requests_in_flight_max - self._requests_in_flight
-            batch = self._parser.take(room, limits.batch_bytes_max)
+            if flight.full:
+                await flight.wait_room()
+            batch = self._parser.take(flight.room_requests, batch_bytes_max)
             await self._handle_batch(batch)
             if batch.disconnect:
                 return True
@@ -290,7 +281,7 @@ class Connection:
         writes, cookies, payload_bytes = batch.writes, batch.write_cookies, batch.payload_bytes
         self._traffic.writes += len(writes)
         self._traffic.bytes_written += payload_bytes
-        self._enter(len(writes), payload_bytes)
+        self._flight.enter(len(writes), payload_bytes)
         accepted = False
         try:
             await self.export.wait_writable()
@@ -302,7 +293,7 @@ class Connection:
         finally:
             self._in_submit = False
             if not accepted:
-                self._leave(len(cookies), payload_bytes)
+                self._flight.leave(len(cookies), payload_bytes)
 
     def _written(self, cookies: Sequence[bytes], payload_bytes: int, errors: Sequence[int] | None) -> None:
         """The export is done with a batch of writes; called from anywhere on the trio thread."""
@@ -313,7 +304,7 @@ class Connection:
                 self._post_results(cookies, errors, "the write failed")
             if not self._in_submit:
                 self._outbox.push()
-        self._leave(len(cookies), payload_bytes)
+        self._flight.leave(len(cookies), payload_bytes)
 
     def _post_results(self, cookies: Sequence[bytes], errors: Sequence[int], message: str) -> None:
         if len(errors) != len(cookies):
@@ -327,7 +318,7 @@ class Connection:
 
     def _start(self, work: Request | Read, length: int) -> None:
         """Give work that may wait to a child task, or to the next one that is free."""
-        self._enter(1, length)
+        self._flight.enter(1, length)
         if self._workers >= self._limits.slow_requests_max:
             self._backlog.append(work)
         elif self._nursery is not None:
@@ -345,7 +336,7 @@ class Connection:
             except PairsyncError as error:
                 self._post_error(work[0], error_of(error), str(error))
             finally:
-                self._leave(1, length)
+                self._flight.leave(1, length)
             self._outbox.push()
             if not self._backlog:
                 break
@@ -388,28 +379,11 @@ class Connection:
         self._traffic.errors += 1
         self._outbox.post(error_reply(cookie, error, message, structured=self._structured))
 
-    # -- what is in flight -----------------------------------------------------------------------------------
+    # -- the end ---------------------------------------------------------------------------------------------
 
-    @property
-    def _full(self) -> bool:
-        limits = self._limits
-        return (
-            self._requests_in_flight >= limits.requests_in_flight_max
-            or self._bytes_in_flight >= limits.bytes_in_flight_max
-            or self._outbox.held_bytes >= limits.unsent_bytes_max
-            or (self._budget.exhausted and not self.idle)
-        )
-
-    def _enter(self, requests: int, length: int) -> None:
-        self._requests_in_flight += requests
-        self._bytes_in_flight += length
-        self._budget.used_bytes += length
-
-    def _leave(self, requests: int, length: int) -> None:
-        self._requests_in_flight -= requests
-        self._bytes_in_flight -= length
-        self._budget.used_bytes -= length
-        self._notice()
+    def _on_lost(self, error: PeerLost) -> None:
+        self._lost = error
+        self._scope.cancel()
 
     def _end(self) -> None:
         """Nothing can be answered any more; writes that the export still has are counted until it is done."""
@@ -417,33 +391,4 @@ class Connection:
         self._outbox.close()
         while self._backlog:
             work = self._backlog.popleft()
-            self._leave(1, 0 if isinstance(work, Request) else work[2])
-
-    def _on_outbox(self, difference: int) -> None:
-        self._budget.used_bytes += difference
-        if difference < 0:
-            self._notice()
-
-    def _on_lost(self, error: PeerLost) -> None:
-        self._lost = error
-        self._scope.cancel()
-
-    def _notice(self) -> None:
-        if self._waiting:
-            self._waiting = False
-            self._changed.set()
-            self._changed = trio.Event()
-
-    async def _wait_change(self) -> None:
-        self._waiting = True
-        await self._changed.wait()
-
-    async def _wait_room(self) -> None:
-        """Back-pressure: return when the next batch may be taken."""
-        self._outbox.push()
-        while self._full:
-            await self._wait_change()
-
-    async def _wait_idle(self) -> None:
-        while not self.idle:
-            await self._wait_change()
+            self._flight.leave(1, 0 if isinstance(work, Request) else work[2])

@@ -179,9 +179,7 @@ class Negotiation:
             return self._take_client_flags()
         if self._skipping is not None:
             option, self._skipping = self._skipping, None
-            if option == c.OPT_EXPORT_NAME:
-                return self._end("EXPORT_NAME with a name beyond the limit")
-            return self._refuse(option, c.REP_ERR_TOO_BIG, f"option data exceeds {OPTION_BYTES_MAX} bytes")
+            return self._dispatch(option, None)
         return self._take_option()
 
     # -- taking apart ----------------------------------------------------------------------------------------
@@ -230,12 +228,13 @@ class Negotiation:
 
     # -- deciding --------------------------------------------------------------------------------------------
 
-    def _dispatch(self, option: int, data: bytes) -> bytes:
+    def _dispatch(self, option: int, data: bytes | None) -> bytes:
+        """Answer an option; ``data`` is None if it was too much and has been skipped."""
         if not self._fixed and option != c.OPT_EXPORT_NAME:
             # "Newstyle negotiation": without fixed newstyle there is only EXPORT_NAME, and no reply format
             return self._end(f"option {_name(option)} without fixed newstyle")
         if option == c.OPT_EXPORT_NAME:
-            return self._export_name(data)
+            return self._end("EXPORT_NAME with an absurd name") if data is None else self._export_name(data)
         if self._tls_missing and option not in {c.OPT_STARTTLS, c.OPT_ABORT}:  # "FORCEDTLS mode"
             return self._refuse(option, c.REP_ERR_TLS_REQD, "this server requires TLS")
         if self.shutting_down and option != c.OPT_ABORT:
@@ -243,8 +242,10 @@ class Negotiation:
         handler = self._handlers.get(option)
         if handler is None:  # "Baseline": unknown messages MUST be answered with UNSUP
             return self._refuse(option, c.REP_ERR_UNSUP, f"option {option} is not supported")
+        if data is None and option != c.OPT_ABORT:  # whose data SHOULD be ignored
+            return self._refuse(option, c.REP_ERR_TOO_BIG, f"option data exceeds {OPTION_BYTES_MAX} bytes")
         try:
-            return handler(option, data)
+            return handler(option, data or b"")
         except OptionError as error:
             return self._refuse(option, c.REP_ERR_INVALID, str(error))
 
