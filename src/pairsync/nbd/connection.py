@@ -12,8 +12,8 @@ of a server share: it is filled and handed to the kernel without a wait in betwe
 not take is copied out.
 
 Back-pressure: the socket is not read while too many requests, too many of their bytes, or too many unsent
-replies are in flight, here or in the whole server (`flight`, `limits`).  An export that is full stops the reader in
-`Export.wait_writable`.
+replies are in flight, here or in the whole server (`flight`, `limits`).  An export that is full stops the
+reader in `Export.wait_writable`.
 
 The end.  After DISC, or when the client closed its side, what is in flight is waited for and answered
 ("NBD_CMD_DISC": the server MUST handle all outstanding requests), with a deadline.  When the client is gone,
