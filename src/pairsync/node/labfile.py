@@ -235,7 +235,11 @@ def nbd_socket_of(directory: Path, host: str) -> Path:
 
 
 def remove_sockets(directory: Path) -> None:
-    """Remove the short directory for sockets, if the lab needed one."""
+    """Remove the sockets that killed hosts left behind, and the short directory if the lab needed one."""
     sockets = sockets_of(directory)
     if sockets.parent != directory.absolute():
         shutil.rmtree(sockets, ignore_errors=True)
+        return
+    for path in sockets.iterdir():
+        if path.is_socket():
+            path.unlink()
