@@ -136,16 +136,17 @@ class StreamSender(Generic[F]):
 
         At least one if any waits; another is added while those before it are below ``bytes_max``.
         """
-        unsent = self._unsent
-        first = self._base + len(self._sent)
+        unsent, sent = self._unsent, self._sent
+        first = self._base + len(sent)
         taken: list[F] = []
         size_bytes = 0
         while unsent and size_bytes < bytes_max and len(taken) < frames_max:
             frame = unsent.popleft()
             taken.append(frame)
             size_bytes += frame.size_bytes
-        self._sent.extend(taken)
-        self._reached = max(self._reached, first + len(taken))
+        sent.extend(taken)
+        reached = first + len(taken)
+        self._reached = max(self._reached, reached)
         return first, taken
 
     def acknowledge(self, upto: int) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from pairsync.core.messages import Message
 from pairsync.errors import InternalError, PeerLost, ProtocolError
 from pairsync.wire.limits import PATHS_MAX
 
@@ -134,9 +133,6 @@ class Hub:
         info = SessionInfo(session_id, protocol, self.contexts.peer_fingerprint, path)
         self.totals.sessions += 1
 
-        def received(messages: list[Message]) -> None:
-            self._handler().received(messages)
-
         def violated(reason: str) -> None:
             self.refusals.refuse("protocol", reason)
             session.end(reason)
@@ -144,7 +140,11 @@ class Hub:
                 self._stop_paths(reason)
 
         session = Session(
-            info, self.gate, window_bytes=self.config.window_bytes, received=received, violated=violated
+            info,
+            self.gate,
+            window_bytes=self.config.window_bytes,
+            received=self._handler().received,
+            violated=violated,
         )
         return session
 
