@@ -24,7 +24,7 @@ from pairsync.errors import InternalError
 
 from .units import Extent
 
-__all__ = ["PAGE_BLOCKS", "PAGE_BYTES", "DirtyMap", "IntentSet"]
+__all__ = ["PAGE_BLOCKS", "PAGE_BYTES", "DirtyMap", "IntentSet", "load_pages"]
 
 PAGE_BYTES = 4096
 """Bytes of one bitmap page, in memory and on disk: one sector group that a disk writes at once."""

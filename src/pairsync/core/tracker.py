@@ -43,6 +43,7 @@ __all__ = [
     "GenerationState",
     "IntentGeneration",
     "Tracker",
+    "ops_bytes",
 ]
 
 WINDOW_BYTES_DEFAULT = 64 * MIB

@@ -36,7 +36,21 @@ from pairsync.storage.superblock import check_identity
 
 from .config import VolumeConfig
 
-__all__ = ["Found", "Replica", "boot_id", "create_replica", "open_replica", "recover_replica"]
+__all__ = [
+    "Found",
+    "Replica",
+    "apply_job",
+    "boot_id",
+    "create_replica",
+    "flush_job",
+    "journal_job",
+    "map_job",
+    "open_replica",
+    "persist_job",
+    "read_job",
+    "recover_replica",
+    "save_job",
+]
 
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
 

@@ -37,6 +37,9 @@ from .hostfile import HostFile, LinkFile, NbdFile
 
 __all__ = ["event_line", "run_host", "status_of"]
 
+STDIN_BYTES = 4096
+"""Read at once from standard input, whose content means nothing: only its end does."""
+
 
 def event_line(event: Event, **more: Any) -> dict[str, Any]:
     """An event as a JSON object: its name, its fields, one sentence, and the monotonic time."""
@@ -201,6 +204,6 @@ async def _await_signal(
 async def _follow_stdin(scope: trio.CancelScope) -> None:
     """The parent holds the other end of our standard input for as long as it lives."""
     stream = trio.lowlevel.FdStream(sys.stdin.fileno())
-    while await stream.receive_some(4096):
+    while await stream.receive_some(STDIN_BYTES):
         pass
     scope.cancel()

@@ -47,7 +47,7 @@ from pairsync.guest.config import VolumeConfig
 from pairsync.io.config import LinkTimings, PathConfig
 from pairsync.io.network import Address
 
-__all__ = ["HostFile", "NbdFile", "parse_address", "read_host_file"]
+__all__ = ["HostFile", "LinkFile", "NbdFile", "parse_address", "read_host_file"]
 
 
 @dataclass(frozen=True, slots=True)

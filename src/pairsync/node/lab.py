@@ -37,6 +37,9 @@ READY_S = 30.0
 ANSWER_S = 5.0
 """How long a host may take to answer; one that is stopped or hangs must not hold up what concerns both."""
 
+RETRY_S = 0.05
+"""Between two looks whether a host that is down has come back, for somebody who waits with a limit."""
+
 STOP_S = 40.0
 """How long a host may take to close in order: its own limit and a reserve."""
 
@@ -259,7 +262,7 @@ class Lab:
             try:
                 await ask(control_socket_of(self._directory, "a"), {"do": "wait-in-sync"})
             except PeerLost:
-                await trio.sleep(0.05)  # host a is down; whoever waits has set a time limit
+                await trio.sleep(RETRY_S)  # host a is down; whoever waits has set a time limit
                 if host.process is None and not self._ready:
                     raise
             else:

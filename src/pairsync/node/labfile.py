@@ -27,10 +27,12 @@ __all__ = [
     "DirectoryLock",
     "LabFile",
     "control_socket_of",
+    "free_ports",
     "nbd_socket_of",
     "open_lab_file",
     "prepare",
     "remove_sockets",
+    "sockets_of",
 ]
 
 HOSTS = ("a", "b")
