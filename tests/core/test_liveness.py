@@ -24,12 +24,10 @@ def watch(path: PathMonitor, start_ns: int, end_ns: int, step_ns: int = INTERVAL
 
 def test_pings_leave_at_the_interval_and_missed_ones_are_not_made_up_for() -> None:
     path = monitor()
-    assert path.ping_due(0)
-    assert path.ping(0) == 1
-    assert not path.ping_due(INTERVAL - 1)
-    assert path.ping_due(INTERVAL)
-    assert path.ping(5 * INTERVAL) == 2
-    assert not path.ping_due(5 * INTERVAL + 1)
+    pings = [path.next_ping_ns, path.ping(0), path.next_ping_ns]
+    assert pings == [0, 1, INTERVAL]
+    late = [path.ping(5 * INTERVAL + 3), path.next_ping_ns]
+    assert late == [2, 6 * INTERVAL + 3]
 
 
 def test_verdicts_by_silence() -> None:
@@ -56,7 +54,7 @@ def test_an_observer_that_slept_waits_one_interval_before_it_judges() -> None:
     path.verdict(0)
     late = 100 * SILENCE
     assert path.verdict(late) is Verdict.SUSPECT
-    assert path.next_deadline_ns() <= late + INTERVAL
+    assert path.next_deadline_ns() == late + INTERVAL
     assert path.verdict(late + INTERVAL - 1) is Verdict.SUSPECT
     assert path.verdict(late + INTERVAL) is Verdict.DEAD
 
@@ -123,6 +121,6 @@ def test_a_watched_path_dies_exactly_when_it_was_silent_too_long(
                 assert verdict is Verdict.DEAD
                 return
             assert verdict is (Verdict.SUSPECT if silence_ns * 2 >= SILENCE else Verdict.ALIVE)
-            assert path.next_deadline_ns() <= heard_ns + SILENCE
+            assert path.next_deadline_ns() == heard_ns + SILENCE
         path.heard(now_ns)
         heard_ns = now_ns

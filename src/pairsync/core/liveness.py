@@ -84,9 +84,10 @@ class PathMonitor:
         self._heard_ns = max(self._heard_ns, now_ns)
         self._grace_until_ns = 0
 
-    def ping_due(self, now_ns: int) -> bool:
-        """Whether a ping should leave now."""
-        return now_ns >= self._next_ping_ns
+    @property
+    def next_ping_ns(self) -> int:
+        """When the next ping should leave; the first at once."""
+        return self._next_ping_ns
 
     def ping(self, now_ns: int) -> int:
         """The number of the ping that leaves now.  Pings that were missed are not made up for."""
@@ -127,6 +128,5 @@ class PathMonitor:
         return Verdict.DEAD
 
     def next_deadline_ns(self) -> int:
-        """When `verdict` or `ping_due` may next have something new to say."""
-        judged_ns = self._grace_until_ns or self._heard_ns + self._silence_ns
-        return min(self._next_ping_ns, judged_ns)
+        """When `verdict` may say ``DEAD`` if nothing is heard until then."""
+        return self._grace_until_ns or self._heard_ns + self._silence_ns

@@ -25,6 +25,9 @@ from .session import Session
 
 __all__ = ["Path"]
 
+_NAP_NS_MIN = 1_000_000
+"""No loop of a path runs more often than this, whatever its deadlines say."""
+
 _log = logging.getLogger("pairsync.link")
 
 
@@ -122,7 +125,7 @@ class Path:
     async def _beat(self, session: Session) -> None:
         """Ping, and keep the lane from falling silent.  Apart from `_watch`, for a send may block."""
         while True:
-            await trio.sleep(self._timings.heartbeat_ns / 1e9)
+            await self._sleep_until(self.monitor.next_ping_ns)
             await self._gate.wait_open()
             lane = self.lane
             session.keep_alive(lane, idle=lane.records_out == self._seen_records_out)
@@ -140,7 +143,11 @@ class Path:
                 suspected = not suspected
                 _log.debug("path %s is %s", self.name, verdict.value)
             self._check_lane(session, now_ns)
-            await trio.sleep(self._timings.heartbeat_ns / 2e9)
+            half_beat_ns = now_ns + self._timings.heartbeat_ns // 2
+            await self._sleep_until(min(half_beat_ns, self.monitor.next_deadline_ns()))
+
+    async def _sleep_until(self, deadline_ns: int) -> None:
+        await trio.sleep(max(_NAP_NS_MIN, deadline_ns - self._network.now_ns()) / 1e9)
 
     def _check_lane(self, session: Session, now_ns: int) -> None:
         if self._gate.shut:
