@@ -1,0 +1,377 @@
+"""The local replica: made once, opened by one, refused where it does not belong; the jobs of the lanes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pairsync.core.limits import VolumeOptions
+from pairsync.core.messages import Condition, Generation, OpKind, WriteOp
+from pairsync.core.resync import PIECE_BYTES
+from pairsync.core.units import BLOCK_BYTES, MIB, Extent
+from pairsync.errors import BackendError, BusyError, ConfigError, MetadataError, MismatchError
+from pairsync.guest.config import VolumeConfig
+from pairsync.guest.replica import (
+    Replica,
+    apply_job,
+    boot_id,
+    create_replica,
+    flush_job,
+    journal_job,
+    map_job,
+    open_replica,
+    persist_job,
+    read_job,
+    save_job,
+)
+from pairsync.storage.file import open_volume
+from pairsync.testing.disks import Fault, SimAction, SimDisk, SimMedium
+
+PAIR, VOLUME = b"p" * 16, b"v" * 16
+SIZE = 1 * MIB
+
+
+def _create(path: Path, **more: Any) -> None:
+    settings: dict[str, Any] = {"name": "vda", "pair_id": PAIR, "volume_id": VOLUME, **more}
+    create_replica(path, **settings)
+
+
+def _open(path: Path, *, name: str = "vda", pair_id: bytes = PAIR, metadata: Path | None = None) -> Replica:
+    return open_replica(VolumeConfig(name, path, VolumeOptions(), metadata), pair_id)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "vda.img"
+    _create(path, size_bytes=SIZE)
+    return path
+
+
+# -- making one ----------------------------------------------------------------------------------------------
+
+
+def test_a_new_one_is_blank_sparse_and_private(tmp_path: Path) -> None:
+    path = tmp_path / "big.img"
+    _create(path, size_bytes=1 << 40)
+    assert path.stat().st_size == 1 << 40
+    assert path.stat().st_blocks == 0
+    assert path.stat().st_mode & 0o777 == 0o600
+    replica = _open(path)
+    block = replica.setup.superblock
+    assert (block.condition, block.lineage, block.clean) == (Condition.BLANK, (), True)
+    assert replica.setup.recovered.count == 0
+    replica.close()
+    replica.close()
+
+
+def test_what_exists_is_taken_over_as_written(tmp_path: Path) -> None:
+    path = tmp_path / "old.img"
+    path.write_bytes(b"precious" * 512)
+    _create(path)
+    replica = _open(path)
+    assert replica.setup.superblock.condition is Condition.CONSISTENT
+    assert replica.device.size_bytes == 4096
+    replica.close()
+    assert path.read_bytes() == b"precious" * 512
+
+
+def test_what_exists_may_be_declared_worthless(tmp_path: Path) -> None:
+    path = tmp_path / "old.img"
+    path.write_bytes(b"junk" * 1024)
+    _create(path, overwrite=True)
+    replica = _open(path)
+    # a resync target, and never a source
+    assert (replica.setup.superblock.condition, replica.setup.superblock.lineage) == (Condition.SYNCING, ())
+    replica.close()
+    new = tmp_path / "new.img"
+    _create(new, size_bytes=SIZE, overwrite=True)  # nothing was there that could be worthless
+    replica = _open(new)
+    assert replica.setup.superblock.condition is Condition.BLANK
+    replica.close()
+
+
+def test_metadata_may_lie_elsewhere(tmp_path: Path) -> None:
+    metadata = tmp_path / "meta" / "vda"
+    metadata.parent.mkdir()
+    _create(tmp_path / "vda.img", size_bytes=SIZE, metadata=metadata)
+    assert metadata.exists()
+    _open(tmp_path / "vda.img", metadata=metadata).close()
+    with pytest.raises(BackendError, match=r"vda\.img\.pairsync"):
+        _open(tmp_path / "vda.img")
+
+
+@pytest.mark.parametrize(
+    ("existing", "size_bytes", "error"),
+    [(None, None, ConfigError), (b"x" * 4096, 8192, MismatchError), (b"", None, BackendError)],
+)
+def test_sizes_that_cannot_be(
+    tmp_path: Path, existing: bytes | None, size_bytes: int | None, error: type[Exception]
+) -> None:
+    path = tmp_path / "vda.img"
+    if existing is not None:
+        path.write_bytes(existing)
+    with pytest.raises(error):
+        _create(path, size_bytes=size_bytes)
+    assert [entry.name for entry in tmp_path.iterdir()] == ([] if existing is None else ["vda.img"])
+
+
+def test_a_second_time_is_refused_and_changes_nothing(image: Path) -> None:
+    before = Path(f"{image}.pairsync").read_bytes()
+    with pytest.raises(ConfigError, match="exists already"):
+        _create(image, size_bytes=SIZE)
+    assert Path(f"{image}.pairsync").read_bytes() == before
+    _open(image).close()
+
+
+def test_a_creation_that_fails_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(BackendError):
+        _create(tmp_path / "vda.img", size_bytes=SIZE, metadata=tmp_path / "nowhere" / "meta")
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- opening one ---------------------------------------------------------------------------------------------
+
+
+def test_one_opens_it_at_a_time(image: Path) -> None:
+    replica = _open(image)
+    with pytest.raises(BusyError, match="in use"):
+        _open(image)
+    replica.close()
+    _open(image).close()
+
+
+def test_data_in_use_elsewhere_is_busy_too(image: Path) -> None:
+    device = open_volume(image)
+    with pytest.raises(BusyError):
+        _open(image)
+    device.close()
+    _open(image).close()  # and the metadata was given back
+
+
+@pytest.mark.parametrize(
+    ("settings", "finding"),
+    [
+        ({"pair_id": b"q" * 16}, "belongs to pair 7070"),
+        ({"name": "vdb"}, "is volume 'vda', not 'vdb'"),
+    ],
+)
+def test_what_does_not_belong_is_refused(image: Path, settings: dict[str, Any], finding: str) -> None:
+    with pytest.raises(MismatchError, match=finding):
+        _open(image, **settings)
+    _open(image).close()
+
+
+@pytest.mark.parametrize("size_bytes", [SIZE - 1, SIZE + 4096])
+def test_another_size_is_refused(image: Path, size_bytes: int) -> None:
+    os.truncate(image, size_bytes)
+    with pytest.raises(MismatchError, match=f"has {size_bytes} bytes, {SIZE} expected"):
+        _open(image)
+    assert image.stat().st_size == size_bytes
+
+
+def test_a_missing_file_says_which(image: Path) -> None:
+    image.unlink()
+    with pytest.raises(BackendError, match=r"vda\.img"):
+        _open(image)
+
+
+def test_damaged_metadata_are_refused_and_left_alone(image: Path) -> None:
+    metadata = Path(f"{image}.pairsync")
+    content = bytearray(metadata.read_bytes())
+    content[: 32 * 1024] = random.Random(1).randbytes(32 * 1024)  # both slots of the superblock
+    metadata.write_bytes(content)
+    with pytest.raises(MetadataError, match="damaged"):
+        _open(image)
+    assert metadata.read_bytes() == content
+
+
+def test_one_damaged_slot_is_made_up_for_and_told(image: Path) -> None:
+    metadata = Path(f"{image}.pairsync")
+    content = bytearray(metadata.read_bytes())
+    content[100] ^= 1
+    metadata.write_bytes(content)
+    replica = _open(image)
+    assert replica.setup.superblock.name == "vda"
+    assert replica.notes
+    replica.close()
+
+
+def test_metadata_of_a_newer_version_are_refused_and_left_alone(image: Path) -> None:
+    metadata = Path(f"{image}.pairsync")
+    content = bytearray(metadata.read_bytes())
+    for slot in (0, 16 * 1024):
+        magic, version = struct.unpack_from("<8sI", content, slot)
+        assert magic == b"PAIRSYNC"
+        struct.pack_into("<I", content, slot + 8, version + 1)
+        struct.pack_into("<I", content, slot + 12, zlib.crc32(content[slot : slot + 12]))
+    metadata.write_bytes(content)
+    with pytest.raises(MetadataError, match="newer version"):
+        _open(image)
+    assert metadata.read_bytes() == content
+
+
+# -- what a crash leaves -------------------------------------------------------------------------------------
+
+
+def _crashed_copy(image: Path, name: str) -> Path:
+    """The files as they lie there now, as after the end of a process that had no time to say good-bye."""
+    copy = image.with_name(name)
+    shutil.copy(image, copy)
+    shutil.copy(f"{image}.pairsync", f"{copy}.pairsync")
+    return copy
+
+
+def _unclean(replica: Replica) -> None:
+    block = replica.setup.superblock
+    changes = {"condition": Condition.CONSISTENT, "lineage": (Generation(1, 1, 7),), "clean": False}
+    fields = {name: getattr(block, name) for name in block.__dataclass_fields__}
+    assert persist_job(replica.store, type(block)(**{**fields, **changes})) == 0
+
+
+def test_intents_count_as_written_after_a_crash(image: Path) -> None:
+    replica = _open(image)
+    _unclean(replica)
+    generation = replica.setup.first_generation
+    assert save_job(replica.store, {}, (0, 1)) == 0
+    replica.store.open_segment(0, generation)
+    assert journal_job(replica.store, 0, generation, [Extent(3, 5), Extent(9, 10)]) == 0
+    crashed = _open(_crashed_copy(image, "crashed.img"))
+    assert [tuple(run) for run in crashed.setup.recovered.runs(0, SIZE // BLOCK_BYTES)] == [(3, 5), (9, 10)]
+    assert crashed.setup.first_generation > generation
+    crashed.close()
+    replica.close()
+
+
+def test_the_bitmap_and_the_intents_are_united(image: Path) -> None:
+    replica = _open(image)
+    _unclean(replica)
+    generation = replica.setup.first_generation
+    replica.setup.recovered.mark(20, 22)
+    page = replica.setup.recovered.page_bytes(0)
+    assert save_job(replica.store, {0: page}, (0, 1)) == 0
+    replica.store.open_segment(1, generation)
+    assert journal_job(replica.store, 1, generation, [Extent(21, 24)]) == 0
+    crashed = _open(_crashed_copy(image, "crashed.img"))
+    assert [tuple(run) for run in crashed.setup.recovered.runs(0, SIZE // BLOCK_BYTES)] == [(20, 24)]
+    crashed.close()
+    replica.close()
+
+
+def test_intents_of_a_volume_that_was_closed_in_order_do_not(image: Path) -> None:
+    replica = _open(image)
+    generation = replica.setup.first_generation
+    assert save_job(replica.store, {}, (0, 1)) == 0
+    replica.store.open_segment(0, generation)
+    assert journal_job(replica.store, 0, generation, [Extent(3, 5)]) == 0
+    replica.close()  # its superblock says "clean"
+    again = _open(image)
+    assert again.setup.recovered.count == 0
+    again.close()
+
+
+def test_boots_are_told_apart() -> None:
+    assert boot_id() == boot_id() != "unknown"
+    assert len(boot_id()) == 36
+
+
+# -- jobs ----------------------------------------------------------------------------------------------------
+
+
+def _disk(size_bytes: int = 4 * PIECE_BYTES) -> tuple[SimMedium, SimDisk]:
+    medium = SimMedium()
+    medium.create("data", size_bytes)
+    return medium, SimDisk(medium, "data", size_bytes)
+
+
+def _data(offset: int, content: bytes) -> WriteOp:
+    return WriteOp(OpKind.DATA, offset, len(content), content)
+
+
+def test_a_failing_disk_becomes_errnos() -> None:
+    medium, disk = _disk()
+    assert apply_job(disk, [_data(0, b"x" * 4096)]) is None
+    assert flush_job(disk) == 0
+    faults = {SimAction.WRITE: Fault(errno.ENOSPC), SimAction.FLUSH: Fault(errno.EIO)}
+    medium.fault = lambda operation: faults.get(operation.action)
+    assert apply_job(disk, [_data(0, b"y"), _data(9, b"z")]) == [errno.ENOSPC, errno.ENOSPC]
+    assert flush_job(disk) == errno.EIO
+
+
+def test_reading_finds_data_zeroes_and_holes() -> None:
+    _, disk = _disk()
+    block = BLOCK_BYTES
+    disk.apply([_data(0, b"a" * block), _data(block, bytes(2 * block)), _data(3 * block, b"b" * block)])
+    found = read_job(disk, Extent(0, 4))
+    assert not isinstance(found, int)
+    assert found.covered == Extent(0, 4)
+    assert [(op.kind, op.offset, op.length) for op in found.ops] == [
+        (OpKind.DATA, 0, block),
+        (OpKind.ZERO, block, 2 * block),
+        (OpKind.DATA, 3 * block, block),
+    ]
+    assert bytes(found.ops[0].data or b"") == b"a" * block
+
+
+def test_reading_takes_a_piece_of_data_or_a_hole_of_any_length() -> None:
+    _, disk = _disk()
+    blocks = disk.size_bytes // BLOCK_BYTES
+    disk.apply([_data(0, b"a" * (PIECE_BYTES + BLOCK_BYTES))])
+    found = read_job(disk, Extent(0, blocks))
+    assert not isinstance(found, int)
+    assert found.covered == Extent(0, PIECE_BYTES // BLOCK_BYTES)
+    hole = read_job(disk, Extent(2 * PIECE_BYTES // BLOCK_BYTES, blocks))
+    assert not isinstance(hole, int)
+    assert hole.covered == Extent(2 * PIECE_BYTES // BLOCK_BYTES, blocks)
+    assert [op.kind for op in hole.ops] == [OpKind.ZERO]
+
+
+def test_reading_the_partial_last_block() -> None:
+    size_bytes = BLOCK_BYTES + 100
+    _, disk = _disk(size_bytes)
+    disk.apply([_data(0, b"a" * size_bytes)])
+    found = read_job(disk, Extent(0, 2))
+    assert not isinstance(found, int)
+    assert found.covered == Extent(0, 2)
+    assert sum(op.length for op in found.ops) == size_bytes
+
+
+def test_reading_from_a_failing_disk() -> None:
+    medium, disk = _disk()
+    disk.apply([_data(0, b"a" * BLOCK_BYTES)])
+    medium.fault = lambda operation: Fault(errno.EIO) if operation.action is SimAction.READ else None
+    assert read_job(disk, Extent(0, 1)) == errno.EIO
+
+
+def test_the_map_of_what_is_allocated() -> None:
+    _, disk = _disk()
+    disk.apply([_data(5 * BLOCK_BYTES, b"a" * BLOCK_BYTES), _data(100 * BLOCK_BYTES, b"b")])
+    blocks = {block for start, stop in map_job(disk) for block in range(start, stop)}
+    assert {5, 100} <= blocks
+    assert len(blocks) < disk.size_bytes // BLOCK_BYTES
+    starts = [start for start, _ in map_job(disk)]
+    assert starts == sorted(starts)
+
+
+def test_metadata_jobs_end_with_errnos(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replica = _open(image)
+    store = replica.store
+
+    def full(*_: object) -> None:
+        raise BackendError("no space", errno.ENOSPC)
+
+    for name in ("append_intents", "write_bitmap", "release_segment", "write_superblock"):
+        monkeypatch.setattr(store, name, full)
+    assert journal_job(store, 0, 1, [Extent(0, 1)]) == errno.ENOSPC
+    assert save_job(store, {0: bytes(4096)}, ()) == errno.ENOSPC
+    assert save_job(store, {}, (0,)) == errno.ENOSPC
+    assert save_job(store, {}, ()) == 0  # nothing to write, nothing to release
+    assert persist_job(store, replica.setup.superblock) == errno.ENOSPC
+    replica.close()
