@@ -41,10 +41,12 @@ class Admission:
         """Whether there is no room for a batch beside ``live_count`` others."""
         if not self.opened or self._tracker.must_wait or live_count >= self._options.tickets_max:
             return True
-        if self.sync:
-            return self._window.data_bytes >= self._options.inflight_bytes
         if self.falls_behind:
             return False
+        if self._window.full:
+            return True
+        if self.sync:
+            return self._window.data_bytes >= self._options.inflight_bytes
         return self._late or self._window.data_bytes >= self._options.lag_bytes
 
     def welcome(self, live_count: int) -> bool:
@@ -64,16 +66,21 @@ class Admission:
     @property
     def _crowded(self) -> bool:
         recording = self.journaling > 0 and self.waiting.data_bytes < GATHER_DATA_BYTES_MAX
-        return recording or self._window.crowded
+        return recording or (self.sync and self._window.crowded)  # ``async`` waits for no answer of the peer
 
     def look(self, now_ns: int) -> bool:
         """Look at the lag; whether it is beyond what ``async`` allows."""
         lag_ns = self._window.lag_ns(now_ns)
         self._late = lag_ns > self._options.lag_ns
-        return self._late or self._window.data_bytes > self._options.lag_bytes
+        return self._late or self.too_much
+
+    @property
+    def too_much(self) -> bool:
+        """Whether the peer lacks more than ``async`` allows, whatever its age."""
+        return self._window.data_bytes > self._options.lag_bytes or self._window.full
 
     def mirrors(self, *, joined: bool) -> bool:
         """Whether a peer that is there is sent a write now; one that is being resynced may be spared."""
         if self.falls_behind and not joined:
-            return self._window.data_bytes < self._options.lag_bytes // 2
+            return self._window.data_bytes < self._options.lag_bytes // 2 and not self._window.full
         return True

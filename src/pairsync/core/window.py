@@ -25,6 +25,10 @@ FRAME_DATA_BYTES_MAX = MIB
 FRAME_OPS_MAX = 512
 """Most ops of one `Write` message: a header of 7 KiB."""
 
+MESSAGES_MAX = 16_384
+"""Messages that the peer has not answered, however little data they carry: each costs some 200 bytes here,
+and the peer takes four times as many before it calls us broken."""
+
 GATHER_DATA_BYTES_MAX = 256 * KIB
 """Most data of a gathered batch: beyond that the fixed cost of a batch is small beside its data's."""
 
@@ -129,7 +133,7 @@ class Window:
         self._heard_ns = 0  # when the peer last applied something
         self._batches = 0  # entries of `_sent` that are the last of a ticket
         # The least that the peer has taken to answer a batch, forgotten slowly: its distance, not its load.
-        self._answer_ns = 0
+        self._answer_ns: int | None = None
         self.data_bytes = 0
         """Data sent and not applied."""
         self.applied_number = 0
@@ -151,9 +155,14 @@ class Window:
         return messages
 
     @property
+    def full(self) -> bool:
+        """Whether the peer owes as many answers as it may (see `MESSAGES_MAX`)."""
+        return len(self._sent) >= MESSAGES_MAX
+
+    @property
     def crowded(self) -> bool:
         """Whether it is better to let further batches gather (see `NEAR_NS`)."""
-        if self._batches < BATCHES_AHEAD or self._answer_ns >= NEAR_NS:
+        if self._batches < BATCHES_AHEAD or self._answer_ns is None or self._answer_ns >= NEAR_NS:
             return False
         return self.data_bytes < GATHER_DATA_BYTES_MAX  # large batches are not worth waiting for
 
@@ -176,9 +185,15 @@ class Window:
                 yield None, data_bytes
             elif ticket.number == last:
                 self._batches -= 1
-                forgetful_ns = self._answer_ns + self._answer_ns // 1024 + 1
-                self._answer_ns = min(now_ns - sent_ns, forgetful_ns)
+                self._learn(now_ns - sent_ns)
                 yield ticket, data_bytes
+
+    def _learn(self, answer_ns: int) -> None:
+        """The peer took ``answer_ns`` for a batch; the least that it ever took fades, a thousandth each time."""
+        least_ns = self._answer_ns
+        if least_ns is not None:
+            answer_ns = min(answer_ns, least_ns + least_ns // 1024 + 1)
+        self._answer_ns = answer_ns
 
     def lag_ns(self, now_ns: int) -> int:
         """Age of the oldest write that the peer has not applied."""

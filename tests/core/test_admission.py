@@ -1,0 +1,120 @@
+"""Which batch is taken in, which waits, which gathers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pairsync.core.admission import Admission
+from pairsync.core.dirty import DirtyMap
+from pairsync.core.limits import VolumeOptions
+from pairsync.core.messages import OpKind, WriteOp
+from pairsync.core.tracker import Tracker
+from pairsync.core.units import MIB, NS_PER_S
+from pairsync.core.window import GATHER_DATA_BYTES_MAX, Ticket, Window
+
+BLOCKS = 1 << 16
+
+
+class World:
+    """An admission with all that it looks at."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = VolumeOptions(**options)
+        self.tracker = Tracker(BLOCKS, DirtyMap(BLOCKS), window_bytes=self.options.intent_window_bytes)
+        self.window = Window(0)
+        self.admission = Admission(self.tracker, self.window, self.options)
+        self.admission.opened = True
+
+    def send(self, length: int, now_ns: int = 0) -> None:
+        """Data on its way to the peer, as a resync's (it never crowds)."""
+        for at in range(0, length, MIB):
+            self.window.send([WriteOp(OpKind.DATA, at, MIB, bytes(MIB))], None, 1, now_ns)
+
+    def push(self, length: int = 4096) -> Ticket:
+        ticket = Ticket("waiting", [WriteOp(OpKind.DATA, 0, length, bytes(length))], 0)
+        self.admission.waiting.push(ticket)
+        return ticket
+
+
+def test_nothing_is_taken_in_before_the_volume_is_open() -> None:
+    world = World()
+    world.admission.opened = False
+    assert not world.admission.at_once(0)
+    assert not world.admission.welcome(0)
+    ticket = world.push()
+    assert world.admission.next(0) is None
+    world.admission.opened = True
+    assert world.admission.next(0) is ticket
+
+
+def test_a_batch_does_not_overtake_those_that_wait() -> None:
+    world = World()
+    assert world.admission.at_once(0)
+    first = world.push()
+    assert not world.admission.at_once(0)
+    assert world.admission.next(0) is first
+    assert world.admission.at_once(0)
+
+
+def test_there_are_bounds_on_batches_and_on_data_in_flight() -> None:
+    world = World(tickets_max=3, inflight_bytes=2 * MIB)
+    assert world.admission.at_once(2)
+    assert not world.admission.at_once(3)
+    world.send(MIB)
+    assert world.admission.welcome(0)
+    world.send(MIB)
+    assert not world.admission.welcome(0)
+
+
+def test_who_waits_is_bounded_too() -> None:
+    world = World(inflight_bytes=MIB)
+    world.push(MIB)
+    assert not world.admission.welcome(0)
+
+
+def test_while_an_intent_is_recorded_small_batches_gather_and_large_ones_go_on() -> None:
+    world = World()
+    world.admission.journaling = 1
+    assert not world.admission.at_once(0)
+    assert world.admission.welcome(0), "nobody is asked to wait"
+    world.push()
+    assert world.admission.next(0) is None
+    world.push(GATHER_DATA_BYTES_MAX)
+    assert world.admission.next(0) is not None
+
+
+def test_sync_waits_for_a_crowded_peer_async_does_not() -> None:
+    for level, at_once in (("sync", False), ("async", True)):
+        world = World(level=level)
+        for number in range(3):
+            ticket = Ticket(number, [WriteOp(OpKind.DATA, 0, 4096, bytes(4096))], 0)
+            world.window.send(ticket.ops, ticket, 1, 0)
+            if number == 0:
+                list(world.window.applied(1, 1000))  # it is near
+        assert world.admission.at_once(2) is at_once
+
+
+@pytest.mark.parametrize(("at_bound", "waits"), [("throttle", True), ("fall-behind", False)])
+def test_the_bound_of_async_in_bytes_and_in_seconds(at_bound: str, waits: bool) -> None:
+    world = World(level="async", at_bound=at_bound, lag_bytes=4 * MIB, lag_ns=NS_PER_S)
+    world.send(2 * MIB, now_ns=0)
+    assert not world.admission.look(NS_PER_S)
+    assert world.admission.at_once(0)
+    assert world.admission.look(NS_PER_S + 1), "too old"
+    assert world.admission.at_once(0) is not waits
+    list(world.window.applied(2, 2 * NS_PER_S))
+    assert not world.admission.look(2 * NS_PER_S)
+    assert world.admission.at_once(0)
+    world.send(5 * MIB, now_ns=2 * NS_PER_S)
+    assert world.admission.look(2 * NS_PER_S), "too much"
+    assert world.admission.at_once(0) is not waits
+
+
+def test_a_peer_that_is_being_resynced_may_be_spared_live_writes() -> None:
+    world = World(level="async", at_bound="fall-behind", lag_bytes=4 * MIB)
+    assert world.admission.mirrors(joined=False)
+    world.send(2 * MIB)
+    assert not world.admission.mirrors(joined=False)
+    assert world.admission.mirrors(joined=True)
