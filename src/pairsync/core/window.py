@@ -189,7 +189,7 @@ class Window:
                 yield ticket, data_bytes
 
     def _learn(self, answer_ns: int) -> None:
-        """The peer took ``answer_ns`` for a batch; the least that it ever took fades, a thousandth each time."""
+        """The peer took ``answer_ns`` for a batch; the least of all fades by a thousandth each time."""
         least_ns = self._answer_ns
         if least_ns is not None:
             answer_ns = min(answer_ns, least_ns + least_ns // 1024 + 1)
