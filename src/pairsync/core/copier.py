@@ -127,8 +127,6 @@ class Copier:
     def begun(self, now_ns: int) -> None:
         """The peer is ready to be written to."""
         if self._stage is not _Stage.BEGINNING:
-            if self._stage is _Stage.ADOPTING and self._plan is not None:
-                return  # the answer to a plan that needed none
             raise ProtocolError("the peer answered a plan that was not sent")
         self._stage = _Stage.COPYING
         self.waiting_since_ns = None

@@ -6,6 +6,7 @@ never overtakes the writes before it.  The order of a session::
     both      Introduce                      who am I, what have I lived through
     active    Begin                          how each volume is brought to the same state, and by which rule
     standby   Marked* Begun                  its own dirty blocks; it has recorded that it is being written
+                                             (no answer to a plan that copies nothing)
     active    Write* Barrier*                live writes and resync blocks in one order
     standby   Applied* BarrierDone*
     active    Adopt                          nothing is missing any more: take over this lineage

@@ -116,6 +116,7 @@ class Session:
         self._not_before_ns = 0  # no session begins before
         self._since_ns = 0  # when the present phase began
         self._connected = False  # the link has a session
+        self._ran = False  # in it both hosts agreed on a plan
         self._peer: Introduce | None = None
         self._plans: tuple[VolumePlan, ...] = ()
         for index, setup in enumerate(volumes):
@@ -145,8 +146,10 @@ class Session:
     def _greet(self, now_ns: int) -> None:
         if not self._connected or self.phase is not SessionPhase.OFFLINE or now_ns < self._not_before_ns:
             return
+        for target in self.targets:
+            target.retry()
         if any(not source.serving for source in self.sources) or any(not t.settled for t in self.targets):
-            return  # `advance` comes back here
+            return  # `persisted` and `saved` come back here
         self._become(SessionPhase.GREETING, now_ns)
         self._out.append(Send([self.introduction()]))
         if self._peer is not None:
@@ -165,13 +168,12 @@ class Session:
     def lost(self, reason: str, now_ns: int) -> None:
         """The link's session is over."""
         self._connected = False
-        ran = self.phase is SessionPhase.RUNNING
-        if ran and now_ns - self._since_ns > HOLD_OFF_NS_MAX:
-            self._hold_off_ns = 0
+        self._forget_hold_off(now_ns)
         self._become(SessionPhase.OFFLINE, now_ns)
         self._peer = None
         self._plans = ()
-        if ran:
+        if self._ran:
+            self._ran = False
             self._out.append(Emit(PeerEvent(connected=False, reason=reason)))
         for source in self.sources:
             source.peer_lost(now_ns)
@@ -214,6 +216,7 @@ class Session:
             self._refuse(decision.rule, decision.evidence, now_ns)
             return
         self._become(SessionPhase.RUNNING, now_ns)
+        self._ran = True
         self.refusal = None
         self._plans = decision.plans
         self._out.append(Emit(PeerEvent(connected=True, reason=decision.evidence)))
@@ -229,8 +232,14 @@ class Session:
         self._out.append(DropSession(self.refusal, refused=True))
         self._leave(now_ns)
 
+    def _forget_hold_off(self, now_ns: int) -> None:
+        """A session that ends now and has held for long was worth its beginning."""
+        if self.phase is SessionPhase.RUNNING and now_ns - self._since_ns > HOLD_OFF_NS_MAX:
+            self._hold_off_ns = 0
+
     def _leave(self, now_ns: int) -> None:
-        self._become(SessionPhase.LEAVING, now_ns)
+        self._forget_hold_off(now_ns)
+        self._become(SessionPhase.LEAVING if self._connected else SessionPhase.OFFLINE, now_ns)
         self._hold_off_ns = min(max(self._hold_off_ns * 2, HOLD_OFF_NS_MIN), HOLD_OFF_NS_MAX)
         self._not_before_ns = now_ns + self._hold_off_ns
 
@@ -342,9 +351,7 @@ class Session:
         """Whether the peer is in sync for every volume (active), or this host's replicas are (standby)."""
         if self.sources:
             return all(source.standing.phase is Phase.IN_SYNC for source in self.sources)
-        return self.phase is SessionPhase.RUNNING and all(
-            target.superblock.condition is Condition.CONSISTENT for target in self.targets
-        )
+        return self.phase is SessionPhase.RUNNING and all(target.in_sync for target in self.targets)
 
 
 def _make_source(

@@ -66,6 +66,7 @@ class SuperblockWriter:
         self.desired = durable  # what should be on disk
         self.durable = durable  # what certainly is, unless `writing` has replaced it
         self.writing: Superblock | None = None  # what may be on disk at any moment
+        self.stuck = False  # `writing` could not be written
         self._volume = volume
         self._out = out
 
@@ -86,6 +87,31 @@ class SuperblockWriter:
         self.durable, self.writing = self.writing, None
         self._advance()
         return self.durable
+
+    def gave_up(self, token: object) -> None:
+        """The write has failed: either superblock may be on disk, and nothing is written until `retry`."""
+        if self.writing is None or token is not self.writing:
+            raise InternalError("a superblock could not be written that was not being written")
+        self.stuck = True
+
+    def forget_wishes(self) -> None:
+        """Nothing is wanted any more beyond what is durable, or on its way to the disk.
+
+        Of a write that has failed the term remains: it may be on disk, and terms only grow (DESIGN rule 1).
+        """
+        if self.writing is None:
+            self.desired = self.durable
+        elif self.stuck:
+            self.desired = replace(self.durable, term=max(self.durable.term, self.writing.term))
+        else:
+            self.desired = self.writing
+
+    def retry(self) -> None:
+        """If the last write failed, write what is desired now, whatever is on disk."""
+        if self.stuck:
+            self.stuck = False
+            self.writing = self.desired
+            self._out.append(Persist(self._volume, self.writing, self.writing))
 
     @property
     def settled(self) -> bool:

@@ -67,12 +67,15 @@ class VolumeTarget:
         self._writer = SuperblockWriter(index, superblock, out)
         self._own_dirty = own_dirty  # blocks written here alone in an earlier role, until a resync ends
         self._session = 0  # counts sessions; tokens of earlier ones are stale
-        self._begun = False  # a plan was agreed in this session
+        self._begun = False  # a plan was agreed in this session, and what it needs is recorded
+        self._asked_to_adopt = False  # in this session: all that came before makes this replica whole
+        self.in_sync = False
+        """A lineage was adopted in this session, and no further plan has come since."""
         self._received = 0  # number of the last `Write`
         self._applied = 0  # number up to which all is applied
-        # (write number to wait for, barrier, or None for `_adopt`), in order
-        self._barriers: deque[tuple[int, int | None]] = deque()
-        self._flushing: list[int | None] = []  # of them, what the running flush will answer
+        # (write number to wait for, number of the barrier or the message that asks to adopt), in order
+        self._barriers: deque[tuple[int, int | Adopt]] = deque()
+        self._flushing: list[int | Adopt] = []  # of them, what the running flush will answer
         self._adopt: Adopt | None = None  # the lineage to take over once all before it is durable
         self._when_settled: Callable[[], None] | None = None  # what the superblock on its way allows
 
@@ -98,19 +101,26 @@ class VolumeTarget:
     # ------------------------------------------------------------------ messages
 
     def begin(self, message: Begin, agreed: SyncMode) -> None:
-        """The active's plan; ``agreed`` is what this host's own comparison allows at the least."""
+        """The active's plan; ``agreed`` is what this host's own comparison allows at the least.
+
+        A further plan comes when this host fell too far behind (`async`); only what was written since it was
+        asked to adopt can be missing then, and that request is given up.
+        """
         block = self.superblock
-        if message.plan.mode < agreed:
+        least = SyncMode.INCREMENTAL if self._asked_to_adopt else agreed
+        if message.plan.mode < least:
             raise ProtocolError(
                 f"volume {block.name!r}: the active plans {message.plan.mode.name.lower()}, "
-                f"at least {agreed.name.lower()} is needed"
+                f"at least {least.name.lower()} is needed"
             )
         self._check_term(message.term)
-        self._begun = True
+        self._adopt = None
+        self.in_sync = False
         if message.plan.mode is SyncMode.NOTHING:
+            self._begun = True
             self._writer.want(replace(block, term=message.term))
-            self._out.append(Send([Begun(self.index)]))
             return
+        self._begun = False  # no write before the superblock says SYNCING
         plan = message.plan
         self._out.append(Emit(ResyncEvent(block.name, plan.mode.name.lower(), plan.rule, 0)))
         self._settle_with(
@@ -119,6 +129,7 @@ class VolumeTarget:
         )
 
     def _send_begun(self) -> None:
+        self._begun = True
         runs = list(self._own_dirty.runs())
         for first in range(0, len(runs), MARKED_EXTENTS_MAX):
             self._out.append(Send([Marked(self.index, tuple(runs[first : first + MARKED_EXTENTS_MAX]))]))
@@ -169,8 +180,9 @@ class VolumeTarget:
         self._check_term(message.term)
         if not self._begun or not message.lineage:
             raise ProtocolError("a lineage to adopt without a plan")
+        self._asked_to_adopt = True
         self._adopt = message
-        self._barriers.append((self._received, None))
+        self._barriers.append((self._received, message))
         self._flush()
 
     # ------------------------------------------------------------------ reports
@@ -203,17 +215,16 @@ class VolumeTarget:
             self._fail(error, "a flush failed")
             return
         done, self._flushing = self._flushing, []
-        answers = [BarrierDone(self.index, barrier) for barrier in done if barrier is not None]
+        answers = [BarrierDone(self.index, barrier) for barrier in done if isinstance(barrier, int)]
         if answers:
             self._out.append(Send(answers))
-        if None in done:
-            self._take_over()
+        for request in done:
+            if request is self._adopt:
+                self._take_over(self._adopt)
         self._flush()
 
-    def _take_over(self) -> None:
-        message, self._adopt = self._adopt, None
-        if message is None:
-            raise InternalError("no lineage to take over")
+    def _take_over(self, message: Adopt) -> None:
+        self._adopt = None
         block = replace(
             self.superblock,
             condition=Condition.CONSISTENT,
@@ -228,12 +239,13 @@ class VolumeTarget:
     def _send_adopted(self) -> None:
         block = self.superblock
         newest = block.lineage[0]
+        self.in_sync = True
         self._out.append(Emit(InSyncEvent(block.name, newest.describe())))
         self._out.append(Send([Adopted(self.index, newest)]))
         if self._own_dirty:  # only now: until here the union was still to be copied
             pages = dict.fromkeys(self._own_dirty.page_numbers(), bytes(PAGE_BYTES))
             self._own_dirty.take()
-            self._out.append(SavePages(self.index, self, pages))
+            self._out.append(SavePages(self.index, self, pages, release=(0, 1)))
 
     def saved(self, error: int) -> None:
         """The bitmap was cleared; a failure leaves bits too many, which costs a little resync."""
@@ -244,6 +256,7 @@ class VolumeTarget:
     def persisted(self, token: object, error: int) -> None:
         """The superblock is durable, or could not be written."""
         if error:
+            self._writer.gave_up(token)
             self._fail(error, "the metadata cannot be written")
             return
         self._writer.persisted(token)
@@ -260,13 +273,19 @@ class VolumeTarget:
         self._out.append(Send([Failed(self.index, error, self.failed)]))
         self._out.append(DropSession(self.failed, refused=True))
 
+    def retry(self) -> None:
+        """Try again to write a superblock that could not be written; called before a session begins."""
+        self.failed = None
+        self._writer.retry()
+
     def session_over(self) -> None:
         """The session has ended; the next one starts anew."""
         self._session += 1
-        self._begun = False
+        self._begun = self._asked_to_adopt = self.in_sync = False
         self.failed = None
         self._received = self._applied = 0
         self._barriers.clear()
         self._flushing.clear()
         self._adopt = None
         self._when_settled = None
+        self._writer.forget_wishes()  # what only this session wanted must not be written in the next one
