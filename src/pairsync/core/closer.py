@@ -41,6 +41,11 @@ class Closer:
         """Whether bitmap pages are on their way to the disk."""
         return self._saving is not None
 
+    @property
+    def busy(self) -> bool:
+        """Whether a flush or a save is under way, or a generation is closing."""
+        return self._saving is not None or self._tracker.closing is not None or self._flushes.any
+
     def recover(self) -> None:
         """Make what was recovered durable in the bitmap, and give up both segments of the last life."""
         self._start_save(self._tracker.pages_to_save(), (0, 1))

@@ -65,7 +65,8 @@ class VolumeSource:
         self._out = out
         self._flushes = Flushes(index, standing, out)
         self._closer = Closer(index, tracker, standing, self._flushes, out)
-        self._closing: list[object] = []  # owners of `close`
+        self._closed = False  # no further writes
+        self._closing: list[object] = []  # owners of `close` that wait
         self._live: dict[Ticket, None] = {}  # noted and not acknowledged, in order of submission
         self._window = Window(index)
         self._admission = Admission(tracker, self._window, options)
@@ -86,18 +87,16 @@ class VolumeSource:
 
     def close(self, owner: object, now_ns: int) -> None:
         """Flush, write the exact dirty map and say so; ends in one `Complete`.  No write may follow."""
+        if self.failed is not None:
+            self._out.append(Complete(owner, [errno.EIO]))
+            return
+        self._closed = True
         self._closing.append(owner)
         self.advance(now_ns)
 
     def _advance_closing(self, now_ns: int) -> None:
         tracker = self.tracker
-        if (
-            self._live
-            or self._admission.waiting
-            or self._flushes.any
-            or self._closer.saving
-            or tracker.closing
-        ):
+        if self._live or self._admission.waiting or self._closer.busy:
             return
         if not tracker.open.empty:
             self._closer.cut(now_ns)
@@ -124,7 +123,7 @@ class VolumeSource:
 
     def write(self, owner: object, ops: Sequence[WriteOp], now_ns: int) -> None:
         """A batch of the embedder; ends in one `Complete`."""
-        if self.failed is not None or self._closing:
+        if self.failed is not None or self._closed:
             self._out.append(Complete(owner, [errno.EIO] * len(ops)))
             return
         ticket = Ticket(owner, ops, now_ns)
@@ -186,18 +185,15 @@ class VolumeSource:
     def _release(self, ticket: Ticket, now_ns: int) -> None:
         """Issue the batch to both disks; from here its place in the order is fixed."""
         self.copier.written(ticket.ops)
-        if self._mirrors():
+        if self._admission.falls_behind and self._admission.too_much:
+            self._check_lag(now_ns)  # the bound holds for every write, not from tick to tick
+        standing = self.standing
+        if standing.mirrored and self._admission.mirrors(joined=standing.joined):
             self.tracker.mirrored(ticket.ops)
-            term = self.standing.superblock.term
-            self._out.append(Send(self._window.send(ticket.ops, ticket, term, now_ns)))
+            self._out.append(Send(self._window.send(ticket.ops, ticket, standing.superblock.term, now_ns)))
         else:
             self.tracker.lacking(ticket.ops)
         self._out.append(Apply(self.index, ticket, ticket.ops))
-
-    def _mirrors(self) -> bool:
-        """Whether a write is sent now; a peer that is being resynced over a slow link may be spared."""
-        standing = self.standing
-        return standing.mirrored and self._admission.mirrors(joined=standing.joined)
 
     def applied(self, token: object, errnos: Sequence[int] | None, now_ns: int) -> None:
         """A batch was applied here; ``errnos``: one for each op, if any failed."""
@@ -232,7 +228,8 @@ class VolumeSource:
             return not self._admission.sync or number <= self._window.applied_number
         if not standing.may_acknowledge_alone:
             standing.request_alone()
-        return standing.may_acknowledge_alone
+            return False
+        return True
 
     def _settle_all(self, now_ns: int) -> None:
         for ticket in list(self._live):
@@ -287,9 +284,8 @@ class VolumeSource:
         standing = self.standing
         if not (op.peer_covered or standing.joined or standing.may_acknowledge_alone):
             standing.request_alone()
-            if not standing.may_acknowledge_alone:
-                self._held.append(op)
-                return
+            self._held.append(op)
+            return
         self._out.extend(Complete(owner, None) for owner in op.owners)
         op.owners = []
 
@@ -324,6 +320,8 @@ class VolumeSource:
 
     def adopted(self, message: Adopted, now_ns: int) -> None:
         """The peer has taken the lineage over."""
+        if message.generation in self.standing.superblock.lineage[1:]:
+            return  # it had adopted before it heard that it fell too far behind
         if not self.standing.adopted(message.generation):
             raise ProtocolError(f"the peer adopted {message.generation.describe()}, which is not in force")
         self.copier.adopted()
@@ -390,9 +388,11 @@ class VolumeSource:
     def tick(self, now_ns: int) -> None:
         """Time has passed: bounds, deadlines, flushes that are due; at least every half second."""
         options, standing = self.options, self.standing
+        if self.failed is not None:
+            return
         if self._closer.due(now_ns, options.flush_after_ns):
             self._closer.cut(now_ns)
-        if standing.phase is Phase.ABSENT or self.failed is not None:
+        if standing.phase is Phase.ABSENT:
             return
         self._check_lag(now_ns)
         waits = [self.copier.waiting_since_ns, self._flushes.oldest_peer_wait_ns()]
