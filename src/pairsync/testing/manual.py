@@ -1,0 +1,446 @@
+"""Two hosts driven by hand: the pure sessions over disks in memory, where nothing ends by itself.
+
+A `ManualHost` files every effect of its session into a queue (a *lane*) and keeps it there until somebody
+calls `ManualHost.complete`; a `ManualPair` keeps what one host has sent until somebody calls
+`ManualPair.deliver`.  So a test, or a transcript (``testing.scenario``), decides about every order that the
+contract of ``core.effects`` leaves open, and may crash a host between any two steps.
+
+Lanes of a volume, as the shell has them:
+
+``disk``
+    `Apply` and `Read`, one after the other;
+``meta``
+    `Journal`, `SavePages` and `Persist`, one after the other;
+``side``
+    `Flush` and `MapAllocation`, in any order, beside the others.
+
+What is written is in the page cache; it is durable when a flush that was issued after it has ended (or with
+FUA).  `ManualHost.crash` keeps the page cache or loses it.  The metadata is what ``storage.metadata`` keeps:
+superblock, bitmap pages, two journal segments.  Breaking the contract raises `InternalError`.
+
+Deterministic; no clock, no random source, no input or output.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from pairsync.core.dirty import DirtyMap
+from pairsync.core.effects import (
+    Apply,
+    Complete,
+    DropSession,
+    Effect,
+    Emit,
+    Flush,
+    Journal,
+    MapAllocation,
+    Persist,
+    Read,
+    SavePages,
+    Send,
+)
+from pairsync.core.events import Event
+from pairsync.core.limits import VolumeOptions
+from pairsync.core.messages import Condition, Message, OpKind, Role, WriteOp
+from pairsync.core.resync import PIECE_BYTES
+from pairsync.core.session import Session, VolumeSetup
+from pairsync.core.superblock import Superblock
+from pairsync.core.units import BLOCK_BYTES, Extent, block_count_of
+from pairsync.errors import InternalError
+
+__all__ = ["LANES", "ManualDisk", "ManualHost", "ManualMetadata", "ManualPair", "blank_superblock"]
+
+LANES = ("disk", "meta", "side")
+
+PAIR_ID = b"manual pair id.."
+QUIET_ROUNDS_MAX = 100_000
+"""Steps of `ManualPair.settle` before it is taken for a loop that makes no progress."""
+
+_Waiting: TypeAlias = Apply | Read | Journal | SavePages | Persist | Flush | MapAllocation
+_LANE_OF: dict[type, str] = {
+    Apply: "disk",
+    Read: "disk",
+    Journal: "meta",
+    SavePages: "meta",
+    Persist: "meta",
+    Flush: "side",
+    MapAllocation: "side",
+}
+
+
+def blank_superblock(name: str, size_bytes: int) -> Superblock:
+    """The superblock of a volume that was just made."""
+    volume_id = name.encode().ljust(16, b".")[:16]
+    return Superblock(
+        PAIR_ID, volume_id, name, size_bytes, 0, Condition.BLANK, (), None, False, None, True, "never"
+    )
+
+
+class ManualDisk:
+    """One replica's content: as read, and as durable."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.content = bytearray(size_bytes)
+        self.durable = bytearray(size_bytes)
+        self.written: set[int] = set()  # blocks ever written: allocated
+
+    def apply(self, ops: Sequence[WriteOp]) -> None:
+        """Write the ops in their order."""
+        for op in ops:
+            stop = op.offset + op.length
+            if stop > len(self.content):
+                raise InternalError(f"a write to {op.offset}+{op.length} of {len(self.content)} bytes")
+            data = bytes(op.length) if op.data is None else op.data
+            self.content[op.offset : stop] = data
+            if op.fua:
+                self.durable[op.offset : stop] = data
+            if op.length:
+                self.written.update(range(op.offset // BLOCK_BYTES, -(-stop // BLOCK_BYTES)))
+
+    def find(self, extent: Extent) -> tuple[Extent, list[WriteOp]]:
+        """What a resync read finds: a prefix of ``extent``, zeroes in one go, data in pieces."""
+        start, limit = extent.start * BLOCK_BYTES, min(extent.stop * BLOCK_BYTES, len(self.content))
+        stop, zero = start, not any(self.content[start : start + BLOCK_BYTES])
+        while stop < limit and any(self.content[stop : stop + BLOCK_BYTES]) is not zero:
+            if not zero and stop - start >= PIECE_BYTES:
+                break
+            stop = min(stop + BLOCK_BYTES, limit)
+        covered = Extent(extent.start, -(-stop // BLOCK_BYTES))
+        if zero:
+            return covered, [WriteOp(OpKind.ZERO, start, stop - start)]
+        return covered, [WriteOp(OpKind.DATA, start, stop - start, bytes(self.content[start:stop]))]
+
+    def power_cut(self) -> None:
+        """All that was not made durable is gone."""
+        self.content[:] = self.durable
+
+
+@dataclass
+class ManualMetadata:
+    """What is durable beside one replica."""
+
+    superblock: Superblock
+    pages: dict[int, bytes] = field(default_factory=dict)
+    segments: list[tuple[int, list[Extent]]] = field(default_factory=lambda: [(0, []), (0, [])])
+    """For each journal segment the generation that uses it (0: released) and what it recorded."""
+    generation_max: int = 0
+
+    def append(self, effect: Journal) -> None:
+        """Record intents; the segment must be that generation's, or released."""
+        generation, extents = self.segments[effect.segment]
+        if generation not in {0, effect.generation}:
+            raise InternalError(f"segment {effect.segment} holds generation {generation}, not released")
+        self.segments[effect.segment] = (effect.generation, [*extents, *effect.extents])
+        self.generation_max = max(self.generation_max, effect.generation)
+
+    def save(self, effect: SavePages) -> None:
+        """Write pages, then give segments up."""
+        self.pages.update(effect.pages)
+        for segment in effect.release:
+            self.segments[segment] = (0, [])
+
+    def recovered(self) -> DirtyMap:
+        """The dirty map that a start finds."""
+        found = DirtyMap(block_count_of(self.superblock.size_bytes))
+        for number, content in self.pages.items():
+            found.load_page(number, content)
+        if not self.superblock.clean:
+            for _, extents in self.segments:
+                for extent in extents:
+                    found.mark(*extent)
+        return found
+
+
+class ManualHost:
+    """One host: its session while it is up, its disks and metadata for ever."""
+
+    def __init__(
+        self,
+        name: str,
+        superblocks: Sequence[Superblock],
+        options: VolumeOptions,
+        draw_tag: Callable[[], int],
+    ) -> None:
+        self.name = name
+        self.disks = [ManualDisk(block.size_bytes) for block in superblocks]
+        self.metadata = [ManualMetadata(block) for block in superblocks]
+        self.options = options
+        self.now_ns = 0
+        self.outbox: deque[Message] = deque()  # sent, and not delivered
+        self.completed: list[Complete] = []
+        self.events: list[Event] = []
+        self.drop: DropSession | None = None  # the session is to be ended
+        self.trace: list[Effect] = []  # everything the session wanted, in order
+        self.linked = False
+        self._session: Session | None = None
+        self._draw_tag = draw_tag
+        self._lanes: dict[tuple[int, str], deque[_Waiting]] = {}
+
+    @property
+    def up(self) -> bool:
+        """Whether its process runs."""
+        return self._session is not None
+
+    @property
+    def session(self) -> Session:
+        """The session machine; `InternalError` while the host is down."""
+        if self._session is None:
+            raise InternalError(f"host {self.name} is down")
+        return self._session
+
+    # ------------------------------------------------------------------ life
+
+    def start(self, role: Role, term: int) -> None:
+        """Start the process: recover, and open the session."""
+        if self._session is not None:
+            raise InternalError(f"host {self.name} is up already")
+        self._lanes = {(v, lane): deque() for v in range(len(self.disks)) for lane in LANES}
+        setups = [
+            VolumeSetup(each.superblock, each.recovered(), self.options, each.generation_max + 1)
+            for each in self.metadata
+        ]
+        self._session = Session(
+            guest="guest",
+            pair_id=PAIR_ID,
+            role=role,
+            term=term,
+            boot_id="boot",
+            volumes=setups,
+            draw_tag=self._draw_tag,
+        )
+        self.perform()
+
+    def crash(self, *, power: bool) -> None:
+        """The process is gone with all that was queued; ``power``: the page cache too."""
+        self._session = None
+        self._lanes = {}
+        self.outbox.clear()
+        self.linked = False
+        self.drop = None
+        if power:
+            for disk in self.disks:
+                disk.power_cut()
+
+    # ------------------------------------------------------------------ effects
+
+    def perform(self) -> None:
+        """File what the session wants; what needs no waiting is done at once."""
+        while self._session is not None and (effects := self._session.take()):
+            self.trace += effects
+            for effect in effects:
+                self._file(effect)
+
+    def _file(self, effect: Effect) -> None:
+        if isinstance(effect, Send):
+            if self.linked:
+                self.outbox.extend(effect.messages)
+        elif isinstance(effect, Complete):
+            self.completed.append(effect)
+        elif isinstance(effect, Emit):
+            self.events.append(effect.event)
+        elif isinstance(effect, DropSession):
+            if self.linked:
+                self.drop = effect
+            if effect.refused:
+                self.session.dropped(self.now_ns)
+        else:
+            self._lanes[effect.volume, _LANE_OF[type(effect)]].append(effect)
+
+    def waiting(self, lane: str, volume: int = 0) -> Sequence[_Waiting]:
+        """What is under way in a lane, oldest first."""
+        return tuple(self._lanes.get((volume, lane), ()))
+
+    @property
+    def busy(self) -> list[tuple[str, int]]:
+        """Lanes, with their volumes, in which something is under way."""
+        return [(lane, volume) for (volume, lane), queue in self._lanes.items() if queue]
+
+    def complete(self, lane: str, volume: int = 0, *, error: int = 0, at: int = 0) -> Effect:
+        """Perform the oldest effect of a lane and report it; ``at`` picks another one, in ``side`` only."""
+        if at and lane != "side":
+            raise InternalError(f"lane {lane} is strictly in order")
+        queue = self._lanes[volume, lane]
+        if at >= len(queue):
+            raise InternalError(f"host {self.name}: nothing is under way in lane {lane}")
+        effect = queue[at]
+        del queue[at]
+        self._complete(effect, error)
+        self.perform()
+        return effect
+
+    def _complete(self, effect: _Waiting, error: int) -> None:
+        session, now_ns, volume = self.session, self.now_ns, effect.volume
+        disk, metadata = self.disks[volume], self.metadata[volume]
+        if isinstance(effect, Apply):
+            if not error:
+                disk.apply(effect.ops)
+            session.applied(volume, effect.token, [error] * len(effect.ops) if error else None, now_ns)
+        elif isinstance(effect, Read):
+            if error:
+                session.read_failed(volume, effect.number, error, now_ns)
+            else:
+                session.read_done(volume, effect.number, *disk.find(effect.extent), now_ns)
+        elif isinstance(effect, Journal):
+            if not error:
+                metadata.append(effect)
+            session.journaled(volume, effect.token, error, now_ns)
+        elif isinstance(effect, SavePages):
+            if not error:
+                metadata.save(effect)
+            session.saved(volume, effect.token, error, now_ns)
+        elif isinstance(effect, Persist):
+            if not error:
+                metadata.superblock = effect.superblock
+            session.persisted(volume, effect.token, error, now_ns)
+        elif isinstance(effect, Flush):
+            if not error:
+                disk.durable[:] = disk.content
+            session.flushed(volume, effect.token, error, now_ns)
+        else:
+            runs = [(block, block + 1) for block in sorted(disk.written)]
+            session.mapped(volume, effect.token, runs, now_ns)
+
+    # ------------------------------------------------------------------ the guest's side
+
+    def write(self, owner: object, ops: Sequence[WriteOp], volume: int = 0) -> None:
+        """A batch of the guest; ``owner`` comes back in `completed`."""
+        self.session.sources[volume].write(owner, ops, self.now_ns)
+        self.perform()
+
+    def flush(self, owner: object, volume: int = 0) -> None:
+        """A flush of the guest."""
+        self.session.sources[volume].flush(owner, self.now_ns)
+        self.perform()
+
+    def close(self, owner: object, volume: int = 0) -> None:
+        """Close the volume in order."""
+        self.session.sources[volume].close(owner, self.now_ns)
+        self.perform()
+
+
+class ManualPair:
+    """Host ``a`` and host ``b``, and the link between them."""
+
+    def __init__(self, size_bytes: int, options: VolumeOptions | None = None, *, volumes: int = 1) -> None:
+        self._tags = 0
+        names = ["vda", "vdb", "vdc"][:volumes]
+        self.now_ns = 0
+        self.linked = False
+        self.a, self.b = (
+            ManualHost(
+                host,
+                [blank_superblock(name, size_bytes) for name in names],
+                options or VolumeOptions(),
+                self._tag,
+            )
+            for host in "ab"
+        )
+
+    def _tag(self) -> int:
+        self._tags += 1
+        return self._tags
+
+    def host(self, name: str) -> ManualHost:
+        """``a`` or ``b``."""
+        if name not in {"a", "b"}:
+            raise InternalError(f"no host {name!r}")
+        return self.a if name == "a" else self.b
+
+    def other(self, host: ManualHost) -> ManualHost:
+        """The peer of ``host``."""
+        return self.b if host is self.a else self.a
+
+    # ------------------------------------------------------------------ the link
+
+    def connect(self) -> None:
+        """The link agrees on a session."""
+        self.linked = self.a.linked = self.b.linked = True
+        for host in (self.a, self.b):
+            host.session.connected(self.now_ns)
+            host.perform()
+
+    def cut(self, reason: str = "cut") -> None:
+        """The link's session ends; what was not delivered is lost."""
+        self.linked = False
+        for host in (self.a, self.b):
+            host.outbox.clear()
+            host.linked = False
+            host.drop = None
+        for host in (self.a, self.b):
+            if host.up:
+                host.session.lost(reason, self.now_ns)
+                host.perform()
+
+    def deliver(self, sender: ManualHost, count: int = 1) -> list[Message]:
+        """Hand over the oldest ``count`` messages of ``sender``, as one batch."""
+        if count > len(sender.outbox):
+            raise InternalError(f"host {sender.name} has sent {len(sender.outbox)} messages")
+        messages = [sender.outbox.popleft() for _ in range(count)]
+        receiver = self.other(sender)
+        receiver.session.received(messages, self.now_ns)
+        receiver.perform()
+        return messages
+
+    def crash(self, host: ManualHost, *, power: bool = False) -> None:
+        """``host`` dies; its peer sees the link go."""
+        host.crash(power=power)
+        if self.linked:
+            self.cut(f"host {host.name} is gone")
+
+    # ------------------------------------------------------------------ time
+
+    def tick(self, duration_ns: int) -> None:
+        """Let time pass; both sessions look at their deadlines."""
+        self.now_ns += duration_ns
+        for host in (self.a, self.b):
+            host.now_ns = self.now_ns
+            if host.up:
+                host.session.tick(self.now_ns)
+                host.perform()
+
+    def step(self) -> bool:
+        """One thing that can happen without faults, always the same one; False if there is none."""
+        for host in (self.a, self.b):
+            if host.busy:
+                host.complete(*host.busy[0])
+                return True
+        for host in (self.a, self.b):
+            if host.outbox and self.other(host).up:
+                self.deliver(host, len(host.outbox))
+                return True
+        dropping = self.a.drop or self.b.drop
+        if dropping is not None:
+            self.cut(dropping.reason)
+            return True
+        return False
+
+    def settle(self) -> None:
+        """Let everything happen that can happen without time passing."""
+        for _ in range(QUIET_ROUNDS_MAX):
+            if not self.step():
+                return
+        raise InternalError("the pair does not come to rest")
+
+    # ------------------------------------------------------------------ questions
+
+    def differing(self, volume: int = 0) -> list[int]:
+        """Blocks whose contents differ."""
+        left, right = self.a.disks[volume].content, self.b.disks[volume].content
+        return [
+            block
+            for block in range(block_count_of(len(left)))
+            if left[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
+            != right[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
+        ]
+
+    def forgotten(self, volume: int = 0) -> list[int]:
+        """Differing blocks that a crash of the active host right now would not find in its dirty map."""
+        for host in (self.a, self.b):
+            if host.up and host.session.role is Role.ACTIVE:
+                recovered = host.metadata[volume].recovered()
+                return [block for block in self.differing(volume) if block not in recovered]
+        return []
