@@ -349,10 +349,12 @@ class Faults:
                 self._restart(host)
             elif session is not None and host.suspect:
                 self._crash(host, power=False)
+        active = world.active.session
+        if active is not None and active.refusal is None:
+            self._refusal = None  # a session has been agreed on since
         if self._restored_active and self._refusal in _REFUSED_FOR_ROLLED_BACK_ACTIVE:
             # The standby has newer data, or other data: rightly refused.  The operator gives the standby up.
             world.coverage.reach("operator-gives-standby-up")
-            world.checker.refused()
             self._restored_active = False
             self._replace_standby()
             self._restart_later(world.standby)

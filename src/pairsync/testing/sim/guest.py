@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pairsync.core.messages import OpKind, WriteOp
 from pairsync.core.units import NS_PER_S
+from pairsync.core.window import FRAME_DATA_BYTES_MAX
 
 from .disk import SECTOR_BYTES, SECTORS_PER_BLOCK
 from .history import History, WriteRecord
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from .world import World
 
 __all__ = ["Guest", "Request"]
+
+
+DATA_SECTORS_MAX = FRAME_DATA_BYTES_MAX // SECTOR_BYTES
+"""The embedder's door cuts longer ops into pieces of that size."""
 
 
 class Request:
@@ -147,6 +152,8 @@ class Guest:
             length += -length % SECTORS_PER_BLOCK
         length = min(length, sectors - start)
         kind = random.choice(habits.kinds)
+        if kind is OpKind.DATA:
+            length = min(length, DATA_SECTORS_MAX)
         fua = random.random() < habits.fua_share
         # The core never looks into the guest's data: its number stands for it.
         data = cast("Any", self.next_version()) if kind is OpKind.DATA else None

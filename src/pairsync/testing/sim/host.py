@@ -209,7 +209,7 @@ class SimHost:
     def link_up(self) -> None:
         """A session of the link has begun."""
         if self.session is not None:
-            self._world.checker.session_begins(self)
+            self._world.checker.stream.session_begins(self)
             self.session.connected(self._clock.now)
             self.perform()
 
@@ -224,8 +224,6 @@ class SimHost:
         if self.session is not None:
             for message in messages:
                 self._trace.note(self.name, "received", len(messages), message)
-                if isinstance(message, Write):
-                    self._world.checker.write_arrives(message)
             self.session.received(messages, self._clock.now)
             self.perform()
 
@@ -233,7 +231,7 @@ class SimHost:
         if self.role is Role.ACTIVE:
             for message in effect.messages:
                 if isinstance(message, Write):
-                    self._world.checker.write_leaves(message)
+                    self._world.checker.stream.write_leaves(message)
         self._world.link.send(self.index, effect.messages)
 
     def _on_drop(self, effect: DropSession) -> None:
@@ -257,7 +255,7 @@ class SimHost:
         replica = self.replicas[effect.volume]
         replica.applies_asked += 1
         if self.role is Role.STANDBY:
-            self._world.checker.apply_asked(self, effect)
+            self._world.checker.stream.apply_asked(self, effect)
         cost = self._cost(replica, self._world.profile.speeds.disk_ns, ops_bytes(effect.ops))
         replica.lane.push(effect, cost)
 
@@ -318,7 +316,7 @@ class SimHost:
                 self._tear_op(replica, start, stop, values_of_op(op))
             else:
                 replica.disk.write(start, stop, values_of_op(op), fua=op.fua)
-            checker.written(replica.index, start, stop)
+            checker.differences.written(replica.index, start, stop)
         checker.applied(self, job)
         if failing < 0:
             return None
@@ -339,7 +337,7 @@ class SimHost:
                 start, stop = op.offset // SECTOR_BYTES, (op.offset + op.length) // SECTOR_BYTES
                 if start < stop:
                     self._tear_op(replica, start, stop, values_of_op(op))
-                    self._world.checker.written(replica.index, start, stop)
+                    self._world.checker.differences.written(replica.index, start, stop)
             self._world.checker.applied(self, job)
 
     def _on_flush(self, effect: Flush) -> None:
@@ -362,7 +360,7 @@ class SimHost:
             self._world.checker.cache_lost(self, replica.index)
         else:
             for start, stop in replica.disk.flush(position):
-                self._world.checker.written(replica.index, start, stop)
+                self._world.checker.differences.written(replica.index, start, stop)
         session.flushed(effect.volume, effect.token, error, self._clock.now)
         self.perform()
 

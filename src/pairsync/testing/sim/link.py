@@ -59,6 +59,11 @@ class Link:
         return self._ends[index].session
 
     @property
+    def opened(self) -> bool:
+        """Whether both hosts have been told of the session."""
+        return self.whole and self._ends[0].opened and self._ends[1].opened
+
+    @property
     def whole(self) -> bool:
         """Whether both ends are in the same session."""
         return self._ends[0].session == self._ends[1].session != 0

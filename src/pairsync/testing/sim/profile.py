@@ -146,11 +146,12 @@ def _options(random: Random) -> VolumeOptions:
     level, at_bound = random.choices(
         (("sync", "throttle"), ("async", "throttle"), ("async", "fall-behind")), (60, 12, 28)
     )[0]
+    lag_ns_max = 5 * NS_PER_S if at_bound == "throttle" else 50 * NS_PER_MS
     return VolumeOptions(
         level=level,
         at_bound=at_bound,
         lag_bytes=random.choice((1, 1, 2, 64)) * MIB,
-        lag_ns=_between(random, NS_PER_MS, 5 * NS_PER_S),
+        lag_ns=_between(random, NS_PER_MS // 2, lag_ns_max),
         intent_window_bytes=random.choice((4, 4, 8, 64)) * MIB,
         inflight_bytes=random.choice((1, 1, 16)) * MIB,
         tickets_max=random.choice((1, 4, 64, 4096)),

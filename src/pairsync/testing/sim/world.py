@@ -31,6 +31,21 @@ __all__ = ["Outcome", "SimulationFailure", "World", "simulate"]
 HEAL_NS_MAX = 400 * NS_PER_S
 """How long the liveness phase may take: twice the longest hold-off, peer deadlines, and the copying."""
 
+PLAN_RULES = frozenset(
+    {
+        "active-behind",
+        "active-not-consistent",
+        "another-volume",
+        "diverged",
+        "interrupted-unrelated",
+        "size-differs",
+        "stale-term",
+        "unrelated",
+        "volumes-differ",
+    }
+)
+"""Refusals that say what the two hosts have lived through: nothing of such a session is applied."""
+
 REQUEST_NS_MAX = 150 * NS_PER_S
 """How long a request may take while its host is up: several peer deadlines, one after the other."""
 
@@ -76,10 +91,8 @@ class World:
         self.standby = SimHost(self, 1, "standby", Role.STANDBY, theirs)
         self.hosts = (self.active, self.standby)
         self.checker = Checker(self)
-        for volume in range(len(mine)):
-            self.checker.recompute(volume)
-            self.checker.adopt_start(volume, self.profile.start)
         self.link = Link(self)
+        self.checker.begin(self.profile.start)
         self.faults = Faults(self)
 
     # ------------------------------------------------------------------ what the parts tell
@@ -109,6 +122,8 @@ class World:
         elif isinstance(event, RefusedEvent):
             self.coverage.reach(f"refused:{event.rule}")
             self.faults.refused(event.rule)
+            if event.rule in PLAN_RULES:
+                self.checker.stream.refused()
         elif isinstance(event, InSyncEvent) and host is self.active:
             self.coverage.reach("in-sync")
 
