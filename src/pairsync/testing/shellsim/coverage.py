@@ -1,0 +1,59 @@
+"""What a run has reached: faults in states, plans, paths that took over, deaths in the middle of a step.
+
+A simulator that reports no failure has shown something only about what it has reached: a set of seeds that
+has not reached everything in `required` has failed, and says what is missing.  The finer states are the core
+simulator's matter; here it is what only the real shell has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pairsync.core.standing import Phase
+
+from .profile import FAULTS
+
+__all__ = ["missing", "required"]
+
+_ESSENTIAL = (Phase.ABSENT, Phase.SYNCING, Phase.IN_SYNC)
+
+_WHERE: dict[str, tuple[Phase, ...]] = {
+    "eio-standby": (Phase.IN_SYNC,),  # a standby's disk is written only by what a session brings
+    "enospc-standby": (Phase.IN_SYNC,),
+    "flush-fails-standby": (Phase.IN_SYNC,),
+    "flush-fails-active": (Phase.ABSENT, Phase.IN_SYNC),
+    "metadata-fails-standby": (Phase.ABSENT, Phase.IN_SYNC),
+    "metadata-fails-active": (Phase.ABSENT, Phase.IN_SYNC),
+    "read-eio-active": (Phase.SYNCING,),
+    "replace-standby": (Phase.ABSENT,),
+    "slow-link": (Phase.IN_SYNC,),
+    "stop-active": (Phase.ABSENT, Phase.IN_SYNC),
+    "stop-standby": (Phase.ABSENT, Phase.IN_SYNC),
+}
+
+OTHERS = (
+    "mode:full",
+    "mode:incremental",
+    "in-sync",
+    "behind",
+    "died-inside:active",
+    "died-inside:standby",
+    "took-over",
+    "level:sync",
+    "level:async",
+    "session-lost",
+)
+"""``took-over``: a session went on over another path; ``died-inside``: in the middle of a disk operation."""
+
+
+def required() -> list[str]:
+    """What a set of seeds has to reach."""
+    return [f"{fault}@{phase.value}" for fault in FAULTS for phase in _WHERE.get(fault, _ESSENTIAL)] + [
+        *OTHERS
+    ]
+
+
+def missing(reached: Iterable[str]) -> list[str]:
+    """Of `required`, what is not there."""
+    found = set(reached)
+    return [name for name in required() if name not in found]

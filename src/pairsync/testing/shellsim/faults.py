@@ -1,0 +1,245 @@
+"""Faults: a storm of random ones, ambushes at the moments that matter, and what mends them again."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pairsync.core.messages import Role
+from pairsync.core.units import NS_PER_MS, NS_PER_S
+from pairsync.testing.disks import SimAction
+
+from .host import Armed, Life, SimHost
+from .network import SimPath
+
+if TYPE_CHECKING:
+    from .world import World
+
+__all__ = ["Faults"]
+
+STEPS_INSIDE_MAX = 40
+"""Steps of a medium until a death strikes in the middle: a few bundles."""
+
+INSIDE_NS_MAX = NS_PER_S
+"""If the medium has nothing to do, the death strikes after that time all the same."""
+
+REPAIR_NS_MAX = 3 * NS_PER_S
+"""How long a supervisor takes to notice that a volume has stopped."""
+
+CUT_NS_MEAN = 3 * NS_PER_S
+
+SLOW_FACTORS = (3, 10, 30)
+
+_WRITES = frozenset({SimAction.WRITE, SimAction.ZERO})
+_ARMS: dict[str, tuple[bool, frozenset[SimAction], int]] = {
+    "eio": (False, _WRITES, errno.EIO),
+    "enospc": (False, _WRITES, errno.ENOSPC),
+    "read-eio": (False, frozenset({SimAction.READ}), errno.EIO),
+    "flush-fails": (False, frozenset({SimAction.FLUSH}), errno.EIO),
+    "metadata-fails": (True, _WRITES, errno.EIO),
+}
+"""Kind: metadata or data, what fails, and how."""
+
+
+class Faults:
+    """See the module."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._timers = world.timers
+        self._random = world.chance
+        self._active = False  # faults may strike
+        self._enabled = world.profile.faults
+        self._ambush_pending = False
+        self._stopping: set[str] = set()  # hosts that close in order
+        self._actions: dict[str, Callable[[], None]] = {
+            "cut-path": lambda: self._cut([self._any_path()]),
+            "cut-one-way": lambda: self._cut([self._any_path()], self._random.choice(world.net.hosts)),
+            "cut-all": lambda: self._cut(list(world.net.paths.values())),
+            "reset-path": lambda: self._reset([self._any_path()]),
+            "reset-all": lambda: self._reset(list(world.net.paths.values())),
+            "slow-link": self._slow,
+            "replace-standby": self._replace_standby,
+            "crash-both": lambda: self._both(power=False),
+            "power-both": lambda: self._both(power=True),
+        }
+        for host in (world.active, world.standby):
+            self._actions[f"crash-{host.name}"] = lambda host=host: self._die(host, power=False)  # type: ignore[misc]
+            self._actions[f"power-{host.name}"] = lambda host=host: self._die(host, power=True)  # type: ignore[misc]
+            self._actions[f"stop-{host.name}"] = lambda host=host: self._stop(host)  # type: ignore[misc]
+
+    # ------------------------------------------------------------------ when
+
+    def begin(self) -> None:
+        """Faults may strike from now on."""
+        self._active = True
+        if self._enabled:
+            self._next()
+
+    def end(self) -> None:
+        """No more faults: the network works, disks do not fail."""
+        self._active = False
+        self._world.net.heal()
+        for host in self._world.hosts:
+            host.armed.clear()
+
+    def _next(self) -> None:
+        self._timers.after(int(self._world.profile.storm_ns * self._random.expovariate(1.0)), self._storm)
+
+    def _storm(self) -> None:
+        if self._active:
+            self.strike(self._random.choices(list(self._enabled), list(self._enabled.values()))[0])
+            self._next()
+
+    def ambush(self) -> None:
+        """A volume's peer has just changed its phase."""
+        kinds = [kind for kind in self._enabled if kind != "slow-link"]
+        if not self._active or self._ambush_pending or not kinds:
+            return
+        if self._random.random() < self._world.profile.ambush:
+            self._ambush_pending = True
+            delay = self._random.choice(
+                (0, self._random.randrange(NS_PER_MS), self._random.randrange(20 * NS_PER_MS))
+            )
+            self._timers.after(delay, self._spring, self._random.choice(kinds))
+
+    def _spring(self, kind: str) -> None:
+        self._ambush_pending = False
+        if self._active:
+            self.strike(kind)
+
+    def strike(self, kind: str) -> None:
+        """That fault, now."""
+        self._world.trace.note("fault", kind)
+        action = self._actions.get(kind)
+        if action is not None:
+            action()
+        else:
+            self._arm(kind)
+
+    # ------------------------------------------------------------------ deaths
+
+    def _die(self, host: SimHost, *, power: bool) -> None:
+        if not host.up:
+            return
+        if self._random.random() < self._world.profile.crash_inside:
+            life = host.life
+            steps = 1 + self._random.randrange(STEPS_INSIDE_MAX)
+            host.medium.strike_in(steps, lambda: self._die_inside(host, power=power))
+            self._timers.after(INSIDE_NS_MAX, self._die_late, host, life, power)
+        else:
+            self._die_now(host, power=power)
+
+    def _die_inside(self, host: SimHost, *, power: bool) -> None:
+        self._world.reach(f"died-inside:{host.name}")
+        self._die_now(host, power=power)
+
+    def _die_late(self, host: SimHost, life: Life | None, power: bool) -> None:
+        if host.life is life and host.up:
+            self._die_now(host, power=power)
+
+    def _die_now(self, host: SimHost, *, power: bool) -> None:
+        if not host.up:
+            return
+        world = self._world
+        self._count(f"{'power' if power else 'crash'}-{host.name}")
+        world.trace.note(host.name, "dies", "with its power" if power else "")
+        cache_lost = power or host.suspect
+        host.die(power=power)
+        if host.role is Role.ACTIVE:
+            world.writer.host_died()
+        world.checker.crashed(host, cache_lost=cache_lost)
+        self._restart_later(host)
+
+    def _both(self, *, power: bool) -> None:
+        world = self._world
+        if world.active.up and world.standby.up:
+            self._count(f"{'power' if power else 'crash'}-both")
+            first = self._random.randrange(2)
+            self._die_now(world.hosts[first], power=power)
+            self._die_now(world.hosts[1 - first], power=power)
+
+    def _restart_later(self, host: SimHost) -> None:
+        delay = int(self._world.profile.restart_ns * self._random.expovariate(1.0))
+        self._timers.after(delay, self._restart, host)
+
+    def _restart(self, host: SimHost) -> None:
+        if not host.up and not self._world.ending:
+            self._world.start(host)
+
+    def _stop(self, host: SimHost) -> None:
+        """An orderly shutdown."""
+        life = host.life
+        if life is None or not life.serves():
+            return
+        if host.suspect:  # nothing can be closed in order any more
+            self._die_now(host, power=False)
+            return
+        self._count(f"stop-{host.name}")
+        life.stop.set()
+
+    def life_ended(self, host: SimHost) -> None:
+        """A host has closed in order."""
+        if not self._world.ending:
+            self._restart_later(host)
+
+    def stopped_serving(self, life: Life) -> None:
+        """A volume has failed for good: a supervisor starts the process anew."""
+        self._timers.after(self._random.randrange(REPAIR_NS_MAX), self._repair, life)
+
+    def _repair(self, life: Life) -> None:
+        if life.host.life is life and not life.stop.is_set():
+            self._die_now(life.host, power=False)
+
+    # ------------------------------------------------------------------ the network
+
+    def _any_path(self) -> SimPath:
+        return self._random.choice(list(self._world.net.paths.values()))
+
+    def _cut(self, paths: list[SimPath], *senders: str) -> None:
+        self._count({(True, False): "cut-one-way"}.get((bool(senders), False), self._name("cut", paths)))
+        for path in paths:
+            path.cut(*senders)
+            self._timers.after(int(CUT_NS_MEAN * self._random.expovariate(1.0)), path.heal)
+
+    def _name(self, what: str, paths: list[SimPath]) -> str:
+        return f"{what}-{'path' if len(paths) < len(self._world.net.paths) or len(paths) == 1 else 'all'}"
+
+    def _reset(self, paths: list[SimPath]) -> None:
+        self._count(self._name("reset", paths))
+        for path in paths:
+            self._world.net.reset(path)
+
+    def _slow(self) -> None:
+        self._count("slow-link")
+        for path in self._world.net.paths.values():
+            factor = self._random.choice(SLOW_FACTORS)
+            for wire in path.wires.values():
+                wire.slow = factor
+            self._timers.after(int(CUT_NS_MEAN * self._random.expovariate(1.0)), path.heal)
+
+    # ------------------------------------------------------------------ disks
+
+    def _arm(self, kind: str) -> None:
+        what, _, name = kind.rpartition("-")
+        metadata, actions, code = _ARMS[what]
+        host = self._world.active if name == "active" else self._world.standby
+        self._count(kind)
+        if host.up:
+            host.armed.append(Armed(metadata, actions, code, self._random.choice((1, 1, 2, 5))))
+
+    def _replace_standby(self) -> None:
+        """Its disks are lost: new ones, blank."""
+        standby = self._world.standby
+        if standby.up:
+            self._die_now(standby, power=self._random.random() < 0.5)
+        self._count("replace-standby")
+        self._world.checker.swapped()
+        self._world.blank(standby)
+
+    def _count(self, kind: str) -> None:
+        """A fault strikes now: in which state?"""
+        guest = self._world.active.guest
+        for source in guest.session.sources if guest is not None else ():
+            self._world.reach(f"{kind}@{source.standing.phase.value}")
