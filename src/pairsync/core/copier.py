@@ -24,9 +24,14 @@ from .messages import Adopt, Begin, OpKind, SyncMode, VolumePlan, WriteOp
 from .resync import Pacer, Progress, ResyncSource
 from .standing import Standing
 from .tracker import Tracker, ops_bytes
-from .units import BLOCK_BYTES, Extent
+from .units import BLOCK_BYTES, KIB, Extent
 
 __all__ = ["Copier"]
+
+
+READY_BYTES = 256 * KIB
+READY_OPS = 256
+"""What is worth a message: beyond that its fixed costs (a frame, a write, an answer) are small."""
 
 
 class _Stage(enum.Enum):
@@ -61,6 +66,8 @@ class Copier:
         self._stage = _Stage.IDLE
         self._plan: VolumePlan | None = None
         self._token: object = None  # of the mapping or the saving that is awaited; others are stale
+        self._ready: list[WriteOp] = []  # found, not sent yet: scattered blocks share a message
+        self._ready_bytes = 0  # data in it
         self._extents: dict[int, Extent] = {}  # of the reads under way, by number
         self.waiting_since_ns: int | None = None  # since when the peer owes Begun or Adopted
 
@@ -138,6 +145,7 @@ class Copier:
         self._stage = _Stage.IDLE
         self._plan = self._token = None
         self._extents.clear()
+        self._ready, self._ready_bytes = [], 0  # its blocks are "sent" without a flush: they become todo
         self._resync.stop()
         self.waiting_since_ns = None
 
@@ -163,7 +171,7 @@ class Copier:
 
     def _nothing_missing(self) -> bool:
         tracker = self._tracker
-        if tracker.todo or self._resync.reading or tracker.open.sent:
+        if tracker.todo or self._resync.reading or self._ready or tracker.open.sent:
             return False
         return tracker.closing is None or not tracker.closing.sent
 
@@ -190,20 +198,32 @@ class Copier:
                 stop = (op.offset + op.length - 1) // BLOCK_BYTES + 1
                 self._resync.written(Extent(start, stop))
 
-    def found(
-        self, number: int, covered: Extent, ops: Sequence[WriteOp]
-    ) -> Iterator[tuple[list[WriteOp], Extent, int]]:
-        """A read has ended: ``ops`` is the content of ``covered``.
-
-        Yields what is to be sent: ops, the blocks that they bring up to date, and their data bytes.
-        """
+    def found(self, number: int, covered: Extent, ops: Sequence[WriteOp]) -> None:
+        """A read has ended: ``ops`` is the content of ``covered``; what of it is to be sent is kept ready."""
         if self._extents.pop(number, None) is None:
             return
         for run in self._resync.read_done(number, covered) or ():
             part = list(_cut_out(ops, run.start * BLOCK_BYTES, min(run.stop * BLOCK_BYTES, self._size_bytes)))
             data_bytes = ops_bytes(part)
             self._resync.sent(data_bytes)
-            yield part, run, data_bytes
+            self._tracker.resynced(run, data_bytes)
+            self._ready += part
+            self._ready_bytes += data_bytes
+
+    def take_ready(self, *, all_of_it: bool) -> list[WriteOp]:
+        """What is ready to be sent, once it is worth a message or nothing more is being read.
+
+        ``all_of_it``: now.  The caller must ask so before it sends a live write or a barrier: in the stream
+        what was read earlier stands before what was written later (else older content would overwrite
+        newer), and a flush covers only what stands before it.
+        """
+        if not self._ready:
+            return []
+        enough = self._ready_bytes >= READY_BYTES or len(self._ready) >= READY_OPS
+        if not (all_of_it or enough or not self._resync.reading):
+            return []
+        ready, self._ready, self._ready_bytes = self._ready, [], 0
+        return ready
 
     def read_failed(self, number: int) -> bool:
         """A read failed; False if nobody waits for it any more."""

@@ -10,6 +10,8 @@ Barrier numbers never repeat, so an answer that belongs to an earlier session is
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pairsync.errors import InternalError, ProtocolError
 
 from .effects import Effect, Flush, Send
@@ -42,7 +44,14 @@ class FlushOp:
 class Flushes:
     """See the module."""
 
-    def __init__(self, volume: int, standing: Standing, out: list[Effect]) -> None:
+    def __init__(
+        self,
+        volume: int,
+        standing: Standing,
+        out: list[Effect],
+        before_barrier: Callable[[int], None] = lambda _now_ns: None,
+    ) -> None:
+        self._before_barrier = before_barrier  # sends what a barrier is to cover and is not sent yet
         self._volume = volume
         self._standing = standing
         self._out = out
@@ -81,6 +90,7 @@ class Flushes:
         self._out.append(Flush(self._volume, op))
         if to_peer:
             op.peer_pending = True
+            self._before_barrier(now_ns)
             self._out.append(Send([Barrier(self._standing.superblock.term, self._volume, op.number)]))
         return op
 

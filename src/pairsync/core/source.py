@@ -11,12 +11,12 @@ A write takes these steps; each arrow is an effect that the shell performs and r
   can leave a difference that the dirty map does not show (DESIGN rule 7).
 * An acknowledgement needs the local replica and, while the peer is joined and the level is ``sync``, the
   peer's `Applied`; without the peer it needs a durable generation that does not count on it (rule 2).
-* A flush of the guest makes durable what was *acknowledged*: one flush here beside one barrier there;
-  flushes that arrive meanwhile share the next one.
-* Closing a write-intent generation needs both flushes too; it is asked for by the window, by a flush that
-  finds nothing in flight, by a resync that has sent its last block, and after a time.
+* A flush of the guest makes durable what was *acknowledged*: see `core.flushes`.
+* A write-intent generation is closed (`core.closer`) when the window asks for it, by a flush that finds
+  nothing in flight, by a resync that has sent its last block, and after a time.
 
-What the peer lacks is copied by `core.copier`; whether it counts is decided by `core.standing`.
+What is taken in is decided by `core.admission`, what the peer lacks is copied by `core.copier`, and whether
+it counts is decided by `core.standing`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class VolumeSource:
         self.options = options
         self.failed: str | None = None  # why nothing is served any more
         self._out = out
-        self._flushes = Flushes(index, standing, out)
+        self._flushes = Flushes(index, standing, out, before_barrier=self._send_copied)
         self._closer = Closer(index, tracker, standing, self._flushes, out)
         self._closed = False  # no further writes
         self._closing: list[object] = []  # owners of `close` that wait
@@ -189,6 +189,7 @@ class VolumeSource:
             self._check_lag(now_ns)  # the bound holds for every write, not from tick to tick
         standing = self.standing
         if standing.mirrored and self._admission.mirrors(joined=standing.joined):
+            self._send_copied(now_ns)
             self.tracker.mirrored(ticket.ops)
             self._out.append(Send(self._window.send(ticket.ops, ticket, standing.superblock.term, now_ns)))
         else:
@@ -373,11 +374,13 @@ class VolumeSource:
 
     def read_done(self, number: int, covered: Extent, ops: Sequence[WriteOp], now_ns: int) -> None:
         """A resync read has found the content of ``covered``."""
-        for part, run, data_bytes in self.copier.found(number, covered, ops):
-            self.tracker.resynced(run, data_bytes)
-            term = self.standing.superblock.term
-            self._out.append(Send(self._window.send(part, None, term, now_ns)))
+        self.copier.found(number, covered, ops)
+        self._send_copied(now_ns, all_of_it=False)
         self.advance(now_ns)
+
+    def _send_copied(self, now_ns: int, *, all_of_it: bool = True) -> None:
+        if ops := self.copier.take_ready(all_of_it=all_of_it):
+            self._out.append(Send(self._window.send(ops, None, self.standing.superblock.term, now_ns)))
 
     def read_failed(self, number: int, error: int, now_ns: int) -> None:
         """A resync read failed: without the source's content the copy cannot be completed."""
