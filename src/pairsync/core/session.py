@@ -199,10 +199,10 @@ class Session:
                 self._agree(now_ns)
         elif isinstance(message, Leave):
             self._refuse("peer-left", message.reason, now_ns, tell=False)
+        elif isinstance(message, Failed):  # also before the introductions: it may have no superblock to show
+            self._refuse("peer-failed", message.reason, now_ns, tell=False)
         elif self.phase is not SessionPhase.RUNNING:
             raise ProtocolError(f"{type(message).__name__} before the introductions")
-        elif isinstance(message, Failed):
-            self._refuse("peer-failed", message.reason, now_ns, tell=False)
         elif self.role is Role.ACTIVE:
             self._receive_as_active(message, now_ns)
         else:
