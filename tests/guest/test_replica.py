@@ -305,6 +305,23 @@ def test_a_failing_disk_becomes_errnos() -> None:
     assert flush_job(disk) == errno.EIO
 
 
+def test_a_request_without_room_fails_alone() -> None:
+    medium, disk = _disk()
+    medium.fault = lambda operation: (
+        Fault(errno.ENOSPC)
+        if operation.action is SimAction.WRITE
+        and operation.offset <= 5000 < operation.offset + operation.length
+        else None
+    )
+    ops = [_data(0, b"a" * 100), _data(5000, b"?" * 10), _data(0, b"b" * 50), _data(9000, b"c")]
+    assert apply_job(disk, ops) == [0, errno.ENOSPC, 0, 0]
+    content = bytearray(BLOCK_BYTES * 3)
+    disk.read_into(0, memoryview(content))
+    assert content[:100] == b"b" * 50 + b"a" * 50  # the order is kept
+    assert content[5000:5010] == bytes(10)
+    assert content[9000:9001] == b"c"
+
+
 def test_reading_finds_data_zeroes_and_holes() -> None:
     _, disk = _disk()
     block = BLOCK_BYTES

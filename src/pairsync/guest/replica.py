@@ -199,13 +199,23 @@ class Found(NamedTuple):
 def apply_job(device: Device, ops: Sequence[WriteOp]) -> Sequence[int] | None:
     """Apply a batch; an errno for each op, or None: all well.
 
-    After a failure the batch is reported as failed as a whole: how much of it was written is not known.
+    A batch that fails is written once more, op by op in its order: how much of it was written is not known,
+    and one request without room must not fail those that merely stood beside it.
     """
     try:
         device.apply(ops)
     except BackendError as error:
-        return [error.errno] * len(ops)
+        errnos = [error.errno] if len(ops) == 1 else [_apply_one(device, op) for op in ops]
+        return errnos if any(errnos) else None
     return None
+
+
+def _apply_one(device: Device, op: WriteOp) -> int:
+    try:
+        device.apply((op,))
+    except BackendError as error:
+        return error.errno
+    return 0
 
 
 def flush_job(device: Device) -> int:
