@@ -113,8 +113,11 @@ class VolumeSource:
 
     @property
     def accepting(self) -> bool:
-        """Whether another batch is welcome (it is queued, not refused, if given all the same)."""
-        return self._admission.welcome(len(self._live))
+        """Whether another batch is welcome (it is queued, not refused, if given all the same).
+
+        One that would end with EIO at once is: nobody may wait for room that never comes.
+        """
+        return self.failed is not None or self._admission.welcome(len(self._live))
 
     @property
     def inflight_bytes(self) -> int:
@@ -376,7 +379,8 @@ class VolumeSource:
         """A resync read has found the content of ``covered``."""
         self.copier.found(number, covered, ops)
         self._send_copied(now_ns, all_of_it=False)
-        self.advance(now_ns)
+        if self.copier.hungry:
+            self.advance(now_ns)
 
     def _send_copied(self, now_ns: int, *, all_of_it: bool = True) -> None:
         if ops := self.copier.take_ready(all_of_it=all_of_it):

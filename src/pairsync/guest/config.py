@@ -12,10 +12,14 @@ from pairsync.core.units import MIB
 from pairsync.errors import ConfigError
 from pairsync.io.config import WINDOW_BYTES_MAX, LinkConfig
 
-__all__ = ["VOLUMES_MAX", "GuestConfig", "VolumeConfig"]
+__all__ = ["PART_BYTES_MAX", "VOLUMES_MAX", "GuestConfig", "VolumeConfig"]
 
 VOLUMES_MAX = 64
 """Volumes of one guest: more than any hypervisor's default bus takes."""
+
+PART_BYTES_MAX = 4 * MIB
+"""Most data of a batch that goes on as one: what a volume may have in flight is exceeded by one of these at
+most, and one intent record for so much costs little."""
 
 _STREAM_RESERVE_BYTES = 16 * MIB
 """Room of the link's window beyond the data in flight: headers, answers, one batch more than counted."""
@@ -74,7 +78,7 @@ class GuestConfig:
             inflight = max(volume.options.inflight_bytes // count, 2 * MIB)
             options = replace(volume.options, inflight_bytes=inflight)
             volumes.append(replace(volume, options=options))
-            window_bytes += 2 * inflight
+            window_bytes += 2 * inflight + PART_BYTES_MAX
             if options.level == "async":
                 window_bytes += options.lag_bytes
         link = self.link

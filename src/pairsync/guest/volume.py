@@ -3,8 +3,9 @@
 Reads are answered by the local replica, from the page cache at once where it has the range.  Writes go to
 the guest's session machine (`pairsync.core`), which answers when the acknowledgement level is met.
 
-Requests of any size are taken; data is cut into pieces of at most one protocol message, which keep their
-order and are acknowledged together.
+Requests of any size are taken: data is cut into pieces of at most one protocol message, ranges without data
+into pieces that one message can name, and what is more than `PART_BYTES_MAX` goes on in parts, each of which
+waits for its room.  They keep their order and are acknowledged together.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import trio
 
 from pairsync.core.messages import Buffer, OpKind, WriteOp
 from pairsync.core.source import VolumeSource
-from pairsync.core.units import BLOCK_BYTES, extent_of
-from pairsync.core.window import FRAME_DATA_BYTES_MAX
+from pairsync.core.units import BLOCK_BYTES, GIB, extent_of
+from pairsync.core.window import FRAME_DATA_BYTES_MAX, FRAME_OPS_MAX
 from pairsync.errors import ArbitrationError, BackendError, ClosedError, ConfigError
 
+from .config import PART_BYTES_MAX
 from .replica import Replica
 
 if TYPE_CHECKING:
@@ -32,29 +34,40 @@ __all__ = ["READS_AT_ONCE", "Volume"]
 READS_AT_ONCE = 16
 """Reads of one volume that wait for its disk at the same time: what a disk's queue makes use of."""
 
+RANGE_BYTES_MAX = 1 * GIB
+"""Longest range without data of one op: the wire names up to 2 GiB, NBD asks for up to 4 GiB at once."""
+
 Done = Callable[[Sequence[int] | None], None]
 T = TypeVar("T")
 
 
 class _Pieces:
-    """A batch that was cut: its owner hears of the ops that it gave, not of the pieces."""
+    """A batch that was cut: its owner hears of the ops that it gave, when the last part has ended."""
 
-    __slots__ = ("counts", "done")
+    __slots__ = ("_counts", "_done", "_errnos", "_left")
 
-    def __init__(self, done: Done, counts: Sequence[int]) -> None:
-        self.done = done
-        self.counts = counts  # pieces of each op
+    def __init__(self, done: Done, counts: Sequence[int], parts: int) -> None:
+        self._done = done
+        self._counts = counts  # pieces of each op; 0 for one of no bytes
+        self._errnos = [0] * sum(counts)  # of each piece
+        self._left = parts  # parts that have not ended
 
-    def __call__(self, errnos: Sequence[int] | None) -> None:
-        if errnos is None:
-            self.done(None)
+    def part(self, first: int, errnos: Sequence[int] | None) -> None:
+        """The part that begins with piece ``first`` has ended."""
+        if errnos is not None:
+            self._errnos[first : first + len(errnos)] = errnos
+        self._left -= 1
+        if self._left:
+            return
+        if not any(self._errnos):
+            self._done(None)
             return
         merged: list[int] = []
         at = 0
-        for count in self.counts:
-            merged.append(next((e for e in errnos[at : at + count] if e), 0))
+        for count in self._counts:
+            merged.append(next((e for e in self._errnos[at : at + count] if e), 0))
             at += count
-        self.done(merged)
+        self._done(merged)
 
 
 class _Waiter:
@@ -187,13 +200,24 @@ class Volume:
         Never blocks; `wait_writable` is the back-pressure.  Data must not change until ``done``.
         """
         source = self._source()
-        owner: Done = done
-        if any(op.length > FRAME_DATA_BYTES_MAX and op.kind is OpKind.DATA for op in ops):
-            pieces = [_cut(op) for op in ops]
-            owner = _Pieces(done, [len(part) for part in pieces])
-            ops = [piece for part in pieces for piece in part]
-        source.write(owner, ops, self._guest.now_ns())
+        if len(ops) <= FRAME_OPS_MAX and all(0 < op.length <= FRAME_DATA_BYTES_MAX for op in ops):
+            source.write(done, ops, self._guest.now_ns())
+        else:
+            self._submit_cut(source, ops, done)
         self._guest.perform()
+
+    def _submit_cut(self, source: VolumeSource, ops: Sequence[WriteOp], done: Done) -> None:
+        """A batch that may have to go on in parts."""
+        pieces = [_cut(op) for op in ops]
+        parts = _parts([piece for each in pieces for piece in each])
+        if not parts:
+            done(None)
+            return
+        owner = _Pieces(done, [len(each) for each in pieces], len(parts))
+        first = 0
+        for part in parts:
+            source.write(partial(owner.part, first), part, self._guest.now_ns())
+            first += len(part)
 
     async def wait_writable(self) -> None:
         """Return when a batch is welcome."""
@@ -225,12 +249,29 @@ class Volume:
 
 
 def _cut(op: WriteOp) -> list[WriteOp]:
-    """Data in pieces of at most one message."""
-    if op.kind is not OpKind.DATA or op.length <= FRAME_DATA_BYTES_MAX or op.data is None:
-        return [op]
+    """An op in pieces that one message can carry; none for one of no bytes."""
+    if op.data is None:
+        return [
+            op._replace(offset=op.offset + at, length=min(RANGE_BYTES_MAX, op.length - at))
+            for at in range(0, op.length, RANGE_BYTES_MAX)
+        ]
     view = memoryview(op.data)
     return [
         WriteOp(op.kind, op.offset + at, len(piece), piece, op.fua)
         for at in range(0, op.length, FRAME_DATA_BYTES_MAX)
         for piece in (view[at : at + FRAME_DATA_BYTES_MAX],)
     ]
+
+
+def _parts(pieces: Sequence[WriteOp]) -> list[list[WriteOp]]:
+    """The pieces in batches of at most `PART_BYTES_MAX` of data and `FRAME_OPS_MAX` ops."""
+    parts: list[list[WriteOp]] = []
+    data_bytes = 0
+    for piece in pieces:
+        size = 0 if piece.data is None else piece.length
+        if not parts or len(parts[-1]) >= FRAME_OPS_MAX or data_bytes + size > PART_BYTES_MAX:
+            parts.append([])
+            data_bytes = 0
+        parts[-1].append(piece)
+        data_bytes += size
+    return parts
