@@ -34,6 +34,11 @@ READY_OPS = 256
 """What is worth a message: beyond that its fixed costs (a frame, a write, an answer) are small."""
 
 
+READS_LOW = 8
+"""Reads under way below which more are asked for: of scattered blocks some thirty fit the quota, and to look
+for one more after each would cost more than the reading."""
+
+
 class _Stage(enum.Enum):
     IDLE = "idle"
     MAPPING = "mapping"  # waiting for what is allocated
@@ -209,6 +214,11 @@ class Copier:
             self._tracker.resynced(run, data_bytes)
             self._ready += part
             self._ready_bytes += data_bytes
+
+    @property
+    def hungry(self) -> bool:
+        """Whether so few reads are under way that it is time to ask for more, some at once."""
+        return self._resync.reading_count <= READS_LOW
 
     def take_ready(self, *, all_of_it: bool) -> list[WriteOp]:
         """What is ready to be sent, once it is worth a message or nothing more is being read.

@@ -126,6 +126,11 @@ class ResyncSource:
         self._sampled_blocks = 0
 
     @property
+    def reading_count(self) -> int:
+        """Reads under way."""
+        return len(self._reading)
+
+    @property
     def reading(self) -> bool:
         """Whether reads are under way."""
         return bool(self._reading)

@@ -21,7 +21,7 @@ from pairsync.core.messages import Condition, OpKind, WriteOp
 from pairsync.core.resync import PIECE_BYTES
 from pairsync.core.session import VolumeSetup
 from pairsync.core.superblock import Superblock
-from pairsync.core.units import BLOCK_BYTES, Extent, block_count_of
+from pairsync.core.units import BLOCK_BYTES, KIB, Extent, block_count_of
 from pairsync.errors import BackendError, ConfigError, MismatchError
 from pairsync.storage.device import Device
 from pairsync.storage.file import create_volume, open_volume
@@ -53,6 +53,9 @@ __all__ = [
 ]
 
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
+
+ASK_BYTES = 64 * KIB
+"""Up to here a range is read without asking for holes first: the question costs as much."""
 
 
 class Replica:
@@ -286,8 +289,8 @@ def _find(device: Device, extent: Extent) -> Found:
     offset = extent.start * BLOCK_BYTES
     length = min(extent.stop * BLOCK_BYTES, device.size_bytes) - offset
     piece = min(length, PIECE_BYTES)
-    hole = device.hole_bytes(offset, length)
-    if hole >= piece:
+    hole = device.hole_bytes(offset, length) if length > ASK_BYTES else 0
+    if hole and hole >= piece:
         if hole < length:
             hole -= hole % BLOCK_BYTES
         stop = -(-(offset + hole) // BLOCK_BYTES)
