@@ -24,7 +24,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-from pairsync.errors import InternalError, ProtocolError
+from pairsync.errors import ProtocolError
 
 from .admission import Admission
 from .closer import Closer
@@ -37,7 +37,7 @@ from .messages import Adopted, SyncMode, VolumePlan, WriteOp
 from .standing import Phase, Standing
 from .tracker import Tracker
 from .units import NS_PER_S, Extent
-from .window import Ticket, Window
+from .window import Ticket, Window, ticket_of
 
 __all__ = ["VolumeSource"]
 
@@ -164,7 +164,7 @@ class VolumeSource:
 
     def journaled(self, token: object, error: int, now_ns: int) -> None:
         """The intents of a batch are durable, or could not be written (``error``: an errno)."""
-        ticket = _ticket(token)
+        ticket = ticket_of(token)
         self._admission.journaling -= 1
         if error:
             self.tracker.applied(ticket.generation)
@@ -201,7 +201,7 @@ class VolumeSource:
 
     def applied(self, token: object, errnos: Sequence[int] | None, now_ns: int) -> None:
         """A batch was applied here; ``errnos``: one for each op, if any failed."""
-        ticket = _ticket(token)
+        ticket = ticket_of(token)
         self.tracker.applied(ticket.generation)
         ticket.local = True
         if errnos is not None:
@@ -443,12 +443,6 @@ class VolumeSource:
         self._closing.clear()
         self._out.extend(Complete(owner, [errno.EIO]) for owner in owners)
         self._out.append(DropSession(reason, refused=True))
-
-
-def _ticket(token: object) -> Ticket:
-    if not isinstance(token, Ticket):
-        raise InternalError(f"a report about {token!r}, which is no batch")
-    return token
 
 
 def _name(error: int) -> str:

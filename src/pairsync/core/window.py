@@ -10,14 +10,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from pairsync.errors import ProtocolError
+from pairsync.errors import InternalError, ProtocolError
 
 from .effects import Complete
 from .messages import OpKind, Write, WriteOp
 from .tracker import ops_bytes
 from .units import KIB, MIB, NS_PER_MS, Extent
 
-__all__ = ["FRAME_DATA_BYTES_MAX", "FRAME_OPS_MAX", "GATHER_DATA_BYTES_MAX", "Ticket", "Waiting", "Window"]
+__all__ = [
+    "FRAME_DATA_BYTES_MAX",
+    "FRAME_OPS_MAX",
+    "GATHER_DATA_BYTES_MAX",
+    "Ticket",
+    "Waiting",
+    "Window",
+    "ticket_of",
+]
 
 FRAME_DATA_BYTES_MAX = MIB
 """Most data of one `Write` message; the embedder's door splits longer requests into ops of this size."""
@@ -71,6 +79,13 @@ class Ticket:
     def fail(self, error: int) -> list[Complete]:
         """The end for every owner: all ops failed with ``error``."""
         return self.complete([error] * len(self.ops))
+
+
+def ticket_of(token: object) -> Ticket:
+    """The batch that a report is about."""
+    if not isinstance(token, Ticket):
+        raise InternalError(f"a report about {token!r}, which is no batch")
+    return token
 
 
 class Waiting:
