@@ -1,0 +1,62 @@
+"""Events: one plain sentence for people, one stable name for scripts."""
+
+from __future__ import annotations
+
+import typing
+
+import pytest
+
+from pairsync.core import events
+from pairsync.core.events import (
+    AloneEvent,
+    BehindEvent,
+    Event,
+    InSyncEvent,
+    PathEvent,
+    PeerEvent,
+    ProgressEvent,
+    RefusedEvent,
+    ResyncEvent,
+    TroubleEvent,
+)
+
+SENTENCES: list[tuple[Event, str, str]] = [
+    (PeerEvent(connected=True, reason="same"), "connected", "peer connected: same"),
+    (PeerEvent(connected=False, reason="cut"), "peer-lost", "peer lost: cut"),
+    (PathEvent("p0", up=True, reason="agreed"), "path", "path p0 is up: agreed"),
+    (PathEvent("p0", up=False, reason="silent"), "path", "path p0 is down: silent"),
+    (PathEvent("p0", up=True, reason=""), "path", "path p0 is up"),
+    (
+        ResyncEvent("vda", "full", "standby-blank", 7),
+        "resync",
+        "vda: full resync of 7 blocks (standby-blank)",
+    ),
+    (
+        ProgressEvent("vda", 0.256, 4096, 3 * 2**20, 61.4),
+        "progress",
+        "vda: 25.6 % in sync, 3 MiB/s, 61 s left",
+    ),
+    (ProgressEvent("vda", 1.0, 0, 0.0, None), "progress", "vda: 100.0 % in sync, 0 MiB/s"),
+    (InSyncEvent("vda", "1.2/03"), "in-sync", "vda: in sync at generation 1.2/03"),
+    (
+        AloneEvent("vda", "1.2/03"),
+        "alone",
+        "vda: continues without the peer as generation 1.2/03",
+    ),
+    (BehindEvent("vda", 4096, 2_500_000_000), "behind", "vda: the peer is 4096 bytes and 2.5 s behind"),
+    (RefusedEvent("diverged", "both wrote"), "refused", "refused (diverged): both wrote"),
+    (TroubleEvent("vda", fatal=False, reason="EIO"), "trouble", "vda: EIO"),
+    (TroubleEvent("vda", fatal=True, reason="EIO"), "trouble", "vda: stopped: EIO"),
+]
+
+
+@pytest.mark.parametrize(("event", "kind", "sentence"), SENTENCES, ids=lambda value: type(value).__name__)
+def test_an_event_is_a_sentence_and_a_name(event: Event, kind: str, sentence: str) -> None:
+    assert event.kind == kind
+    assert event.describe() == sentence
+
+
+def test_every_event_is_told_here_and_in_the_union() -> None:
+    defined = {name for name in events.__all__ if name != "Event"}
+    assert {type(event).__name__ for event, _, _ in SENTENCES} == defined
+    assert {kind.__name__ for kind in typing.get_args(Event)} == defined
