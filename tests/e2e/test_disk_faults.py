@@ -19,8 +19,9 @@ from tests.e2e.ledger import BLOCK, Ledger
 
 from pairsync.core.units import KIB, MIB
 from pairsync.nbd import constants as c
-from pairsync.testing.lab import LabError, RunningLab, differences, running_lab
+from pairsync.testing.lab import RunningLab, differences, running_lab
 from pairsync.testing.nbd_client import NbdReplyError
+from pairsync.testing.programs import ProgramError
 
 SIZE = {"vda": 64 * MIB}
 BLOCKS = 64 * MIB // BLOCK
@@ -47,7 +48,7 @@ async def injected(pid: int, *injections: str) -> AsyncIterator[None]:
         with trio.move_on_after(ATTACH_S):
             while not traced(pid):  # strace does not tell when it has attached
                 if process.poll() is not None and process.stderr is not None:
-                    raise LabError(f"strace: {bytes(await process.stderr.receive_some())!r}")
+                    raise ProgramError(f"strace: {bytes(await process.stderr.receive_some())!r}")
                 await trio.sleep(0.01)
         yield
     finally:

@@ -15,16 +15,8 @@ import trio
 from pairsync.core.units import MIB
 from pairsync.nbd import constants as c
 from pairsync.node.labfile import DirectoryLock
-from pairsync.testing.lab import (
-    LabError,
-    RunningLab,
-    differences,
-    is_alive,
-    pairsync_command,
-    run_program,
-    running_lab,
-    wait_gone,
-)
+from pairsync.testing.lab import RunningLab, differences, running_lab
+from pairsync.testing.programs import ProgramError, is_alive, pairsync_command, run_program, wait_gone
 
 ONE = {"vda": 8 * MIB}
 
@@ -252,7 +244,7 @@ async def test_clients_that_give_up_waiting_leave_nothing_behind(lab_directory: 
 
 
 async def _give_up(lab: RunningLab) -> None:
-    with pytest.raises(LabError, match="no answer to wait"):
+    with pytest.raises(ProgramError, match="no answer to wait"):
         await lab.wait_in_sync(seconds=0.2)
 
 

@@ -18,7 +18,8 @@ import trio
 
 from pairsync.core.units import MIB
 from pairsync.node.labfile import nbd_socket_of
-from pairsync.testing.lab import LabError, RunningLab, differences, run_program, running_lab
+from pairsync.testing.lab import RunningLab, differences, running_lab
+from pairsync.testing.programs import ProgramError, run_program
 
 SIZE = {"vda": 96 * MIB}
 MODULES = ("virtio_pci", "virtio_blk")
@@ -116,7 +117,7 @@ class Machine:
     async def follow(self) -> None:
         """Take in what the console says."""
         if self.process.stdout is None:
-            raise LabError("QEMU has no console")
+            raise ProgramError("QEMU has no console")
         buffer = b""
         async for chunk in self.process.stdout:
             *lines, buffer = (buffer + chunk).split(b"\n")
@@ -146,7 +147,7 @@ class Machine:
                 else:
                     return
         console = "\n".join(self.lines[-40:])
-        raise LabError(f"the machine did not reach within {seconds:g} s: {what}; its console:\n{console}")
+        raise ProgramError(f"the machine did not reach within {seconds:g} s: {what}; its console:\n{console}")
 
     async def wait_more(self, count: int) -> None:
         """Wait until it has synced that many files more."""

@@ -13,7 +13,8 @@ import pytest
 import trio
 
 from pairsync.core.units import KIB, MIB
-from pairsync.testing.lab import RunningLab, differences, run_program, running_lab
+from pairsync.testing.lab import RunningLab, differences, running_lab
+from pairsync.testing.programs import run_program
 
 FIO_BYTES = 8 * MIB  # of each job
 FIO_JOBS = 3
