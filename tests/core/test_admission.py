@@ -100,15 +100,17 @@ def test_sync_waits_for_a_crowded_peer_async_does_not() -> None:
 def test_the_bound_of_async_in_bytes_and_in_seconds(at_bound: str, waits: bool) -> None:
     world = World(level="async", at_bound=at_bound, lag_bytes=4 * MIB, lag_ns=NS_PER_S)
     world.send(2 * MIB, now_ns=0)
-    assert not world.admission.look(NS_PER_S)
+    assert not world.admission.look(NS_PER_S, joined=True)
     assert world.admission.at_once(0)
-    assert world.admission.look(NS_PER_S + 1), "too old"
+    assert world.admission.look(NS_PER_S + 1, joined=True), "too old"
+    assert not world.admission.look(NS_PER_S + 1, joined=False), "a resync over a slow link is always old"
+    assert world.admission.look(NS_PER_S + 1, joined=True)
     assert world.admission.at_once(0) is not waits
     list(world.window.applied(2, 2 * NS_PER_S))
-    assert not world.admission.look(2 * NS_PER_S)
+    assert not world.admission.look(2 * NS_PER_S, joined=True)
     assert world.admission.at_once(0)
     world.send(5 * MIB, now_ns=2 * NS_PER_S)
-    assert world.admission.look(2 * NS_PER_S), "too much"
+    assert world.admission.look(2 * NS_PER_S, joined=True), "too much"
     assert world.admission.at_once(0) is not waits
 
 

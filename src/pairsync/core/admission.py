@@ -68,10 +68,13 @@ class Admission:
         recording = self.journaling > 0 and self.waiting.data_bytes < GATHER_DATA_BYTES_MAX
         return recording or (self.sync and self._window.crowded)  # ``async`` waits for no answer of the peer
 
-    def look(self, now_ns: int) -> bool:
-        """Look at the lag; whether it is beyond what ``async`` allows."""
-        lag_ns = self._window.lag_ns(now_ns)
-        self._late = lag_ns > self._options.lag_ns
+    def look(self, now_ns: int, *, joined: bool) -> bool:
+        """Look at the lag; whether it is beyond what ``async`` allows.
+
+        How old it is says nothing of a peer that is still being resynced: what is on its way to it is as old
+        as a slow link makes it, for hours, and the writer would wait for the end of the resync.
+        """
+        self._late = joined and self._window.lag_ns(now_ns) > self._options.lag_ns
         return self._late or self.too_much
 
     @property

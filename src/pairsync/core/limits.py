@@ -48,6 +48,11 @@ class VolumeOptions:
     peer_deadline_ns: int = 20 * NS_PER_S
     flush_after_ns: int = 5 * NS_PER_S
 
+    @property
+    def copying_bytes(self) -> int:
+        """Data of a resync that may be under way; at ``async`` it leaves the guest half of the bound."""
+        return self.inflight_bytes if self.level == "sync" else min(self.inflight_bytes, self.lag_bytes // 2)
+
     def __post_init__(self) -> None:
         if self.level not in {"sync", "async"}:
             raise ConfigError(f"acknowledgement level {self.level!r}: sync or async")

@@ -327,7 +327,8 @@ class Session:
             self.sources[volume].persisted(token, error, now_ns)
         else:
             self.targets[volume].persisted(token, error)
-        self._greet(now_ns)
+        if not error:
+            self._greet(now_ns)
 
     def mapped(self, volume: int, token: object, runs: Sequence[tuple[int, int]], now_ns: int) -> None:
         """Answer to `MapAllocation`: runs of blocks that may hold anything but zeroes."""
@@ -365,7 +366,7 @@ def _make_source(
         first_generation=setup.first_generation,
     )
     standing = Standing(index, block, draw_tag, out)
-    pacer = Pacer(options.latency_goal_ns, quota_bytes_max=options.inflight_bytes)
+    pacer = Pacer(options.latency_goal_ns, quota_bytes_max=options.copying_bytes)
     copier = Copier(index, block.size_bytes, tracker, standing, pacer, out)
     return VolumeSource(index, tracker, standing, copier, options, out)
 

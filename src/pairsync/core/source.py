@@ -319,7 +319,7 @@ class VolumeSource:
                 self.copier.arrived(data_bytes)
             else:
                 self._settle(ticket, now_ns)
-        self._admission.look(now_ns)
+        self._admission.look(now_ns, joined=self.standing.joined)
         self.advance(now_ns)
 
     def adopted(self, message: Adopted, now_ns: int) -> None:
@@ -346,7 +346,7 @@ class VolumeSource:
         if self.standing.phase is not Phase.ABSENT:
             self._part(Phase.ABSENT)
         self._window.reset()
-        self._admission.look(now_ns)
+        self._admission.look(now_ns, joined=self.standing.joined)
         for ticket in self._live:
             ticket.number = 0
         for op in self._flushes.peer_lost():
@@ -371,7 +371,8 @@ class VolumeSource:
         if self.tracker.full or self.copier.finishing:
             self._closer.cut(now_ns)
         if self.standing.phase is not Phase.ABSENT:
-            self.copier.advance(now_ns, room=self._window.data_bytes < self.options.inflight_bytes)
+            room = self._window.data_bytes < self.options.copying_bytes and not self._window.full
+            self.copier.advance(now_ns, room=room and not self._closed)  # the next start goes on with it
         if self._closing:
             self._advance_closing(now_ns)
 
@@ -415,7 +416,7 @@ class VolumeSource:
     def _check_lag(self, now_ns: int) -> None:
         """``async``: leave a peer that lags by more than the bound; take it back when it has caught up."""
         standing, window = self.standing, self._window
-        too_far = self._admission.look(now_ns)
+        too_far = self._admission.look(now_ns, joined=self.standing.joined)
         if standing.phase is Phase.BEHIND and window.data_bytes < self.options.lag_bytes // 4:
             plan = VolumePlan(SyncMode.INCREMENTAL, "fell-behind", standing.newest)
             self.begin(plan, blank=False, now_ns=now_ns)
