@@ -450,3 +450,13 @@ def test_trouble_is_told_once_a_session() -> None:
     standby.apply([errno.EIO])
     standby.begin()
     assert [type(m) for m in standby.sent()].count(Failed) == 1
+
+
+def test_the_next_session_waits_for_the_disk_to_be_done_with_the_last() -> None:
+    standby = Standby().syncing()
+    standby.write(1)
+    assert not standby.target.settled
+    standby.target.session_over()
+    assert not standby.target.settled
+    standby.apply()
+    assert standby.target.settled

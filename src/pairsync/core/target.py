@@ -73,6 +73,7 @@ class VolumeTarget:
         """A lineage was adopted in this session, and no further plan has come since."""
         self._received = 0  # number of the last `Write`
         self._applied = 0  # number up to which all is applied
+        self._applying = 0  # batches on their way to the disk, of earlier sessions too
         # (write number to wait for, number of the barrier or the message that asks to adopt), in order
         self._barriers: deque[tuple[int, int | Adopt]] = deque()
         self._flushing: list[int | Adopt] = []  # of them, what the running flush will answer
@@ -91,8 +92,11 @@ class VolumeTarget:
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is on its way to the superblock."""
-        return self._writer.settled
+        """Whether nothing is on its way to the superblock, nor to the disk from an earlier session.
+
+        A disk that hangs would gather the writes of one session after the other.
+        """
+        return self._writer.settled and not self._applying
 
     def open(self, boot_id: str) -> None:
         """The host takes the volume into use as a standby."""
@@ -164,6 +168,7 @@ class VolumeTarget:
             if op.offset + op.length > size:
                 raise ProtocolError(f"a write to {op.offset}+{op.length} of a volume of {size} bytes")
         self._received = message.number
+        self._applying += 1
         self._out.append(Apply(self.index, _Token(self._session, message.number), message.ops))
 
     def barrier(self, message: Barrier) -> None:
@@ -189,7 +194,10 @@ class VolumeTarget:
 
     def applied(self, token: object, errnos: Sequence[int] | None) -> None:
         """A batch was applied, or failed."""
-        if not isinstance(token, _Token) or token.session != self._session or self.failed is not None:
+        if not isinstance(token, _Token):
+            return
+        self._applying -= 1
+        if token.session != self._session or self.failed is not None:
             return
         if errnos is not None:
             self._fail(next(error for error in errnos if error), "a write failed")

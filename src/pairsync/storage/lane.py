@@ -40,9 +40,10 @@ from pairsync.errors import BackendError, BusyError, ClosedError, InternalError
 
 __all__ = ["LANE_JOBS_MAX", "InlineLane", "IoLane", "Lane", "open_lane"]
 
-LANE_JOBS_MAX: Final = 4096
-"""Jobs waiting in one lane.  Callers bound their own work far below (in-flight window, clients' depth); who
-reaches this has lost count."""
+LANE_JOBS_MAX: Final = 131_072
+"""Jobs waiting in one lane, some 300 bytes each.  Callers bound their own work below: a standby takes at most
+65536 batches that are not applied (``core.target``), an owner 4096 and its resync's; who reaches this has
+lost count."""
 
 LANE_CLOSE_S: Final = 60.0
 """How long `Lane.aclose` waits for the jobs that are queued; a disk that needs longer hangs."""
