@@ -1,0 +1,390 @@
+"""The copier: what is durable before the peer is overwritten, what is sent, and when nothing is missing."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from dataclasses import replace
+
+import pytest
+
+from pairsync.core.copier import READS_LOW, READY_BYTES, READY_OPS, Copier
+from pairsync.core.dirty import DirtyMap
+from pairsync.core.effects import Effect, Emit, MapAllocation, Persist, Read, SavePages, Send
+from pairsync.core.events import ResyncEvent
+from pairsync.core.messages import (
+    Adopt,
+    Begin,
+    Condition,
+    Generation,
+    Message,
+    OpKind,
+    SyncMode,
+    VolumePlan,
+    WriteOp,
+)
+from pairsync.core.resync import PIECE_BYTES, Pacer
+from pairsync.core.standing import Phase, Standing
+from pairsync.core.tracker import Tracker
+from pairsync.core.units import BLOCK_BYTES, MIB, NS_PER_MS, Extent
+from pairsync.errors import InternalError, ProtocolError
+from pairsync.testing.manual import blank_superblock
+
+BLOCKS = 4096
+SIZE = BLOCKS * BLOCK_BYTES - 1000  # the last block is partial
+FIRST = Generation(1, 1, 1)
+
+
+class Bench:
+    """A copier with all that it needs, and metadata that is written when told to."""
+
+    def __init__(self, *, peer_in_sync: bool = False, dirty: tuple[int, ...] = ()) -> None:
+        self.out: list[Effect] = []
+        todo = DirtyMap(BLOCKS)
+        for block in dirty:
+            todo.mark(block, block + 1)
+        self.tracker = Tracker(BLOCKS, todo, window_bytes=8 * MIB)
+        self.tracker.pages_to_save()
+        superblock = replace(
+            blank_superblock("vda", SIZE),
+            condition=Condition.CONSISTENT,
+            lineage=(FIRST,),
+            term=1,
+            map_base=None,
+            peer_in_sync=peer_in_sync,
+        )
+        tags = itertools.count(2)
+        self.standing = Standing(0, superblock, lambda: next(tags), self.out)
+        self.pacer = Pacer(NS_PER_MS, 16 * MIB)
+        self.copier = Copier(0, SIZE, self.tracker, self.standing, self.pacer, self.out)
+
+    def begin(self, mode: SyncMode, *, blank: bool = False) -> None:
+        self.copier.begin(VolumePlan(mode, "rule", FIRST), blank=blank, now_ns=7)
+        self.advance()
+
+    def advance(self, *, room: bool = True) -> None:
+        self.copier.advance(7, room=room)
+
+    def take(self, kind: type[Effect]) -> list[Effect]:
+        found = [effect for effect in self.out if isinstance(effect, kind)]
+        self.out[:] = [effect for effect in self.out if not isinstance(effect, kind)]
+        return found
+
+    def sent(self) -> list[Message]:
+        return [m for effect in self.take(Send) if isinstance(effect, Send) for m in effect.messages]
+
+    def persist(self) -> None:
+        for effect in self.take(Persist):
+            assert isinstance(effect, Persist)
+            self.standing.persisted(effect.token)
+        self.advance()
+
+    def reads(self) -> list[Read]:
+        return [effect for effect in self.take(Read) if isinstance(effect, Read)]
+
+    def copying(self, *blocks: int) -> Bench:
+        """A resync of those blocks has begun."""
+        self.tracker.want((block, block + 1) for block in blocks)
+        self.begin(SyncMode.INCREMENTAL)
+        self.persist()
+        self.copier.begun(7)
+        self.advance()
+        self.out[:] = [effect for effect in self.out if isinstance(effect, Read)]
+        return self
+
+    def answer(self, read: Read, *, zero: bool = False) -> None:
+        """All that was asked for is data, or a hole."""
+        start, stop = read.extent.start * BLOCK_BYTES, min(read.extent.stop * BLOCK_BYTES, SIZE)
+        op = WriteOp(OpKind.DATA, start, stop - start, bytes(stop - start))
+        if zero:
+            op = WriteOp(OpKind.ZERO, start, stop - start)
+        self.copier.found(read.number, read.extent, [op])
+
+    def flush_generation(self) -> None:
+        """What was sent becomes durable on both sides."""
+        self.tracker.cut()
+        self.tracker.begin_flush()
+        self.tracker.flushed(peer=True)
+        self.tracker.released()
+
+
+# -- beginning -----------------------------------------------------------------------------------------------
+
+
+def test_nothing_to_copy_asks_to_adopt_at_once() -> None:
+    bench = Bench(peer_in_sync=True)
+    bench.begin(SyncMode.NOTHING)
+    begin, adopt = bench.sent()
+    assert isinstance(begin, Begin)
+    assert begin.plan.mode is SyncMode.NOTHING
+    assert adopt == Adopt(1, 0, (FIRST,))
+    assert bench.standing.phase is Phase.ADOPTING
+    assert bench.copier.waiting_since_ns == 7
+    assert bench.out == []
+
+
+def test_nothing_to_copy_turns_into_a_little_if_something_was_written_since() -> None:
+    bench = Bench(dirty=(3,))
+    bench.begin(SyncMode.NOTHING)
+    (begin,) = bench.sent()
+    assert isinstance(begin, Begin)
+    assert begin.plan.mode is SyncMode.INCREMENTAL
+
+
+def test_the_peer_is_not_touched_while_a_superblock_calls_it_in_sync() -> None:
+    bench = Bench(peer_in_sync=True, dirty=(3,))
+    bench.begin(SyncMode.INCREMENTAL)
+    assert bench.sent() == []
+    bench.persist()
+    assert [type(message) for message in bench.sent()] == [Begin]
+    assert not bench.standing.superblock.peer_in_sync
+
+
+def test_a_full_copy_has_everything_in_the_bitmap_and_a_base_before_it_begins() -> None:
+    bench = Bench()
+    bench.begin(SyncMode.FULL)
+    (save,) = bench.take(SavePages)
+    assert isinstance(save, SavePages)
+    assert bench.tracker.todo.count == BLOCKS
+    assert not bench.copier.saved(object())
+    assert bench.copier.saved(save.token)
+    assert not bench.copier.saved(save.token)
+    assert bench.sent() == []
+    bench.persist()
+    assert bench.standing.superblock.map_base == FIRST
+    assert [type(message) for message in bench.sent()] == [Begin]
+    (event,) = bench.take(Emit)
+    assert event == Emit(ResyncEvent("vda", "full", "rule", BLOCKS))
+
+
+def test_to_a_blank_peer_only_what_is_allocated_is_copied() -> None:
+    bench = Bench(dirty=(9,))
+    bench.begin(SyncMode.FULL, blank=True)
+    (ask,) = bench.take(MapAllocation)
+    assert isinstance(ask, MapAllocation)
+    bench.copier.mapped(object(), [(0, BLOCKS)])
+    assert bench.tracker.todo.count == 1
+    bench.copier.mapped(ask.token, [(0, 5), (20, 21)])
+    assert bench.tracker.todo.describe() == "7[0..5 9..10 20..21]"
+    bench.copier.mapped(ask.token, [(0, BLOCKS)])
+    assert bench.tracker.todo.count == 7
+    assert len(bench.take(SavePages)) == 1
+
+
+def test_answers_to_what_was_given_up_are_stale() -> None:
+    bench = Bench()
+    bench.begin(SyncMode.FULL)
+    (save,) = bench.take(SavePages)
+    assert isinstance(save, SavePages)
+    bench.copier.stop()
+    assert not bench.copier.saved(save.token)
+    bench.copier.mapped(None, [(0, 1)])
+    assert bench.out == []
+    assert bench.copier.waiting_since_ns is None
+
+
+def test_an_answer_to_a_plan_that_was_not_sent_is_the_peers_fault() -> None:
+    bench = Bench()
+    with pytest.raises(ProtocolError, match="a plan that was not sent"):
+        bench.copier.begun(0)
+    bench.begin(SyncMode.NOTHING)
+    with pytest.raises(ProtocolError, match="a plan that was not sent"):
+        bench.copier.begun(0)
+
+
+def test_a_plan_is_sent_only_if_there_is_one() -> None:
+    bench = Bench()
+    with pytest.raises(InternalError, match="no plan to begin"):
+        bench.copier._send_begin(0)
+
+
+# -- copying -------------------------------------------------------------------------------------------------
+
+
+def test_reads_wait_for_the_peer_to_be_ready_and_for_room() -> None:
+    bench = Bench(dirty=(3, 9))
+    bench.begin(SyncMode.INCREMENTAL)
+    assert bench.reads() == []
+    assert waits_since(bench) == 7
+    bench.copier.begun(8)
+    assert waits_since(bench) is None
+    bench.advance(room=False)
+    assert bench.reads() == []
+    bench.advance()
+    assert [read.extent.describe() for read in bench.reads()] == ["3..4", "9..10"]
+    progress = bench.copier.progress(8)
+    assert progress is not None
+    assert progress.remaining_blocks == 2
+
+
+def test_what_was_found_is_sent_as_one_message_when_nothing_more_is_read() -> None:
+    bench = Bench().copying(3, 9)
+    first, second = bench.reads()
+    bench.answer(first)
+    assert bench.copier.take_ready(all_of_it=False) == []
+    bench.answer(second)
+    ops = bench.copier.take_ready(all_of_it=False)
+    assert [op.offset // BLOCK_BYTES for op in ops] == [3, 9]
+    assert bench.copier.take_ready(all_of_it=True) == []
+    assert not bench.tracker.todo
+    assert bench.tracker.open.sent.count == 2
+
+
+def test_what_was_found_goes_at_once_before_a_live_write_or_a_barrier() -> None:
+    bench = Bench().copying(3, 9)
+    bench.answer(bench.reads()[0])
+    assert len(bench.copier.take_ready(all_of_it=True)) == 1
+
+
+@pytest.mark.parametrize(("zero", "ops"), [(False, READY_BYTES // BLOCK_BYTES), (True, READY_OPS)])
+def test_what_is_worth_a_message_does_not_wait(zero: bool, ops: int) -> None:
+    bench = Bench().copying(*range(0, 4 * ops, 2))
+    reads = deque(bench.reads())
+    answered = 0
+    while not (ready := bench.copier.take_ready(all_of_it=False)):
+        bench.answer(reads.popleft(), zero=zero)
+        answered += 1
+        if bench.copier.hungry:
+            bench.advance()
+            reads += bench.reads()
+    assert len(ready) == answered == ops
+
+
+def test_it_is_hungry_while_few_reads_are_under_way() -> None:
+    bench = Bench().copying(*range(0, 100, 2))
+    reads = bench.reads()
+    assert len(reads) == 16 * MIB // PIECE_BYTES > READS_LOW
+    assert not bench.copier.hungry
+    for read in reads[READS_LOW:]:
+        bench.answer(read)
+    assert bench.copier.hungry
+
+
+def test_a_write_meanwhile_silences_the_read() -> None:
+    bench = Bench().copying(3, 4, 5, 6)
+    (read,) = bench.reads()
+    bench.copier.written([WriteOp(OpKind.DATA, 4 * BLOCK_BYTES + 1, 1), WriteOp(OpKind.DATA, 0, 0)])
+    bench.answer(read)
+    ops = bench.copier.take_ready(all_of_it=True)
+    assert [(op.offset // BLOCK_BYTES, op.length // BLOCK_BYTES) for op in ops] == [(3, 1), (5, 2)]
+    bench.copier.written([WriteOp(OpKind.DATA, 0, BLOCK_BYTES)])  # nothing is being read
+
+
+def test_the_last_block_of_a_volume_may_be_partial() -> None:
+    bench = Bench().copying(BLOCKS - 1)
+    (read,) = bench.reads()
+    bench.answer(read)
+    (op,) = bench.copier.take_ready(all_of_it=True)
+    assert op.offset + op.length == SIZE
+
+
+def test_holes_are_sent_as_holes() -> None:
+    bench = Bench().copying(3, 4, 5, 6)
+    (read,) = bench.reads()
+    start = 3 * BLOCK_BYTES
+    data = WriteOp(OpKind.DATA, start, BLOCK_BYTES, b"x" * BLOCK_BYTES)
+    hole = WriteOp(OpKind.ZERO, start + BLOCK_BYTES, 3 * BLOCK_BYTES)
+    bench.copier.found(read.number, read.extent, [data, hole])
+    first, second = bench.copier.take_ready(all_of_it=True)
+    assert (first.kind, second.kind, second.length) == (OpKind.DATA, OpKind.ZERO, 3 * BLOCK_BYTES)
+    assert bench.tracker.open.data_bytes == BLOCK_BYTES
+
+
+def test_data_that_is_not_there_is_our_own_bug() -> None:
+    bench = Bench().copying(3)
+    (read,) = bench.reads()
+    with pytest.raises(InternalError, match="a data op without data"):
+        bench.copier.found(read.number, read.extent, [WriteOp(OpKind.DATA, 3 * BLOCK_BYTES, BLOCK_BYTES)])
+
+
+def test_late_answers_are_dropped() -> None:
+    bench = Bench().copying(3)
+    (read,) = bench.reads()
+    bench.copier.stop()
+    bench.answer(read)
+    assert bench.copier.take_ready(all_of_it=True) == []
+    assert not bench.copier.read_failed(read.number)
+    assert bench.tracker.todo.count == 1
+    bench.copier.arrived(4096)
+
+
+def test_a_failed_read_is_told_apart_from_a_late_one() -> None:
+    bench = Bench().copying(3)
+    (read,) = bench.reads()
+    assert bench.copier.read_failed(read.number)
+    assert not bench.copier.read_failed(read.number)
+
+
+# -- ending --------------------------------------------------------------------------------------------------
+
+
+def test_it_asks_to_adopt_when_all_is_durable_there() -> None:
+    bench = Bench().copying(3)
+    (read,) = bench.reads()
+    assert not is_finishing(bench)
+    bench.answer(read)
+    assert is_finishing(bench)
+    bench.advance()
+    assert bench.sent() == []  # found, not sent
+    bench.copier.take_ready(all_of_it=True)
+    bench.advance()
+    assert bench.sent() == []  # sent, not durable
+    bench.flush_generation()
+    assert not is_finishing(bench)
+    bench.advance()
+    (adopt,) = bench.sent()
+    assert isinstance(adopt, Adopt)
+    assert waits_since(bench) == 7
+    bench.copier.adopted()
+    assert waits_since(bench) is None
+    assert bench.copier.progress(9) is None
+
+
+def test_a_generation_that_is_closing_with_copied_blocks_is_waited_for() -> None:
+    bench = Bench().copying(3)
+    (read,) = bench.reads()
+    bench.answer(read)
+    bench.copier.take_ready(all_of_it=True)
+    bench.tracker.cut()
+    bench.advance()
+    assert bench.sent() == []
+    bench.tracker.begin_flush()
+    bench.tracker.flushed(peer=True)
+    bench.tracker.released()
+    bench.advance()
+    assert [type(message) for message in bench.sent()] == [Adopt]
+
+
+def test_with_nothing_to_copy_after_all_it_asks_at_once() -> None:
+    bench = Bench(peer_in_sync=True)
+    bench.begin(SyncMode.INCREMENTAL)
+    bench.persist()
+    bench.copier.begun(7)
+    bench.advance()
+    assert [type(message) for message in bench.sent()] == [Begin, Adopt]
+
+
+def test_a_block_that_failed_here_is_copied_in_passing() -> None:
+    """In sync already: it is read and sent, and the lineage is not adopted again."""
+    bench = Bench(peer_in_sync=True)
+    bench.begin(SyncMode.NOTHING)
+    bench.sent()
+    assert bench.standing.adopted(FIRST)
+    bench.copier.adopted()
+    bench.tracker.lacking([WriteOp(OpKind.DATA, 5 * BLOCK_BYTES, BLOCK_BYTES)])
+    bench.advance()
+    (read,) = bench.reads()
+    assert read.extent == Extent(5, 6)
+    bench.answer(read)
+    assert len(bench.copier.take_ready(all_of_it=False)) == 1
+    assert not is_finishing(bench)
+    bench.advance()
+    assert bench.sent() == []
+
+
+def is_finishing(bench: Bench) -> bool:
+    return bench.copier.finishing
+
+
+def waits_since(bench: Bench) -> int | None:
+    return bench.copier.waiting_since_ns
