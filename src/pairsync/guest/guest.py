@@ -129,7 +129,8 @@ class Guest:
         return GuestStatistics(
             name=self.name,
             role=self.role.name.lower(),
-            term=self.session.term,
+            # a standby learns of a new term before its own session machine is made anew
+            term=max([self.session.term, *(target.superblock.term for target in self.session.targets)]),
             connected=self.link is not None and self.link.session is not None,
             in_sync=self.in_sync,
             refusal=self.session.refusal,
@@ -205,6 +206,9 @@ class Guest:
     async def _close(self) -> None:
         """Flush, and write the exact dirty map; the link tells the peer that it was closed."""
         now_ns = self.now_ns()
+        self.closed = True  # nothing new is taken; what was taken gets its real answer
+        for volume in self.volumes.values():
+            volume.wake_writers()
         ended = trio.Event()
         waiting = len(self.session.sources)
         failed: list[int] = []
@@ -224,9 +228,6 @@ class Guest:
                 await ended.wait()
             if not ended.is_set() or any(failed):
                 _log.warning("%s: not closed in order: the next start will find more to resync", self.name)
-        self.closed = True
-        for volume in self.volumes.values():
-            volume.wake_writers()
         self._events.close()
 
 
