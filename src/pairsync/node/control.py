@@ -30,6 +30,9 @@ RECEIVE_BYTES = 64 * KIB
 CONNECTIONS_MAX = 32
 """Clients at once; more wait in the kernel."""
 
+ACCEPT_RETRY_S = 0.1
+"""Between two attempts to take in a client."""
+
 Answer: TypeAlias = dict[str, Any]
 Handler: TypeAlias = Callable[[Mapping[str, Any]], Awaitable[Answer]]
 
@@ -55,8 +58,13 @@ async def serve_control(
 
 async def _accept(listener: NbdListener) -> trio.SocketStream:
     server = trio.socket.from_stdlib_socket(listener.socket)
-    accepted, _ = await server.accept()
-    return trio.SocketStream(accepted)
+    while True:
+        try:
+            accepted, _ = await server.accept()
+        except OSError:  # the client is gone already, or descriptors are short: no reason to end the host
+            await trio.sleep(ACCEPT_RETRY_S)
+        else:
+            return trio.SocketStream(accepted)
 
 
 async def _serve_one(
@@ -141,7 +149,7 @@ class _Lines:
         del self._buffer[: end + 1]
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter for brackets within brackets
             raise ProtocolError("a line that is not JSON") from error
         if not isinstance(value, dict):
             raise ProtocolError("a line that is not a JSON object")
