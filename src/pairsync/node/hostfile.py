@@ -33,6 +33,7 @@ Paths are relative to the file.  Unknown keys are errors: a misspelt bound would
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -103,6 +104,8 @@ class _Table:
         value = self._rest.pop(key)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{self.where}: {key!r} must be a number, not {value}")
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise ConfigError(f"{self.where}: {key!r} must be a {kind.__name__}, not {value!r}")
         return value
