@@ -1,102 +1,18 @@
-"""A pair of guests in one process, over loopback, on real files."""
+"""Pairs for the guest tests."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 import pytest
+from tests.guest.harness import Host, Pair
 
-from pairsync.core.limits import VolumeOptions
-from pairsync.core.messages import Role
-from pairsync.core.units import MIB, NS_PER_MS
-from pairsync.guest.config import GuestConfig, VolumeConfig
-from pairsync.guest.guest import Guest, open_guest
-from pairsync.guest.replica import create_replica
-from pairsync.io.config import LinkConfig, LinkTimings, PathConfig
 from pairsync.io.keys import HostIdentity, make_identity
-from pairsync.node.labfile import free_ports
 
-Host: TypeAlias = Literal["a", "b"]
-
-PAIR_ID = bytes(range(16))
 MEMORY = Path("/dev/shm")
-QUICK = LinkTimings(heartbeat_ns=250 * NS_PER_MS, silence_ns=1000 * NS_PER_MS)
-
-
-class Pair:
-    """Two hosts' files and settings; ``a`` is active unless said otherwise."""
-
-    def __init__(self, base: Path, identities: Mapping[Host, HostIdentity]) -> None:
-        self.base = base
-        self._identities = identities
-        self._ports = dict(zip(("a", "b"), free_ports(2), strict=True))
-        for host in "ab":
-            (base / host).mkdir()
-
-    def image(self, host: Host, name: str = "vda") -> Path:
-        return self.base / host / f"{name}.img"
-
-    def create(self, name: str = "vda", size_bytes: int = 8 * MIB, hosts: str = "ab") -> None:
-        """New replicas."""
-        for host in hosts:
-            create_replica(
-                self.base / host / f"{name}.img",
-                name=name,
-                pair_id=PAIR_ID,
-                volume_id=name.encode().ljust(16, b"."),
-                size_bytes=size_bytes,
-            )
-
-    def config(
-        self,
-        host: Host,
-        *,
-        role: Role | None = None,
-        names: tuple[str, ...] = ("vda",),
-        options: VolumeOptions | None = None,
-        link: bool = True,
-        term: int = 1,
-    ) -> GuestConfig:
-        """What a host is told."""
-        peer: Host = "b" if host == "a" else "a"
-        volumes = [VolumeConfig(name, self.image(host, name), options or VolumeOptions()) for name in names]
-        return GuestConfig(
-            "guest",
-            PAIR_ID,
-            (Role.ACTIVE if host == "a" else Role.STANDBY) if role is None else role,
-            volumes,
-            self.link(host, peer) if link else None,
-            term,
-        )
-
-    def link(self, host: Host, peer: Host) -> LinkConfig:
-        return LinkConfig(
-            identity=self._identities[host],
-            peer_certificate_pem=self._identities[peer].certificate_pem,
-            pair_id=PAIR_ID,
-            listen=(("127.0.0.1", self._ports[host]),),
-            paths=(PathConfig("loopback", ("127.0.0.1", self._ports[peer])),),
-            timings=QUICK,
-        )
-
-    @asynccontextmanager
-    async def both(self, *, options: VolumeOptions | None = None) -> AsyncIterator[tuple[Guest, Guest]]:
-        """Both guests, in sync."""
-        async with (
-            open_guest(self.config("a", options=options)) as active,
-            open_guest(self.config("b", options=options)) as standby,
-        ):
-            await active.wait_in_sync()
-            yield active, standby
-
-    def same(self, name: str = "vda") -> bool:
-        """Whether the two replicas are equal byte for byte."""
-        return self.image("a", name).read_bytes() == self.image("b", name).read_bytes()
 
 
 @pytest.fixture(scope="session")

@@ -245,9 +245,15 @@ async def open_guest(
     replica cannot be opened, `ArbitrationError` where it may not be active.  What is raised in the block
     comes out as it is; in a group only if something else failed beside it.
     """
+    world: Network = TcpNetwork() if network is None else network
+    stop = trio.Event()
     try:
-        async with _open(config, TcpNetwork() if network is None else network, opener) as guest:
-            yield guest
+        async with trio.open_nursery() as nursery:
+            guest: Guest = await nursery.start(_live, config, world, opener, stop)
+            try:
+                yield guest
+            finally:
+                stop.set()
     except BaseExceptionGroup as group:  # our nurseries are nobody else's concern
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
@@ -257,35 +263,43 @@ async def open_guest(
         raise error from error.__cause__
 
 
-@asynccontextmanager
-async def _open(
-    config: GuestConfig, world: Network, opener: Callable[[VolumeConfig, bytes], Replica]
-) -> AsyncIterator[Guest]:
+async def _live(
+    config: GuestConfig,
+    world: Network,
+    opener: Callable[[VolumeConfig, bytes], Replica],
+    stop: trio.Event,
+    *,
+    task_status: trio.TaskStatus[Guest],
+) -> None:
+    """A guest's life, in a task of its own.
+
+    Once it is open, a cancellation from outside does not reach it: lanes and link are needed until the guest
+    has been closed in order, which ``stop`` asks for and `CLOSE_S` bounds.
+    """
     config.check()
     config = config.shared_out()
-    async with AsyncExitStack() as stack:
-        replicas: list[Replica] = []
-        lanes: list[Lanes] = []
-        for volume in config.volumes:
-            replica = opener(volume, config.pair_id)
-            stack.callback(replica.close)
-            for note in replica.notes:
-                _log.warning("%s: %s", replica.name, note)
-            replicas.append(replica)
-            lanes.append(await _open_lanes(stack, replica))
-        guest = Guest(config, replicas, lanes, world)
-        async with trio.open_nursery() as nursery:
+    with trio.CancelScope() as scope:
+        async with AsyncExitStack() as stack:
+            replicas: list[Replica] = []
+            lanes: list[Lanes] = []
+            for volume in config.volumes:
+                replica = opener(volume, config.pair_id)
+                stack.callback(replica.close)
+                for note in replica.notes:
+                    _log.warning("%s: %s", replica.name, note)
+                replicas.append(replica)
+                lanes.append(await _open_lanes(stack, replica))
+            guest = Guest(config, replicas, lanes, world)
+            nursery = await stack.enter_async_context(trio.open_nursery())
+            stack.callback(nursery.cancel_scope.cancel)  # once the link is closed
             nursery.start_soon(guest._run)  # the guest's own factory
             guest.perform()
-            async with AsyncExitStack() as link_stack:
-                if config.link is not None:
-                    guest.attach(await link_stack.enter_async_context(open_link(config.link, network=world)))
-                try:
-                    yield guest
-                finally:
-                    with trio.CancelScope(shield=True):
-                        await guest._close()
-            nursery.cancel_scope.cancel()
+            if config.link is not None:
+                guest.attach(await stack.enter_async_context(open_link(config.link, network=world)))
+            scope.shield = True
+            task_status.started(guest)
+            await stop.wait()
+            await guest._close()
 
 
 async def _open_lanes(stack: AsyncExitStack, replica: Replica) -> Lanes:
