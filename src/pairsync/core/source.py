@@ -204,7 +204,7 @@ class VolumeSource:
         ticket = ticket_of(token)
         self.tracker.applied(ticket.generation)
         ticket.local = True
-        if errnos is not None:
+        if errnos is not None and any(errnos):
             # What the failed ranges hold here is unknown, and the peer may hold what was asked for: the
             # replicas are made equal again by copying those blocks.
             ticket.errnos = errnos

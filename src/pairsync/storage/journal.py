@@ -10,7 +10,7 @@ leave, and how it is told apart:
 * **Damage.**  Every record says how many records were durable before it was written (``settled``).  A page
   that is not whole although a later one of the same generation counts it as settled is no torn tail: replay
   would forget intents, so opening fails with `MetadataError`.  (Damage to the very last append looks like a
-  torn tail; the digests of a reconnect find what that could hide.)
+  torn tail and cannot be told from it.)
 * **Released segments.**  The *release mark* (a `DualSlot` of its own) names for each segment the highest
   generation that was given up; records up to that are dead, for good, once `release` has returned.  Losing
   the newer copy of the mark brings back an older one: then dead records are replayed, which costs resync but
