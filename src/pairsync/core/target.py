@@ -199,7 +199,7 @@ class VolumeTarget:
         self._applying -= 1
         if token.session != self._session or self.failed is not None:
             return
-        if errnos is not None:
+        if errnos is not None and any(errnos):
             self._fail(next(error for error in errnos if error), "a write failed")
             return
         if token.number != self._applied + 1:
