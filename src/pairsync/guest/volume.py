@@ -121,13 +121,14 @@ class Volume:
 
     async def read(self, offset: int, length: int) -> bytes:
         """``length`` bytes from ``offset``.  Raises `BackendError` if the disk fails."""
-        self._check(offset, length)
+        self._check(offset, length)  # before room is made for it
         content = bytearray(length)
         await self.read_into(offset, memoryview(content))
         return bytes(content)
 
     async def read_into(self, offset: int, into: memoryview) -> None:
         """Fill ``into``; waits for the disk in a worker thread where it has to."""
+        self._check(offset, len(into))
         if self._guest.closed:
             raise ClosedError(f"guest {self._guest.name} is closed")
         if self._replica.device.read_nowait(offset, into):
@@ -144,10 +145,9 @@ class Volume:
         ``fua``: durable too, on every replica whose acknowledgement counts.  Raises `BackendError` if the
         local disk fails (then the range may hold old or new data).
         """
-        if len(data):
-            await self._run(WriteOp(OpKind.DATA, offset, len(data), data, fua), "write")
-        else:
-            await trio.lowlevel.checkpoint()
+        if type(data) is memoryview and data.itemsize != 1:
+            data = data.cast("B")  # its length would count items
+        await self._run(WriteOp(OpKind.DATA, offset, len(data), data, fua), "write")
 
     async def zero(self, offset: int, length: int, *, allocate: bool = False) -> None:
         """Make the range read as zeroes; ``allocate`` keeps its space."""
@@ -168,6 +168,7 @@ class Volume:
     async def _run(self, op: WriteOp, what: str) -> None:
         self._check(op.offset, op.length)
         if op.length == 0:
+            self._source()  # whether one may write does not depend on how much
             await trio.lowlevel.checkpoint()
             return
         await self.wait_writable()
