@@ -74,6 +74,7 @@ class StreamSender(Generic[F]):
         if window_bytes < WINDOW_BYTES_MIN:
             raise InternalError(f"a window of {window_bytes} bytes; at least {WINDOW_BYTES_MIN} are needed")
         self._window_bytes = window_bytes
+        self._limit_bytes = window_bytes + OVERDRAFT_BYTES
         # Invariants: _sent holds the frames base .. base + len(_sent) - 1, _unsent those behind them;
         # base <= reached <= base + len(_sent) + len(_unsent); _held_bytes is the size of both deques.
         self._base = 0
@@ -121,9 +122,7 @@ class StreamSender(Generic[F]):
         Raises `InternalError` if the caller has gone beyond the window and the overdraft.
         """
         held_bytes = self._held_bytes + frame.size_bytes
-        if held_bytes > self._window_bytes + OVERDRAFT_BYTES or (
-            self.unacknowledged_frames >= 2 * WINDOW_FRAMES_MAX
-        ):
+        if held_bytes > self._limit_bytes or len(self._sent) + len(self._unsent) >= 2 * WINDOW_FRAMES_MAX:
             raise InternalError(
                 f"the window of {self._window_bytes} bytes is overdrawn: "
                 f"{self.unacknowledged_frames} frames of {self._held_bytes} bytes are unacknowledged"
@@ -161,10 +160,11 @@ class StreamSender(Generic[F]):
         if count <= 0:
             return False
         sent, unsent = self._sent, self._unsent
+        released_bytes = 0
         for _ in range(count):
             # after a rewind, what the old path had delivered is acknowledged before it is taken again
-            frame = sent.popleft() if sent else unsent.popleft()
-            self._held_bytes -= frame.size_bytes
+            released_bytes += (sent.popleft() if sent else unsent.popleft()).size_bytes
+        self._held_bytes -= released_bytes
         self._base = upto
         return True
 
@@ -190,8 +190,9 @@ class StreamReceiver:
     """Takes the frames of the peer in order and each once, whichever path brings them."""
 
     def __init__(self) -> None:
-        # Invariants: all frames below expected were accepted; acknowledged <= expected is what the peer was
-        # told last; bytes_since is the size of the frames between them.
+        # Invariants: all frames below expected were accepted, and it is what any record that leaves now
+        # acknowledges; acknowledged <= expected is what the peer was told last; bytes_since is the size of
+        # the frames between them.
         self._expected = 0
         self._acknowledged = 0
         self._bytes_since = 0

@@ -164,7 +164,7 @@ class Lane:
         """Open every whole record in ``buffer[start:end]``; returns where the rest begins."""
         while end - start >= LENGTH_BYTES:
             body = start + LENGTH_BYTES
-            following = body + record_length(buffer[start:body])
+            following = body + record_length(buffer, start)
             if following > end:
                 break
             self.records_in += 1

@@ -14,7 +14,7 @@ import errno
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from typing import Protocol, TypeAlias
 
 import trio
@@ -60,11 +60,11 @@ class Connection(Protocol):
         """Take some of ``data`` without blocking; returns how many bytes, 0 if there is no room now."""
         ...
 
-    async def wait_writable(self) -> None:
+    def wait_writable(self) -> Awaitable[None]:
         """Wait until `send_nowait` may take something."""
         ...
 
-    async def wait_readable(self) -> None:
+    def wait_readable(self) -> Awaitable[None]:
         """Wait until `receive_nowait` may return something."""
         ...
 
@@ -138,13 +138,13 @@ class TcpConnection:
         except _WOULD_BLOCK:
             return 0
 
-    async def wait_writable(self) -> None:
+    def wait_writable(self) -> Awaitable[None]:
         """Wait for room in the socket."""
-        await trio.lowlevel.wait_writable(self._socket)
+        return trio.lowlevel.wait_writable(self._socket)  # noqa: ASYNC105  # the caller awaits it
 
-    async def wait_readable(self) -> None:
+    def wait_readable(self) -> Awaitable[None]:
         """Wait for data in the socket."""
-        await trio.lowlevel.wait_readable(self._socket)
+        return trio.lowlevel.wait_readable(self._socket)  # noqa: ASYNC105  # the caller awaits it
 
     def receive_nowait(self, buffer: memoryview) -> int | None:
         """Receive without blocking."""

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -71,11 +70,6 @@ class LaneSecrets:
     from_listener: bytes
 
 
-class _Key(NamedTuple):
-    cipher: AESGCM
-    salt: bytes
-
-
 def derive_lane_secrets(
     *,
     version: int,
@@ -108,9 +102,12 @@ def derive_lane_secrets(
     return LaneSecrets(direction(b"dialer to listener "), direction(b"listener to dialer "))
 
 
-def record_length(prefix: Buffer) -> int:
-    """Bytes of ciphertext and tag that follow; raises `ProtocolError` if no record has that length."""
-    (length_bytes,) = _LENGTH.unpack_from(prefix)
+def record_length(buffer: Buffer, position: int = 0) -> int:
+    """Bytes of ciphertext and tag that follow the length at ``position``.
+
+    Raises `ProtocolError` if no record has that length.
+    """
+    (length_bytes,) = _LENGTH.unpack_from(buffer, position)
     if not RECORD_HEADER_BYTES + TAG_BYTES <= length_bytes <= RECORD_BYTES_MAX:
         raise ProtocolError(
             f"record of {length_bytes} bytes announced; "
@@ -128,7 +125,8 @@ class _KeySchedule:
     """One direction of a lane: the current key and the count of what it has protected.
 
     Invariants: ``_counter`` records and ``_protected_bytes`` bytes of plaintext were protected by the
-    current key; a nonce is used once, because `_next_nonce` alone moves the counter.
+    current key; a nonce is used once, because each record moves the counter before it uses it.  Sealing
+    and opening do this in line, and alike, for they are the fast path: both ends step at the same record.
     """
 
     def __init__(
@@ -141,26 +139,20 @@ class _KeySchedule:
         self._key_records_max = key_records_max
         self._counter = 0
         self._protected_bytes = 0
-        self._key = self._derive()
+        self._derive()
 
-    def _derive(self) -> _Key:
-        key = AESGCM(_expand(self._secret, b"key", 32))
-        return _Key(key, _expand(self._secret, b"salt", _SALT_BYTES))
+    def _derive(self) -> None:
+        cipher = AESGCM(_expand(self._secret, b"key", 32))
+        self._salt = _expand(self._secret, b"salt", _SALT_BYTES)
+        self._encrypt_into = cipher.encrypt_into
+        self._decrypt = cipher.decrypt
 
-    def _next_nonce(self, plaintext_bytes: int) -> bytes:
-        """The nonce of the next record; both ends call it for the same records, so they step together."""
-        if (
-            self._protected_bytes + plaintext_bytes > self._key_bytes_max
-            or self._counter >= self._key_records_max
-        ):
-            self._secret = _expand(self._secret, b"next", SECRET_BYTES)
-            self._key = self._derive()
-            self._counter = 0
-            self._protected_bytes = 0
-        nonce = _NONCE.pack(self._key.salt, self._counter)
-        self._counter += 1
-        self._protected_bytes += plaintext_bytes
-        return nonce
+    def _step(self) -> None:
+        """Go on to the next traffic secret; the one before is forgotten."""
+        self._secret = _expand(self._secret, b"next", SECRET_BYTES)
+        self._derive()
+        self._counter = 0
+        self._protected_bytes = 0
 
 
 class Sealer(_KeySchedule):
@@ -174,12 +166,18 @@ class Sealer(_KeySchedule):
         plaintext_bytes = len(plaintext)
         if not RECORD_HEADER_BYTES <= plaintext_bytes <= RECORD_PLAINTEXT_BYTES_MAX:
             raise InternalError(f"a record of {plaintext_bytes} bytes is outside the limits")
-        sealed_bytes = plaintext_bytes + TAG_BYTES
-        prefix = _LENGTH.pack(sealed_bytes)
+        if (
+            self._protected_bytes + plaintext_bytes > self._key_bytes_max
+            or self._counter >= self._key_records_max
+        ):
+            self._step()
+        nonce = _NONCE.pack(self._salt, self._counter)
+        self._counter += 1
+        self._protected_bytes += plaintext_bytes
+        prefix = _LENGTH.pack(plaintext_bytes + TAG_BYTES)
+        end = LENGTH_BYTES + plaintext_bytes + TAG_BYTES
         out[:LENGTH_BYTES] = prefix
-        end = LENGTH_BYTES + sealed_bytes
-        nonce = self._next_nonce(plaintext_bytes)
-        self._key.cipher.encrypt_into(nonce, plaintext, _LABEL + prefix, out[LENGTH_BYTES:end])
+        self._encrypt_into(nonce, plaintext, _LABEL + prefix, out[LENGTH_BYTES:end])
         return end
 
 
@@ -193,13 +191,20 @@ class Opener(_KeySchedule):
         replayed, reordered, cut, or sealed for another lane; the lane is of no use afterwards.
         """
         sealed_bytes = len(sealed)
-        if sealed_bytes < TAG_BYTES:
+        plaintext_bytes = sealed_bytes - TAG_BYTES
+        if plaintext_bytes < 0:
             raise ProtocolError(f"record of {sealed_bytes} bytes, its tag alone has {TAG_BYTES}")
-        nonce = self._next_nonce(sealed_bytes - TAG_BYTES)
+        if (
+            self._protected_bytes + plaintext_bytes > self._key_bytes_max
+            or self._counter >= self._key_records_max
+        ):
+            self._step()
+        nonce = _NONCE.pack(self._salt, self._counter)
+        self._counter += 1
+        self._protected_bytes += plaintext_bytes
         try:
-            plaintext = self._key.cipher.decrypt(nonce, sealed, _LABEL + _LENGTH.pack(sealed_bytes))
+            return memoryview(self._decrypt(nonce, sealed, _LABEL + _LENGTH.pack(sealed_bytes)))
         except InvalidTag:
             raise ProtocolError(
                 "record fails its seal: changed, replayed, out of order, or not of this lane"
             ) from None
-        return memoryview(plaintext)
