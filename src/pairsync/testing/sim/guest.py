@@ -7,7 +7,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
 from pairsync.core.messages import OpKind, WriteOp
-from pairsync.core.units import NS_PER_S
+from pairsync.core.units import NS_PER_MS, NS_PER_S
 from pairsync.core.window import FRAME_DATA_BYTES_MAX
 
 from .disk import SECTOR_BYTES, SECTORS_PER_BLOCK
@@ -21,6 +21,10 @@ __all__ = ["Guest", "Request"]
 
 DATA_SECTORS_MAX = FRAME_DATA_BYTES_MAX // SECTOR_BYTES
 """The embedder's door cuts longer ops into pieces of that size."""
+
+
+STIR = 0.15
+"""How likely a change of the peer's phase wakes the guest."""
 
 
 class Request:
@@ -49,7 +53,7 @@ class Guest:
         self.requests: dict[int, Request] = {}  # not completed, by number, oldest first
         self._depth = [0] * len(self.histories)  # of them, for each volume
         self._burst = [0] * len(self.histories)  # requests left until it rests
-        self._asleep = [True] * len(self.histories)  # no wake-up is under way
+        self._wakes_ns = [-1] * len(self.histories)  # when the next wake-up is due; past: none is
         self._numbers = count(1)
         self._versions = count(1)
         self.writing = False
@@ -71,13 +75,24 @@ class Guest:
         """Submit nothing more."""
         self.writing = False
 
-    def _wake_after(self, volume: int, delay_ns: int) -> None:
-        if self._asleep[volume]:
-            self._asleep[volume] = False
-            self._clock.after(delay_ns, self._wake, volume)
+    def stir(self) -> None:
+        """Something has just changed: the moment to write, for somebody who looks for trouble."""
+        if self.writing and self._random.random() < STIR:
+            for volume in range(len(self.histories)):
+                self._burst[volume] = max(self._burst[volume], 1 + self._random.randrange(4))
+                self._wake_after(volume, self._random.randrange(2 * NS_PER_MS))
 
-    def _wake(self, volume: int) -> None:
-        self._asleep[volume] = True
+    def _wake_after(self, volume: int, delay_ns: int) -> None:
+        """Wake up then, unless that happens earlier anyway."""
+        when = self._clock.now + delay_ns
+        if not self._clock.now <= self._wakes_ns[volume] <= when:
+            self._wakes_ns[volume] = when
+            self._clock.at(when, self._wake, volume, when)
+
+    def _wake(self, volume: int, when_ns: int) -> None:
+        if self._wakes_ns[volume] != when_ns:
+            return  # an earlier moment was chosen meanwhile
+        self._wakes_ns[volume] = -1
         host = self._world.active
         if not self.writing or not host.up or host.closing or host.suspect:
             return

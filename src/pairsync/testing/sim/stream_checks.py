@@ -29,6 +29,7 @@ LAG_SLACK_NS = NS_PER_S
 """Bounds of ``async`` are looked at with every tick, twice a second; the simulated disks finish late."""
 
 _JOINED = (Phase.ADOPTING, Phase.CONFIRMING, Phase.IN_SYNC)
+_ADOPTED = (Phase.CONFIRMING, Phase.IN_SYNC)
 
 
 class _Sent(NamedTuple):
@@ -36,7 +37,7 @@ class _Sent(NamedTuple):
 
     ops: object
     phase: Phase  # of the peer when it was sent
-    newest: Generation  # the active's
+    lineage: tuple[Generation, ...]  # the active's
     data_bytes: int
     sent_ns: int
     live: bool  # a write of the guest, not of a resync
@@ -79,7 +80,7 @@ class StreamChecks:
             sent = _Sent(
                 message.ops,
                 standing.phase,
-                standing.newest,
+                standing.superblock.lineage,
                 ops_bytes(message.ops),
                 self._world.clock.now,
                 not message.resync,
@@ -91,7 +92,7 @@ class StreamChecks:
         """A write was acknowledged at level ``async``: how much may the peer lack?"""
         options = self._world.profile.options
         lag = [sent for sent in self._lag[volume] if sent.live]
-        if not lag or phase not in _JOINED:
+        if not lag or phase not in _ADOPTED:
             return
         lacking = sum(sent.data_bytes for sent in lag)
         if lacking > options.lag_bytes + self.batch_bytes + GATHER_DATA_BYTES_MAX:
@@ -109,7 +110,9 @@ class StreamChecks:
         block = host.replicas[effect.volume].metadata.superblock
         if block.condition is Condition.SYNCING:
             return
-        if note.phase is Phase.SYNCING or not block.lineage or block.lineage[0] != note.newest:
+        # What was sent in the bundle in which the peer was found too slow is noted after that.
+        accepted = note.lineage[: 1 if note.phase in _JOINED else 2]
+        if note.phase is Phase.SYNCING or not block.lineage or block.lineage[0] not in accepted:
             self._fail(
                 "mixture",
                 effect.volume,

@@ -132,6 +132,7 @@ class World:
         self.trace.note("active", "phase", volume, f"{before.value} -> {after.value}")
         self.coverage.reach(f"phase:{after.value}")
         self.faults.ambush()
+        self.guest.stir()
 
     # ------------------------------------------------------------------ the run
 
