@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import gc
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -566,3 +568,30 @@ async def test_reply_error_carries_the_text() -> None:
     with pytest.raises(NbdReplyError, match="5: broken") as caught:
         NbdReply(1, c.EIO, "broken").check()
     assert caught.value.error == c.EIO
+
+
+@pytest.mark.parametrize("what", ["unsent replies", "half a write"])
+async def test_memory_of_a_client_that_is_gone_is_freed_at_once(
+    disk: MemoryExport, tmp_path: Path, what: str
+) -> None:
+    """Megabytes must not wait for the collector of cycles: it counts objects, and a dead client has few."""
+    async with serving_nbd(tmp_path, [disk]) as service:
+        gc.collect()
+        gc.disable()
+        tracemalloc.start()
+        try:
+            client = await service.client()
+            before, _ = tracemalloc.get_traced_memory()
+            if what == "unsent replies":
+                for _ in range(8):
+                    await client.request(c.CMD_READ, 0, 4 * MIB)
+            else:
+                await client.send(client.request_bytes(c.CMD_WRITE, 0, 8 * MIB, payload=bytes(4 * MIB)))
+            await _until(lambda: tracemalloc.get_traced_memory()[0] - before > 2 * MIB)
+            await client.aclose()
+            await _until_gone(service)
+            held = tracemalloc.get_traced_memory()[0] - before
+            assert held < MIB, f"{held} bytes are held"
+        finally:
+            tracemalloc.stop()
+            gc.enable()

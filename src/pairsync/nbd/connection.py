@@ -143,7 +143,10 @@ class Connection:
                 self._end()
         failure = failure or self._lost
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                failure = self._lost = None  # it refers to this frame: see `_end`
         return reason
 
     def cancel(self) -> None:
@@ -386,8 +389,13 @@ class Connection:
         self._scope.cancel()
 
     def _end(self) -> None:
-        """Nothing can be answered any more; writes that the export still has are counted until it is done."""
+        """Nothing can be answered any more; writes that the export still has are counted until it is done.
+
+        What refers to each other is taken apart here, so that megabytes of unsent replies and half payloads
+        are freed now, and not when the collector of cycles comes by: it counts objects, not bytes.
+        """
         self._over = True
+        self._nursery = None
         self._outbox.close()
         while self._backlog:
             work = self._backlog.popleft()

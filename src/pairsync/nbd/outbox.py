@@ -105,11 +105,12 @@ class Outbox:
                 self._report()
 
     def close(self) -> None:
-        """Drop what is left."""
+        """Drop what is left, and let go of the owner; idempotent."""
         self._closed = True
         self._queue.clear()
         self._size_bytes = 0
         self._leave_rest()
+        self._on_lost = self._on_change = _ignore
 
     def _next(self) -> Buffer:
         """Take the head of the queue, with small neighbours joined to it."""
@@ -136,6 +137,11 @@ class Outbox:
             self._on_change(difference)
 
     def _lose(self, error: PeerLost) -> None:
+        on_lost = self._on_lost
         if not self._closed:
             self.close()
-            self._on_lost(error)
+            on_lost(error)
+
+
+def _ignore(_: object) -> None:
+    """Nobody is interested any more."""
