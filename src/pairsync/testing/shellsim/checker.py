@@ -32,6 +32,7 @@ from pairsync.testing.disks import SECTOR_BYTES
 from pairsync.testing.sim.history import WriteRecord
 
 from .host import Life, SimHost
+from .start import data_name
 from .writer import STAMP_BYTES
 
 if TYPE_CHECKING:
@@ -48,14 +49,14 @@ FULL_CHECK_STEPS = 200
 class _View:
     """What the checker keeps of one volume."""
 
-    __slots__ = ("acked_there", "claims", "intact", "phase", "swap_session", "tracked")
+    __slots__ = ("acked_there", "claims", "intact", "own", "phase", "swap_session", "tracked")
 
-    def __init__(self, *, tracked: bool) -> None:
-        self.tracked = tracked  # the standby's disk is the one that the active's dirty set speaks of
-        self.intact = True  # it is the one that the active's superblock speaks of
-        self.acked_there = (
-            True  # the standby has had no power cut since it was in sync: it owes what was acked
-        )
+    def __init__(self, start: str) -> None:
+        self.tracked = start != "prefilled"  # the standby's disk is the one that the active's map speaks of
+        self.intact = start != "switched"  # it is the one that the active's superblock speaks of
+        self.own: frozenset[int] = frozenset()  # what the standby wrote in an earlier role, and will name
+        # The standby has had no power cut since it was in sync: it owes what was acknowledged.
+        self.acked_there = start != "switched"
         self.claims = False  # the active's durable superblock calls the peer in sync
         self.phase = Phase.ABSENT
         self.swap_session: bytes | None = None  # of the active's link when the standby's disk was swapped
@@ -67,7 +68,7 @@ class Checker:
     def __init__(self, world: World) -> None:
         self._world = world
         self._sizes = world.profile.sizes_bytes
-        self._views = [_View(tracked=world.profile.start == "fresh") for _ in self._sizes]
+        self._views = [_View(world.profile.start) for _ in self._sizes]
         self._sync = world.profile.options.level == "sync"
         self._steps = 0
 
@@ -78,12 +79,12 @@ class Checker:
 
     def _live(self, host: SimHost, volume: int) -> bytearray:
         medium = host.medium
-        return medium.platter(self._world.data_name(volume), medium.life).live
+        return medium.platter(data_name(volume), medium.life).live
 
     def _older(self, host: SimHost, volume: int) -> dict[int, list[bytes]]:
         """Of the sectors that are not durable, what they held, what is durable first."""
         medium = host.medium
-        return medium.platter(self._world.data_name(volume), medium.life).older
+        return medium.platter(data_name(volume), medium.life).older
 
     def authors(self, host: SimHost, volume: int) -> list[int]:
         """Who wrote each sector."""
@@ -117,7 +118,8 @@ class Checker:
             self._check_superset(volume, tracker.is_dirty, "is not in the dirty set")
 
     def _check_superset(self, volume: int, known: Callable[[int], bool], otherwise: str) -> None:
-        forgotten = [block for block in self._unequal(volume) if not known(block)]
+        own = self._views[volume].own
+        forgotten = [block for block in self._unequal(volume) if not known(block) and block not in own]
         if forgotten:
             shown = " ".join(map(str, forgotten[:8]))
             self._fail("dirty-superset", volume, f"differs or is not durable, and {otherwise}: block {shown}")
@@ -126,7 +128,8 @@ class Checker:
         """A life has opened a volume: what does it remember?"""
         view, block = self._views[volume], replica.setup.superblock
         if host.role is Role.STANDBY:
-            if replica.setup.recovered:
+            view.own = frozenset(block for run in replica.setup.recovered.runs() for block in range(*run))
+            if view.own and self._world.profile.start != "switched":
                 self._fail("dirty-superset", volume, "a host that was never active recovers dirty blocks")
             return
         view.claims = block.peer_in_sync
@@ -138,6 +141,10 @@ class Checker:
         if view.claims and view.intact:
             self._check_claim(volume)
             self._check_standby(volume)
+
+    def wrote_alone(self, volume: int, extents: Iterable[tuple[int, int]]) -> None:
+        """The standby wrote these blocks in an earlier role."""
+        self._views[volume].own = frozenset(block for run in extents for block in range(*run))
 
     def full(self) -> None:
         """Look at everything."""
@@ -229,7 +236,7 @@ class Checker:
     def _check_claim(self, volume: int) -> None:
         """What the active's superblock says of the standby is so."""
         mine = self._world.active.superblocks[volume]
-        theirs = self._world.standby.superblocks[volume] if self._world.standby.superblocks else None
+        theirs = self._world.standby.superblocks[volume]
         if mine is None or theirs is None:
             return
         if theirs.condition is not Condition.CONSISTENT:
@@ -241,12 +248,8 @@ class Checker:
 
     def standby_changes(self, name: str) -> None:
         """A volume of the standby is about to be written."""
-        for volume, block in enumerate(self._world.standby.superblocks):
-            if (
-                self._world.data_name(volume) == name
-                and block is not None
-                and block.condition is Condition.BLANK
-            ):
+        for volume, block in self._world.standby.superblocks.items():
+            if data_name(volume) == name and block is not None and block.condition is Condition.BLANK:
                 self._fail("mixture", volume, "a standby that calls itself blank is written to")
 
     # ------------------------------------------------------------------ steps
@@ -261,7 +264,7 @@ class Checker:
             if source.standing.phase is not self._views[index].phase:
                 self._phase(life, index, source.standing.phase)
         if guest.session.targets and guest.in_sync:
-            for index, block in enumerate(life.host.superblocks):
+            for index, block in life.host.superblocks.items():
                 if block is not None and block.condition is not Condition.CONSISTENT:
                     self._fail(
                         "in-sync-claim", index, f"a {block.condition.name} standby calls itself in sync"
@@ -294,6 +297,7 @@ class Checker:
         for view in self._views:
             if view.phase is Phase.IN_SYNC and view.tracked:
                 view.acked_there = view.intact = True
+                view.own = frozenset()
         self.full()
 
     # ------------------------------------------------------------------ faults
@@ -321,6 +325,7 @@ class Checker:
         session = None if guest is None or guest.link is None else guest.link.session
         for view in self._views:
             view.tracked = view.intact = False
+            view.own = frozenset()
             view.swap_session = None if session is None else session.session_id
 
 

@@ -12,6 +12,7 @@ from pairsync.testing.disks import SimAction
 
 from .host import Armed, Life, SimHost
 from .network import SimPath
+from .start import make_blank
 
 if TYPE_CHECKING:
     from .world import World
@@ -185,7 +186,7 @@ class Faults:
             self._restart_later(host)
 
     def stopped_serving(self, life: Life) -> None:
-        """A volume has failed for good: a supervisor starts the process anew."""
+        """Something has failed for good: a supervisor starts the process anew."""
         self._timers.after(self._random.randrange(REPAIR_NS_MAX), self._repair, life)
 
     def _repair(self, life: Life) -> None:
@@ -198,13 +199,13 @@ class Faults:
         return self._random.choice(list(self._world.net.paths.values()))
 
     def _cut(self, paths: list[SimPath], *senders: str) -> None:
-        self._count({(True, False): "cut-one-way"}.get((bool(senders), False), self._name("cut", paths)))
+        self._count("cut-one-way" if senders else self._name("cut", paths))
         for path in paths:
             path.cut(*senders)
             self._timers.after(int(CUT_NS_MEAN * self._random.expovariate(1.0)), path.heal)
 
     def _name(self, what: str, paths: list[SimPath]) -> str:
-        return f"{what}-{'path' if len(paths) < len(self._world.net.paths) or len(paths) == 1 else 'all'}"
+        return f"{what}-{'path' if len(paths) < len(self._world.net.paths) else 'all'}"
 
     def _reset(self, paths: list[SimPath]) -> None:
         self._count(self._name("reset", paths))
@@ -236,7 +237,7 @@ class Faults:
             self._die_now(standby, power=self._random.random() < 0.5)
         self._count("replace-standby")
         self._world.checker.swapped()
-        self._world.blank(standby)
+        make_blank(self._world, standby)
 
     def _count(self, kind: str) -> None:
         """A fault strikes now: in which state?"""

@@ -102,6 +102,10 @@ class Life:
         """Whether its guest takes requests."""
         return self.guest is not None and not self.dead and not self.stop.is_set()
 
+    def broken(self) -> bool:
+        """Whether something of it does not work until the process is started anew."""
+        return self.failed or self.host.suspect or not all(replica.store.sound for replica in self.replicas)
+
     def open_replica(self, volume: VolumeConfig, pair_id: bytes) -> Replica:
         """The opener of `open_guest`."""
         host = self.host
@@ -166,7 +170,9 @@ class SimHost:
         self.life: Life | None = None  # the one that is alive, opening or closing
         self.lives = 0
         self.dying: list[Life] = []  # lives that have died, and may have tasks on their way out
-        self.superblocks: list[Superblock | None] = []  # durable ones, by volume; None: a write was cut off
+        self.superblocks: dict[
+            int, Superblock | None
+        ] = {}  # durable ones, by volume; None: a write was cut off
         self.armed: list[Armed] = []
         self.suspect = False  # an operation that was to make data durable has failed: the cache is in doubt
         self._networks: list[HostNetwork] = []  # of lives that ended with the power
@@ -267,10 +273,7 @@ class SimHost:
 
     def recovered(self, index: int, replica: Replica) -> None:
         """A life has opened a volume."""
-        if index < len(self.superblocks):
-            self.superblocks[index] = replica.setup.superblock
-        else:
-            self.superblocks.append(replica.setup.superblock)
+        self.superblocks[index] = replica.setup.superblock
         self.world.checker.recovered(self, index, replica)
 
     # ------------------------------------------------------------------ disks that fail

@@ -48,8 +48,12 @@ FAULTS: dict[str, float] = {
 AMBUSHES = tuple(fault for fault in FAULTS if fault != "slow-link")
 """Faults that may be sprung at the moment when a volume's peer changes its phase."""
 
-START_KINDS = ("fresh", "prefilled")
-"""What the active host has behind it: nothing, or a filled disk without lineage."""
+START_KINDS = ("fresh", "prefilled", "in-sync", "switched")
+"""What the two hosts have behind them: nothing; a filled disk without lineage here and nothing there; both
+the same; the roles were the other way round, and the standby crashed with writes of its own."""
+
+LARGE_SHARE = 0.05
+"""Of seeds with a volume that is larger than the write-intent window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,18 +105,21 @@ def draw_profile(random: Random) -> Profile:
     if random.random() < 0.1:  # one kind only
         only = random.choice(tuple(FAULTS))
         enabled = {only: FAULTS[only]}
+    large = random.random() < LARGE_SHARE
     names = ("east", "west")[: random.choice((1, 2, 2))]
     return Profile(
-        sizes_bytes=tuple(_size(random) for _ in range(random.choice((1, 1, 1, 2)))),
+        sizes_bytes=tuple(
+            _size(random, large=large) for _ in range(1 if large else random.choice((1, 1, 1, 2)))
+        ),
         options=_options(random),
         timings=_timings(random),
         paths={name: _speed(random) for name in names},
         active_dials=random.random() < 0.5,
-        habits=_habits(random),
-        start=random.choice(START_KINDS),
+        habits=_habits(random, large=large),
+        start=random.choices(START_KINDS, (3, 3, 2, 2))[0],
         faults=enabled,
         storm_ns=_between(random, NS_PER_S, 5 * NS_PER_S),
-        ambush=random.choice((0.0, 0.1, 0.2)),
+        ambush=random.choice((0.0, 0.1, 0.3)),
         crash_inside=random.choice((0.0, 0.5, 0.9)),
         cache_keep=random.choice((None, None, 0.0, 0.5, 1.0)),
         safety_ns=random.randrange(15, 40) * NS_PER_S,
@@ -120,8 +127,10 @@ def draw_profile(random: Random) -> Profile:
     )
 
 
-def _size(random: Random) -> int:
-    return _between(random, 4, 80) * BLOCK_BYTES + random.choice((0, 0, 512, 3 * KIB, 8))
+def _size(random: Random, *, large: bool) -> int:
+    return _between(random, *((1500, 4000) if large else (4, 80))) * BLOCK_BYTES + random.choice(
+        (0, 0, 512, 3 * KIB, 8)
+    )
 
 
 def _options(random: Random) -> VolumeOptions:
@@ -164,7 +173,7 @@ def _speed(random: Random) -> WireSpeed:
     )
 
 
-def _habits(random: Random) -> Habits:
+def _habits(random: Random, *, large: bool) -> Habits:
     others = (OpKind.ZERO, OpKind.TRIM, OpKind.ZERO_ALLOCATE)
     kinds = (OpKind.DATA,) * random.choice((1, 3, 6)) + tuple(k for k in others if random.random() < 0.5)
     return Habits(
@@ -173,7 +182,7 @@ def _habits(random: Random) -> Habits:
         idle_ns=_between(random, NS_PER_S // 2, 3 * NS_PER_S),
         think_ns=_between(random, 100 * NS_PER_US, 20 * NS_PER_MS),
         ops_max=random.choice((1, 1, 2, 4)),
-        op_sectors_max=random.choice((1, 8, 16, 64)),
+        op_sectors_max=2048 if large else random.choice((1, 8, 16, 64)),
         flush_share=random.choice((0.0, 0.02, 0.1, 0.3)),
         read_share=0.05,
         fua_share=random.choice((0.0, 0.05, 0.3)),

@@ -32,13 +32,12 @@ from pairsync.core.events import (
     ResyncEvent,
     TroubleEvent,
 )
-from pairsync.core.messages import Condition, Role
+from pairsync.core.messages import Role
 from pairsync.core.standing import Phase
-from pairsync.core.superblock import Superblock
 from pairsync.core.units import NS_PER_S
 from pairsync.guest.config import GuestConfig, VolumeConfig
 from pairsync.io.config import LinkConfig, PathConfig
-from pairsync.storage.metadata import format_metadata, load_metadata, metadata_bytes, metadata_path
+from pairsync.storage.metadata import load_metadata, metadata_path
 
 from .checker import Checker
 from .faults import Faults
@@ -46,8 +45,9 @@ from .host import Life, SimHost
 from .identity import identities
 from .network import SimNetwork
 from .profile import Profile, draw_profile
+from .start import PAIR_ID, data_name, make_start
 from .trace import Timers, Trace
-from .writer import STAMP_BYTES, Writer
+from .writer import Writer
 
 __all__ = ["Outcome", "SimulationFailure", "World", "simulate"]
 
@@ -61,7 +61,6 @@ LOOK_S = 1.0
 """Between two looks at what goes on."""
 
 PORT = 7000
-PAIR_ID = b"p" * 16
 STOP_S_MAX = 60.0
 
 ZOMBIE_S_MAX = 40.0
@@ -115,69 +114,12 @@ class World:
         self.active = SimHost(self, "active", Role.ACTIVE)
         self.standby = SimHost(self, "standby", Role.STANDBY)
         self.hosts = (self.active, self.standby)
-        self.term = 1
+        self.term = 2 if self.profile.start == "switched" else 1
         self.checker = Checker(self)
         self.faults = Faults(self)
-        for host in self.hosts:
-            self.blank(host)
-        if self.profile.start == "prefilled":
-            self._prefill()
+        make_start(self)
 
-    # ------------------------------------------------------------------ disks
-
-    @staticmethod
-    def data_name(volume: int) -> str:
-        """The file of a volume's data."""
-        return f"vd{volume}"
-
-    def blank(self, host: SimHost) -> None:
-        """New disks with volumes that were made and never written."""
-        for name in host.medium.names():
-            host.medium.remove(name)
-        for index, size in enumerate(self.profile.sizes_bytes):
-            self._format(host, index, size, Condition.BLANK)
-        host.superblocks.clear()
-
-    def _format(self, host: SimHost, index: int, size: int, condition: Condition) -> None:
-        name = self.data_name(index)
-        host.medium.create(name, size)
-        block = Superblock(
-            pair_id=PAIR_ID,
-            volume_id=bytes([index]) * 16,
-            name=name,
-            size_bytes=size,
-            term=0,
-            condition=condition,
-            lineage=(),
-            sync_target=None,
-            peer_in_sync=False,
-            map_base=None,
-            clean=True,
-            boot_id="",
-        )
-        host.medium.create(metadata_path(name), metadata_bytes(size))
-        file = host.medium.open(metadata_path(name))
-        format_metadata(file, block)
-        file.close()
-
-    def _prefill(self) -> None:
-        """The active's disks hold what was there before pairsync."""
-        medium = self.active.medium
-        for name in medium.names():
-            medium.remove(name)
-        for index, size in enumerate(self.profile.sizes_bytes):
-            self._format(self.active, index, size, Condition.CONSISTENT)
-            file = medium.open(self.data_name(index))
-            sectors = -(-size // 512)
-            for _ in range(self.habits.randrange(1, 12)):
-                start = self.habits.randrange(sectors)
-                stop = min(start + self.habits.randrange(1, 160), sectors)
-                version = self.writer.next_version()
-                length = min(stop * 512, size) - start * 512
-                file.write(start * 512, [version.to_bytes(STAMP_BYTES, "little") * (length // STAMP_BYTES)])
-                self.writer.histories[index].prefill(version, start, stop)
-            file.flush()
-            file.close()
+    # ------------------------------------------------------------------ hosts
 
     def keep(self, choices: int) -> int:
         """After a power cut: which of the contents that a sector has had is left."""
@@ -185,8 +127,6 @@ class World:
         if keep is None:
             return self.disks.randrange(choices)
         return choices - 1 if self.disks.random() < keep else 0
-
-    # ------------------------------------------------------------------ hosts
 
     def start(self, host: SimHost) -> None:
         """Begin a life of a host."""
@@ -209,7 +149,7 @@ class World:
             timings=profile.timings,
         )
         volumes = [
-            VolumeConfig(self.data_name(index), self.data_name(index), profile.options)
+            VolumeConfig(data_name(index), data_name(index), profile.options)
             for index in range(len(profile.sizes_bytes))
         ]
         host.start(GuestConfig("guest", PAIR_ID, host.role, volumes, link, self.term))
@@ -275,9 +215,8 @@ class World:
             self.reach("behind")
         elif isinstance(event, PeerEvent) and not event.connected:
             self.reach("session-lost")
-        elif isinstance(event, TroubleEvent) and (event.fatal or life.host is self.standby):
+        elif isinstance(event, TroubleEvent) and event.fatal:
             life.failed = True
-            self.faults.stopped_serving(life)
 
     def phase_changed(self, volume: int, before: Phase, after: Phase) -> None:
         """The peer's phase of one volume has changed."""
@@ -307,12 +246,14 @@ class World:
         await self._close()
 
     def _look(self) -> None:
-        """No request waits for ever; a session that moved to another path is counted."""
+        """No request waits for ever; what has stopped for good is noticed."""
         for request in self.writer.requests.values():
             if self.timers.now_ns() - request.asked_ns > REQUEST_NS_MAX:
                 self.fail("hang", f"request {request.number} was made {REQUEST_NS_MAX / NS_PER_S:g} s ago")
             break
         for host in self.hosts:
+            if host.life is not None and host.life.broken():
+                self.faults.stopped_serving(host.life)
             link = None if host.guest is None else host.guest.link
             if link is not None and link.statistics().frames_resent:
                 self.reach("took-over")
@@ -354,7 +295,7 @@ class World:
     def _compare(self) -> None:
         self.checker.full()
         for index in range(len(self.profile.sizes_bytes)):
-            name = self.data_name(index)
+            name = data_name(index)
             if self.active.medium.content(name) != self.standby.medium.content(name):
                 self.fail("liveness", f"volume {index}: in sync, and the disks differ")
 
@@ -405,7 +346,7 @@ class World:
         """What is on the disks of two hosts that were in sync and closed in order: nothing is dirty."""
         for host in self.hosts:
             for index in range(len(self.profile.sizes_bytes)):
-                name = metadata_path(self.data_name(index))
+                name = metadata_path(data_name(index))
                 opened = load_metadata(host.medium.open(name))
                 if opened.intents or any(any(page.content) for page in opened.pages):
                     self.fail("closed", f"{host.name} {name}: dirty after an orderly end")
