@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import trio
+from tests.conftest import LeakGuard
 from tests.guest.harness import Pair, await_event, in_time
 
 from pairsync.core.events import AloneEvent, PeerEvent, RefusedEvent, ResyncEvent
@@ -359,7 +360,7 @@ async def test_a_cancelled_guest_is_closed_in_order(pair: Pair) -> None:
             assert active.statistics().volumes[0].dirty_blocks == 0
 
 
-async def test_nothing_is_left_behind(pair: Pair, leak_guard) -> None:  # type: ignore[no-untyped-def]
+async def test_nothing_is_left_behind(pair: Pair, leak_guard: LeakGuard) -> None:
     async with in_time():
         for _ in range(2):
             async with pair.both() as (active, _):

@@ -241,10 +241,14 @@ class AsyncioGuest:
             return
         if self._calls is not None:
             self._calls.cancel_scope.cancel()
-        try:
-            await self._life.wait()
-        finally:
-            await self._end_run()
+        interrupted = await _outlast(
+            self._life.future
+        )  # closing in order is bounded, and not to be cut short
+        await self._end_run()
+        if interrupted is not None:
+            raise interrupted
+        if not self._life.future.cancelled():
+            self._life.future.result()
 
     async def _end_run(self) -> None:
         run, self._run = self._run, None

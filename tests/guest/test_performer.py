@@ -1,0 +1,300 @@
+"""Performing: the right lane, the given order, one report each, and no recursion."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from pairsync.core.effects import (
+    Apply,
+    Complete,
+    DropSession,
+    Effect,
+    Emit,
+    Flush,
+    Journal,
+    MapAllocation,
+    Persist,
+    Read,
+    SavePages,
+    Send,
+)
+from pairsync.core.events import AloneEvent, Event
+from pairsync.core.limits import VolumeOptions
+from pairsync.core.messages import BarrierDone, Message, OpKind, WriteOp
+from pairsync.core.session import Session
+from pairsync.core.units import BLOCK_BYTES, MIB, Extent
+from pairsync.errors import BackendError, InternalError
+from pairsync.guest.config import VolumeConfig
+from pairsync.guest.performer import Lanes, Performer
+from pairsync.guest.replica import Replica, create_replica, open_replica
+from pairsync.io.link import Link
+from pairsync.testing.disks import SimLane
+
+PAIR = b"p" * 16
+NOW_NS = 1234
+EVENT = AloneEvent("vda", "1.2/03")
+
+
+class _Script:
+    """In the place of the session machine: hands out bundles, and notes what is reported."""
+
+    def __init__(self) -> None:
+        self.bundles: list[list[Effect]] = []
+        self.reports: list[tuple[Any, ...]] = []
+        self.on_report: Callable[[], None] = lambda: None
+
+    def take(self) -> list[Effect]:
+        return self.bundles.pop(0) if self.bundles else []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name not in {
+            *("applied", "journaled", "saved", "persisted", "flushed"),
+            *("mapped", "read_done", "read_failed", "dropped"),
+        }:
+            raise AttributeError(name)
+
+        def report(*arguments: object) -> None:
+            if arguments[-1] != NOW_NS:
+                raise InternalError("a report without the time")
+            self.reports.append((name, *arguments[:-1]))
+            self.on_report()
+
+        return report
+
+
+class _Wire:
+    """In the place of the link."""
+
+    def __init__(self) -> None:
+        self.session: object | None = object()
+        self.sent: list[list[Message]] = []
+        self.dropped: list[str] = []
+
+    def send(self, messages: Sequence[Message]) -> None:
+        self.sent.append(list(messages))
+
+    def drop_session(self, reason: str) -> None:
+        self.dropped.append(reason)
+
+
+class _Stage:
+    """A performer with all that it acts on."""
+
+    def __init__(self, directory: Path) -> None:
+        path = directory / "vda.img"
+        create_replica(path, name="vda", pair_id=PAIR, volume_id=b"v" * 16, size_bytes=MIB)
+        self.replica: Replica = open_replica(VolumeConfig("vda", path, VolumeOptions()), PAIR)
+        self.lanes = Lanes(SimLane(), SimLane(), SimLane())
+        self.script = _Script()
+        self.wire = _Wire()
+        self.events: list[Event] = []
+        self.moved = 0
+        self.performer = Performer(
+            cast("Session", self.script),
+            [self.replica],
+            [self.lanes],
+            self.events.append,
+            lambda: NOW_NS,
+            self._move,
+        )
+        self.performer.link = cast("Link", self.wire)
+
+    def _move(self) -> None:
+        self.moved += 1
+
+    def perform(self, *effects: Effect) -> None:
+        self.script.bundles.append(list(effects))
+        assert self.performer.perform()
+
+    def backlog(self) -> tuple[int, int, int]:
+        return self.lanes.data.backlog, self.lanes.meta.backlog, self.lanes.side.backlog
+
+    def run_lanes(self) -> None:
+        for lane in (self.lanes.data, self.lanes.meta, self.lanes.side):
+            cast("SimLane", lane).run_all()
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> _Stage:
+    return _Stage(tmp_path)
+
+
+def _message(number: int) -> Message:
+    return BarrierDone(0, number)
+
+
+def _write(offset: int, content: bytes) -> WriteOp:
+    return WriteOp(OpKind.DATA, offset, len(content), content)
+
+
+def test_each_effect_goes_to_its_lane_and_is_reported_once(stage: _Stage) -> None:
+    block = stage.replica.setup.superblock
+    stage.performer._replicas[0].store.release_segment(0)
+    stage.performer._replicas[0].store.open_segment(0, 5)
+    stage.perform(
+        Apply(0, "a", [_write(0, b"x" * BLOCK_BYTES)]),
+        Read(0, 7, Extent(0, 1)),
+        Journal(0, "j", 0, 5, [Extent(0, 1)]),
+        SavePages(0, "s", {}, ()),
+        Persist(0, "p", block),
+        Flush(0, "f"),
+        MapAllocation(0, "m"),
+    )
+    assert stage.backlog() == (2, 3, 2)
+    assert stage.script.reports == []
+    stage.run_lanes()
+    assert [report[0] for report in stage.script.reports] == [
+        *("applied", "read_done"),
+        *("journaled", "saved", "persisted"),
+        *("flushed", "mapped"),
+    ]
+    by_name = {report[0]: report[1:] for report in stage.script.reports}
+    assert by_name["applied"] == (0, "a", None)
+    assert by_name["read_done"][:3] == (0, 7, Extent(0, 1))
+    assert bytes(by_name["read_done"][3][0].data) == b"x" * BLOCK_BYTES  # what was applied before it
+    assert by_name["journaled"] == (0, "j", 0)
+    assert by_name["saved"] == (0, "s", 0)
+    assert by_name["persisted"] == (0, "p", 0)
+    assert by_name["flushed"] == (0, "f", 0)
+    assert by_name["mapped"] == (0, "m", [(0, 1)])
+    assert stage.moved == 7
+
+
+def test_messages_leave_together_but_never_overtake(stage: _Stage) -> None:
+    order: list[str] = []
+    stage.wire.send = lambda messages: order.append(f"send {len(messages)}")  # type: ignore[method-assign]
+    stage.perform(
+        Send([_message(1)]),
+        Send([_message(2), _message(3)]),
+        Complete(lambda errnos: order.append(f"done {errnos}"), None),
+        Send([_message(4)]),
+        Emit(EVENT),
+    )
+    assert order == ["send 3", "done None", "send 1"]
+    assert stage.events == [EVENT]
+
+
+def test_nothing_is_sent_without_a_session(stage: _Stage) -> None:
+    stage.wire.session = None
+    stage.perform(Send([_message(1)]))
+    assert stage.wire.sent == []
+    stage.performer.link = None
+    stage.perform(Send([_message(2)]), DropSession("because", refused=False))
+    assert stage.wire.sent == []
+
+
+def test_bundles_are_performed_until_there_is_none(stage: _Stage) -> None:
+    answered: list[int] = []
+    stage.script.bundles = [
+        [Complete(lambda _, number=number: answered.append(number), None)] for number in range(3)
+    ]
+    stage.perform()
+    assert answered == [0, 1, 2]
+
+
+def test_what_is_called_from_within_feeds_the_loop_that_runs(stage: _Stage) -> None:
+    """An owner that submits more at once, a lane that works inline: no recursion, however long the chain."""
+    depth = 0
+    turns = 0
+
+    def again(_: object) -> None:
+        nonlocal depth, turns
+        depth += 1
+        assert depth == 1
+        turns += 1
+        if turns < 5000:
+            stage.script.bundles.append([Complete(again, None)])
+            assert not stage.performer.perform()
+        depth -= 1
+
+    stage.perform(Complete(again, None))
+    assert turns == 5000
+
+
+def test_an_owner_that_raises_stops_nothing_for_good(stage: _Stage) -> None:
+    def fail(_: object) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        stage.perform(Complete(fail, None))
+    stage.perform(Emit(EVENT))  # the loop can run again
+    assert stage.events == [EVENT]
+
+
+def test_a_failing_disk_is_reported_with_its_errno(stage: _Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise BackendError("gone", errno.ENXIO)
+
+    for name in ("apply", "flush", "read_into"):
+        monkeypatch.setattr(stage.replica.device, name, fail)
+    for name in ("write_superblock", "append_intents", "write_bitmap"):
+        monkeypatch.setattr(stage.replica.store, name, fail)
+    monkeypatch.setattr(stage.replica.device, "hole_bytes", lambda *_: 0)
+    stage.perform(
+        Apply(0, "a", [_write(0, b"x"), _write(9, b"y")]),
+        Read(0, 7, Extent(0, 1)),
+        Journal(0, "j", 0, 5, [Extent(0, 1)]),
+        SavePages(0, "s", {0: bytes(4096)}, ()),
+        Persist(0, "p", stage.replica.setup.superblock),
+        Flush(0, "f"),
+    )
+    stage.run_lanes()
+    assert stage.script.reports == [
+        ("applied", 0, "a", [errno.ENXIO, errno.ENXIO]),
+        ("read_failed", 0, 7, errno.ENXIO),
+        ("journaled", 0, "j", errno.ENXIO),
+        ("saved", 0, "s", errno.ENXIO),
+        ("persisted", 0, "p", errno.ENXIO),
+        ("flushed", 0, "f", errno.ENXIO),
+    ]
+
+
+def test_without_a_map_of_what_is_allocated_the_session_ends(
+    stage: _Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise BackendError("no such thing", errno.EIO)
+
+    monkeypatch.setattr(stage.replica.device, "allocation", fail)
+    stage.perform(MapAllocation(0, "m"))
+    stage.run_lanes()
+    assert stage.wire.dropped == ["cannot find out what is allocated: no such thing"]
+    assert stage.script.reports == [("dropped",)]
+    assert stage.moved == 1
+
+
+def test_a_session_is_dropped_and_only_a_refusal_is_reported(stage: _Stage) -> None:
+    stage.perform(DropSession("silent", refused=False))
+    assert (stage.wire.dropped, stage.script.reports) == (["silent"], [])
+    stage.perform(DropSession("diverged", refused=True))
+    assert (stage.wire.dropped, stage.script.reports) == (["silent", "diverged"], [("dropped",)])
+
+
+@pytest.mark.parametrize(
+    "effect",
+    [
+        Apply(0, "a", []),
+        Read(0, 7, Extent(0, 1)),
+        Flush(0, "f"),
+        SavePages(0, "s", {}, (0,)),
+        MapAllocation(0, "m"),
+    ],
+)
+def test_our_own_bugs_are_not_taken_for_disk_errors(
+    stage: _Stage, monkeypatch: pytest.MonkeyPatch, effect: Effect
+) -> None:
+    def bug(*_: object) -> None:
+        raise InternalError("an invariant does not hold")
+
+    for name in ("apply", "flush", "read_into", "hole_bytes", "allocation"):
+        monkeypatch.setattr(stage.replica.device, name, bug)
+    monkeypatch.setattr(stage.replica.store, "release_segment", bug)
+    stage.perform(effect)
+    with pytest.raises(InternalError, match="invariant"):
+        stage.run_lanes()
+    assert stage.script.reports == []
