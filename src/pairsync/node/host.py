@@ -34,6 +34,7 @@ from pairsync.nbd.server import serve_nbd
 
 from .control import Answer, Handler, serve_control
 from .hostfile import HostFile, LinkFile, NbdFile
+from .memory import resident_bytes, trim_memory
 
 __all__ = ["event_line", "run_host", "status_of"]
 
@@ -92,7 +93,7 @@ def _handlers(guest: Guest, stop: Callable[[], None]) -> dict[str, Handler]:
 
     async def status(_: Mapping[str, Any]) -> Answer:
         await trio.lowlevel.checkpoint()
-        return {"guest": status_of(guest)}
+        return {"guest": status_of(guest), "process": _process_status()}
 
     async def wait(_: Mapping[str, Any]) -> Answer:
         await guest.wait_in_sync()
@@ -114,6 +115,15 @@ def _handlers(guest: Guest, stop: Callable[[], None]) -> dict[str, Handler]:
         return {}
 
     return {"status": status, "wait-in-sync": wait, "cut": cut, "heal": heal, "stop": end}
+
+
+def _process_status() -> dict[str, int]:
+    """What this process holds: where something leaks, it shows here first."""
+    return {
+        "tasks": trio.lowlevel.current_statistics().tasks_living,
+        "descriptors": len(list(Path("/proc/self/fd").iterdir())),
+        "resident_bytes": resident_bytes(),
+    }
 
 
 def _link_of(guest: Guest) -> Any:
@@ -154,6 +164,7 @@ async def run_host(
             await nursery.start(serve_control, host.control, _handlers(guest, nursery.cancel_scope.cancel))
             doors = await _open_doors(nursery, guest, host.nbd, tls) if guest.role is Role.ACTIVE else []
             await nursery.start(_await_signal, nursery.cancel_scope)
+            nursery.start_soon(trim_memory)
             tell(_ready(host, guest, doors))
             with subscription:
                 async for event in subscription:

@@ -207,6 +207,7 @@ class Lab:
                     hosts[name]["error"] = str(error)
                 else:
                     hosts[name]["guest"] = answer["guest"]
+                    hosts[name]["process"] = answer["process"]
         guest = hosts["a"]["guest"]
         in_sync = guest is not None and guest["in_sync"]
         return {"directory": str(self._directory.absolute()), "in_sync": in_sync, "hosts": hosts}

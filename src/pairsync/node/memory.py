@@ -1,0 +1,62 @@
+"""Giving memory back to the system.
+
+The C library keeps what was freed for later use.  After a burst of large buffers (a client that asks for much
+and takes nothing, a resync) a host would hold on to hundreds of MiB for the rest of its life.  `trim_memory`
+looks at what is resident now and then and, if that is far above the least that was seen, has the library
+return its free pages.  What is in use stays resident, of course: then it tries less and less often.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+import trio
+
+from pairsync.core.units import MIB
+
+__all__ = ["TRIM_ABOVE_BYTES", "resident_bytes", "trim_memory"]
+
+TRIM_ABOVE_BYTES = 32 * MIB
+"""Trim if so much more is resident than ever after a trim: less is not worth the page faults that follow."""
+
+LOOK_S_MIN = 2.0
+LOOK_S_MAX = 60.0
+"""Between two looks: soon after a burst, seldom where memory is in use; a trim takes some milliseconds."""
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+Trim: TypeAlias = Callable[[], Awaitable[object]]
+
+
+def _library_trim() -> Trim | None:
+    """What makes the C library return its free pages; None if it has no such thing."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is None:
+        return None
+    return partial(trio.to_thread.run_sync, malloc_trim, 0)  # the event loop goes on meanwhile
+
+
+async def trim_memory(*, resident: Callable[[], int] = resident_bytes, trim: Trim | None = None) -> None:
+    """Do so until cancelled; returns at once where the C library cannot."""
+    trim = _library_trim() if trim is None else trim
+    if trim is None:
+        return
+    least, wait_s = resident(), LOOK_S_MIN
+    while True:
+        await trio.sleep(wait_s)
+        now = resident()
+        if now > least + TRIM_ABOVE_BYTES:
+            await trim()
+            now = resident()
+            wait_s = min(wait_s * 2, LOOK_S_MAX)
+        if now <= least + TRIM_ABOVE_BYTES:
+            least, wait_s = min(least, now), LOOK_S_MIN
