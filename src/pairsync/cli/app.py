@@ -187,5 +187,5 @@ def _leaves(group: BaseExceptionGroup[PairsyncError]) -> Iterator[PairsyncError]
 def run() -> None:
     """Parse the command line and run the command."""
     with _plain_errors():
-        result = app(result_action="return_value")
+        result = app(sys.argv[1:], result_action="return_value")
     sys.exit(result if isinstance(result, int) else 0)

@@ -1,0 +1,58 @@
+"""What a host says of itself, as lines for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pairsync.cli.show import guest_lines
+
+_VOLUME: dict[str, Any] = {
+    "name": "vda",
+    "state": "in-sync",
+    "size_bytes": 256 << 20,
+    "generation": "1.1/8b",
+    "dirty_blocks": 0,
+    "resync_fraction": None,
+    "resync_bytes_per_s": None,
+    "resync_remaining_s": None,
+    "failed": None,
+}
+
+
+def _show(refusal: str | None = None, **changes: Any) -> list[str]:
+    return list(guest_lines({"refusal": refusal, "volumes": [{**_VOLUME, **changes}]}))
+
+
+def test_a_volume_in_sync() -> None:
+    assert _show() == ["  vda            256 MiB  in-sync      0 dirty blocks, generation 1.1/8b"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"generation": None, "state": "blank"}, "blank        0 dirty blocks, generation none"),
+        ({"dirty_blocks": 17}, "17 dirty blocks"),
+        (
+            {"resync_fraction": 0.4321, "resync_bytes_per_s": 100 << 20, "resync_remaining_s": 12.4},
+            "43.2 %  100 MiB/s  12 s left",
+        ),
+        ({"resync_fraction": 0.0, "resync_bytes_per_s": 0.0}, "0.0 %  0 B/s  0 dirty"),
+        ({"failed": "EIO"}, "FAILED: EIO"),
+    ],
+)
+def test_other_states(changes: dict[str, Any], shown: str) -> None:
+    (line,) = _show(**changes)
+    assert shown in line
+
+
+def test_a_refusal_comes_first() -> None:
+    assert _show("diverged: both hosts wrote apart")[0] == "  refused: diverged: both hosts wrote apart"
+
+
+def test_volumes_stand_in_columns() -> None:
+    lines = list(
+        guest_lines({"refusal": None, "volumes": [_VOLUME, {**_VOLUME, "name": "d", "size_bytes": 1 << 40}]})
+    )
+    assert lines[0].index("in-sync") == lines[1].index("in-sync")
