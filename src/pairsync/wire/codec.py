@@ -138,9 +138,10 @@ _NUMBER_OF: dict[type[Message], int] = {made: number for number, (made, _) in _T
 _OP = struct.Struct(">QIB")
 _OP_BYTES = _OP.size
 _FUA = 0x80
+_KIND_NUMBERS = {kind.value for kind in OpKind}
 # the last byte of an entry -> kind and FUA, or None where the protocol allows no such value
 _KINDS: tuple[tuple[OpKind, bool] | None, ...] = tuple(
-    (OpKind(byte & ~_FUA), bool(byte & _FUA)) if byte & ~_FUA in OpKind._value2member_map_ else None
+    (OpKind(byte & ~_FUA), bool(byte & _FUA)) if byte & ~_FUA in _KIND_NUMBERS else None
     for byte in range(256)
 )
 
