@@ -127,7 +127,7 @@ class TrackerMachine(RuleBasedStateMachine):
             self._write([(2 * block, OpKind.DATA)])
         self.tracker = Tracker(BLOCK_COUNT, todo, window_bytes=WINDOW_BYTES, first_generation=7)
         self.queue.append(Save(self.tracker.pages_to_save(), (0, 1), closes=False))
-        self._next_of_metadata(torn=False)
+        self._next_of_metadata(fails=False)
 
     def _write(self, halves: Iterable[tuple[Half, OpKind]]) -> None:
         self.version += 1
@@ -181,24 +181,21 @@ class TrackerMachine(RuleBasedStateMachine):
     # ------------------------------------------------------------------ metadata
 
     @precondition(lambda self: bool(self.queue))
-    @rule(torn=st.sampled_from([False] * 9 + [True]))
-    def next_of_metadata(self, torn: bool) -> None:
-        self._next_of_metadata(torn=torn)
+    @rule(fails=st.sampled_from([False] * 9 + [True]))
+    def next_of_metadata(self, fails: bool) -> None:
+        self._next_of_metadata(fails=fails)
 
-    def _next_of_metadata(self, *, torn: bool) -> None:
+    def _next_of_metadata(self, *, fails: bool) -> None:
+        """A record may fail; a save that fails stops the volume, which is a crash like any other."""
         job = self.queue.popleft()
         if isinstance(job, Batch):
-            if torn:
+            if fails:
                 self.tracker.applied(job.generation)  # it ends with an error, and is not written
                 self._drain()
                 return
             self.disk.segments[job.segment] += job.intents
             self.tracker.recorded(job.generation, job.intents)
             self._issue(job)
-        elif torn:  # it is tried again, with what the pages must say by then
-            self.disk = self.disk.after(job, list(job.pages)[::2], released=False)
-            self.tracker.save_failed(job.pages)
-            self.queue.append(Save(self.tracker.pages_to_save(), job.release, job.closes))
         else:
             self.disk = self.disk.after(job, job.pages, released=True)
             if job.closes:
@@ -361,7 +358,7 @@ class TrackerMachine(RuleBasedStateMachine):
     def _settle(self) -> None:
         while self.queue or self.applying or self.barrier is not None:
             if self.queue:
-                self._next_of_metadata(torn=False)
+                self._next_of_metadata(fails=False)
             elif self.applying:
                 self.next_is_applied(fails=False)
             elif self.barrier_asked:

@@ -173,11 +173,8 @@ class DirtyMap:
         return None
 
     def _find_in_page(self, number: int, start: int, stop: int) -> int | None:
-        page = self._pages.get(number)
-        if page is None:
-            return None
         base = number << _PAGE_SHIFT
-        index = page.find(1, max(start - base, 0), min(stop - base, PAGE_BLOCKS))
+        index = self._pages[number].find(1, max(start - base, 0), min(stop - base, PAGE_BLOCKS))
         return None if index < 0 else base + index
 
     def _find_clear(self, start: int, stop: int) -> int:

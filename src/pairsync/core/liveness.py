@@ -70,11 +70,6 @@ class PathMonitor:
         """Smallest round-trip time seen."""
         return self._rtt_min_ns
 
-    @property
-    def silence_limit_ns(self) -> int:
-        """Silence after which the path is dead."""
-        return self._silence_ns
-
     def silence_ns(self, now_ns: int) -> int:
         """How long nothing has been heard."""
         return max(0, now_ns - self._heard_ns)

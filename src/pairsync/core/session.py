@@ -20,7 +20,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 
-from pairsync.errors import ArbitrationError, InternalError, ProtocolError
+from pairsync.errors import ArbitrationError, ProtocolError
 
 from .copier import Copier
 from .dirty import DirtyMap
@@ -153,7 +153,7 @@ class Session:
         self._become(SessionPhase.GREETING, now_ns)
         self._out.append(Send([self.introduction()]))
         if self._peer is not None:
-            self._agree(now_ns)
+            self._agree(self._peer, now_ns)
 
     def _become(self, phase: SessionPhase, now_ns: int) -> None:
         self.phase = phase
@@ -196,7 +196,7 @@ class Session:
                 raise ProtocolError("the peer introduced itself twice")
             self._peer = message
             if self.phase is SessionPhase.GREETING:
-                self._agree(now_ns)
+                self._agree(message, now_ns)
         elif isinstance(message, Leave):
             self._refuse("peer-left", message.reason, now_ns, tell=False)
         elif isinstance(message, Failed):  # also before the introductions: it may have no superblock to show
@@ -208,10 +208,8 @@ class Session:
         else:
             self._receive_as_standby(message)
 
-    def _agree(self, now_ns: int) -> None:
-        if self._peer is None:
-            raise InternalError("nobody to agree with")
-        decision = plan_session(self.introduction(), self._peer)
+    def _agree(self, peer: Introduce, now_ns: int) -> None:
+        decision = plan_session(self.introduction(), peer)
         if decision.verdict is Verdict.REFUSE:
             self._refuse(decision.rule, decision.evidence, now_ns)
             return
@@ -220,7 +218,7 @@ class Session:
         self.refusal = None
         self._plans = decision.plans
         self._out.append(Emit(PeerEvent(connected=True, reason=decision.evidence)))
-        for source, plan, theirs in zip(self.sources, decision.plans, self._peer.volumes, strict=False):
+        for source, plan, theirs in zip(self.sources, decision.plans, peer.volumes, strict=False):
             source.begin(plan, blank=theirs.condition is Condition.BLANK, now_ns=now_ns)
 
     def _refuse(self, rule: str, evidence: str, now_ns: int, *, tell: bool = True) -> None:

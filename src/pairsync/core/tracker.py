@@ -321,14 +321,9 @@ class Tracker:
     def pages_to_save(self) -> dict[int, bytes]:
         """Bitmap pages to be written outside the life of a generation: at the start, or before a resync.
 
-        Whoever takes them must make them durable before anything relies on it, or give them back with
-        `save_failed`.
+        Whoever takes them must make them durable before anything relies on it, or stop.
         """
         return self._pages_to_save()
-
-    def save_failed(self, pages: Iterable[int]) -> None:
-        """Those pages did not reach the disk: they are to be written again."""
-        self._unsaved.update(pages)
 
     # ------------------------------------------------------------------ questions
 
