@@ -148,3 +148,39 @@ def test_saving_the_rest_says_whether_there_was_any() -> None:
     (save,) = taken(world)
     assert isinstance(save, SavePages)
     assert save.release == ()
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_generation_waits_while_pages_are_saved_for_another_reason(joined: bool) -> None:
+    world = World(dirty=3)
+    world.closer.recover()
+    (first,) = taken(world)
+    assert isinstance(first, SavePages)
+    if joined:
+        world.join()
+    world.write()
+    world.tracker.applied(1)
+    world.closer.cut(20)
+    if joined:
+        flush = taken(world)[0]
+        assert isinstance(flush, Flush)
+        op = world.flushes.local_done(flush.token)
+        world.flushes.peer_done(op.number)
+        world.closer.flush_finished(op)
+    assert taken(world) == []
+    assert world.closer.busy
+    assert world.closer.saved(first.token)
+    (second,) = taken(world)
+    assert isinstance(second, SavePages)
+    assert second.release == (1,)
+    assert world.closer.saved(second.token)
+    assert world.tracker.closing is None
+
+
+def test_saving_twice_at_once_or_without_a_generation_is_our_own_bug() -> None:
+    world = World(dirty=3)
+    with pytest.raises(InternalError, match="no generation is closing"):
+        world.closer._save(peer=False)
+    world.closer.recover()
+    with pytest.raises(InternalError, match="being saved already"):
+        world.closer.recover()

@@ -290,6 +290,19 @@ def test_holes_are_sent_as_holes() -> None:
     assert bench.tracker.open.data_bytes == BLOCK_BYTES
 
 
+def test_only_what_is_still_wanted_is_cut_out_of_what_was_found() -> None:
+    bench = Bench().copying(3, 4, 5, 6)
+    (read,) = bench.reads()
+    bench.tracker.mirrored([WriteOp(OpKind.DATA, 3 * BLOCK_BYTES, 2 * BLOCK_BYTES)])
+    first, last = (
+        WriteOp(OpKind.DATA, start * BLOCK_BYTES, 2 * BLOCK_BYTES, bytes([start]) * 2 * BLOCK_BYTES)
+        for start in (3, 5)
+    )
+    bench.copier.found(read.number, read.extent, [first, last])
+    (op,) = bench.copier.take_ready(all_of_it=True)
+    assert (op.offset, op.data) == (last.offset, last.data)
+
+
 def test_data_that_is_not_there_is_our_own_bug() -> None:
     bench = Bench().copying(3)
     (read,) = bench.reads()

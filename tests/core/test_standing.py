@@ -204,6 +204,7 @@ def test_a_superblock_on_its_way_that_counts_on_the_peer_forbids_going_on_alone(
     assert bench.standing.adopted(bench.standing.newest)
     assert bench.phase() is Phase.CONFIRMING
     bench.standing.leave(Phase.ABSENT, at_once=True)  # while "in sync" is being written
+    assert not bench.may_go_on_alone()
     bench.write_one()
     assert not bench.may_go_on_alone()
     assert bench.phase() is Phase.ABSENT

@@ -445,10 +445,9 @@ def test_a_superblock_that_cannot_be_written_is_written_before_the_next_session(
 def test_trouble_is_told_once_a_session() -> None:
     standby = Standby().syncing()
     standby.write(1)
-    standby.target.barrier(Barrier(1, 0, 1))
-    standby.target.adopt(Adopt(1, 0, (NEW, OLD)))
     standby.apply([errno.EIO])
-    standby.begin()
+    standby.begin(term=2)
+    standby.persist(errno.EIO)
     assert [type(m) for m in standby.sent()].count(Failed) == 1
 
 

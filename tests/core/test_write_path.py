@@ -339,6 +339,27 @@ def test_a_failure_is_told_once_and_ends_the_session_once() -> None:
     assert pair.a.session.sources[0].failed == "a flush failed: EIO"
 
 
+def test_late_answers_to_a_failed_volume_change_nothing() -> None:
+    pair = synced()
+    source = pair.a.session.sources[0]
+    pair.a.write("w", data(3))
+    pair.a.flush("f1")
+    source._closer.cut(pair.now_ns)
+    pair.a.complete("meta")
+    pair.a.complete("disk")  # the generation is flushed beside the guest's flush
+    pair.a.write("late", data(4))
+    assert len(pair.a.waiting("side")) == 2
+    pair.a.complete("side", error=errno.EIO)
+    before = len(pair.a.completed)
+    pair.a.complete("side")
+    pair.a.complete("meta", error=errno.EIO)
+    pair.deliver(pair.a, len(pair.a.outbox))
+    run(pair.b)
+    pair.deliver(pair.b, len(pair.b.outbox))
+    assert len(pair.a.completed) == before
+    assert source.failed == "a flush failed: EIO"
+
+
 def test_a_resync_that_cannot_read_ends_the_session() -> None:
     pair = alone()
     pair.a.write("w", data(3))
@@ -521,6 +542,16 @@ def test_closing_leaves_a_clean_superblock_and_an_exact_map(with_peer: bool) -> 
     assert metadata.recovered().count == (0 if with_peer else 3)
     pair.a.write("later", data(9))
     assert ended(pair)["later"] == [errno.EIO]
+
+
+def test_closing_writes_what_is_only_in_memory() -> None:
+    """The peer has told blocks of its own, and is gone again."""
+    pair = alone()
+    pair.a.session.sources[0].marked([(5, 7)])
+    pair.a.close("c")
+    pair.settle()
+    assert ended(pair) == {"c": None}
+    assert pair.a.metadata[0].recovered().describe() == "2[5..7]"
 
 
 def test_closing_before_anything_was_opened_waits_for_it() -> None:
