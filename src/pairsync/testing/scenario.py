@@ -213,6 +213,13 @@ def _number(text: str) -> int:
     return int(text if factor == 1 else text[:-1]) * factor
 
 
+def _error_number(name: str) -> int:
+    for number, known in errno.errorcode.items():
+        if known == name:
+            return number
+    raise ConfigError(f"no error is called {name!r}")
+
+
 def _duration_ns(text: str) -> int:
     if text.endswith("ms"):
         return int(text[:-2]) * NS_PER_MS
@@ -297,7 +304,10 @@ class _Runner:
         return self._pair
 
     def _host(self, words: list[str]) -> ManualHost:
-        return self._the_pair().host(words[0] if words else "")
+        pair = self._the_pair()
+        if words[0] not in {"a", "b"}:
+            raise ConfigError(f"no host is called {words[0]!r}: a or b")
+        return pair.host(words[0])
 
     def _active(self) -> ManualHost:
         pair = self._the_pair()
@@ -346,7 +356,7 @@ class _Runner:
         host, lane = self._host(words), words[1]
         if lane not in LANES:
             raise ConfigError(f"no lane is called {lane!r}: {', '.join(LANES)}")
-        error = next((getattr(errno, word) for word in words[2:] if word.startswith("E")), 0)
+        error = next((_error_number(word) for word in words[2:] if word.startswith("E")), 0)
         volume = next((int(w.removeprefix("volume=")) for w in words[2:] if w.startswith("volume=")), 0)
         count = next((int(word) for word in words[2:] if word.isdigit()), 1)
         if "all" in words:
@@ -422,7 +432,9 @@ def run_scenario(text: str) -> str:
             raise ConfigError(f"{command!r}: one command, {SEPARATOR!r}, and its output")
         try:
             output = runner.run(command)
-        except (ConfigError, ValueError, IndexError) as error:
+        except IndexError as error:
+            raise ConfigError(f"{command!r}: words are missing") from error
+        except (ConfigError, ValueError) as error:
             raise ConfigError(f"{command!r}: {error}") from error
         blocks.append("\n".join([command, SEPARATOR, *output]))
     return "\n\n".join(blocks) + "\n"
