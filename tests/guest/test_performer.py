@@ -28,7 +28,7 @@ from pairsync.core.limits import VolumeOptions
 from pairsync.core.messages import BarrierDone, Message, OpKind, WriteOp
 from pairsync.core.session import Session
 from pairsync.core.units import BLOCK_BYTES, MIB, Extent
-from pairsync.errors import BackendError, InternalError
+from pairsync.errors import BackendError, ClosedError, InternalError
 from pairsync.guest.config import VolumeConfig
 from pairsync.guest.performer import Lanes, Performer
 from pairsync.guest.replica import Replica, create_replica, open_replica
@@ -298,3 +298,26 @@ def test_our_own_bugs_are_not_taken_for_disk_errors(
     with pytest.raises(InternalError, match="invariant"):
         stage.run_lanes()
     assert stage.script.reports == []
+
+
+@pytest.mark.parametrize(
+    "effect",
+    [
+        Apply(0, "a", []),
+        Read(0, 7, Extent(0, 1)),
+        Flush(0, "f"),
+        SavePages(0, "s", {}, (0,)),
+        MapAllocation(0, "m"),
+    ],
+)
+def test_what_a_closing_lane_never_ran_is_reported_to_nobody(
+    stage: _Stage, monkeypatch: pytest.MonkeyPatch, effect: Effect
+) -> None:
+    dones: list[Callable[[Any], None]] = []
+    for lane in (stage.lanes.data, stage.lanes.meta, stage.lanes.side):
+        monkeypatch.setattr(lane, "submit", lambda _, done: dones.append(done))
+    stage.perform(effect)
+    (done,) = dones
+    done(ClosedError("the lane was closed before the job ran"))
+    assert stage.script.reports == []
+    assert stage.moved == 0

@@ -32,7 +32,7 @@ from pairsync.core.effects import (
 from pairsync.core.events import Event
 from pairsync.core.messages import Message
 from pairsync.core.session import Session
-from pairsync.errors import BackendError
+from pairsync.errors import BackendError, ClosedError
 from pairsync.io.link import Link
 from pairsync.storage.lane import Lane
 
@@ -142,7 +142,8 @@ class Performer:
 
     def _applied(self, volume: int, token: object, result: Sequence[int] | BaseException | None) -> None:
         if isinstance(result, BaseException):
-            raise result
+            _raise_unless_closed(result)
+            return
         self.session.applied(volume, token, result, self.now_ns())
         self._moved()
 
@@ -176,7 +177,8 @@ class Performer:
 
         def done(result: int | BaseException) -> None:
             if isinstance(result, BaseException):
-                raise result
+                _raise_unless_closed(result)
+                return
             report(effect.volume, effect.token, result, self.now_ns())
             self._moved()
 
@@ -187,7 +189,8 @@ class Performer:
             if isinstance(result, BackendError):
                 self._drop(DropSession(f"cannot find out what is allocated: {result}", refused=True))
             elif isinstance(result, BaseException):
-                raise result
+                _raise_unless_closed(result)
+                return
             else:
                 self.session.mapped(effect.volume, effect.token, result, self.now_ns())
             self._moved()
@@ -198,7 +201,8 @@ class Performer:
     def _read(self, effect: Read) -> None:
         def done(result: Found | int | BaseException) -> None:
             if isinstance(result, BaseException):
-                raise result
+                _raise_unless_closed(result)
+                return
             if isinstance(result, int):
                 self.session.read_failed(effect.volume, effect.number, result, self.now_ns())
             else:
@@ -209,3 +213,9 @@ class Performer:
 
         job = partial(read_job, self._replicas[effect.volume].device, effect.extent)
         self._lanes[effect.volume].data.submit(job, done)
+
+
+def _raise_unless_closed(error: BaseException) -> None:
+    """A job that never ran because its lane was closed is no failure: the guest has ended, nobody waits."""
+    if not isinstance(error, ClosedError):
+        raise error
