@@ -88,7 +88,7 @@ def _tls_context(directory: Path) -> ssl.SSLContext:
     return context
 
 
-def _handlers(guest: Guest, stop: Callable[[], None]) -> dict[str, Handler]:
+def _handlers(guest: Guest) -> dict[str, Handler]:
     """What the control socket understands."""
 
     async def status(_: Mapping[str, Any]) -> Answer:
@@ -109,12 +109,7 @@ def _handlers(guest: Guest, stop: Callable[[], None]) -> dict[str, Handler]:
         _link_of(guest).heal()
         return {}
 
-    async def end(_: Mapping[str, Any]) -> Answer:
-        await trio.lowlevel.checkpoint()
-        stop()
-        return {}
-
-    return {"status": status, "wait-in-sync": wait, "cut": cut, "heal": heal, "stop": end}
+    return {"status": status, "wait-in-sync": wait, "cut": cut, "heal": heal}
 
 
 def _process_status() -> dict[str, int]:
@@ -161,7 +156,7 @@ async def run_host(
             if cut:
                 _link_of(guest).cut()
             subscription = guest.subscribe()
-            await nursery.start(serve_control, host.control, _handlers(guest, nursery.cancel_scope.cancel))
+            await nursery.start(serve_control, host.control, _handlers(guest))
             doors = await _open_doors(nursery, guest, host.nbd, tls) if guest.role is Role.ACTIVE else []
             await nursery.start(_await_signal, nursery.cancel_scope)
             nursery.start_soon(trim_memory)
