@@ -35,7 +35,6 @@ LONG_MODULES: dict[str, str] = {
 }
 TESTED_ELSEWHERE: dict[str, tuple[str, str]] = {
     # "src/pairsync/room/module.py": ("tests/.../test_other.py", "reason"),
-    "src/pairsync/core/messages.py": ("tests/wire/test_codec.py", "vocabulary; every message is sent there"),
     "src/pairsync/errors.py": (
         "tests/test_exports.py",
         "a tree of exceptions",

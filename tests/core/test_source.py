@@ -1,4 +1,7 @@
-"""The write path beside a slow resync: the guest's writes end, and the volume closes in order."""
+"""The write path beside a slow resync: the guest's writes end, and the volume closes in order.
+
+Its rules, one by one, are in ``test_write_path.py``.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import pytest
 
 from pairsync.core.limits import VolumeOptions
 from pairsync.core.messages import OpKind, Role, WriteOp
+from pairsync.core.source import VolumeSource
 from pairsync.core.units import BLOCK_BYTES, MIB, NS_PER_S
 from pairsync.testing.manual import ManualPair
 
@@ -14,6 +18,10 @@ SIZE_BYTES = 24 * MIB
 
 def _data(offset: int, length: int) -> WriteOp:
     return WriteOp(OpKind.DATA, offset, length, b"x" * length)
+
+
+def _source(pair: ManualPair) -> VolumeSource:
+    return pair.a.session.sources[0]
 
 
 def _work(pair: ManualPair) -> None:
@@ -33,7 +41,7 @@ def _resyncing(options: VolumeOptions) -> ManualPair:
     pair.b.start(Role.STANDBY, 1)
     pair.settle()
     pair.connect()
-    while not pair.a.session.sources[0].inflight_bytes:
+    while not _source(pair).inflight_bytes:
         pair.step()
     _work(pair)
     return pair
@@ -64,7 +72,7 @@ def test_a_slow_resync_does_not_keep_an_asynchronous_writer_waiting(options: Vol
     pair = _resyncing(options)
     for _ in range(12):  # longer than the bound of 5 s: everything on its way is old now
         _one_second(pair)
-    assert pair.a.session.sources[0].tracker.todo
+    assert _source(pair).tracker.todo
     pair.a.completed.clear()
     pair.a.write("live", [_data(0, BLOCK_BYTES)])
     for _ in range(3):
@@ -74,7 +82,7 @@ def test_a_slow_resync_does_not_keep_an_asynchronous_writer_waiting(options: Vol
 
 def test_a_volume_closes_in_order_beside_a_resync_without_waiting_for_its_end() -> None:
     pair = _resyncing(VolumeOptions())
-    sent_before = pair.a.session.sources[0].inflight_bytes
+    sent_before = _source(pair).inflight_bytes
     pair.a.completed.clear()
     pair.a.close("close")
     for _ in range(sent_before // MIB * 2 + 3):  # what is on its way already
