@@ -54,7 +54,7 @@ async def sample(guest: pairsync.Guest, seconds: float) -> None:
         for volume in figures.volumes:
             behind = volume.dirty_blocks * 4096 / MIB
             sent = 0.0 if figures.link is None else figures.link.bytes_out / MIB
-            print(f"  {volume.name}: {volume.state}, {behind:.1f} MiB not known to be durable there, {sent:.1f} MiB sent")
+            print(f"  {volume.name}: {volume.state}, {behind:.1f} MiB not durable there, {sent:.1f} MiB sent")
         await trio.sleep(seconds)
 
 

@@ -30,7 +30,7 @@ from pairsync.io.network import Address
 
 from .trace import Timers
 
-__all__ = ["HostNetwork", "SimConnection", "SimNetwork", "SimPath", "WireSpeed"]
+__all__ = ["HostNetwork", "SimConnection", "SimListener", "SimNetwork", "SimPath", "WireSpeed"]
 
 SEGMENT_BYTES = 64
 """What a segment without data weighs."""

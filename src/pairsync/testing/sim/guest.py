@@ -16,7 +16,7 @@ from .history import History, WriteRecord
 if TYPE_CHECKING:
     from .world import World
 
-__all__ = ["Guest", "Request"]
+__all__ = ["Guest", "Request", "describe_op"]
 
 
 DATA_SECTORS_MAX = FRAME_DATA_BYTES_MAX // SECTOR_BYTES
@@ -75,9 +75,9 @@ class Guest:
         """Submit nothing more."""
         self.writing = False
 
-    def stir(self) -> None:
+    def stir(self, *, sure: bool = False) -> None:
         """Something has just changed: the moment to write, for somebody who looks for trouble."""
-        if self.writing and self._random.random() < STIR:
+        if self.writing and (sure or self._random.random() < STIR):
             for volume in range(len(self.histories)):
                 self._burst[volume] = max(self._burst[volume], 1 + self._random.randrange(4))
                 self._wake_after(volume, self._random.randrange(2 * NS_PER_MS))
