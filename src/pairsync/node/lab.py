@@ -51,6 +51,7 @@ class _HostProcess:
         self.name = name
         self.process: trio.Process | None = None  # None: not running
         self.link: str | None = None  # its listening address, once it is ready
+        self.cut = False  # whether the link is cut here, as far as this process was told
         self.starting = trio.Lock()  # held from the decision to make a process until there is one
         self.ready = trio.Event()  # of the present or last process: it serves
         self.ended = trio.Event()  # likewise: it is gone
@@ -102,6 +103,9 @@ class Lab:
             if host.process is not None and host.ended is ended:
                 host.process.kill()
             raise BackendError(f"host {name} did not come up: {_last_line(self._directory / name / 'log')}")
+        if host.cut is not self._cut:  # the link was cut or mended meanwhile
+            await self._ask(name, "cut" if self._cut else "heal")
+            host.cut = self._cut
 
     async def _spawn(self, host: _HostProcess) -> None:
         directory = self._directory / host.name
@@ -115,6 +119,7 @@ class Lab:
                 start_new_session=True,  # a Ctrl-C of the terminal is the supervisor's to handle
             )
         host.process = process
+        host.cut = "--cut" in words
         host.ready = trio.Event()
         host.ended = trio.Event()
         self._nursery.start_soon(self._follow, host, process, host.ready)
@@ -246,6 +251,7 @@ class Lab:
             for name, host in self._hosts.items():
                 if host.process is not None and host.ready.is_set():
                     await self._ask(name, what)
+                    host.cut = self._cut
         self._tell({"event": f"link-{what}"})
         return {}
 

@@ -1,0 +1,156 @@
+"""The supervisor in this process, its hosts as real ones: what it refuses, and that nothing outlives it.
+
+What a whole lab does is tested from outside in ``tests/e2e``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from pairsync.core.units import MIB
+from pairsync.errors import BackendError, ConfigError
+from pairsync.node.control import ask
+from pairsync.node.lab import Lab, run_lab
+from pairsync.node.labfile import LabFile, control_socket_of, open_lab_file, prepare
+from pairsync.testing.programs import is_alive, wait_gone
+
+DEADLINE_S = 60.0
+
+
+def make_lab(directory: Path, *, single: bool) -> LabFile:
+    lab = open_lab_file(directory, {"vda": MIB}, None, single=single)
+    prepare(directory, lab)
+    return lab
+
+
+class Told:
+    """What a lab says."""
+
+    def __init__(self) -> None:
+        self.lines: list[Mapping[str, Any]] = []
+        self.ready = trio.Event()
+
+    def __call__(self, line: Mapping[str, Any]) -> None:
+        self.lines.append(line)
+        if line["event"] == "ready":
+            self.ready.set()
+
+    @property
+    def pids(self) -> list[int]:
+        return [host["pid"] for host in self.lines[0]["hosts"].values()]
+
+
+@asynccontextmanager
+async def lab_up(directory: Path, lab: LabFile) -> AsyncIterator[Told]:
+    told = Told()
+    with trio.fail_after(DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_lab, directory, lab, told)
+            await told.ready.wait()
+            yield told
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_single_host_has_no_link(tmp_path: Path) -> None:
+    lab = make_lab(tmp_path, single=True)
+    async with lab_up(tmp_path, lab) as told:
+        assert set(told.lines[0]["hosts"]) == {"a"}
+        status = await ask(control_socket_of(tmp_path), {"do": "status"})
+        assert status["in_sync"] is False
+        assert status["hosts"]["a"]["guest"]["link"] is None
+        for request in ("cut", "heal", "wait"):
+            with pytest.raises(ConfigError, match="single host"):
+                await ask(control_socket_of(tmp_path), {"do": request})
+        with pytest.raises(ConfigError, match="no host 'b'; there are a"):
+            await ask(control_socket_of(tmp_path), {"do": "kill", "host": "b"})
+        with pytest.raises(ConfigError, match="no host"):
+            await ask(control_socket_of(tmp_path), {"do": "start"})
+    await wait_gone(told.pids)  # the supervisor was cancelled
+
+
+async def test_a_signal_ends_it_and_its_hosts(tmp_path: Path) -> None:
+    lab = make_lab(tmp_path, single=False)
+    told = Told()
+    with trio.fail_after(DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_lab, tmp_path, lab, told)
+            await told.ready.wait()
+            assert all(is_alive(pid) for pid in told.pids)
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert not any(is_alive(pid) for pid in told.pids)
+    ends = [line for line in told.lines if line["event"] == "host-ended"]
+    assert sorted((line["host"], line["code"]) for line in ends) == [("a", 0), ("b", 0)]
+
+
+async def test_a_host_that_does_not_come_up_is_named_with_its_reason(tmp_path: Path) -> None:
+    lab = make_lab(tmp_path, single=False)
+    (tmp_path / "b" / "vda.img").write_bytes(bytes(7))
+    told = Told()
+    with pytest.raises(BaseExceptionGroup) as caught, trio.fail_after(DEADLINE_S):
+        await run_lab(tmp_path, lab, told)
+    backend, other = caught.value.split(BackendError)
+    assert other is None
+    error: BaseException = backend if backend is not None else caught.value
+    while isinstance(error, BaseExceptionGroup):
+        (error,) = error.exceptions
+    assert str(error).startswith("host b did not come up: pairsync: ")
+    assert "has 7 bytes" in str(error)
+    assert told.lines == []
+    assert not list((tmp_path / "sockets").iterdir())
+
+
+async def test_a_host_that_is_started_in_vain_can_be_started_again(tmp_path: Path) -> None:
+    lab = make_lab(tmp_path, single=False)
+    async with lab_up(tmp_path, lab) as told:
+        control = control_socket_of(tmp_path)
+        await ask(control, {"do": "kill", "host": "b"})
+        image = tmp_path / "b" / "vda.img"
+        image.rename(tmp_path / "aside")
+        with pytest.raises(ConfigError, match="host b did not come up"):
+            await ask(control, {"do": "start", "host": "b"})
+        assert (await ask(control, {"do": "status"}))["hosts"]["b"]["running"] is False
+        (tmp_path / "aside").rename(image)
+        pid = (await ask(control, {"do": "start", "host": "b"}))["host"]["pid"]
+        assert (await ask(control, {"do": "start", "host": "b"}))["host"]["pid"] == pid
+        await ask(control, {"do": "wait"})
+    await wait_gone([*told.pids, pid])
+
+
+async def test_a_cut_reaches_a_host_that_is_being_started(tmp_path: Path) -> None:
+    lab = make_lab(tmp_path, single=False)
+    async with lab_up(tmp_path, lab):
+        control = control_socket_of(tmp_path)
+        await ask(control, {"do": "kill", "host": "b"})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, control, {"do": "start", "host": "b"})
+            while not (await ask(control, {"do": "status"}))["hosts"]["b"]["running"]:
+                await trio.sleep(0)
+            await ask(control, {"do": "cut"})
+        status = await ask(control, {"do": "status"})
+        assert all(host["guest"]["link"]["cut"] for host in status["hosts"].values())
+
+
+def test_what_is_told_names_every_volume(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            volumes = {"vda": MIB, "the data": MIB}
+            lab = Lab(tmp_path, LabFile(volumes, "sync", False, "00" * 16, {}), lambda _: None, nursery)
+            line = lab.ready_line()
+            assert line["event"] == "ready"
+            host = line["hosts"]["a"]
+            assert (host["pid"], host["link"]) == (None, None)
+            assert host["volumes"]["the data"] == {
+                "uri": f"nbd+unix:///the%20data?socket={tmp_path}/sockets/a.nbd",
+                "path": f"{tmp_path}/a/the data.img",
+            }
+            assert line["hosts"]["b"]["volumes"]["vda"]["uri"] is None
+
+    trio.run(main)
