@@ -456,6 +456,18 @@ def test_throttled_by_age() -> None:
     assert ended(pair) == {"w1": None, "w2": None}
 
 
+def test_a_throttled_writer_goes_on_when_the_peer_is_lost() -> None:
+    pair = synced(small_async())
+    pair.a.write("w1", data(0))
+    run(pair.a)
+    pair.tick(2 * NS_PER_S + 1)
+    pair.a.write("w2", data(1))
+    pair.cut()
+    run(pair.a)
+    assert ended(pair) == {"w1": None, "w2": None}
+    assert pair.a.session.sources[0].accepting
+
+
 def test_a_silent_peer_keeps_nobody_waiting_within_the_bound() -> None:
     pair = synced(small_async())
     for number in range(50):
