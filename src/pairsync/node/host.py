@@ -36,7 +36,7 @@ from .control import Answer, Handler, serve_control
 from .hostfile import HostFile, LinkFile, NbdFile
 from .memory import resident_bytes, trim_memory
 
-__all__ = ["event_line", "run_host", "status_of"]
+__all__ = ["event_line", "guest_config", "run_host", "status_of"]
 
 STDIN_BYTES = 4096
 """Read at once from standard input, whose content means nothing: only its end does."""
@@ -73,6 +73,15 @@ def _link_config(host: HostFile, link: LinkFile) -> LinkConfig:
         paths=link.paths,
         timings=link.timings,
     )
+
+
+def guest_config(host: HostFile) -> GuestConfig:
+    """What a host's file says of its guest; makes the host's identity on first use.
+
+    Raises `ConfigError` if the peer's certificate cannot be read.
+    """
+    link = None if host.link is None else _link_config(host, host.link)
+    return GuestConfig(host.guest, host.pair_id, host.role, host.volumes, link, host.term)
 
 
 def _tls_context(directory: Path) -> ssl.SSLContext:
@@ -140,14 +149,7 @@ async def run_host(
     the link is cut from the first moment, until the control socket is told to heal it.
     Raises what `open_guest` raises, and `BackendError` or `ConfigError` where a socket cannot be opened.
     """
-    config = GuestConfig(
-        host.guest,
-        host.pair_id,
-        host.role,
-        host.volumes,
-        None if host.link is None else _link_config(host, host.link),
-        host.term,
-    )
+    config = guest_config(host)
     tls = None if host.nbd.tls is None else _tls_context(host.nbd.tls)
     async with trio.open_nursery() as outer:
         if follow_stdin:

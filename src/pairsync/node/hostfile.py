@@ -116,13 +116,15 @@ class _Table:
             raise ConfigError(f"{self.where}: unknown key {min(self._rest)!r}")
 
 
-def parse_address(text: str, port_default: int | None = None) -> Address:
+def parse_address(text: object, port_default: int | None = None) -> Address:
     """``host:port``; an IPv6 address stands in brackets.  With ``port_default`` the port may be left out."""
+    if not isinstance(text, str):
+        raise ConfigError(f"{text!r} is not an address of the form host:port")
     host, colon, port = text.rpartition(":")
     if port_default is not None and (not colon or text.endswith("]")):
         host, colon, port = text, ":", str(port_default)
     host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+    if not colon or not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
         raise ConfigError(f"{text!r} is not an address of the form host:port")
     return host, int(port)
 
@@ -228,7 +230,11 @@ def _volume(table: _Table, base: Path) -> VolumeConfig:
         if seconds is not None:
             options[f"{key}_ns"] = int(seconds * NS_PER_S)
     table.end()
-    return VolumeConfig(name, path, VolumeOptions(**options), None if metadata is None else base / metadata)
+    try:
+        settings = VolumeOptions(**options)
+    except ConfigError as error:
+        raise ConfigError(f"{table.where}: {error}") from error
+    return VolumeConfig(name, path, settings, None if metadata is None else base / metadata)
 
 
 _OPTIONS: dict[str, type] = {

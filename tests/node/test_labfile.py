@@ -1,0 +1,170 @@
+"""What a lab is made of: its file, its lock, its places; made once, completed later, never contradicted."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from pairsync.core.messages import Role
+from pairsync.errors import BackendError, BusyError, ConfigError
+from pairsync.guest.replica import open_replica
+from pairsync.io.keys import load_identity
+from pairsync.node.hostfile import read_host_file
+from pairsync.node.labfile import (
+    DirectoryLock,
+    LabFile,
+    control_socket_of,
+    free_ports,
+    nbd_socket_of,
+    open_lab_file,
+    prepare,
+    remove_sockets,
+    sockets_of,
+)
+
+SIZE = 1 << 20
+
+
+def _new(directory: Path, *, single: bool = False, **volumes: int) -> LabFile:
+    lab = open_lab_file(directory, volumes or {"vda": SIZE}, None, single=single)
+    prepare(directory, lab)
+    return lab
+
+
+def test_a_new_lab_has_all_that_two_hosts_need(tmp_path: Path) -> None:
+    lab = _new(tmp_path, vda=SIZE, vdb=5000)
+    assert LabFile.load(tmp_path) == lab
+    hosts = {name: read_host_file(tmp_path / name / "host.toml") for name in "ab"}
+    assert [hosts[name].role for name in "ab"] == [Role.ACTIVE, Role.STANDBY]
+    identities = {name: load_identity(tmp_path / name / "identity") for name in "ab"}
+    ids = set()
+    for name, peer in ("ab", "ba"):
+        host = hosts[name]
+        assert host.pair_id == bytes.fromhex(lab.pair_id)
+        assert host.link is not None
+        assert host.link.peer_certificate.read_bytes() == identities[peer].certificate_pem
+        assert host.link.listen == (("127.0.0.1", lab.ports[name]),)
+        assert [path.peer for path in host.link.paths] == [("127.0.0.1", lab.ports[peer])]
+        for volume, size_bytes in lab.volumes.items():
+            (config,) = (each for each in host.volumes if each.name == volume)
+            replica = open_replica(config, host.pair_id)
+            assert replica.device.size_bytes == size_bytes
+            ids.add(replica.setup.superblock.volume_id)
+            replica.close()
+    assert len(ids) == len(lab.volumes)  # the same on both hosts
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_second_time_resumes_what_is_there(tmp_path: Path) -> None:
+    lab = _new(tmp_path)
+    certificate = (tmp_path / "a" / "identity" / "host.crt").read_bytes()
+    (tmp_path / "a" / "vda.img").write_bytes(b"x" * SIZE)
+    again = open_lab_file(tmp_path, {}, None, single=False)
+    assert again == lab
+    prepare(tmp_path, again)
+    assert (tmp_path / "a" / "identity" / "host.crt").read_bytes() == certificate
+    assert (tmp_path / "a" / "vda.img").read_bytes() == b"x" * SIZE
+
+
+def test_volumes_can_be_added_and_the_level_changed(tmp_path: Path) -> None:
+    lab = _new(tmp_path)
+    more = open_lab_file(tmp_path, {"vdb": 4096}, "async", single=False)
+    prepare(tmp_path, more)
+    assert (more.volumes, more.level, more.pair_id) == ({"vda": SIZE, "vdb": 4096}, "async", lab.pair_id)
+    host = read_host_file(tmp_path / "a" / "host.toml")
+    assert [(volume.name, volume.options.level) for volume in host.volumes] == [
+        ("vda", "async"),
+        ("vdb", "async"),
+    ]
+
+
+def test_ports_that_somebody_else_has_taken_are_replaced(tmp_path: Path) -> None:
+    lab = _new(tmp_path)
+    with socket.socket() as squatter:
+        squatter.bind(("127.0.0.1", lab.ports["a"]))
+        squatter.listen()
+        again = open_lab_file(tmp_path, {}, None, single=False)
+        assert again.ports["a"] != lab.ports["a"]
+        assert dataclasses.replace(again, ports=lab.ports) == lab
+
+
+def test_a_single_host_has_neither_peer_nor_link(tmp_path: Path) -> None:
+    _new(tmp_path, single=True)
+    assert read_host_file(tmp_path / "a" / "host.toml").link is None
+    assert not (tmp_path / "b" / "host.toml").exists()
+    assert open_lab_file(tmp_path, {}, None, single=False).single
+
+
+@pytest.mark.parametrize(
+    ("volumes", "finding"),
+    [({"vda": SIZE + 1}, f"volume 'vda' in .* has {SIZE} bytes, not {SIZE + 1}")],
+)
+def test_what_contradicts_the_lab_is_refused(tmp_path: Path, volumes: dict[str, int], finding: str) -> None:
+    _new(tmp_path)
+    with pytest.raises(ConfigError, match=finding):
+        open_lab_file(tmp_path, volumes, None, single=False)
+
+
+def test_a_new_lab_needs_volumes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="at least one --volume"):
+        open_lab_file(tmp_path, {}, None, single=False)
+    with pytest.raises(ConfigError, match="holds no lab"):
+        LabFile.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"volumes": {}}', '{"more": 1}', "null"])
+def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "lab.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"lab\.json is damaged"):
+        LabFile.load(tmp_path)
+
+
+def test_what_cannot_be_made_leaves_nothing_behind(tmp_path: Path) -> None:
+    lab = open_lab_file(tmp_path, {"vda": SIZE, "vdb": SIZE}, None, single=False)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "vdb.img").mkdir()  # nothing that could hold a volume
+    with pytest.raises(BackendError):
+        prepare(tmp_path, lab)
+    assert not (tmp_path / "lab.json").exists()
+    assert list(tmp_path.rglob("*.pairsync")) == []
+    (tmp_path / "b" / "vdb.img").rmdir()
+    prepare(tmp_path, lab)
+    assert len(list(tmp_path.rglob("*.pairsync"))) == 4
+
+
+def test_one_supervisor_at_a_time(tmp_path: Path) -> None:
+    with DirectoryLock(tmp_path), pytest.raises(BusyError, match=f"the lab in {tmp_path} is up"):
+        DirectoryLock(tmp_path)
+    with DirectoryLock(tmp_path):
+        pass
+
+
+def test_sockets_lie_in_the_directory_if_its_name_is_short(tmp_path: Path) -> None:
+    short = Path("/srv/lab")
+    assert control_socket_of(short) == Path("/srv/lab/sockets/lab.control")
+    assert nbd_socket_of(short, "a") == Path("/srv/lab/sockets/a.nbd")
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    place = sockets_of(deep)
+    assert len(str(place)) < 80
+    assert place != sockets_of(deep / "f")
+    place.mkdir()
+    remove_sockets(deep)
+    assert not place.exists()
+    (tmp_path / "sockets").mkdir()
+    remove_sockets(tmp_path)
+
+
+def test_sockets_of_somebody_else_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = open_lab_file(tmp_path, {"vda": SIZE}, None, single=True)
+    monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
+    with pytest.raises(ConfigError, match="belongs to somebody else"):
+        prepare(tmp_path, lab)
+
+
+def test_free_ports_differ() -> None:
+    ports = free_ports(20)
+    assert len(set(ports)) == 20
