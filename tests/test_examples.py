@@ -1,0 +1,31 @@
+"""The examples run, as programs of their own, and say what they promise."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.mark.parametrize("name", ["embed_trio.py", "embed_asyncio.py"])
+def test_an_embedding_example_ends_well(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "in sync" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_every_example_opens_by_saying_what_it_shows() -> None:
+    for path in sorted(EXAMPLES.glob("*.py")):
+        assert path.read_text(encoding="utf-8").startswith('"""'), path.name
