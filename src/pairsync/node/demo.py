@@ -15,7 +15,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -311,24 +311,33 @@ def _workplace(parent: Path | None, *, keep: bool) -> Iterator[Path]:
             shutil.rmtree(directory)
 
 
-async def _until_signal(story: Callable[[], Any]) -> int:
+async def _until_signal(story: Callable[[], Awaitable[int]]) -> int:
     """Run the story; a signal ends it, and what it began is cleaned up."""
     result = INTERRUPTED
-    with trio.CancelScope() as scope:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
 
             async def watch() -> None:
-                with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-                    async for _ in signals:
-                        scope.cancel()
+                async for _ in signals:
+                    nursery.cancel_scope.cancel()
 
             nursery.start_soon(watch)
             with trio.move_on_after(DEADLINE_S) as limit:
                 result = await story()
-            nursery.cancel_scope.cancel()
             if limit.cancelled_caught:
                 raise BackendError(f"the demonstration did not end within {DEADLINE_S:g} s")
+            nursery.cancel_scope.cancel()
     return result
+
+
+def _run(story: Callable[[], Awaitable[int]]) -> int:
+    try:
+        return trio.run(_until_signal, story)
+    except BaseExceptionGroup as group:  # whose nurseries these are is nobody else's concern
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        raise error from error.__cause__
 
 
 def run_demo(parent: Path | None = None, *, keep: bool = False) -> int:
@@ -340,11 +349,11 @@ def run_demo(parent: Path | None = None, *, keep: bool = False) -> int:
     with _workplace(parent, keep=keep) as directory:
         show = open_show()
         try:
-            result = trio.run(_until_signal, Demo(directory, show, tools).run)
+            result = _run(Demo(directory, show, tools).run)
         finally:
             show.close()
         if result == INTERRUPTED:
             show.verdict("Interrupted; everything that was begun is cleaned up.", good=False)
         elif keep:
             show.fact(f"kept: {directory}; to play on: pairsync lab up {directory}/lab")
-    return int(result)
+    return result

@@ -36,6 +36,8 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9_.+-]+(?:/[A-Za-z0-9_.+-]+)*")
 EDITS_MAX = 40
 """Files that are removed, and that are changed."""
 
+_TURNED_OVER = bytes(255 - byte for byte in range(256))
+
 DIFFERENCES_MAX = 5
 """Differences that are named; more would say no more."""
 
@@ -99,13 +101,13 @@ def copy_tree(
         used.append(source)
         for entry in _entries(source):
             step()
-            status = entry.stat(follow_symlinks=False)
-            if size_bytes + status.st_size > bytes_max or files >= files_max:
+            is_file = entry.is_file(follow_symlinks=False)
+            length = entry.stat(follow_symlinks=False).st_size if is_file else 0
+            if size_bytes + length > bytes_max or files >= files_max:
                 return Tree(target, tuple(used), files, size_bytes)
-            copied = _copy(entry, place / Path(entry.path).relative_to(source))
-            if copied and entry.is_file(follow_symlinks=False):
+            if _copy(entry, place / Path(entry.path).relative_to(source)) and is_file:
                 files += 1
-                size_bytes += status.st_size
+                size_bytes += length
     if not files:
         raise ConfigError(f"no files to copy in {', '.join(map(str, sources)) or 'no directory at all'}")
     return Tree(target, tuple(used), files, size_bytes)
@@ -135,7 +137,7 @@ def _plain_files(tree: Path) -> list[str]:
 
 
 def change_tree(tree: Path) -> Edits:
-    """Remove some files, turn some around, and add one: scattered over the whole tree."""
+    """Remove some files, turn over every bit of some, and add one: scattered over the whole tree."""
     names = _plain_files(tree)
     stride = max(1, len(names) // (2 * EDITS_MAX))
     chosen = names[::stride][: 2 * EDITS_MAX]
@@ -143,7 +145,7 @@ def change_tree(tree: Path) -> Edits:
     for name in removed:
         (tree / name).unlink()
     for name in changed:
-        (tree / name).write_bytes((tree / name).read_bytes()[::-1])
+        (tree / name).write_bytes((tree / name).read_bytes().translate(_TURNED_OVER))
     note = "written-while-one-host-was-down.txt"
     (tree / note).write_text("The other host was down when this was written.\n")
     return Edits(tuple(removed), (*changed, note))
