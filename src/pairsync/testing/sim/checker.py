@@ -22,6 +22,7 @@ from pairsync.core.effects import Apply, Persist
 from pairsync.core.messages import Condition, OpKind, Role
 from pairsync.core.standing import Phase
 from pairsync.core.superblock import Superblock
+from pairsync.core.tracker import GenerationState
 from pairsync.core.units import BLOCK_BYTES
 
 from .differences import Differences
@@ -42,13 +43,14 @@ FULL_CHECK_STEPS = 400
 class _View:
     """What the checker keeps of one volume."""
 
-    __slots__ = ("acked_there", "claims", "intact", "phase")
+    __slots__ = ("acked_there", "claims", "generation", "intact", "phase")
 
     def __init__(self) -> None:
         self.claims = False  # a superblock that calls the peer in sync may be on disk
         self.intact = False  # the standby's disk is the one that this superblock speaks of
         self.acked_there = True  # it has had no power cut since: it owes what was acknowledged
         self.phase = Phase.ABSENT
+        self.generation: GenerationState | None = None  # state of the closing one
 
 
 class Checker:
@@ -208,6 +210,11 @@ class Checker:
         if self.differences.from_before(volume, self._world.link.session_of(1)):
             return  # the last of a session with an active whose disk has been swapped since
         active = self._pair(volume)[0].metadata.superblock
+        source = after.lineage[0] if after.lineage else None
+        if after.condition is Condition.SYNCING:
+            source = after.sync_target
+        if source not in active.lineage:
+            return  # a state of an earlier session is written again, after that failed
         overwritten = after.condition is Condition.SYNCING or after.lineage != before.lineage
         if overwritten and before.lineage and before.lineage[0] not in active.lineage:
             self._fail(
@@ -224,8 +231,14 @@ class Checker:
         session = host.session
         if session is not None and host.role is Role.ACTIVE:
             for volume, source in enumerate(session.sources):
-                if source.standing.phase is not self._views[volume].phase:
+                view = self._views[volume]
+                if source.standing.phase is not view.phase:
                     self._phase(volume, source.standing.phase)
+                closing = source.tracker.closing
+                state = None if closing is None else closing.state
+                if state is not view.generation:
+                    view.generation = state
+                    self._world.faults.ambush_generation()
                 if self._steps % 16 == 0:
                     source.tracker.check_invariants()
         if self._steps % FULL_CHECK_STEPS == 0:

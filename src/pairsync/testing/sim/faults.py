@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pairsync.core.messages import Generation, Role
+from pairsync.core.standing import Phase
 from pairsync.core.units import NS_PER_MS, NS_PER_S
 
 from .disk import SimDisk
 from .host import Armed, Replica, SimHost
 from .metadata import SimMetadata
-from .profile import AMBUSHES
 from .start import blank_replica
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ STOP_NS_MAX = 120 * NS_PER_S
 """How long an orderly shutdown may take."""
 
 BACKUPS_MAX = 4
+
+_SHORT_LIVED = {Phase.BEHIND: 3, Phase.ADOPTING: 2, Phase.CONFIRMING: 3}
+"""Phases that last for a moment or are rarely reached: an ambush is that much likelier."""
 
 
 class _Backup:
@@ -48,7 +51,11 @@ class Faults:
         self._active = False  # faults may strike
         self._enabled = list(world.profile.faults)
         self._weights = list(world.profile.faults.values())
-        self._ambushes = [fault for fault in self._enabled if fault in AMBUSHES]
+        self._crashes = [
+            fault
+            for fault in self._enabled
+            if fault.startswith(("crash", "power", "metadata", "journal", "flush"))
+        ]
         self._ambush_pending = False
         self._backups: dict[str, list[_Backup]] = {"active": [], "standby": []}
         self._restored_active = False  # the active was rolled back: the standby may be the newer one
@@ -101,16 +108,42 @@ class Faults:
             self.strike(self._random.choices(self._enabled, self._weights)[0])
             self._next()
 
-    def ambush(self) -> None:
-        """A volume's peer has just changed its phase."""
-        if not self._active or self._ambush_pending or not self._ambushes:
+    def ambush(self, phase: Phase) -> None:
+        """A volume's peer has just changed its phase: now would be a bad moment."""
+        if not self._active or self._ambush_pending or not self._enabled:
             return
-        if self._random.random() < self._world.profile.ambush:
+        if self._random.random() < self._world.profile.ambush * _SHORT_LIVED.get(phase, 1):
             self._ambush_pending = True
-            delay = self._random.choice(
-                (0, self._random.randrange(NS_PER_MS), self._random.randrange(20 * NS_PER_MS))
+            spans = (1, NS_PER_MS // 4, NS_PER_MS, 20 * NS_PER_MS)
+            delay = self._random.randrange(self._random.choice(spans))
+            self._clock.after(delay, self._spring, self._random.choice(self._enabled))
+
+    def drag(self) -> None:
+        """At level ``async`` with ``fall-behind``: a link so slow, for a while, that the peer falls behind."""
+        options = self._world.profile.options
+        if self._active and options.at_bound == "fall-behind" and self._random.random() < 0.7:
+            begin = self._random.randrange(2 * NS_PER_S)
+            self._clock.after(begin, self._set_link_slow, 60.0)
+            for step in range(4):
+                self._clock.after(begin + step * 400 * NS_PER_MS, self._stir)
+            self._clock.after(begin + 2 * NS_PER_S, self._set_link_slow, 1.0)
+
+    def _set_link_slow(self, factor: float) -> None:
+        if self._active:
+            self._world.link.slow = factor
+
+    def _stir(self) -> None:
+        self._world.guest.stir(sure=True)
+
+    def ambush_generation(self) -> None:
+        """A write-intent generation has moved on: likewise, for what costs the host its memory."""
+        if not self._active or self._ambush_pending or not self._crashes:
+            return
+        if self._random.random() < self._world.profile.ambush / 8:
+            self._ambush_pending = True
+            self._clock.after(
+                self._random.randrange(2 * NS_PER_MS), self._spring, self._random.choice(self._crashes)
             )
-            self._clock.after(delay, self._spring, self._random.choice(self._ambushes))
 
     def _spring(self, kind: str) -> None:
         self._ambush_pending = False
@@ -237,10 +270,7 @@ class Faults:
     def _slow_link(self) -> None:
         self._count("slow-link")
         self._world.link.slow = self._random.choice((4.0, 20.0, 60.0))
-        self._clock.after(self._random.randrange(NS_PER_S, 15 * NS_PER_S), self._quick_link)
-
-    def _quick_link(self) -> None:
-        self._world.link.slow = 1.0
+        self._clock.after(self._random.randrange(NS_PER_S, 15 * NS_PER_S), self._set_link_slow, 1.0)
 
     def _slow_disk(self, host: SimHost) -> None:
         self._count(f"slow-disk-{host.name}")
@@ -273,6 +303,7 @@ class Faults:
             armed.metadata = errno.EIO
         else:
             armed.flush = errno.EIO
+        world.guest.stir(sure=True)
 
     # ------------------------------------------------------------------ disks that are swapped
 
@@ -287,9 +318,9 @@ class Faults:
         """Its disks are lost: new ones, blank."""
         world = self._world
         standby = world.standby
+        self._count("replace-standby")
         if standby.up:
             self._crash(standby, power=self._random.random() < 0.5)
-        self._count("replace-standby")
         for replica in standby.replicas:
             size = replica.metadata.superblock.size_bytes
             replica.disk, replica.metadata = blank_replica(replica.index, size)
@@ -306,12 +337,12 @@ class Faults:
         usable = [backup for backup in self._backups[host.name] if self._told_apart(host, backup)]
         if not usable:
             return
+        self._count(f"rollback-{host.name}")
         if host.up:
             self._crash(host, power=True)
         backup = self._random.choice(usable)
         if not self._told_apart(host, backup):
             return
-        self._count(f"rollback-{host.name}")
         for replica, (disk, metadata) in zip(host.replicas, backup.volumes, strict=True):
             replica.disk, replica.metadata = disk.copy(), metadata.copy()
             if host.role is Role.ACTIVE:

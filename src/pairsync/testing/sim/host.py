@@ -26,7 +26,7 @@ from pairsync.core.effects import (
     SavePages,
     Send,
 )
-from pairsync.core.messages import Message, Role, Write
+from pairsync.core.messages import Begin, Message, Role, Write
 from pairsync.core.session import Session, VolumeSetup
 from pairsync.core.tracker import ops_bytes
 from pairsync.core.units import BLOCK_BYTES, KIB, NS_PER_MS, NS_PER_S, Extent
@@ -232,6 +232,9 @@ class SimHost:
             for message in effect.messages:
                 if isinstance(message, Write):
                     self._world.checker.stream.write_leaves(message)
+                elif isinstance(message, Begin):
+                    self._world.coverage.reach(f"mode:{message.plan.mode.name.lower()}")
+                    self._world.coverage.reach(f"rule:{message.plan.rule}")
         self._world.link.send(self.index, effect.messages)
 
     def _on_drop(self, effect: DropSession) -> None:

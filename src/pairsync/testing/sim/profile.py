@@ -15,7 +15,7 @@ from pairsync.core.units import BLOCK_BYTES, MIB, NS_PER_MS, NS_PER_S, NS_PER_US
 
 from .disk import SECTOR_BYTES
 
-__all__ = ["AMBUSHES", "FAULTS", "START_KINDS", "GuestHabits", "Profile", "Speeds", "draw_profile"]
+__all__ = ["FAULTS", "START_KINDS", "GuestHabits", "Profile", "Speeds", "draw_profile"]
 
 FAULTS: dict[str, float] = {
     "crash-active": 3.0,
@@ -48,13 +48,6 @@ FAULTS: dict[str, float] = {
     "rollback-active": 0.25,
 }
 """Every fault there is, with its weight in the storm."""
-
-AMBUSHES = tuple(
-    fault
-    for fault in FAULTS
-    if fault not in {"slow-link", "slow-disk-active", "slow-disk-standby", "hang-disk-standby"}
-)
-"""Faults that may be sprung at the moment when a volume's peer changes its phase."""
 
 START_KINDS = ("fresh", "prefilled", "in-sync", "switched")
 """What the two hosts have behind them: nothing; a filled disk without lineage here and nothing there; both
@@ -146,12 +139,12 @@ def _options(random: Random) -> VolumeOptions:
     level, at_bound = random.choices(
         (("sync", "throttle"), ("async", "throttle"), ("async", "fall-behind")), (60, 12, 28)
     )[0]
-    lag_ns_max = 5 * NS_PER_S if at_bound == "throttle" else 50 * NS_PER_MS
+    lag_ns_max = 5 * NS_PER_S if at_bound == "throttle" else 10 * NS_PER_MS
     return VolumeOptions(
         level=level,
         at_bound=at_bound,
         lag_bytes=random.choice((1, 1, 2, 64)) * MIB,
-        lag_ns=_between(random, NS_PER_MS // 2, lag_ns_max),
+        lag_ns=_between(random, NS_PER_MS // 5, lag_ns_max),
         intent_window_bytes=random.choice((4, 4, 8, 64)) * MIB,
         inflight_bytes=random.choice((1, 1, 16)) * MIB,
         tickets_max=random.choice((1, 4, 64, 4096)),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import NoReturn
 
-from pairsync.core.events import Event, InSyncEvent, RefusedEvent, ResyncEvent
+from pairsync.core.events import Event, InSyncEvent, RefusedEvent
 from pairsync.core.messages import Role
 from pairsync.core.standing import Phase
 from pairsync.core.units import NS_PER_S
@@ -116,10 +116,7 @@ class World:
 
     def event(self, host: SimHost, event: Event) -> None:
         """A session emitted it."""
-        if isinstance(event, ResyncEvent) and host is self.active:
-            self.coverage.reach(f"mode:{event.mode}")
-            self.coverage.reach(f"rule:{event.rule}")
-        elif isinstance(event, RefusedEvent):
+        if isinstance(event, RefusedEvent):
             self.coverage.reach(f"refused:{event.rule}")
             self.faults.refused(event.rule)
             if event.rule in PLAN_RULES:
@@ -131,8 +128,10 @@ class World:
         """The peer's phase of one volume has changed."""
         self.trace.note("active", "phase", volume, f"{before.value} -> {after.value}")
         self.coverage.reach(f"phase:{after.value}")
-        self.faults.ambush()
+        self.faults.ambush(after)
         self.guest.stir()
+        if after is Phase.IN_SYNC:
+            self.faults.drag()
 
     # ------------------------------------------------------------------ the run
 
