@@ -119,7 +119,7 @@ class Faults:
             self._clock.after(delay, self._spring, self._random.choice(self._enabled))
 
     def drag(self) -> None:
-        """At level ``async`` with ``fall-behind``: a link so slow, for a while, that the peer falls behind."""
+        """At level ``async`` with ``fall-behind``: for a while a link so slow that the peer falls behind."""
         options = self._world.profile.options
         if self._active and options.at_bound == "fall-behind" and self._random.random() < 0.7:
             begin = self._random.randrange(2 * NS_PER_S)
