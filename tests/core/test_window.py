@@ -73,17 +73,47 @@ def test_an_answer_to_what_was_not_sent_is_the_peers_fault() -> None:
 
 def test_who_owes_since_when() -> None:
     window = Window(0)
-    assert window.owed_since_ns() is None
+    assert window.owed_since_ns(None) is None
     window.send([data(0)], None, 1, 100)
     window.send([data(4096)], None, 1, 200)
-    assert window.owed_since_ns() == 100
+    assert window.owed_since_ns(None) == 100
     assert window.lag_ns(500) == 400
     list(window.applied(1, 700))
-    assert window.owed_since_ns() == 700, "the peer has just answered: it owes the second since then"
+    assert window.owed_since_ns(None) == 700, "the peer has just answered: it owes the second since then"
     assert window.lag_ns(800) == 600
     window.reset()
-    assert window.owed_since_ns() is None
+    assert window.owed_since_ns(None) is None
     assert [m.number for m in window.send([data(0)], None, 1, 900)] == [1], "numbers begin anew"
+
+
+def test_a_question_waits_for_what_was_sent_before_it() -> None:
+    window = Window(0)
+    for number in range(3):
+        window.send([data(4096 * number)], None, 1, 100 + number)
+    assert window.owed_since_ns(110) == 100
+    list(window.applied(2, 5000))  # slow, but it goes on
+    window.send([data(0)], None, 1, 5000)
+    assert window.owed_since_ns(110) == 5000
+    list(window.applied(3, 7000))
+    assert window.owed_since_ns(110) == 7000, "for the write behind the question"
+    list(window.applied(4, 9000))
+    assert window.owed_since_ns(110) == 7000, "going on with other things is no answer"
+    assert window.owed_since_ns(9200) == 9200, "another question"
+    assert window.owed_since_ns(None) is None
+    assert window.owed_since_ns(9650) == 9650
+
+
+def test_a_question_waits_for_what_was_sent_before_it_for_other_volumes_too() -> None:
+    together: list[Window] = []
+    busy, idle = Window(0, together), Window(1, together)
+    for number in range(2):
+        busy.send([data(4096 * number)], None, 1, 100)
+    assert idle.owed_since_ns(110) is None
+    assert busy.owed_since_ns(None) == 100, "if the peer does not go on, that is told here"
+    list(busy.applied(1, 5000))
+    assert idle.owed_since_ns(110) is None
+    list(busy.applied(2, 9000))
+    assert idle.owed_since_ns(110) == 9000
 
 
 def test_a_near_peer_with_two_small_batches_is_crowded_a_far_one_never() -> None:

@@ -165,6 +165,10 @@ def test_sockets_of_somebody_else_are_not_used(tmp_path: Path, monkeypatch: pyte
         prepare(tmp_path, lab)
 
 
-def test_free_ports_differ() -> None:
+def test_free_ports_differ_and_stay_free() -> None:
+    """None is of those that outgoing connections are given: a host that comes back would find it taken."""
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     ports = free_ports(20)
     assert len(set(ports)) == 20
+    if last - first < 40_000:
+        assert not set(ports) & set(range(first, last + 1))

@@ -1,20 +1,244 @@
-"""The simulator of the whole shell: its seeds, its determinism, and what it finds in a broken shell."""
+"""The simulator of the whole shell: its seeds, its determinism, and what it finds in a broken shell.
+
+Each of the mutants below is a bug that somebody could make in the shell; fifty seeds must find it.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
 import pytest
 
-from pairsync.testing.shellsim import simulate
-from pairsync.testing.shellsim.runner import be_quiet
+from pairsync.core.effects import Apply, Journal
+from pairsync.core.messages import OpKind, WriteOp
+from pairsync.core.stream import StreamReceiver, StreamSender
+from pairsync.guest import performer, replica
+from pairsync.guest.performer import Performer
+from pairsync.guest.volume import Volume
+from pairsync.io.hub import Hub
+from pairsync.storage.device import Device
+from pairsync.storage.metadata import MetadataStore
+from pairsync.testing.shellsim import Outcome, simulate
+from pairsync.testing.shellsim.coverage import missing, required
+from pairsync.testing.shellsim.runner import COVERAGE_SEEDS, run_seeds
+
+MUTANT_SEEDS = 50
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> None:
-    be_quiet()
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """What the hosts log would fill pages."""
+    caplog.set_level(logging.CRITICAL + 1, "pairsync")
+
+
+# -- the simulator itself ------------------------------------------------------------------------------------
 
 
 def test_the_same_seed_gives_the_same_trace() -> None:
     first, second = simulate(3), simulate(3)
     assert first.failure is None
     assert first == second
-    assert first.lines > 1000
+    assert first.lines > 500
+
+
+def test_the_trace_is_the_same_in_another_process() -> None:
+    code = "from pairsync.testing.shellsim import simulate; print(simulate(4).digest)"
+    command = [sys.executable, "-c", code]
+    there = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"})
+    assert int(there.stdout) == simulate(4).digest
+
+
+def test_no_thread_takes_part() -> None:
+    before = threading.active_count()
+    simulate(5)
+    assert threading.active_count() == before
+
+
+def test_other_seeds_give_other_traces() -> None:
+    assert len({simulate(seed).digest for seed in range(6, 9)}) == 3
+
+
+@pytest.mark.slow
+def test_fifty_seeds_hold_and_reach_everything() -> None:
+    failed: list[Outcome] = []
+
+    def progress(outcome: Outcome) -> None:
+        if outcome.failure is not None:
+            failed.append(outcome)
+
+    summary = run_seeds(range(COVERAGE_SEEDS), jobs=2, progress=progress)
+    told = "\n".join(
+        f"{outcome.failure}\nreplay: python -m pairsync.testing.shellsim --seed {outcome.seed}"
+        for outcome in failed
+    )
+    assert not failed, told
+    assert not summary.missing
+    assert summary.requests > 50 * COVERAGE_SEEDS
+
+
+def test_what_was_not_reached_is_named() -> None:
+    everything = required()
+    assert missing(everything) == []
+    assert missing(everything[1:]) == everything[:1]
+
+
+def test_the_command_tells_how_to_replay() -> None:
+    command = [sys.executable, "-m", "pairsync.testing.shellsim", "--seeds", "1", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    figures = json.loads(done.stdout)
+    assert figures["seeds"] == 1
+    assert figures["failures"] == {}
+    assert figures["ratio"] > 1
+
+
+# -- mutants -------------------------------------------------------------------------------------------------
+
+
+class Patch(Protocol):
+    def __call__(self, monkeypatch: pytest.MonkeyPatch) -> None: ...
+
+
+def journal_is_not_durable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(performer, "journal_job", lambda *_: 0)
+
+
+def journal_comes_after_the_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The intent is said to be durable at once, and recorded when the next one comes."""
+    late: dict[Performer, Journal] = {}
+    real = Performer._journal
+
+    def journal(self: Performer, effect: Journal) -> None:
+        before = late.get(self)
+        late[self] = effect
+        self.session.journaled(effect.volume, effect.token, 0, self.now_ns())
+        if before is not None and (before.volume, before.segment, before.generation) == (
+            effect.volume,
+            effect.segment,
+            effect.generation,
+        ):
+            store = self._replicas[effect.volume].store
+            replica.journal_job(store, before.segment, before.generation, before.extents)
+
+    assert real is not journal
+    monkeypatch.setattr(Performer, "_journal", journal)
+
+
+def superblock_is_not_durable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(performer, "persist_job", lambda *_: 0)
+
+
+def flush_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(performer, "flush_job", lambda _: 0)
+
+
+def segments_are_given_up_before_the_bitmap(monkeypatch: pytest.MonkeyPatch) -> None:
+    def save_job(store: MetadataStore, pages: Mapping[int, bytes], release: Sequence[int]) -> int:
+        for segment in release:
+            store.release_segment(segment)
+        return replica.save_job(store, pages, ()) if len(pages) > 1 else 0
+
+    monkeypatch.setattr(performer, "save_job", save_job)
+
+
+def applied_is_sent_before_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The standby answers at once and writes when the next batch comes."""
+    real = Performer._apply
+    late: dict[Performer, Apply] = {}
+
+    def apply(self: Performer, effect: Apply) -> None:
+        if self.session.sources:
+            real(self, effect)
+            return
+        before = late.pop(self, None)
+        late[self] = effect
+        if before is not None:
+            replica.apply_job(self._replicas[before.volume].device, before.ops)
+        self.session.applied(effect.volume, effect.token, None, self.now_ns())
+
+    monkeypatch.setattr(Performer, "_apply", apply)
+
+
+def standby_applies_in_reverse(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Performer._apply
+
+    def apply(self: Performer, effect: Apply) -> None:
+        ops = effect.ops if self.session.sources else list(reversed(effect.ops))
+        real(self, effect._replace(ops=ops))
+
+    monkeypatch.setattr(Performer, "_apply", apply)
+
+
+def frames_arrive_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = StreamReceiver.accept
+
+    def accept(self: StreamReceiver, first: int, frame_count: int, size_bytes: int) -> int:
+        real(self, first, frame_count, size_bytes)
+        return 0
+
+    monkeypatch.setattr(StreamReceiver, "accept", accept)
+
+
+def frames_are_lost_with_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rewind(self: StreamSender[Any]) -> int:
+        return 0
+
+    monkeypatch.setattr(StreamSender, "rewind", rewind)
+
+
+def nobody_is_told_that_a_session_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def announce_lost(self: Hub) -> None:
+        self.session = None
+
+    monkeypatch.setattr(Hub, "_announce_lost", announce_lost)
+
+
+def zeroes_are_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resync reads find a hole where there is none any more: the standby keeps what it had."""
+
+    def apply_job(device: Device, ops: Sequence[WriteOp]) -> Sequence[int] | None:
+        return replica.apply_job(device, [op for op in ops if op.kind is not OpKind.TRIM])
+
+    monkeypatch.setattr(performer, "apply_job", apply_job)
+
+
+def writes_are_answered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Volume.submit
+
+    def submit(self: Volume, ops: Sequence[WriteOp], done: Callable[[Sequence[int] | None], None]) -> None:
+        done(None)
+        real(self, ops, lambda _: None)
+
+    monkeypatch.setattr(Volume, "submit", submit)
+
+
+MUTANTS: list[Patch] = [
+    journal_is_not_durable,
+    journal_comes_after_the_write,
+    superblock_is_not_durable,
+    flush_does_nothing,
+    segments_are_given_up_before_the_bitmap,
+    applied_is_sent_before_it_is,
+    standby_applies_in_reverse,
+    frames_arrive_twice,
+    frames_are_lost_with_a_path,
+    nobody_is_told_that_a_session_is_lost,
+    zeroes_are_not_written,
+    writes_are_answered_at_once,
+]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_planted_bug_is_found(mutant: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant(monkeypatch)
+    for seed in range(MUTANT_SEEDS):
+        outcome = simulate(seed)
+        if outcome.failure is not None:
+            print(f"seed {seed}: {outcome.failure[:150]}")
+            return
+    pytest.fail(f"{MUTANT_SEEDS} seeds have not found it")

@@ -55,6 +55,7 @@ from .superblock import Superblock
 from .target import VolumeTarget
 from .tracker import Tracker
 from .units import NS_PER_S, Extent, block_count_of
+from .window import Window
 
 __all__ = ["Session", "SessionPhase", "VolumeSetup"]
 
@@ -119,9 +120,11 @@ class Session:
         self._ran = False  # in it both hosts agreed on a plan
         self._peer: Introduce | None = None
         self._plans: tuple[VolumePlan, ...] = ()
+        windows: list[Window] = []  # of all volumes, whose messages share the stream
         for index, setup in enumerate(volumes):
             if role is Role.ACTIVE:
-                self.sources.append(_make_source(index, setup, draw_tag, self._out))
+                window = Window(index, windows)
+                self.sources.append(_make_source(index, setup, window, draw_tag, self._out))
             else:
                 self.targets.append(VolumeTarget(index, setup.superblock, setup.recovered, self._out))
         for source in self.sources:
@@ -354,7 +357,7 @@ class Session:
 
 
 def _make_source(
-    index: int, setup: VolumeSetup, draw_tag: Callable[[], int], out: list[Effect]
+    index: int, setup: VolumeSetup, window: Window, draw_tag: Callable[[], int], out: list[Effect]
 ) -> VolumeSource:
     block, options = setup.superblock, setup.options
     tracker = Tracker(
@@ -366,7 +369,7 @@ def _make_source(
     standing = Standing(index, block, draw_tag, out)
     pacer = Pacer(options.latency_goal_ns, quota_bytes_max=options.copying_bytes)
     copier = Copier(index, block.size_bytes, tracker, standing, pacer, out)
-    return VolumeSource(index, tracker, standing, copier, options, out)
+    return VolumeSource(index, tracker, standing, copier, window, options, out)
 
 
 def _state(block: Superblock, dirty: DirtyMap) -> VolumeState:

@@ -53,6 +53,7 @@ class VolumeSource:
         tracker: Tracker,
         standing: Standing,
         copier: Copier,
+        window: Window,
         options: VolumeOptions,
         out: list[Effect],
     ) -> None:
@@ -68,7 +69,7 @@ class VolumeSource:
         self._closed = False  # no further writes
         self._closing: list[object] = []  # owners of `close` that wait
         self._live: dict[Ticket, None] = {}  # noted and not acknowledged, in order of submission
-        self._window = Window(index)
+        self._window = window
         self._admission = Admission(tracker, self._window, options)
         self._held: list[FlushOp] = []  # guest flushes that wait for the permit to go on alone
         self._trouble_ns: int | None = None  # when trouble was last reported
@@ -403,14 +404,13 @@ class VolumeSource:
         if standing.phase is Phase.ABSENT:
             return
         self._check_lag(now_ns)
-        waits = [self.copier.waiting_since_ns, self._flushes.oldest_peer_wait_ns()]
-        waits.append(self._window.owed_since_ns())
-        since = min((wait for wait in waits if wait is not None), default=now_ns)
-        if now_ns - since > options.peer_deadline_ns:
+        asked = [self.copier.waiting_since_ns, self._flushes.oldest_peer_wait_ns()]
+        asked_ns = min((each for each in asked if each is not None), default=None)
+        since_ns = self._window.owed_since_ns(asked_ns)
+        if since_ns is not None and now_ns - since_ns > options.peer_deadline_ns:
             seconds = options.peer_deadline_ns / NS_PER_S
-            self._out.append(
-                DropSession(f"the peer owes an answer for more than {seconds:g} s", refused=True)
-            )
+            reason = f"the peer owes an answer for more than {seconds:g} s"
+            self._out.append(DropSession(reason, refused=True))
         self.advance(now_ns)
 
     def _check_lag(self, now_ns: int) -> None:

@@ -139,13 +139,19 @@ class Waiting:
 class Window:
     """See the module."""
 
-    def __init__(self, volume: int) -> None:
+    def __init__(self, volume: int, together: list[Window] | None = None) -> None:
+        """``together``: the windows of all volumes whose messages share a stream; this one is added."""
         self._volume = volume
+        self._together = [] if together is None else together
+        self._together.append(self)
         # Sent and not applied by the peer, in order: (number, ticket, or None for a resync, data bytes,
         # when sent).
         self._sent: deque[tuple[int, Ticket | None, int, int]] = deque()
         self._next_number = 1  # of the next `Write` of this session
         self._heard_ns = 0  # when the peer last applied something
+        # Since when the peer has had nothing to apply before it can answer a question; None: nobody waits, or
+        # it has not applied all yet.
+        self._free_ns: int | None = None
         self._batches = 0  # entries of `_sent` that are the last of a ticket
         # The least that the peer has taken to answer a batch, forgotten slowly: its distance, not its load.
         self._answer_ns: int | None = None
@@ -214,9 +220,22 @@ class Window:
         """Age of the oldest write that the peer has not applied."""
         return now_ns - self._sent[0][3] if self._sent else 0
 
-    def owed_since_ns(self) -> int | None:
-        """Since when the peer has owed an answer without giving any; None if it owes none."""
-        return max(self._sent[0][3], self._heard_ns) if self._sent else None
+    def owed_since_ns(self, asked_ns: int | None) -> int | None:
+        """Since when the peer has owed an answer without giving any; None if it owes none.
+
+        ``asked_ns``: since when something else waits for an answer, a barrier for instance.  The peer cannot
+        give that before it has applied what was sent before, for any volume, and has the time for it while it
+        goes on: over a slow link a full window alone may take longer than any deadline.  To be asked at every
+        tick.
+        """
+        since_ns = max(self._sent[0][3], self._heard_ns) if self._sent else None
+        if asked_ns is None or any(w._sent and w._sent[0][3] <= asked_ns for w in self._together):
+            self._free_ns = None
+            return since_ns
+        if self._free_ns is None:
+            self._free_ns = max(window._heard_ns for window in self._together)
+        asked_ns = max(asked_ns, self._free_ns)
+        return asked_ns if since_ns is None else min(asked_ns, since_ns)
 
     def reset(self) -> None:
         """The session is over: nothing that was sent will be answered, and numbers begin anew."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -12,6 +13,7 @@ import socket
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
@@ -37,6 +39,12 @@ __all__ = [
 
 HOSTS = ("a", "b")
 """The two hosts; ``a`` is active."""
+
+PORT_MIN = 16384
+"""Lowest port that is chosen: below it are the services that people know by number."""
+
+PORTS_TRIED = 1000
+"""Ports that are looked at before giving up."""
 
 SOCKET_PATH_BYTES_MAX = 80
 """Beyond this a directory is too deep for Unix sockets (108 bytes with the name and a temporary suffix)."""
@@ -127,15 +135,29 @@ def open_lab_file(directory: Path, volumes: Mapping[str, int], level: str | None
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    held = [socket.socket() for _ in range(count)]
+    """Ports that nobody listens on now, none of those that the system gives to outgoing connections.
+
+    A host that is down must find its port free when it comes back.  One of the others may have been given
+    away meanwhile, even to its own peer: who dials a port of that range on his own machine, on which nobody
+    listens, may be given the very same one, and is then connected to himself.
+    """
+    given_away = _outgoing_ports()
+    wanted = [port for port in range(PORT_MIN, 1 << 16) if port not in given_away]
+    random = secrets.SystemRandom()
+    tried = random.sample(wanted, PORTS_TRIED) if len(wanted) > PORTS_TRIED else list(given_away)
+    found = list(islice((port for port in tried if _is_free(port)), count))
+    if len(found) < count:
+        raise BackendError(f"no {count} free ports among {len(tried)}", errno.EADDRINUSE)
+    return found
+
+
+def _outgoing_ports() -> range:
+    """What the system gives to outgoing connections."""
     try:
-        for each in held:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in held]
-    finally:
-        for each in held:
-            each.close()
+        first, last = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    except OSError:
+        return range(32768, 61000)  # what Linux has by default
+    return range(int(first), int(last) + 1)
 
 
 def _is_free(port: int) -> bool:

@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     _say(
         f"{summary.seeds} seeds of the shell, {len(summary.failures)} failed; "
         f"{summary.simulated_s:.0f} simulated seconds, {summary.requests} requests, "
-        f"{summary.ratio:.0f} x real time, {summary.real_s:.0f} s"
+        f"{summary.ratio:.0f} x real time on one core, {summary.real_s:.0f} s"
     )
     return _judge(summary)
 

@@ -18,11 +18,13 @@ __all__ = ["missing", "required"]
 _ESSENTIAL = (Phase.ABSENT, Phase.SYNCING, Phase.IN_SYNC)
 
 _WHERE: dict[str, tuple[Phase, ...]] = {
+    "eio-active": (Phase.ABSENT, Phase.IN_SYNC),
+    "enospc-active": (Phase.ABSENT, Phase.IN_SYNC),
     "eio-standby": (Phase.IN_SYNC,),  # a standby's disk is written only by what a session brings
     "enospc-standby": (Phase.IN_SYNC,),
     "flush-fails-standby": (Phase.IN_SYNC,),
     "flush-fails-active": (Phase.ABSENT, Phase.IN_SYNC),
-    "metadata-fails-standby": (Phase.ABSENT, Phase.IN_SYNC),
+    "metadata-fails-standby": (Phase.PREPARING, Phase.ADOPTING),  # when it records what it is
     "metadata-fails-active": (Phase.ABSENT, Phase.IN_SYNC),
     "read-eio-active": (Phase.SYNCING,),
     "replace-standby": (Phase.ABSENT,),

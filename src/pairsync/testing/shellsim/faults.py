@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pairsync.core.messages import Role
+from pairsync.core.standing import Phase
 from pairsync.core.units import NS_PER_MS, NS_PER_S
 from pairsync.testing.disks import SimAction
 
@@ -30,7 +31,10 @@ REPAIR_NS_MAX = 3 * NS_PER_S
 
 CUT_NS_MEAN = 3 * NS_PER_S
 
-SLOW_FACTORS = (3, 10, 30)
+SLOW_FACTORS = (3, 10)
+
+FLEETING_FACTOR = 3
+"""So much more often than others are those phases struck that last for a few messages."""
 
 _WRITES = frozenset({SimAction.WRITE, SimAction.ZERO})
 _ARMS: dict[str, tuple[bool, frozenset[SimAction], int]] = {
@@ -93,12 +97,13 @@ class Faults:
             self.strike(self._random.choices(list(self._enabled), list(self._enabled.values()))[0])
             self._next()
 
-    def ambush(self) -> None:
-        """A volume's peer has just changed its phase."""
+    def ambush(self, phase: Phase) -> None:
+        """A volume's peer has just changed its phase; those that do not last are struck more often."""
         kinds = [kind for kind in self._enabled if kind != "slow-link"]
         if not self._active or self._ambush_pending or not kinds:
             return
-        if self._random.random() < self._world.profile.ambush:
+        often = 1 if phase in {Phase.ABSENT, Phase.IN_SYNC} else FLEETING_FACTOR
+        if self._random.random() < self._world.profile.ambush * often:
             self._ambush_pending = True
             delay = self._random.choice(
                 (0, self._random.randrange(NS_PER_MS), self._random.randrange(20 * NS_PER_MS))
@@ -226,9 +231,12 @@ class Faults:
         what, _, name = kind.rpartition("-")
         metadata, actions, code = _ARMS[what]
         host = self._world.active if name == "active" else self._world.standby
-        self._count(kind)
         if host.up:
-            host.armed.append(Armed(metadata, actions, code, self._random.choice((1, 1, 2, 5))))
+            host.armed.append(Armed(kind, metadata, actions, code, self._random.choice((1, 1, 2, 5))))
+
+    def struck(self, kind: str) -> None:
+        """A disk has just failed that was armed for it."""
+        self._count(kind)
 
     def _replace_standby(self) -> None:
         """Its disks are lost: new ones, blank."""

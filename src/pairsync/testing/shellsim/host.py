@@ -77,6 +77,7 @@ class CrashMedium(SimMedium):
 class Armed:
     """Operations that are going to fail: the next ``count`` on data or metadata."""
 
+    kind: str  # the fault, for the count of what was reached
     metadata: bool
     actions: frozenset[SimAction]
     errno: int
@@ -290,6 +291,7 @@ class SimHost:
         armed.count -= 1
         if armed.count <= 0:
             self.armed.remove(armed)
+        self.world.faults.struck(armed.kind)
         if not metadata and (operation.durable or operation.action is SimAction.FLUSH):
             self.suspect = True
         done_bytes = self.world.disks.randrange(operation.length + 1) if operation.length else 0

@@ -165,9 +165,9 @@ def _timings(random: Random) -> LinkTimings:
 
 def _speed(random: Random) -> WireSpeed:
     return WireSpeed(
-        delay_ns=_between(random, 30 * NS_PER_US, 20 * NS_PER_MS),
+        delay_ns=_between(random, 30 * NS_PER_US, 40 * NS_PER_MS),
         jitter_ns=random.choice((0, _between(random, NS_PER_US, 5 * NS_PER_MS))),
-        ns_per_kib=_between(random, 500, 60_000),
+        ns_per_kib=_between(random, 2_000, 400_000),
         window_bytes=_between(random, 8 * KIB, 4 * MIB),
         piece_bytes=random.choice((_between(random, KIB, 8 * KIB), MIB, MIB)),
     )

@@ -30,11 +30,13 @@ class Summary:
     coverage: Counter[str] = field(default_factory=Counter)
     requests: int = 0
     simulated_s: float = 0.0
+    busy_s: float = 0.0  # processor time of all processes
     real_s: float = 0.0
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: Outcome, busy_s: float) -> None:
         """One more."""
         self.seeds += 1
+        self.busy_s += busy_s
         self.coverage.update(outcome.coverage)
         self.requests += outcome.requests
         self.simulated_s += outcome.simulated_ns / NS_PER_S
@@ -48,8 +50,8 @@ class Summary:
 
     @property
     def ratio(self) -> float:
-        """Simulated time over real time, all processes together."""
-        return self.simulated_s / self.real_s if self.real_s else 0.0
+        """Simulated time over processor time."""
+        return self.simulated_s / self.busy_s if self.busy_s else 0.0
 
 
 def replay_command(seed: int) -> str:
@@ -59,7 +61,7 @@ def replay_command(seed: int) -> str:
 
 def be_quiet() -> None:
     """What the hosts log is not worth a line for each of thousands of faults."""
-    logging.getLogger("pairsync").addHandler(logging.NullHandler())
+    logging.getLogger("pairsync").setLevel(logging.CRITICAL + 1)
 
 
 def run_seeds(seeds: range, *, jobs: int, progress: Callable[[Outcome], None]) -> Summary:
@@ -68,15 +70,23 @@ def run_seeds(seeds: range, *, jobs: int, progress: Callable[[Outcome], None]) -
     began = time.perf_counter()
     if jobs <= 1 or len(seeds) <= 1:
         be_quiet()
-        _gather(map(simulate, seeds), summary, progress)
+        _gather(map(_timed, seeds), summary, progress)
     else:
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=be_quiet) as pool:
-            _gather(pool.map(simulate, seeds), summary, progress)
+            _gather(pool.map(_timed, seeds), summary, progress)
     summary.real_s = time.perf_counter() - began
     return summary
 
 
-def _gather(outcomes: Iterable[Outcome], summary: Summary, progress: Callable[[Outcome], None]) -> None:
-    for outcome in outcomes:
-        summary.add(outcome)
+def _timed(seed: int) -> tuple[Outcome, float]:
+    begun = time.process_time()
+    outcome = simulate(seed)
+    return outcome, time.process_time() - begun
+
+
+def _gather(
+    outcomes: Iterable[tuple[Outcome, float]], summary: Summary, progress: Callable[[Outcome], None]
+) -> None:
+    for outcome, busy_s in outcomes:
+        summary.add(outcome, busy_s)
         progress(outcome)

@@ -22,7 +22,7 @@ __all__ = ["PAIR_ID", "data_name", "make_blank", "make_start"]
 PAIR_ID = b"p" * 16
 
 FILLED_RUNS_MAX = 12
-FILLED_SECTORS_MAX = 160
+FILLED_SECTORS_MAX = 400
 """What was on a disk before pairsync: so many writes of so many sectors."""
 
 ALONE_BLOCKS_MAX = 6

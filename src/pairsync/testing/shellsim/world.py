@@ -35,6 +35,7 @@ from pairsync.core.events import (
 from pairsync.core.messages import Role
 from pairsync.core.standing import Phase
 from pairsync.core.units import NS_PER_S
+from pairsync.errors import ProtocolError
 from pairsync.guest.config import GuestConfig, VolumeConfig
 from pairsync.io.config import LinkConfig, PathConfig
 from pairsync.storage.metadata import load_metadata, metadata_path
@@ -106,6 +107,7 @@ class World:
         self.failure: str | None = None
         self.rule: str | None = None
         self.ending = False
+        self.strange: list[str] = []  # texts of every `ProtocolError`
         self.coverage: Counter[str] = Counter()
         self.timers = Timers()
         self.trace = Trace(lambda: self.fail("spin", "the trace has become too long"))
@@ -187,6 +189,10 @@ class World:
             self.rule, self.failure = "raised", f"raised: {who}: {type(error).__name__}: {error}\n{lines}"
             self.end()
 
+    def broke_the_protocol(self, text: str) -> None:
+        """Stands in for the `__init__` of `ProtocolError`: two honest hosts have no reason to raise it."""
+        self.strange.append(text)
+
     def end(self) -> None:
         """Wind everything up."""
         self.ending = True
@@ -222,7 +228,7 @@ class World:
         """The peer's phase of one volume has changed."""
         self.trace.note("active", "phase", f"{volume} {before.value} -> {after.value}")
         self.reach(f"phase:{after.value}")
-        self.faults.ambush()
+        self.faults.ambush(after)
 
     # ------------------------------------------------------------------ the run
 
@@ -246,7 +252,9 @@ class World:
         await self._close()
 
     def _look(self) -> None:
-        """No request waits for ever; what has stopped for good is noticed."""
+        """No request waits for ever, nobody broke the protocol, what has stopped for good is noticed."""
+        if self.strange:
+            self.fail("protocol", "; ".join(self.strange))
         for request in self.writer.requests.values():
             if self.timers.now_ns() - request.asked_ns > REQUEST_NS_MAX:
                 self.fail("hang", f"request {request.number} was made {REQUEST_NS_MAX / NS_PER_S:g} s ago")
@@ -319,6 +327,7 @@ class World:
 
     async def _close(self) -> None:
         """Close both hosts in order; nothing may be left."""
+        self._look()
         self.trace.note("world", "close")
         self.ending = True
         order = [host for host in self.hosts if host.life is not None]
@@ -362,7 +371,10 @@ def simulate(
     world.trace.echo = echo
     clock = trio.testing.MockClock(autojump_threshold=0)
     state = trio_run._r.getstate()
-    with patch.object(trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True):
+    with (
+        patch.object(trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
+        patch.object(ProtocolError, "__init__", world.broke_the_protocol),
+    ):
         trio_run._r.seed(seed)
         try:
             trio.run(world.run, clock=clock)

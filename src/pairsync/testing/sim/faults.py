@@ -141,9 +141,8 @@ class Faults:
             return
         if self._random.random() < self._world.profile.ambush / 8:
             self._ambush_pending = True
-            self._clock.after(
-                self._random.randrange(2 * NS_PER_MS), self._spring, self._random.choice(self._crashes)
-            )
+            kind = self._random.choice(self._crashes)
+            self._clock.after(self._random.randrange(2 * NS_PER_MS), self._spring, kind)
 
     def _spring(self, kind: str) -> None:
         self._ambush_pending = False
