@@ -17,6 +17,7 @@ from pathlib import Path
 import trio
 
 from pairsync.errors import PairsyncError
+from pairsync.io.polling import BusyPolling
 
 from .host import run_host
 from .hostfile import read_host_file
@@ -39,7 +40,8 @@ def run_host_file(path: Path, *, follow_stdin: bool = False, cut: bool = False) 
     lines = LineWriter()
     failures: list[PairsyncError] = []
     try:
-        trio.run(partial(run_host, read_host_file(path), lines, follow_stdin=follow_stdin, cut=cut))
+        host = partial(run_host, read_host_file(path), lines, follow_stdin=follow_stdin, cut=cut)
+        trio.run(host, instruments=[BusyPolling()])
     except* PairsyncError as group:
         failures = _leaves(group)
     finally:
