@@ -8,6 +8,8 @@ import random
 import shutil
 import struct
 import zlib
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from pairsync.guest.replica import (
     read_job,
     save_job,
 )
+from pairsync.storage.blockfile import Allocation
 from pairsync.storage.file import open_volume
 from pairsync.testing.disks import Fault, SimAction, SimDisk, SimMedium
 
@@ -375,6 +378,47 @@ def test_the_map_of_what_is_allocated() -> None:
     assert len(blocks) < disk.size_bytes // BLOCK_BYTES
     starts = [start for start, _ in map_job(disk)]
     assert starts == sorted(starts)
+
+
+class Holes(SimDisk):
+    """A volume with data in ``data`` (pairs of blocks) and holes elsewhere; as many runs at once as asked."""
+
+    def __init__(self, data: Sequence[tuple[int, int]], at_once: int) -> None:
+        super().__init__(SimMedium(), "data", SIZE)
+        self._data, self._at_once = list(data), at_once
+
+    def allocation(self, offset: int, length: int) -> Allocation:
+        runs: Allocation = []
+        for start, stop in [*self._data, (self.size_bytes // BLOCK_BYTES,) * 2]:
+            for edge, hole in ((start, True), (stop, False)):
+                if edge * BLOCK_BYTES > offset and len(runs) < self._at_once:
+                    runs.append((edge * BLOCK_BYTES - offset, hole))
+                    offset = edge * BLOCK_BYTES
+        return runs
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_map_of_a_volume_of_many_holes_is_bounded_and_leaves_nothing_out(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = random.Random(seed)
+    monkeypatch.setattr("pairsync.guest.replica.MAP_RUNS_MAX", 8)
+    edges = sorted(chance.sample(range(1, 256), 2 * chance.randrange(1, 100)))
+    data = list(zip(edges[::2], edges[1::2], strict=True))
+    disk = Holes(data, at_once=chance.randrange(1, 9))
+    runs = map_job(disk)
+    assert len(runs) <= 8
+    assert all(a[1] < b[0] for a, b in pairwise(runs))
+    assert all(any(low <= start and stop <= high for low, high in runs) for start, stop in data)
+    assert {runs[0][0], runs[-1][1]} == {edges[0], edges[-1]}  # and no more than what lies between
+    if len(data) <= 8:
+        assert runs == data  # exact as long as there is room
+
+
+def test_the_widest_holes_stay_holes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pairsync.guest.replica.MAP_RUNS_MAX", 4)
+    data = [(block, block + 1) for base in (0, 100, 200) for block in range(base, base + 50, 2)]
+    assert map_job(Holes(data, at_once=100)) == [(0, 49), (100, 149), (200, 249)]
 
 
 def test_metadata_jobs_end_with_errnos(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
