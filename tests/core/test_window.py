@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pairsync.core.effects import Complete
+from pairsync.core.limits import VolumeOptions
 from pairsync.core.messages import OpKind, WriteOp
 from pairsync.core.units import KIB, MIB, NS_PER_MS
 from pairsync.core.window import (
@@ -15,6 +18,7 @@ from pairsync.core.window import (
     FRAME_OPS_MAX,
     GATHER_DATA_BYTES_MAX,
     NEAR_NS,
+    RANGE_BYTES_MAX,
     Ticket,
     Waiting,
     Window,
@@ -49,17 +53,57 @@ def test_a_large_batch_is_cut_into_messages_and_ends_with_the_last() -> None:
     assert window.data_bytes == 0
 
 
-@given(st.lists(st.integers(1, FRAME_DATA_BYTES_MAX // KIB), min_size=1, max_size=40))
-def test_no_message_is_larger_than_allowed_and_none_loses_or_reorders_an_op(sizes: list[int]) -> None:
-    ops = [
-        WriteOp(OpKind.ZERO if size % 7 == 0 else OpKind.DATA, i, size * KIB) for i, size in enumerate(sizes)
-    ]
+PIECES = st.builds(WriteOp, st.just(OpKind.DATA), st.just(0), st.integers(1, FRAME_DATA_BYTES_MAX))
+RANGES = st.builds(
+    WriteOp,
+    st.sampled_from([OpKind.ZERO, OpKind.TRIM, OpKind.ZERO_ALLOCATE]),
+    st.just(0),
+    st.integers(1, RANGE_BYTES_MAX),
+)
+TINY = st.builds(WriteOp, st.sampled_from(OpKind), st.just(0), st.just(512))
+
+
+@given(
+    st.lists(st.lists(PIECES | RANGES, max_size=8) | st.lists(TINY, min_size=500, max_size=600), min_size=1)
+)
+def test_no_message_is_larger_than_allowed_and_none_loses_or_reorders_an_op(
+    lists: list[list[WriteOp]],
+) -> None:
+    ops = [op._replace(offset=at) for at, op in enumerate(op for each in lists for op in each)]
+    if not ops:
+        return
     messages = Window(0).send(ops, None, 1, 0)
     assert [op for message in messages for op in message.ops] == ops
     for message in messages:
         assert message.resync
         assert len(message.ops) <= FRAME_OPS_MAX
         assert sum(op.length for op in message.ops if op.kind is OpKind.DATA) <= FRAME_DATA_BYTES_MAX
+        assert sum(op.length for op in message.ops if op.kind is not OpKind.DATA) <= RANGE_BYTES_MAX
+    for one, other in itertools.pairwise(messages):  # none could have been spared
+        both = [*one.ops, other.ops[0]]
+        assert (
+            len(both) > FRAME_OPS_MAX
+            or sum(op.length for op in both if op.kind is OpKind.DATA) > FRAME_DATA_BYTES_MAX
+            or sum(op.length for op in both if op.kind is not OpKind.DATA) > RANGE_BYTES_MAX
+        )
+
+
+def test_a_range_larger_than_any_message_goes_alone() -> None:
+    ops = [WriteOp(OpKind.TRIM, 0, size) for size in (4096, 2 * RANGE_BYTES_MAX, 4096)]
+    assert [message.ops for message in Window(0).send(ops, None, 1, 0)] == [[op] for op in ops]
+
+
+def test_a_great_discard_is_many_answers_and_each_of_them_is_progress() -> None:
+    window = Window(0)
+    batch = ticket("all", *(WriteOp(OpKind.TRIM, i * RANGE_BYTES_MAX, RANGE_BYTES_MAX) for i in range(64)))
+    messages = window.send(batch.ops, batch, 1, 0)
+    assert len(messages) == 64
+    deadline_ns = VolumeOptions().peer_deadline_ns
+    for number in range(1, 64):
+        now_ns = number * (deadline_ns - 1)
+        assert list(window.applied(number, now_ns)) == []
+        assert window.owed_since_ns(1) == now_ns, "a barrier behind it waits as long as there are answers"
+    assert list(window.applied(64, 64 * deadline_ns)) == [(batch, 0)]
 
 
 def test_an_answer_to_what_was_not_sent_is_the_peers_fault() -> None:

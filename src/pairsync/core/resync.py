@@ -20,6 +20,7 @@ from pairsync.errors import InternalError
 
 from .dirty import DirtyMap
 from .units import BLOCK_BYTES, KIB, MIB, NS_PER_MS, NS_PER_S, Extent
+from .window import RANGE_BYTES_MAX
 
 __all__ = [
     "PIECE_BYTES",
@@ -34,8 +35,8 @@ PIECE_BYTES = 512 * KIB
 """Most data of one resync read: large enough that a read, a record and a write each amortise their fixed
 costs (about 50 us), small enough that a live write never waits for more than a millisecond behind one."""
 
-RUN_BLOCKS_MAX = (1 << 30) // BLOCK_BYTES
-"""Most blocks of one read request: a hole of that size (1 GiB) is skipped in one step."""
+RUN_BLOCKS_MAX = RANGE_BYTES_MAX // BLOCK_BYTES
+"""Most blocks of one read request: a hole of that size is one step, and one message."""
 
 
 class ReadTicket:

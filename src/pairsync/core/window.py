@@ -21,6 +21,7 @@ __all__ = [
     "FRAME_DATA_BYTES_MAX",
     "FRAME_OPS_MAX",
     "GATHER_DATA_BYTES_MAX",
+    "RANGE_BYTES_MAX",
     "Ticket",
     "Waiting",
     "Window",
@@ -32,6 +33,11 @@ FRAME_DATA_BYTES_MAX = MIB
 
 FRAME_OPS_MAX = 512
 """Most ops of one `Write` message: a header of 7 KiB."""
+
+RANGE_BYTES_MAX = 256 * MIB
+"""Most that one `Write` message zeroes or trims, and the longest range without data of one op: doors split
+longer ones.  Where the peer's disk has no better way than to write the zeroes, 13 MB/s are enough to answer
+the message within the default `VolumeOptions.peer_deadline_ns`; each answer gives the next one time anew."""
 
 MESSAGES_MAX = 16_384
 """Messages that the peer has not answered, however little data they carry: each costs some 200 bytes here,
@@ -247,18 +253,24 @@ class Window:
 
 
 def _frames(ops: Sequence[WriteOp]) -> Iterator[tuple[Sequence[WriteOp], int]]:
-    """Split a batch into messages of at most `FRAME_OPS_MAX` ops and `FRAME_DATA_BYTES_MAX` data."""
+    """Split a batch into messages within `FRAME_OPS_MAX`, `FRAME_DATA_BYTES_MAX` and `RANGE_BYTES_MAX`.
+
+    An op is never split: one that is larger by itself goes alone.
+    """
     total = ops_bytes(ops)
-    if total <= FRAME_DATA_BYTES_MAX and len(ops) <= FRAME_OPS_MAX:
+    ranges = sum([op.length for op in ops]) - total  # bytes that carry no data
+    if total <= FRAME_DATA_BYTES_MAX and ranges <= RANGE_BYTES_MAX and len(ops) <= FRAME_OPS_MAX:
         yield ops, total
         return
     part: list[WriteOp] = []
-    size = 0
+    size = ranges = 0
     for op in ops:
-        here = op.length if op.kind is OpKind.DATA else 0
-        if part and (size + here > FRAME_DATA_BYTES_MAX or len(part) >= FRAME_OPS_MAX):
+        data, empty = (op.length, 0) if op.kind is OpKind.DATA else (0, op.length)
+        too_much = size + data > FRAME_DATA_BYTES_MAX or ranges + empty > RANGE_BYTES_MAX
+        if part and (too_much or len(part) >= FRAME_OPS_MAX):
             yield part, size
-            part, size = [], 0
+            part, size, ranges = [], 0, 0
         part.append(op)
-        size += here
+        size += data
+        ranges += empty
     yield part, size

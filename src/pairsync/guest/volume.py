@@ -19,8 +19,8 @@ import trio
 
 from pairsync.core.messages import Buffer, OpKind, WriteOp
 from pairsync.core.source import VolumeSource
-from pairsync.core.units import BLOCK_BYTES, GIB, extent_of
-from pairsync.core.window import FRAME_DATA_BYTES_MAX, FRAME_OPS_MAX
+from pairsync.core.units import BLOCK_BYTES, extent_of
+from pairsync.core.window import FRAME_DATA_BYTES_MAX, FRAME_OPS_MAX, RANGE_BYTES_MAX
 from pairsync.errors import ArbitrationError, BackendError, ClosedError, ConfigError
 
 from .config import PART_BYTES_MAX
@@ -33,9 +33,6 @@ __all__ = ["READS_AT_ONCE", "Volume"]
 
 READS_AT_ONCE = 16
 """Reads of one volume that wait for its disk at the same time: what a disk's queue makes use of."""
-
-RANGE_BYTES_MAX = 1 * GIB
-"""Longest range without data of one op: the wire names up to 2 GiB, NBD asks for up to 4 GiB at once."""
 
 Done = Callable[[Sequence[int] | None], None]
 T = TypeVar("T")
