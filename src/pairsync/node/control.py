@@ -2,14 +2,17 @@
 
 A request is ``{"do": NAME, ...}``; the answer ``{"ok": true, ...}`` or ``{"ok": false, "error": TEXT}``.
 Requests of one connection are answered in order.  Who hangs up, or only ends its half, has given up: what it
-waits for is cancelled, so that nobody holds one of the few places for clients who has left.  The socket
-belongs to its owner (mode 0600): whoever can open it may do what the owner may.
+waits for is cancelled, so that nobody holds one of the few places for clients who has left.  Nor does anybody
+who neither asks nor takes the answer: such a client is hung up on after a while, and soon when others wait
+for a place.  Waiting for an answer takes as long as it takes.  The socket belongs to its owner (mode 0600):
+whoever can open it may do what the owner may.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,6 +33,12 @@ RECEIVE_BYTES = 64 * KIB
 CONNECTIONS_MAX = 32
 """Clients at once; more wait in the kernel."""
 
+IDLE_S = 60.0
+"""A client's time for a whole request, and to take an answer: for somebody who types them."""
+
+IDLE_CROWDED_S = 1.0
+"""The same while others wait for a place: programs need milliseconds."""
+
 ACCEPT_RETRY_S = 0.1
 """Between two attempts to take in a client."""
 
@@ -45,15 +54,52 @@ async def serve_control(
 ) -> None:
     """Serve until cancelled.  A handler's `PairsyncError` becomes the error of the answer."""
     listener = open_unix_listener(path)
-    slots = trio.Semaphore(CONNECTIONS_MAX)
+    places = _Places()
     try:
         async with trio.open_nursery() as nursery:
             task_status.started()
             while True:
-                await slots.acquire()
-                nursery.start_soon(_serve_one, await _accept(listener), handlers, slots)
+                await trio.lowlevel.wait_readable(listener.socket)
+                await places.take()
+                nursery.start_soon(_serve_one, await _accept(listener), handlers, places)
     finally:
         listener.close()
+
+
+class _Places:
+    """The places for clients, and which of them are idle: it is the client's turn to read or to write."""
+
+    def __init__(self) -> None:
+        self._slots = trio.Semaphore(CONNECTIONS_MAX)
+        self._crowded = False  # somebody waits for a place
+        self._idle: dict[trio.CancelScope, float] = {}  # one for each idle client, and since when
+
+    async def take(self) -> None:
+        """Return when there is a place."""
+        self._crowded = not self._slots.value
+        for scope, since in self._idle.items():
+            if self._crowded:
+                scope.deadline = min(scope.deadline, since + IDLE_CROWDED_S)
+        try:
+            await self._slots.acquire()
+        finally:
+            self._crowded = False
+
+    def give_back(self) -> None:
+        """A client is gone."""
+        self._slots.release()
+
+    @contextmanager
+    def idle(self) -> Iterator[trio.CancelScope]:
+        """What a client does in its own time; ``cancelled_caught`` if it took too long."""
+        since = trio.current_time()
+        scope = trio.CancelScope(deadline=since + (IDLE_CROWDED_S if self._crowded else IDLE_S))
+        self._idle[scope] = since
+        try:
+            with scope:
+                yield scope
+        finally:
+            del self._idle[scope]
 
 
 async def _accept(listener: NbdListener) -> trio.SocketStream:
@@ -67,21 +113,27 @@ async def _accept(listener: NbdListener) -> trio.SocketStream:
             return trio.SocketStream(accepted)
 
 
-async def _serve_one(
-    stream: trio.SocketStream, handlers: Mapping[str, Handler], slots: trio.Semaphore
-) -> None:
+async def _serve_one(stream: trio.SocketStream, handlers: Mapping[str, Handler], places: _Places) -> None:
     try:
         async with stream:
             lines = _Lines(stream)
-            while (request := await lines.next()) is not None:
+            while True:
+                request: Mapping[str, Any] | None = None  # also if none came in time
+                with places.idle():
+                    request = await lines.next()
+                if request is None:
+                    return
                 answer = await _answer_unless_gone(lines, request, handlers)
                 if answer is None:
                     return
-                await stream.send_all(json.dumps(answer).encode() + b"\n")
+                with places.idle() as scope:
+                    await stream.send_all(json.dumps(answer).encode() + b"\n")
+                if scope.cancelled_caught:
+                    return
     except (trio.BrokenResourceError, ProtocolError):
         return  # the client is gone, or speaks something else
     finally:
-        slots.release()
+        places.give_back()
 
 
 async def _answer_unless_gone(
