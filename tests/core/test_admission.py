@@ -12,7 +12,7 @@ from pairsync.core.limits import VolumeOptions
 from pairsync.core.messages import OpKind, WriteOp
 from pairsync.core.tracker import Tracker
 from pairsync.core.units import MIB, NS_PER_S
-from pairsync.core.window import GATHER_DATA_BYTES_MAX, Ticket, Window
+from pairsync.core.window import FRAME_OPS_MAX, GATHER_DATA_BYTES_MAX, OPS_MAX, Ticket, Window
 
 BLOCKS = 1 << 16
 
@@ -68,6 +68,51 @@ def test_there_are_bounds_on_batches_and_on_data_in_flight() -> None:
     assert not world.admission.welcome(0)
 
 
+@pytest.mark.parametrize("level", ["sync", "async"])
+def test_what_waits_for_its_intents_is_in_flight_already(level: str) -> None:
+    world = World(level=level, inflight_bytes=2 * MIB, lag_bytes=2 * MIB)
+    ops = [WriteOp(OpKind.DATA, 0, MIB, bytes(MIB))]
+    world.admission.recording(ops)
+    assert world.admission.welcome(0)
+    world.admission.recording(ops)
+    assert not world.admission.welcome(0)
+    world.admission.recorded(ops)
+    assert world.admission.welcome(0)
+    world.send(MIB)
+    assert not world.admission.welcome(0)
+
+
+@pytest.mark.parametrize(("at_bound", "waits"), [("throttle", True), ("fall-behind", False)])
+def test_ops_without_data_are_bounded_with_those_that_wait_for_their_intents(
+    at_bound: str, waits: bool
+) -> None:
+    world = World(level="async", at_bound=at_bound)
+    ops = [WriteOp(OpKind.TRIM, 0, 4096)] * FRAME_OPS_MAX
+    for _ in range(OPS_MAX // FRAME_OPS_MAX // 2):
+        world.window.send(ops, None, 1, 0)
+        assert world.admission.welcome(0)
+        world.admission.recording(ops)
+    assert world.admission.welcome(0) is not waits
+    assert not world.admission.too_much, "what was sent is within the bound"
+    world.admission.recorded(ops)
+    assert world.admission.welcome(0)
+
+
+def test_the_volumes_of_a_guest_share_the_ops_in_flight() -> None:
+    together: list[Window] = []
+    first, second = Window(0, together), Window(1, together)
+    ops = [WriteOp(OpKind.TRIM, 0, 4096)] * FRAME_OPS_MAX
+    while not first.full():
+        first.send(ops, None, 1, 0)
+    assert first.op_count == OPS_MAX // 2
+    assert not second.full()
+    assert second.full(OPS_MAX // 2)
+    list(first.applied(1, 0))
+    assert not first.full()
+    first.reset()
+    assert first.op_count == 0
+
+
 def test_who_waits_is_bounded_too() -> None:
     world = World(inflight_bytes=MIB)
     world.push(MIB)
@@ -76,7 +121,7 @@ def test_who_waits_is_bounded_too() -> None:
 
 def test_while_an_intent_is_recorded_small_batches_gather_and_large_ones_go_on() -> None:
     world = World()
-    world.admission.journaling = 1
+    world.admission.recording([])
     assert not world.admission.at_once(0)
     assert world.admission.welcome(0), "nobody is asked to wait"
     world.push()

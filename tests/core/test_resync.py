@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pairsync.core.dirty import DirtyMap
-from pairsync.core.resync import PIECE_BYTES, RUN_BLOCKS_MAX, Pacer, Progress, ReadTicket, ResyncSource
+from pairsync.core.resync import (
+    PIECE_BYTES,
+    RUN_BLOCKS_MAX,
+    RUNS_PER_READ_MAX,
+    Pacer,
+    Progress,
+    ReadTicket,
+    ResyncSource,
+)
 from pairsync.core.units import BLOCK_BYTES, MIB, NS_PER_MS, NS_PER_S, Extent
 from pairsync.errors import InternalError
 
@@ -237,6 +245,22 @@ def test_a_huge_run_is_asked_for_in_parts() -> None:
         f"{RUN_BLOCKS_MAX}..{2 * RUN_BLOCKS_MAX}",
         f"{2 * RUN_BLOCKS_MAX}..{2 * RUN_BLOCKS_MAX + 5}",
     ]
+
+
+def test_a_hole_that_was_written_all_over_meanwhile_is_sent_in_bounded_steps() -> None:
+    blocks = 4 * 2 * RUNS_PER_READ_MAX
+    resync = source((0, blocks), block_count=blocks)
+    assert asked(resync) == [f"0..{blocks}"]
+    for block in range(0, blocks, 2):
+        resync.written(Extent(block, block + 1))
+        resync._todo.clear(block, block + 1)  # it is mirrored
+    sent = resync.read_done(1, Extent(0, blocks))
+    assert sent == [Extent(block, block + 1) for block in range(1, 2 * RUNS_PER_READ_MAX, 2)]
+    for run in sent:
+        resync._todo.clear(run.start, run.stop)
+    assert asked(resync)[0] == f"{2 * RUNS_PER_READ_MAX + 1}..{2 * RUNS_PER_READ_MAX + 2}", (
+        "the rest is not lost"
+    )
 
 
 def test_a_short_answer_is_taken_up_where_it_ended() -> None:

@@ -11,6 +11,8 @@ import pytest
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.effects import Apply, DropSession, Effect, Emit, Flush, Persist, SavePages, Send
 from pairsync.core.events import InSyncEvent, TroubleEvent
+from pairsync.core.intake import Intake
+from pairsync.core.limits import UNAPPLIED_BYTES_MAX
 from pairsync.core.messages import (
     Adopt,
     Adopted,
@@ -31,7 +33,7 @@ from pairsync.core.messages import (
     WriteOp,
 )
 from pairsync.core.superblock import Superblock
-from pairsync.core.target import MARKED_EXTENTS_MAX, UNAPPLIED_BATCHES_MAX, VolumeTarget
+from pairsync.core.target import BARRIERS_MAX, MARKED_EXTENTS_MAX, UNAPPLIED_BATCHES_MAX, VolumeTarget
 from pairsync.core.units import BLOCK_BYTES, block_count_of
 from pairsync.errors import ArbitrationError, InternalError, ProtocolError
 from pairsync.testing.manual import blank_superblock
@@ -55,7 +57,8 @@ class Standby:
         dirty = DirtyMap(block_count_of(block.size_bytes))
         for each in own_dirty:
             dirty.mark(each, each + 1)
-        self.target = VolumeTarget(0, block, dirty, self.out)
+        self.intake = Intake()
+        self.target = VolumeTarget(0, block, dirty, self.intake, self.out)
 
     def sent(self) -> list[Message]:
         """Messages since the last call."""
@@ -225,6 +228,33 @@ def test_a_flood_of_writes_is_refused() -> None:
         standby.write(UNAPPLIED_BATCHES_MAX + 1)
 
 
+def test_what_is_not_applied_is_counted_until_it_is_in_every_session() -> None:
+    standby = Standby().syncing()
+    for number in (1, 2):
+        standby.write(number)
+    standby.target.write(Write(1, 0, 3, False, [WriteOp(OpKind.TRIM, 0, BLOCK_BYTES)] * 5))
+    assert (standby.intake.data_bytes, standby.intake.op_count) == (2 * BLOCK_BYTES, 7)
+    standby.apply()
+    assert (standby.intake.data_bytes, standby.intake.op_count) == (BLOCK_BYTES, 6)
+    standby.target.session_over()
+    assert (standby.intake.data_bytes, standby.intake.op_count) == (BLOCK_BYTES, 6), "still in memory"
+    standby.apply([errno.EIO])
+    standby.apply()
+    assert (standby.intake.data_bytes, standby.intake.op_count) == (0, 0)
+
+
+def test_a_write_that_is_too_much_is_refused_and_not_applied() -> None:
+    standby = Standby().syncing()
+    standby.write(1)
+    standby.take(Apply)
+    standby.intake.take(UNAPPLIED_BYTES_MAX - BLOCK_BYTES - BLOCK_BYTES, 1)  # another volume's
+    standby.write(2)
+    standby.take(Apply)
+    with pytest.raises(ProtocolError, match="more than 1024 MiB of data that was not applied"):
+        standby.write(3)
+    assert not standby.has(Apply)
+
+
 def test_a_failed_write_ends_the_session_and_what_follows_it_does_not_count() -> None:
     standby = Standby().syncing()
     standby.write(1)
@@ -282,6 +312,24 @@ def test_one_flush_answers_all_barriers_that_it_covers_and_no_later_one() -> Non
     standby.apply()
     standby.flush()
     assert standby.sent() == [Applied(0, 1), BarrierDone(0, 3)]
+
+
+@pytest.mark.parametrize("waits_for", ["a write", "a flush"])
+def test_a_flood_of_barriers_is_refused(waits_for: str) -> None:
+    standby = Standby().syncing()
+    if waits_for == "a write":
+        standby.write(1)
+    for barrier in range(BARRIERS_MAX - 1):
+        standby.target.barrier(Barrier(1, 0, barrier))
+    standby.target.adopt(Adopt(1, 0, (NEW, OLD)))
+    with pytest.raises(ProtocolError, match="more than 16 flushes asked for and not answered"):
+        standby.target.barrier(Barrier(1, 0, BARRIERS_MAX))
+    with pytest.raises(ProtocolError, match="more than 16 flushes asked for and not answered"):
+        standby.target.adopt(Adopt(1, 0, (NEW, OLD)))
+    if waits_for == "a write":
+        standby.apply()
+    standby.flush()
+    standby.target.barrier(Barrier(1, 0, BARRIERS_MAX))
 
 
 def test_a_failed_flush_ends_the_session() -> None:
@@ -372,6 +420,19 @@ def test_a_further_plan_gives_the_request_to_adopt_up() -> None:
     assert standby.sent() == [Applied(0, 1), Adopted(0, NEWER)]
 
 
+@pytest.mark.parametrize("mode", SyncMode)
+def test_a_further_plan_before_the_last_one_was_carried_out_is_refused(mode: SyncMode) -> None:
+    standby = Standby()
+    standby.begin(SyncMode.FULL, agreed=SyncMode.NOTHING)
+    for _ in range(2):
+        with pytest.raises(ProtocolError, match="before the last one was carried out"):
+            standby.begin(mode, agreed=SyncMode.NOTHING)
+        if standby.has(Persist):
+            standby.persist()
+    standby.target.session_over()
+    standby.begin(mode, agreed=SyncMode.NOTHING)
+
+
 def test_a_further_plan_that_copies_nothing_is_refused() -> None:
     standby = Standby()
     standby.begin(SyncMode.NOTHING)
@@ -422,6 +483,7 @@ def test_reports_of_an_earlier_session_are_dropped() -> None:
 def test_what_only_the_last_session_wanted_is_not_written_in_the_next() -> None:
     standby = Standby()
     standby.begin(SyncMode.NOTHING, term=2)
+    standby.target.adopt(Adopt(2, 0, (OLD,)))
     standby.begin(term=2)  # wanted while the term is being written
     standby.target.session_over()
     assert standby.persist().condition is Condition.CONSISTENT
@@ -445,6 +507,7 @@ def test_a_superblock_that_cannot_be_written_is_written_before_the_next_session(
 def test_trouble_is_told_once_a_session() -> None:
     standby = Standby().syncing()
     standby.write(1)
+    standby.target.adopt(Adopt(1, 0, (NEW, OLD)))
     standby.apply([errno.EIO])
     standby.begin(term=2)
     standby.persist(errno.EIO)

@@ -499,6 +499,19 @@ def test_a_peer_falls_behind_at_the_bound_not_at_the_next_tick(fills: str) -> No
     assert pair.differing() == []
 
 
+@pytest.mark.parametrize("level", ["sync", "async"])
+def test_what_a_slow_journal_holds_back_is_in_flight_already(level: str) -> None:
+    """However slow the journal, what is sent when it has caught up is what may be in flight."""
+    pair = synced(VolumeOptions(level=level, inflight_bytes=2 * MIB, lag_bytes=2 * MIB))
+    for number in range(10):
+        pair.a.write(number, data(0, 256))  # the same blocks each time: the intent window never fills
+    run(pair.a, "meta")
+    on_the_way = [message for message in sent(pair.a) if isinstance(message, Write)]
+    assert sum(op.length for message in on_the_way for op in message.ops) == 2 * MIB
+    pair.settle()
+    assert set(ended(pair)) == set(range(10))
+
+
 def test_sync_messages_without_data_are_bounded_too() -> None:
     pair = synced(VolumeOptions(tickets_max=2 * MESSAGES_MAX))
     window = pair.a.session.sources[0]._window

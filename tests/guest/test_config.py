@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 
-from pairsync.core.limits import VolumeOptions
+from pairsync.core.copier import READY_OPS
+from pairsync.core.intake import UNAPPLIED_OPS_MAX
+from pairsync.core.limits import UNAPPLIED_BYTES_MAX, VolumeOptions
 from pairsync.core.messages import Role
+from pairsync.core.resync import PIECE_BYTES, RUNS_PER_READ_MAX
 from pairsync.core.units import MIB
+from pairsync.core.window import FRAME_OPS_MAX, OPS_MAX
 from pairsync.errors import ConfigError
 from pairsync.guest.config import PART_BYTES_MAX, VOLUMES_MAX, GuestConfig, VolumeConfig
 from pairsync.io.config import WINDOW_BYTES, WINDOW_BYTES_MAX, LinkConfig
@@ -78,6 +82,38 @@ def test_a_larger_window_that_was_asked_for_stays() -> None:
     shared = _guest(1, link=link).shared_out()
     assert shared.link is not None
     assert shared.link.window_bytes == WINDOW_BYTES_MAX
+
+
+def _largest(count: int, level: str) -> GuestConfig:
+    """The most that so many volumes may have in flight before `shared_out` refuses it."""
+    name = "lag_bytes" if level == "async" else "inflight_bytes"
+    low, high = MIB, 64 * 1024 * MIB
+    best: GuestConfig | None = None
+    while low < high:
+        middle = (low + high + 1) // 2
+        try:
+            config = _guest(volumes=_volumes(count, level=level, **{name: middle}), link=_link()).shared_out()
+        except ConfigError:
+            high = middle - 1
+        else:
+            low, best = middle, config
+    assert best is not None
+    return best
+
+
+@pytest.mark.parametrize("level", ["sync", "async"])
+@pytest.mark.parametrize("count", [1, 3, VOLUMES_MAX])
+def test_with_the_largest_options_a_standby_takes_all_that_may_be_in_flight(count: int, level: str) -> None:
+    """The sum that `core.intake` speaks of: what lets go on, and what goes beyond that by itself."""
+    options = [volume.options for volume in _largest(count, level).volumes]
+    data_bytes = ops = 0
+    for each in options:
+        data_bytes += each.lag_bytes if level == "async" else each.inflight_bytes
+        data_bytes += PART_BYTES_MAX + each.copying_bytes
+        reads = each.copying_bytes // PIECE_BYTES
+        ops += FRAME_OPS_MAX + (READY_OPS + RUNS_PER_READ_MAX) + reads * RUNS_PER_READ_MAX
+    assert UNAPPLIED_BYTES_MAX // 2 < data_bytes <= UNAPPLIED_BYTES_MAX
+    assert OPS_MAX + ops <= UNAPPLIED_OPS_MAX
 
 
 def test_more_lag_than_memory_is_refused() -> None:

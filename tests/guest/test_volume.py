@@ -18,6 +18,7 @@ from pairsync.core.limits import VolumeOptions
 from pairsync.core.messages import OpKind, WriteOp
 from pairsync.core.units import BLOCK_BYTES, MIB
 from pairsync.errors import ArbitrationError, BackendError, ClosedError, ConfigError
+from pairsync.guest.config import PART_BYTES_MAX
 from pairsync.guest.guest import open_guest
 from pairsync.guest.volume import Volume
 
@@ -30,6 +31,18 @@ def _noise(seed: int, size: int) -> bytes:
 
 def _data(offset: int, content: bytes, *, fua: bool = False) -> WriteOp:
     return WriteOp(OpKind.DATA, offset, len(content), content, fua)
+
+
+async def _submitted(volume: Volume, ops: Sequence[WriteOp]) -> None:
+    """Submit one batch and wait until it has ended well."""
+    ended = trio.Event()
+
+    def done(errnos: Sequence[int] | None) -> None:
+        assert errnos is None
+        ended.set()
+
+    volume.submit(ops, done)
+    await ended.wait()
 
 
 # -- every kind of request -----------------------------------------------------------------------------------
@@ -276,6 +289,27 @@ async def test_data_in_flight_is_bounded(files: Pair) -> None:
         for at in range(0, 64 * MIB, MIB):
             nursery.start_soon(write, active.volume("vda"), at)
     assert 0 < highest <= 3 * MIB  # the bound and one message, which is let in before it is known
+    assert files.same()
+
+
+async def test_a_large_batch_goes_on_in_parts(files: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may be in flight is exceeded by one part at most, so no part may be larger than that."""
+    files.create(size_bytes=64 * MIB)
+    parts: list[int] = []
+    async with in_time(), files.both() as (active, _):
+        volume = active.volume("vda")
+        source = active.session.sources[0]
+        take = source.write
+
+        def write(owner: object, ops: Sequence[WriteOp], now_ns: int) -> None:
+            parts.append(sum(op.length for op in ops))
+            take(owner, ops, now_ns)
+
+        monkeypatch.setattr(source, "write", write)
+        for count in (4, 5, 17):
+            await _submitted(volume, [_data(at * MIB, _noise(at, MIB)) for at in range(count)])
+    assert parts == [4 * MIB, 4 * MIB, 1 * MIB, 4 * MIB, 4 * MIB, 4 * MIB, 4 * MIB, 1 * MIB]
+    assert max(parts) == PART_BYTES_MAX
     assert files.same()
 
 

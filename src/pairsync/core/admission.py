@@ -4,6 +4,7 @@ A batch waits, in order, while
 
 * the volume is not open yet, or the peer is too far behind: then the embedder is asked to wait too;
 * the write-intent window is full, or there are too many batches: likewise;
+* the peer has as much to apply as it may (what is only waiting for its intent record counts): likewise;
 * it would do better in company (`Window.crowded`, an intent that is being recorded): then it is gathered with
   those that come meanwhile, and nobody is asked to wait.
 
@@ -12,8 +13,11 @@ The bound of ``async`` lives here as well: how far the peer may lag, in bytes an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .limits import VolumeOptions
-from .tracker import Tracker
+from .messages import WriteOp
+from .tracker import Tracker, ops_bytes
 from .window import GATHER_DATA_BYTES_MAX, Ticket, Waiting, Window
 
 __all__ = ["Admission"]
@@ -31,6 +35,8 @@ class Admission:
         """The recovered map and the superblock are durable: writes may begin.  Set once."""
         self.journaling = 0
         """Batches whose intents are on their way to the disk."""
+        self._recording_bytes = 0  # data of those batches: it will be sent whatever happens meanwhile
+        self._recording_ops = 0  # their ops
         self.waiting = Waiting()
         self._tracker = tracker
         self._window = window
@@ -43,11 +49,24 @@ class Admission:
             return True
         if self.falls_behind:
             return False
-        if self._window.full:
+        if self._window.full(self._recording_ops):
             return True
+        under_way = self._window.data_bytes + self._recording_bytes
         if self.sync:
-            return self._window.data_bytes >= self._options.inflight_bytes
-        return self._late or self._window.data_bytes >= self._options.lag_bytes
+            return under_way >= self._options.inflight_bytes
+        return self._late or under_way >= self._options.lag_bytes
+
+    def recording(self, ops: Sequence[WriteOp]) -> None:
+        """The intents of a batch are on their way to the disk; it is sent when they are there."""
+        self.journaling += 1
+        self._recording_bytes += ops_bytes(ops)
+        self._recording_ops += len(ops)
+
+    def recorded(self, ops: Sequence[WriteOp]) -> None:
+        """They are durable, or could not be written."""
+        self.journaling -= 1
+        self._recording_bytes -= ops_bytes(ops)
+        self._recording_ops -= len(ops)
 
     def welcome(self, live_count: int) -> bool:
         """Whether the embedder may give another batch now."""
@@ -80,10 +99,10 @@ class Admission:
     @property
     def too_much(self) -> bool:
         """Whether the peer lacks more than ``async`` allows, whatever its age."""
-        return self._window.data_bytes > self._options.lag_bytes or self._window.full
+        return self._window.data_bytes > self._options.lag_bytes or self._window.full()
 
     def mirrors(self, *, joined: bool) -> bool:
         """Whether a peer that is there is sent a write now; one that is being resynced may be spared."""
         if self.falls_behind and not joined:
-            return self._window.data_bytes < self._options.lag_bytes // 2 and not self._window.full
+            return self._window.data_bytes < self._options.lag_bytes // 2 and not self._window.full()
         return True

@@ -9,7 +9,12 @@ from pairsync.errors import ConfigError
 from .tracker import WINDOW_BYTES_DEFAULT
 from .units import MIB, NS_PER_MS, NS_PER_S
 
-__all__ = ["VolumeOptions"]
+__all__ = ["UNAPPLIED_BYTES_MAX", "VolumeOptions"]
+
+UNAPPLIED_BYTES_MAX = 1024 * MIB
+"""Data of all volumes of a guest that one host has sent and the other has not applied.  The options of an
+active host may not add up to more (``guest.config``); a standby, which holds it in memory, takes a peer that
+sends more for broken (``core.intake``)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,8 @@ writes see.  There is no fixed floor or ceiling; with an idle guest the whole wi
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pairsync.errors import InternalError
@@ -24,6 +26,7 @@ from .window import RANGE_BYTES_MAX
 
 __all__ = [
     "PIECE_BYTES",
+    "RUNS_PER_READ_MAX",
     "RUN_BLOCKS_MAX",
     "Pacer",
     "Progress",
@@ -37,6 +40,10 @@ costs (about 50 us), small enough that a live write never waits for more than a 
 
 RUN_BLOCKS_MAX = RANGE_BYTES_MAX // BLOCK_BYTES
 """Most blocks of one read request: a hole of that size is one step, and one message."""
+
+RUNS_PER_READ_MAX = PIECE_BYTES // BLOCK_BYTES
+"""Most runs that are sent of one read: as many as a piece of data has blocks.  The rest of a hole that was
+written in more places while it was looked for is read again; so what the reads under way send is bounded."""
 
 
 class ReadTicket:
@@ -208,9 +215,9 @@ class ResyncSource:
     def read_done(self, number: int, covered: Extent) -> list[Extent] | None:
         """The read found out about ``covered`` (a prefix of what was asked for, possibly all of it).
 
-        Returns the runs of it that may be sent now: not written meanwhile and still wanted; None if the
-        read belongs to an earlier session.  The caller reports what it sent with `sent` and then
-        `arrived`.
+        Returns the runs of it that may be sent now, `RUNS_PER_READ_MAX` at most: not written meanwhile and
+        still wanted; None if the read belongs to an earlier session.  The caller reports what it sent with
+        `sent` and then `arrived`.
         """
         ticket = self._reading.pop(number, None)
         if ticket is None:
@@ -220,19 +227,20 @@ class ResyncSource:
         self._under_way_bytes -= PIECE_BYTES
         if covered.stop < ticket.extent.stop:
             self._cursor = min(self._cursor, covered.stop) if self._cursor else covered.stop
-        runs: list[Extent] = []
+        return list(itertools.islice(self._sendable(ticket, covered), RUNS_PER_READ_MAX))
+
+    def _sendable(self, ticket: ReadTicket, covered: Extent) -> Iterator[Extent]:
         for run in self._todo.runs(covered.start, covered.stop):
             if ticket.overwritten is None:
-                runs.append(run)
+                yield run
                 continue
             at = run.start
             for hit in ticket.overwritten.runs(run.start, run.stop):
                 if hit.start > at:
-                    runs.append(Extent(at, hit.start))
+                    yield Extent(at, hit.start)
                 at = hit.stop
             if at < run.stop:
-                runs.append(Extent(at, run.stop))
-        return runs
+                yield Extent(at, run.stop)
 
     def read_failed(self, number: int) -> bool:
         """The read failed: its blocks stay in ``todo``.  False if it belongs to an earlier session."""

@@ -26,6 +26,7 @@ from .copier import Copier
 from .dirty import DirtyMap
 from .effects import DropSession, Effect, Emit, Send
 from .events import PeerEvent, RefusedEvent
+from .intake import Intake
 from .limits import VolumeOptions
 from .lineage import Verdict, plan_session
 from .messages import (
@@ -121,12 +122,13 @@ class Session:
         self._peer: Introduce | None = None
         self._plans: tuple[VolumePlan, ...] = ()
         windows: list[Window] = []  # of all volumes, whose messages share the stream
+        intake = Intake()  # of all volumes, which share this host's memory
         for index, setup in enumerate(volumes):
             if role is Role.ACTIVE:
                 window = Window(index, windows)
                 self.sources.append(_make_source(index, setup, window, draw_tag, self._out))
             else:
-                self.targets.append(VolumeTarget(index, setup.superblock, setup.recovered, self._out))
+                self.targets.append(VolumeTarget(index, setup.superblock, setup.recovered, intake, self._out))
         for source in self.sources:
             source.open(term, boot_id)
         for target in self.targets:

@@ -156,7 +156,7 @@ class VolumeSource:
         self._closer.touched(now_ns)
         if fresh:
             ticket.intents = fresh
-            self._admission.journaling += 1
+            self._admission.recording(ticket.ops)
             self._out.append(Journal(self.index, ticket, generation.segment, generation.number, fresh))
         else:
             self._release(ticket, now_ns)
@@ -166,7 +166,7 @@ class VolumeSource:
     def journaled(self, token: object, error: int, now_ns: int) -> None:
         """The intents of a batch are durable, or could not be written (``error``: an errno)."""
         ticket = ticket_of(token)
-        self._admission.journaling -= 1
+        self._admission.recorded(ticket.ops)
         if error:
             self.tracker.applied(ticket.generation)
             if self._live.pop(ticket, self) is None:
@@ -372,7 +372,7 @@ class VolumeSource:
         if self.tracker.full or self.copier.finishing:
             self._closer.cut(now_ns)
         if self.standing.phase is not Phase.ABSENT:
-            room = self._window.data_bytes < self.options.copying_bytes and not self._window.full
+            room = self._window.data_bytes < self.options.copying_bytes and not self._window.full()
             self.copier.advance(now_ns, room=room and not self._closed)  # the next start goes on with it
         if self._closing:
             self._advance_closing(now_ns)

@@ -5,6 +5,7 @@
 * `Applied` leaves when a batch has been applied, `BarrierDone` when a flush has covered all that came before
   the barrier, `Adopted` when the new lineage is durable: nothing is promised before it is so.
 * A write of an older term, or out of its turn, is refused (rule 6).
+* What waits here is bounded (`core.intake`, `BARRIERS_MAX`): who asks for more breaks the protocol.
 * Reports that come after the session has ended belong to writes that were issued in it; they are dropped,
   and the local order of the next session's writes is kept by the shell's queue.
 """
@@ -21,6 +22,7 @@ from pairsync.errors import ArbitrationError, InternalError, ProtocolError
 from .dirty import PAGE_BYTES, DirtyMap
 from .effects import Apply, DropSession, Effect, Emit, Flush, SavePages, Send
 from .events import InSyncEvent, ResyncEvent, TroubleEvent
+from .intake import Intake
 from .messages import (
     Adopt,
     Adopted,
@@ -37,37 +39,50 @@ from .messages import (
 )
 from .standing import SuperblockWriter
 from .superblock import Superblock
+from .tracker import ops_bytes
 
-__all__ = ["MARKED_EXTENTS_MAX", "UNAPPLIED_BATCHES_MAX", "VolumeTarget"]
+__all__ = ["BARRIERS_MAX", "MARKED_EXTENTS_MAX", "UNAPPLIED_BATCHES_MAX", "VolumeTarget"]
 
 MARKED_EXTENTS_MAX = 1024
 """Runs of blocks in one `Marked` message."""
 
-UNAPPLIED_BATCHES_MAX = 65536
-"""Batches received and not applied before the peer is taken for broken: its own window is far smaller."""
+UNAPPLIED_BATCHES_MAX = 98_304
+"""Batches received and not applied before the peer is taken for broken.  Its own bound is 65,536 ops, with
+what it is copying at most 70,000 messages; a lane takes 131,072 jobs.  For data and ops see `core.intake`."""
+
+BARRIERS_MAX = 16
+"""Barriers and requests to adopt that no flush has answered.  An active host has two flushes under way at
+most (``core.flushes``), and asks anew to adopt only after a flush that covered its last request."""
 
 
 class _Token:
     """What an effect of one session is answered with."""
 
-    __slots__ = ("number", "session")
+    __slots__ = ("data_bytes", "number", "op_count", "session")
 
-    def __init__(self, session: int, number: int) -> None:
+    def __init__(self, session: int, number: int, data_bytes: int = 0, op_count: int = 0) -> None:
         self.session = session
         self.number = number  # of the write; of a flush: the last write that it covers
+        self.data_bytes = data_bytes  # what the write took from the intake
+        self.op_count = op_count
 
 
 class VolumeTarget:
     """See the module."""
 
-    def __init__(self, index: int, superblock: Superblock, own_dirty: DirtyMap, out: list[Effect]) -> None:
+    def __init__(
+        self, index: int, superblock: Superblock, own_dirty: DirtyMap, intake: Intake, out: list[Effect]
+    ) -> None:
+        """``intake`` is shared by the volumes of the guest."""
         self.index = index
         self.failed: str | None = None  # why this replica takes nothing any more, until the next session
         self._out = out
+        self._intake = intake
         self._writer = SuperblockWriter(index, superblock, out)
         self._own_dirty = own_dirty  # blocks written here alone in an earlier role, until a resync ends
         self._session = 0  # counts sessions; tokens of earlier ones are stale
         self._begun = False  # a plan was agreed in this session, and what it needs is recorded
+        self._planned = False  # a plan has come in this session, and no request to adopt since
         self._asked_to_adopt = False  # in this session: all that came before makes this replica whole
         self.in_sync = False
         """A lineage was adopted in this session, and no further plan has come since."""
@@ -111,6 +126,8 @@ class VolumeTarget:
         asked to adopt can be missing then, and that request is given up.
         """
         block = self.superblock
+        if self._planned:
+            raise ProtocolError(f"volume {block.name!r}: a further plan before the last one was carried out")
         least = SyncMode.INCREMENTAL if self._asked_to_adopt else agreed
         if message.plan.mode < least:
             raise ProtocolError(
@@ -118,6 +135,7 @@ class VolumeTarget:
                 f"at least {least.name.lower()} is needed"
             )
         self._check_term(message.term)
+        self._planned = True
         self._adopt = None
         self.in_sync = False
         if message.plan.mode is SyncMode.NOTHING:
@@ -167,15 +185,16 @@ class VolumeTarget:
         for op in message.ops:
             if op.offset + op.length > size:
                 raise ProtocolError(f"a write to {op.offset}+{op.length} of a volume of {size} bytes")
+        token = _Token(self._session, message.number, ops_bytes(message.ops), len(message.ops))
+        self._intake.take(token.data_bytes, token.op_count)
         self._received = message.number
         self._applying += 1
-        self._out.append(Apply(self.index, _Token(self._session, message.number), message.ops))
+        self._out.append(Apply(self.index, token, message.ops))
 
     def barrier(self, message: Barrier) -> None:
         """Make durable what came before."""
         self._check_term(message.term)
-        self._barriers.append((self._received, message.barrier))
-        self._flush()
+        self._ask(message.barrier)
 
     def adopt(self, message: Adopt) -> None:
         """Everything that came before makes this replica what ``lineage`` says, once it is durable.
@@ -185,9 +204,16 @@ class VolumeTarget:
         self._check_term(message.term)
         if not self._begun or not message.lineage:
             raise ProtocolError("a lineage to adopt without a plan")
+        self._planned = False
         self._asked_to_adopt = True
         self._adopt = message
-        self._barriers.append((self._received, message))
+        self._ask(message)
+
+    def _ask(self, request: int | Adopt) -> None:
+        """Answer ``request`` once a flush has covered all that was received before it."""
+        if len(self._barriers) + len(self._flushing) >= BARRIERS_MAX:
+            raise ProtocolError(f"more than {BARRIERS_MAX} flushes asked for and not answered")
+        self._barriers.append((self._received, request))
         self._flush()
 
     # ------------------------------------------------------------------ reports
@@ -197,6 +223,7 @@ class VolumeTarget:
         if not isinstance(token, _Token):
             return
         self._applying -= 1
+        self._intake.give_back(token.data_bytes, token.op_count)
         if token.session != self._session or self.failed is not None:
             return
         if errnos is not None and any(errnos):
@@ -289,7 +316,7 @@ class VolumeTarget:
     def session_over(self) -> None:
         """The session has ended; the next one starts anew."""
         self._session += 1
-        self._begun = self._asked_to_adopt = self.in_sync = False
+        self._begun = self._planned = self._asked_to_adopt = self.in_sync = False
         self.failed = None
         self._received = self._applied = 0
         self._barriers.clear()

@@ -21,6 +21,7 @@ __all__ = [
     "FRAME_DATA_BYTES_MAX",
     "FRAME_OPS_MAX",
     "GATHER_DATA_BYTES_MAX",
+    "OPS_MAX",
     "RANGE_BYTES_MAX",
     "Ticket",
     "Waiting",
@@ -41,7 +42,11 @@ the message within the default `VolumeOptions.peer_deadline_ns`; each answer giv
 
 MESSAGES_MAX = 16_384
 """Messages that the peer has not answered, however little data they carry: each costs some 200 bytes here,
-and the peer takes four times as many before it calls us broken."""
+and the peer takes six times as many before it calls us broken."""
+
+OPS_MAX = 65_536
+"""Ops that the peer has not applied, of all volumes of a guest, each of which has its share: they are held at
+both ends, 200 bytes each, and the stream takes as many frames.  At 4 KiB each they are 256 MiB."""
 
 GATHER_DATA_BYTES_MAX = 256 * KIB
 """Most data of a gathered batch: beyond that the fixed cost of a batch is small beside its data's."""
@@ -151,8 +156,8 @@ class Window:
         self._together = [] if together is None else together
         self._together.append(self)
         # Sent and not applied by the peer, in order: (number, ticket, or None for a resync, data bytes,
-        # when sent).
-        self._sent: deque[tuple[int, Ticket | None, int, int]] = deque()
+        # when sent, ops).
+        self._sent: deque[tuple[int, Ticket | None, int, int, int]] = deque()
         self._next_number = 1  # of the next `Write` of this session
         self._heard_ns = 0  # when the peer last applied something
         # Since when the peer has had nothing to apply before it can answer a question; None: nobody waits, or
@@ -163,6 +168,8 @@ class Window:
         self._answer_ns: int | None = None
         self.data_bytes = 0
         """Data sent and not applied."""
+        self.op_count = 0
+        """Ops sent and not applied."""
         self.applied_number = 0
         """Highest number that the peer has applied in this session."""
 
@@ -173,18 +180,22 @@ class Window:
             number = self._next_number
             self._next_number += 1
             messages.append(Write(term, self._volume, number, ticket is None, part))
-            self._sent.append((number, ticket, data_bytes, now_ns))
+            self._sent.append((number, ticket, data_bytes, now_ns, len(part)))
             self.data_bytes += data_bytes
+            self.op_count += len(part)
             if ticket is not None:
                 ticket.number = number
         if ticket is not None:
             self._batches += 1
         return messages
 
-    @property
-    def full(self) -> bool:
-        """Whether the peer owes as many answers as it may (see `MESSAGES_MAX`)."""
-        return len(self._sent) >= MESSAGES_MAX
+    def full(self, recording_ops: int = 0) -> bool:
+        """Whether the peer owes as much as it may, however little data that is: `MESSAGES_MAX`, `OPS_MAX`.
+
+        ``recording_ops``: ops that will follow whatever happens.
+        """
+        share = OPS_MAX // len(self._together)
+        return len(self._sent) >= MESSAGES_MAX or self.op_count + recording_ops >= share
 
     @property
     def crowded(self) -> bool:
@@ -206,8 +217,9 @@ class Window:
         self._heard_ns = now_ns
         sent = self._sent
         while sent and sent[0][0] <= number:
-            last, ticket, data_bytes, sent_ns = sent.popleft()
+            last, ticket, data_bytes, sent_ns, op_count = sent.popleft()
             self.data_bytes -= data_bytes
+            self.op_count -= op_count
             if ticket is None:
                 yield None, data_bytes
             elif ticket.number == last:
@@ -246,7 +258,7 @@ class Window:
     def reset(self) -> None:
         """The session is over: nothing that was sent will be answered, and numbers begin anew."""
         self._sent.clear()
-        self.data_bytes = 0
+        self.data_bytes = self.op_count = 0
         self._batches = 0
         self._next_number = 1
         self.applied_number = 0

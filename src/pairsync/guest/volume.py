@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["READS_AT_ONCE", "Volume"]
 
+PARTLESS_OPS_MAX = PART_BYTES_MAX // FRAME_DATA_BYTES_MAX
+"""So many ops of one message each are certainly no more than a part."""
+
 READS_AT_ONCE = 16
 """Reads of one volume that wait for its disk at the same time: what a disk's queue makes use of."""
 
@@ -198,7 +201,7 @@ class Volume:
         Never blocks; `wait_writable` is the back-pressure.  Data must not change until ``done``.
         """
         source = self._source()
-        if len(ops) <= FRAME_OPS_MAX and all(0 < op.length <= FRAME_DATA_BYTES_MAX for op in ops):
+        if _fits(ops):
             source.write(done, ops, self._guest.now_ns())
         else:
             self._submit_cut(source, ops, done)
@@ -244,6 +247,13 @@ class Volume:
         for run in self._source().tracker.dirty().runs(start, stop):
             first = max(run.start * BLOCK_BYTES, offset)
             yield first, min(run.stop * BLOCK_BYTES, offset + length) - first
+
+
+def _fits(ops: Sequence[WriteOp]) -> bool:
+    """Whether the batch can go on as it is."""
+    if len(ops) > FRAME_OPS_MAX or not all(0 < op.length <= FRAME_DATA_BYTES_MAX for op in ops):
+        return False
+    return len(ops) <= PARTLESS_OPS_MAX or sum([op.length for op in ops]) <= PART_BYTES_MAX
 
 
 def _cut(op: WriteOp) -> list[WriteOp]:

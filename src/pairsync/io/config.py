@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pairsync.core.limits import UNAPPLIED_BYTES_MAX
 from pairsync.core.stream import WINDOW_BYTES_MIN
 from pairsync.core.units import MIB, NS_PER_MS, NS_PER_S
 from pairsync.errors import ConfigError
@@ -18,8 +19,8 @@ __all__ = ["WINDOW_BYTES", "WINDOW_BYTES_MAX", "LinkConfig", "LinkTimings", "Pat
 WINDOW_BYTES = 32 * MIB
 """Default window: ten gigabits a second for 25 ms; it is also what a lost path makes the link send again."""
 
-WINDOW_BYTES_MAX = 1024 * MIB
-"""Largest window: it is held in memory by reference."""
+WINDOW_BYTES_MAX = UNAPPLIED_BYTES_MAX
+"""Largest window: it is held in memory by reference, and the peer holds as much."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ __all__ = ["LANE_JOBS_MAX", "InlineLane", "IoLane", "Lane", "open_lane"]
 
 LANE_JOBS_MAX: Final = 131_072
 """Jobs waiting in one lane, some 300 bytes each.  Callers bound their own work below: a standby takes at most
-65536 batches that are not applied (``core.target``), an owner 4096 and its resync's; who reaches this has
+98304 batches that are not applied (``core.target``), an owner 4096 and its resync's; who reaches this has
 lost count."""
 
 LANE_CLOSE_S: Final = 60.0
