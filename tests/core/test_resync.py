@@ -8,6 +8,7 @@ partial blocks, and the peer comes and goes.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -37,7 +38,11 @@ MIXED = -1  # the peer holds a part of something: equal to nothing
 @dataclass
 class Reading:
     ticket: ReadTicket
-    seen: list[int] | None = None  # what the disk held when it was read
+    seen: dict[int, int] | None = None  # what each block held when it was read
+
+
+def blocks_of(extents: Sequence[Extent]) -> list[int]:
+    return [block for extent in extents for block in range(*extent)]
 
 
 class ResyncMachine(RuleBasedStateMachine):
@@ -96,9 +101,14 @@ class ResyncMachine(RuleBasedStateMachine):
     def ask(self) -> None:
         quota = self.resync._pacer.quota_bytes(self.now_ns)
         for ticket in self.resync.next_reads(self.now_ns):
-            assert ticket.extent.block_count > 0
-            assert not any(ticket.extent.intersects(other.ticket.extent) for other in self.readings.values())
-            assert all(block in self.todo for block in range(*ticket.extent))
+            assert all(extent.block_count > 0 for extent in ticket.extents)
+            assert len(ticket.extents) == 1 or len(blocks_of(ticket.extents)) <= PIECE_BLOCKS
+            assert list(ticket.extents) == sorted(ticket.extents)
+            blocks = blocks_of(ticket.extents)
+            assert len(set(blocks)) == len(blocks)
+            assert all(block in self.todo for block in blocks)
+            for other in self.readings.values():
+                assert not set(blocks) & set(blocks_of(other.ticket.extents))
             self.readings[ticket.number] = Reading(ticket)
         under_way = len(self.readings) * PIECE_BYTES + sum(self.in_flight)
         assert under_way <= max(quota, PIECE_BYTES) or under_way <= QUOTA_BYTES_MAX
@@ -106,7 +116,7 @@ class ResyncMachine(RuleBasedStateMachine):
 
     def _read(self, reading: Reading) -> None:
         if reading.seen is None:
-            reading.seen = self.disk[reading.ticket.extent.start : reading.ticket.extent.stop]
+            reading.seen = {block: self.disk[block] for block in blocks_of(reading.ticket.extents)}
 
     @precondition(lambda self: bool(self.readings))
     @rule(data=st.data())
@@ -117,22 +127,25 @@ class ResyncMachine(RuleBasedStateMachine):
     @rule(data=st.data(), hole=st.booleans())
     def a_read_is_answered(self, data: st.DataObject, hole: bool) -> None:
         number = data.draw(st.sampled_from(sorted(self.readings)))
-        extent = self.readings[number].ticket.extent
-        most = extent.block_count if hole else min(extent.block_count, PIECE_BLOCKS)
-        self._answer(number, data.draw(st.one_of(st.just(most), st.integers(1, most))), hole=hole)
+        covered = []
+        for extent in self.readings[number].ticket.extents:
+            most = extent.block_count if hole else min(extent.block_count, PIECE_BLOCKS)
+            blocks = data.draw(st.one_of(st.just(most), st.integers(1, most)))
+            covered.append(Extent(extent.start, extent.start + blocks))
+        self._answer(number, covered, hole=hole)
 
-    def _answer(self, number: int, blocks: int, *, hole: bool) -> None:
+    def _answer(self, number: int, covered: list[Extent], *, hole: bool) -> None:
         reading = self.readings.pop(number)
         self._read(reading)
-        start = reading.ticket.extent.start
-        runs = self.resync.read_done(number, Extent(start, start + blocks))
+        runs = self.resync.read_done(number, covered)
         assert runs is not None
+        assert runs == sorted(runs)
         for run in runs:
-            assert start <= run.start < run.stop <= start + blocks
+            assert any(part.start <= run.start < run.stop <= part.stop for part in covered)
             for block in range(*run):
                 assert block in self.todo
                 assert reading.seen is not None
-                assert reading.seen[block - start] == self.disk[block], "stale content"
+                assert reading.seen[block] == self.disk[block], "stale content"
                 self.peer[block] = self.disk[block]
             self.todo.clear(*run)
             data_bytes = 0 if hole else run.block_count * BLOCK_BYTES
@@ -176,7 +189,7 @@ class ResyncMachine(RuleBasedStateMachine):
         if fails:
             assert not self.resync.read_failed(ticket.number)
         else:
-            assert self.resync.read_done(ticket.number, ticket.extent) is None
+            assert self.resync.read_done(ticket.number, ticket.extents) is None
 
     # ------------------------------------------------------------------ what must hold
 
@@ -194,8 +207,9 @@ class ResyncMachine(RuleBasedStateMachine):
             budget -= 1
             assert budget, "it does not come to an end"
             for number in list(self.readings):
-                extent = self.readings[number].ticket.extent
-                self._answer(number, min(extent.block_count, PIECE_BLOCKS), hole=False)
+                extents = self.readings[number].ticket.extents
+                covered = [Extent(e.start, min(e.stop, e.start + PIECE_BLOCKS)) for e in extents]
+                self._answer(number, covered, hole=False)
             while self.in_flight:
                 self.the_peer_has_applied()
             self.ask()
@@ -221,21 +235,43 @@ def source(
 
 
 def asked(resync: ResyncSource) -> list[str]:
-    return [ticket.extent.describe() for ticket in resync.next_reads(0)]
+    return [" ".join(extent.describe() for extent in ticket.extents) for ticket in resync.next_reads(0)]
+
+
+WIDE = PIECE_BLOCKS + 1
+"""A run that no other is asked for together with."""
 
 
 def test_it_walks_upwards_and_wraps() -> None:
-    resync = source((1, 2), (5, 6), (9, 10), quota=PIECE_BYTES)
-    for number, expected in enumerate(["1..2", "5..6", "9..10"], 1):
-        assert asked(resync) == [expected]
+    resync = source((0, WIDE), (200, 200 + WIDE), (400, 400 + WIDE), block_count=1000, quota=PIECE_BYTES)
+    for number, start in enumerate([0, 200, 400], 1):
+        assert asked(resync) == [f"{start}..{start + WIDE}"]
         assert resync.read_failed(number)
-    assert asked(resync) == ["1..2"]
+    assert asked(resync) == [f"0..{WIDE}"]
 
 
 def test_it_asks_for_as_much_as_the_quota_allows() -> None:
-    resync = source((1, 2), (5, 6), (9, 10), (20, 30), quota=3 * PIECE_BYTES)
-    assert asked(resync) == ["1..2", "5..6", "9..10"]
+    resync = source(*((at, at + WIDE) for at in range(0, 1000, 200)), block_count=2000, quota=3 * PIECE_BYTES)
+    assert len(asked(resync)) == 3
     assert asked(resync) == []
+
+
+def test_scattered_blocks_are_asked_for_together_as_far_as_a_piece_goes() -> None:
+    few = source((1, 2), (5, 7), (9, 10))
+    assert asked(few) == ["1..2 5..7 9..10"]
+    many = source(*((at, at + 1) for at in range(0, 4 * PIECE_BLOCKS, 2)), block_count=4 * PIECE_BLOCKS)
+    assert [len(ticket.extents) for ticket in many.next_reads(0)] == [PIECE_BLOCKS, PIECE_BLOCKS]
+
+
+def test_a_run_that_does_not_fit_beside_others_is_asked_for_alone() -> None:
+    resync = source((1, 2), (5, 5 + PIECE_BLOCKS), (200, 201), block_count=1000)
+    assert asked(resync) == ["1..2", f"5..{5 + PIECE_BLOCKS}", "200..201"]
+
+
+def test_what_is_asked_for_together_ascends() -> None:
+    resync = source((5, 6), (9, 10))
+    resync._cursor = 7
+    assert asked(resync) == ["9..10", "5..6"]
 
 
 def test_a_huge_run_is_asked_for_in_parts() -> None:
@@ -254,19 +290,18 @@ def test_a_hole_that_was_written_all_over_meanwhile_is_sent_in_bounded_steps() -
     for block in range(0, blocks, 2):
         resync.written(Extent(block, block + 1))
         resync._todo.clear(block, block + 1)  # it is mirrored
-    sent = resync.read_done(1, Extent(0, blocks))
+    sent = resync.read_done(1, [Extent(0, blocks)])
     assert sent == [Extent(block, block + 1) for block in range(1, 2 * RUNS_PER_READ_MAX, 2)]
     for run in sent:
         resync._todo.clear(run.start, run.stop)
-    assert asked(resync)[0] == f"{2 * RUNS_PER_READ_MAX + 1}..{2 * RUNS_PER_READ_MAX + 2}", (
-        "the rest is not lost"
-    )
+    rest = f"{2 * RUNS_PER_READ_MAX + 1}..{2 * RUNS_PER_READ_MAX + 2} "
+    assert asked(resync)[0].startswith(rest), "the rest is not lost"
 
 
 def test_a_short_answer_is_taken_up_where_it_ended() -> None:
     resync = source((4, 40), quota=PIECE_BYTES)
     assert asked(resync) == ["4..40"]
-    assert resync.read_done(1, Extent(4, 10)) == [Extent(4, 10)]
+    assert resync.read_done(1, [Extent(4, 10)]) == [Extent(4, 10)]
     resync._todo.clear(4, 10)
     assert asked(resync) == ["10..40"]
 
@@ -276,8 +311,9 @@ def test_what_nobody_reads_yet_is_found_between_the_reads() -> None:
     assert asked(resync) == ["0..10"]
     resync._todo.mark(10, 12)
     resync._todo.mark(14, 16)
-    assert asked(resync) == ["10..12", "14..16"]
-    assert resync.read_done(2, Extent(10, 11)) == [Extent(10, 11)]
+    assert asked(resync) == ["10..12 14..16"]
+    assert resync.read_done(2, [Extent(10, 11), Extent(14, 16)]) == [Extent(10, 11), Extent(14, 16)]
+    resync._todo.clear(14, 16)
     resync._todo.clear(10, 11)
     assert asked(resync) == ["11..12"]
 
@@ -294,7 +330,11 @@ def test_a_block_written_meanwhile_is_not_sent_from_that_read() -> None:
     assert asked(resync) == ["0..10"]
     resync.written(Extent(3, 4))
     resync.written(Extent(8, 20))
-    assert resync.read_done(1, Extent(0, 10)) == [Extent(0, 3), Extent(4, 8)]
+    assert resync.read_done(1, [Extent(0, 10)]) == [Extent(0, 3), Extent(4, 8)]
+    resync._todo.clear(0, 3)
+    resync._todo.clear(4, 8)
+    assert asked(resync) == ["3..4 8..10"], "written meanwhile, it is read again"
+    assert resync.read_done(2, [Extent(3, 4), Extent(8, 10)]) == [Extent(3, 4), Extent(8, 10)]
 
 
 @pytest.mark.parametrize("covered", [Extent(1, 3), Extent(0, 11), Extent(0, -1)])
@@ -302,7 +342,7 @@ def test_an_answer_for_something_else_is_our_own_bug(covered: Extent) -> None:
     resync = source((0, 10))
     resync.next_reads(0)
     with pytest.raises(InternalError, match=r"read of 0\.\.10 answered for"):
-        resync.read_done(1, covered)
+        resync.read_done(1, [covered])
 
 
 def test_without_anything_to_do_nothing_is_read() -> None:
@@ -391,7 +431,7 @@ def test_progress_never_goes_beyond_its_bounds_when_blocks_are_added() -> None:
 
 
 def test_an_answer_that_arrives_twice_does_not_make_room_beyond_the_quota() -> None:
-    resync = source((0, 1), (2, 3), (4, 5), quota=PIECE_BYTES)
+    resync = source((0, WIDE), (200, 201), block_count=1000, quota=PIECE_BYTES)
     resync.arrived(100 * MIB)
-    assert asked(resync) == ["0..1"]
+    assert asked(resync) == [f"0..{WIDE}"]
     assert asked(resync) == []

@@ -510,7 +510,7 @@ def test_late_answers_to_reads_are_dropped() -> None:
     clear(pair)
     pair.a.complete("disk")
     pair.a.session.read_failed(0, read.number, errno.EIO, pair.now_ns)
-    pair.a.session.read_done(0, 999, Extent(0, 1), [], pair.now_ns)
+    pair.a.session.read_done(0, 999, [Extent(0, 1)], [], pair.now_ns)
     pair.a.session.mapped(0, object(), [], pair.now_ns)
     pair.a.perform()
     assert sent(pair.a) == []

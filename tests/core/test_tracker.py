@@ -273,7 +273,7 @@ class TrackerMachine(RuleBasedStateMachine):
         extent = Extent(run.start, min(run.stop, run.start + data.draw(st.integers(1, 4))))
         halves = range(2 * extent.start, 2 * extent.stop)
         data_bytes = sum(HALF_BYTES for half in halves if self.is_data.get(half))
-        self.tracker.resynced(extent, data_bytes)
+        self.tracker.resynced([extent], data_bytes)
         for half in halves:
             self.sent[half] = self.here.get(half, 0)
 
@@ -339,7 +339,7 @@ class TrackerMachine(RuleBasedStateMachine):
             self.connect()
         self._settle()
         for run in list(self.tracker.todo.runs()):
-            self.tracker.resynced(run, 0)
+            self.tracker.resynced([run], 0)
             for half in range(2 * run.start, 2 * run.stop):
                 self.sent[half] = self.here.get(half, 0)
         for _ in range(2):  # what is closing, and what is open
@@ -484,7 +484,7 @@ def test_one_save_is_bounded_where_nothing_depends_on_it() -> None:
     tracker = tracker_of(pages * PAGE_BLOCKS)
     tracker.want([(0, pages * PAGE_BLOCKS)])
     assert len(tracker.pages_to_save()) == pages
-    tracker.resynced(Extent(0, pages * PAGE_BLOCKS), 0)
+    tracker.resynced([Extent(0, pages * PAGE_BLOCKS)], 0)
     tracker.cut()
     tracker.begin_flush()
     assert len(tracker.flushed(peer=True)) == PAGES_PER_SAVE_MAX
@@ -496,11 +496,11 @@ def test_a_page_shows_what_a_resync_sent_until_a_flush_covers_it() -> None:
     tracker = tracker_of(64)
     tracker.want([(0, 4)])
     assert set(tracker.pages_to_save()) == {0}
-    tracker.resynced(Extent(0, 2), 2 * BLOCK_BYTES)
+    tracker.resynced([Extent(0, 2)], 2 * BLOCK_BYTES)
     (page,) = tracker.pages_to_save().values()  # the bits may go now, but the blocks are not safe yet
     assert page[0] == 0b1111
     tracker.cut()
-    tracker.resynced(Extent(2, 3), BLOCK_BYTES)
+    tracker.resynced([Extent(2, 3)], BLOCK_BYTES)
     tracker.begin_flush()
     (page,) = tracker.flushed(peer=True).values()
     assert page[0] == 0b1100
@@ -518,7 +518,7 @@ def test_a_lost_peer_needs_all_that_no_flush_covers() -> None:
     tracker.begin_flush()
     tracker.flushed(peer=True)  # covered: it is the peer's for good
     noted(tracker, data_op(2))
-    tracker.resynced(Extent(3, 4), BLOCK_BYTES)
+    tracker.resynced([Extent(3, 4)], BLOCK_BYTES)
     tracker.peer_lost()
     assert tracker.todo.describe() == "2[2..4]"
     tracker.released()

@@ -138,7 +138,7 @@ def test_each_effect_goes_to_its_lane_and_is_reported_once(stage: _Stage) -> Non
     stage.performer._replicas[0].store.open_segment(0, 5)
     stage.perform(
         Apply(0, "a", [_write(0, b"x" * BLOCK_BYTES)]),
-        Read(0, 7, Extent(0, 1)),
+        Read(0, 7, [Extent(0, 1)]),
         Journal(0, "j", 0, 5, [Extent(0, 1)]),
         SavePages(0, "s", {}, ()),
         Persist(0, "p", block),
@@ -155,7 +155,7 @@ def test_each_effect_goes_to_its_lane_and_is_reported_once(stage: _Stage) -> Non
     ]
     by_name = {report[0]: report[1:] for report in stage.script.reports}
     assert by_name["applied"] == (0, "a", None)
-    assert by_name["read_done"][:3] == (0, 7, Extent(0, 1))
+    assert by_name["read_done"][:3] == (0, 7, [Extent(0, 1)])
     assert bytes(by_name["read_done"][3][0].data) == b"x" * BLOCK_BYTES  # what was applied before it
     assert by_name["journaled"] == (0, "j", 0)
     assert by_name["saved"] == (0, "s", 0)
@@ -237,7 +237,7 @@ def test_a_failing_disk_is_reported_with_its_errno(stage: _Stage, monkeypatch: p
     monkeypatch.setattr(stage.replica.device, "hole_bytes", lambda *_: 0)
     stage.perform(
         Apply(0, "a", [_write(0, b"x"), _write(9, b"y")]),
-        Read(0, 7, Extent(0, 1)),
+        Read(0, 7, [Extent(0, 1)]),
         Journal(0, "j", 0, 5, [Extent(0, 1)]),
         SavePages(0, "s", {0: bytes(4096)}, ()),
         Persist(0, "p", stage.replica.setup.superblock),
@@ -279,7 +279,7 @@ def test_a_session_is_dropped_and_only_a_refusal_is_reported(stage: _Stage) -> N
     "effect",
     [
         Apply(0, "a", []),
-        Read(0, 7, Extent(0, 1)),
+        Read(0, 7, [Extent(0, 1)]),
         Flush(0, "f"),
         SavePages(0, "s", {}, (0,)),
         MapAllocation(0, "m"),
@@ -304,7 +304,7 @@ def test_our_own_bugs_are_not_taken_for_disk_errors(
     "effect",
     [
         Apply(0, "a", []),
-        Read(0, 7, Extent(0, 1)),
+        Read(0, 7, [Extent(0, 1)]),
         Flush(0, "f"),
         SavePages(0, "s", {}, (0,)),
         MapAllocation(0, "m"),

@@ -329,9 +329,9 @@ def test_reading_finds_data_zeroes_and_holes() -> None:
     _, disk = _disk()
     block = BLOCK_BYTES
     disk.apply([_data(0, b"a" * block), _data(block, bytes(2 * block)), _data(3 * block, b"b" * block)])
-    found = read_job(disk, Extent(0, 4))
+    found = read_job(disk, [Extent(0, 4)])
     assert not isinstance(found, int)
-    assert found.covered == Extent(0, 4)
+    assert found.covered == [Extent(0, 4)]
     assert [(op.kind, op.offset, op.length) for op in found.ops] == [
         (OpKind.DATA, 0, block),
         (OpKind.ZERO, block, 2 * block),
@@ -344,22 +344,40 @@ def test_reading_takes_a_piece_of_data_or_a_hole_of_any_length() -> None:
     _, disk = _disk()
     blocks = disk.size_bytes // BLOCK_BYTES
     disk.apply([_data(0, b"a" * (PIECE_BYTES + BLOCK_BYTES))])
-    found = read_job(disk, Extent(0, blocks))
+    found = read_job(disk, [Extent(0, blocks)])
     assert not isinstance(found, int)
-    assert found.covered == Extent(0, PIECE_BYTES // BLOCK_BYTES)
-    hole = read_job(disk, Extent(2 * PIECE_BYTES // BLOCK_BYTES, blocks))
+    assert found.covered == [Extent(0, PIECE_BYTES // BLOCK_BYTES)]
+    hole = read_job(disk, [Extent(2 * PIECE_BYTES // BLOCK_BYTES, blocks)])
     assert not isinstance(hole, int)
-    assert hole.covered == Extent(2 * PIECE_BYTES // BLOCK_BYTES, blocks)
+    assert hole.covered == [Extent(2 * PIECE_BYTES // BLOCK_BYTES, blocks)]
     assert [op.kind for op in hole.ops] == [OpKind.ZERO]
+
+
+def test_reading_scattered_blocks_at_once() -> None:
+    size_bytes = 9 * BLOCK_BYTES + 100
+    _, disk = _disk(size_bytes)
+    block = BLOCK_BYTES
+    disk.apply([_data(0, b"a" * block), _data(3 * block, b"b" * block), _data(9 * block, b"c" * 100)])
+    extents = [Extent(0, 1), Extent(3, 5), Extent(7, 8), Extent(9, 10)]
+    found = read_job(disk, extents)
+    assert not isinstance(found, int)
+    assert found.covered == extents
+    assert [(op.kind, op.offset, op.length, bytes(op.data or b"")[:1]) for op in found.ops] == [
+        (OpKind.DATA, 0, block, b"a"),
+        (OpKind.DATA, 3 * block, block, b"b"),
+        (OpKind.ZERO, 4 * block, block, b""),
+        (OpKind.ZERO, 7 * block, block, b""),
+        (OpKind.DATA, 9 * block, 100, b"c"),
+    ]
 
 
 def test_reading_the_partial_last_block() -> None:
     size_bytes = BLOCK_BYTES + 100
     _, disk = _disk(size_bytes)
     disk.apply([_data(0, b"a" * size_bytes)])
-    found = read_job(disk, Extent(0, 2))
+    found = read_job(disk, [Extent(0, 2)])
     assert not isinstance(found, int)
-    assert found.covered == Extent(0, 2)
+    assert found.covered == [Extent(0, 2)]
     assert sum(op.length for op in found.ops) == size_bytes
 
 
@@ -367,7 +385,7 @@ def test_reading_from_a_failing_disk() -> None:
     medium, disk = _disk()
     disk.apply([_data(0, b"a" * BLOCK_BYTES)])
     medium.fault = lambda operation: Fault(errno.EIO) if operation.action is SimAction.READ else None
-    assert read_job(disk, Extent(0, 1)) == errno.EIO
+    assert read_job(disk, [Extent(0, 1)]) == errno.EIO
 
 
 def test_the_map_of_what_is_allocated() -> None:

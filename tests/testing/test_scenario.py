@@ -86,7 +86,7 @@ def page() -> bytes:
 EFFECTS: list[tuple[Effect, list[str]]] = [
     (Journal(0, None, 1, 3, [Extent(1, 2), Extent(5, 9)]), ["journal generation 3: 1..2 5..9"]),
     (Apply(1, None, OPS[:1]), ["apply volume 1 data 1..3 fua"]),
-    (Read(0, 4, Extent(1, 9)), ["read 1..9"]),
+    (Read(0, 4, [Extent(1, 9), Extent(12, 13)]), ["read 1..9 12..13"]),
     (Flush(0, None), ["flush"]),
     (SavePages(0, None, {}), ["save nothing"]),
     (SavePages(0, None, {2: page()}, (1,)), ["save page 2 2[3..5], release segment 1"]),

@@ -20,7 +20,7 @@ from pairsync.errors import InternalError, ProtocolError
 
 from .effects import Effect, Emit, MapAllocation, Read, SavePages, Send
 from .events import ResyncEvent
-from .messages import Adopt, Begin, OpKind, SyncMode, VolumePlan, WriteOp
+from .messages import Adopt, Begin, SyncMode, VolumePlan, WriteOp
 from .resync import Pacer, Progress, ResyncSource
 from .standing import Standing
 from .tracker import Tracker, ops_bytes
@@ -28,15 +28,9 @@ from .units import BLOCK_BYTES, KIB, Extent
 
 __all__ = ["Copier"]
 
-
 READY_BYTES = 256 * KIB
 READY_OPS = 256
 """What is worth a message: beyond that its fixed costs (a frame, a write, an answer) are small."""
-
-
-READS_LOW = 8
-"""Reads under way below which more are asked for: of scattered blocks some thirty fit the quota, and to look
-for one more after each would cost more than the reading."""
 
 
 class _Stage(enum.Enum):
@@ -73,7 +67,6 @@ class Copier:
         self._token: object = None  # of the mapping or the saving that is awaited; others are stale
         self._ready: list[WriteOp] = []  # found, not sent yet: scattered blocks share a message
         self._ready_bytes = 0  # data in it
-        self._extents: dict[int, Extent] = {}  # of the reads under way, by number
         self.waiting_since_ns: int | None = None  # since when the peer owes Begun or Adopted
 
     # ------------------------------------------------------------------ beginning
@@ -149,7 +142,6 @@ class Copier:
         """The session is over, or begins again."""
         self._stage = _Stage.IDLE
         self._plan = self._token = None
-        self._extents.clear()
         self._ready, self._ready_bytes = [], 0  # its blocks are "sent" without a flush: they become todo
         self._resync.stop()
         self.waiting_since_ns = None
@@ -162,8 +154,7 @@ class Copier:
             self._send_begin(now_ns)
         if self._standing.mirrored and room and self._tracker.todo:
             for ticket in self._resync.next_reads(now_ns):
-                self._extents[ticket.number] = ticket.extent
-                self._out.append(Read(self._index, ticket.number, ticket.extent))
+                self._out.append(Read(self._index, ticket.number, ticket.extents))
         if self._stage is _Stage.COPYING and self._nothing_missing():
             self._adopt(now_ns)
 
@@ -203,22 +194,20 @@ class Copier:
                 stop = (op.offset + op.length - 1) // BLOCK_BYTES + 1
                 self._resync.written(Extent(start, stop))
 
-    def found(self, number: int, covered: Extent, ops: Sequence[WriteOp]) -> None:
-        """A read has ended: ``ops`` is the content of ``covered``; what of it is to be sent is kept ready."""
-        if self._extents.pop(number, None) is None:
-            return
-        for run in self._resync.read_done(number, covered) or ():
-            part = list(_cut_out(ops, run.start * BLOCK_BYTES, min(run.stop * BLOCK_BYTES, self._size_bytes)))
-            data_bytes = ops_bytes(part)
-            self._resync.sent(data_bytes)
-            self._tracker.resynced(run, data_bytes)
-            self._ready += part
-            self._ready_bytes += data_bytes
+    def found(self, number: int, covered: Sequence[Extent], ops: Sequence[WriteOp]) -> None:
+        """A read has ended: ``ops`` is the content of ``covered``; what of it is to be sent is kept ready.
 
-    @property
-    def hungry(self) -> bool:
-        """Whether so few reads are under way that it is time to ask for more, some at once."""
-        return self._resync.reading_count <= READS_LOW
+        Both ascend.
+        """
+        runs = self._resync.read_done(number, covered)
+        if not runs:
+            return
+        parts = list(_cut_out(ops, runs, self._size_bytes))
+        data_bytes = ops_bytes(parts)
+        self._resync.sent(data_bytes)
+        self._tracker.resynced(runs, data_bytes)
+        self._ready += parts
+        self._ready_bytes += data_bytes
 
     def take_ready(self, *, all_of_it: bool) -> list[WriteOp]:
         """What is ready to be sent, once it is worth a message or nothing more is being read.
@@ -237,7 +226,7 @@ class Copier:
 
     def read_failed(self, number: int) -> bool:
         """A read failed; False if nobody waits for it any more."""
-        return self._extents.pop(number, None) is not None and self._resync.read_failed(number)
+        return self._resync.read_failed(number)
 
     def arrived(self, data_bytes: int) -> None:
         """The peer has applied that much of the resync."""
@@ -248,16 +237,23 @@ class Copier:
         return self._resync.progress(now_ns)
 
 
-def _cut_out(ops: Sequence[WriteOp], start: int, stop: int) -> Iterator[WriteOp]:
-    """The parts of ``ops`` within the byte range."""
-    for op in ops:
-        low, high = max(op.offset, start), min(op.offset + op.length, stop)
-        if low >= high:
-            continue
-        if op.kind is OpKind.DATA:
-            if op.data is None:
-                raise InternalError("a data op without data")
-            view = memoryview(op.data)[low - op.offset : high - op.offset]
-            yield WriteOp(OpKind.DATA, low, high - low, view)
-        else:
-            yield WriteOp(op.kind, low, high - low)
+def _cut_out(ops: Sequence[WriteOp], runs: Sequence[Extent], size_bytes: int) -> Iterator[WriteOp]:
+    """The parts of ``ops`` within the runs; both ascend."""
+    rest = iter(ops)
+    op = next(rest, None)
+    for run in runs:
+        start, stop = run.start * BLOCK_BYTES, min(run.stop * BLOCK_BYTES, size_bytes)
+        while op is not None and op.offset < stop:
+            end = op.offset + op.length
+            if end > start:
+                yield op if start <= op.offset and end <= stop else _part_of(op, start, stop)
+            if end > stop:
+                break  # the next run may have a part of it too
+            op = next(rest, None)
+
+
+def _part_of(op: WriteOp, start: int, stop: int) -> WriteOp:
+    low, high = max(op.offset, start), min(op.offset + op.length, stop)
+    if op.data is None:
+        return WriteOp(op.kind, low, high - low)
+    return WriteOp(op.kind, low, high - low, memoryview(op.data)[low - op.offset : high - op.offset])

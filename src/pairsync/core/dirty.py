@@ -152,13 +152,13 @@ class DirtyMap:
         twin.merge(self)
         return twin
 
-    def next_run(self, start: int, stop: int | None = None) -> Extent | None:
-        """The first run of marked blocks that begins at or after ``start``, cut at ``stop``."""
+    def next_run(self, start: int, stop: int | None = None, *, longest: int | None = None) -> Extent | None:
+        """The first run of marked blocks from ``start`` on, cut at ``stop`` or after ``longest`` blocks."""
         stop = self.block_count if stop is None else stop
         first = self._find_marked(start, stop)
         if first is None:
             return None
-        return Extent(first, self._find_clear(first + 1, stop))
+        return Extent(first, self._find_clear(first + 1, min(stop, first + longest) if longest else stop))
 
     def _find_marked(self, start: int, stop: int) -> int | None:
         if start >= stop:

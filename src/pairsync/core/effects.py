@@ -55,11 +55,15 @@ class Apply(NamedTuple):
 
 
 class Read(NamedTuple):
-    """Find out about the blocks of ``extent``: data, or that they read as zero: `Source.read_done`."""
+    """Find out about the blocks of ``extents``, which ascend: data, or that they read as zero: `read_done`.
+
+    Either one extent of any length, of which a first part may be answered, or several that are small
+    together (`PIECE_BYTES`).
+    """
 
     volume: int
     number: int
-    extent: Extent
+    extents: Sequence[Extent]
 
 
 class Flush(NamedTuple):

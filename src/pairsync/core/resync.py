@@ -5,6 +5,7 @@ a block is copied right as soon as *either* it is written whole *or* a read of i
 is sent in the same ordered stream.  Hence one rule instead of locks: **a block that was written while it was
 being read is not sent from that read**; if the write did not fill it, it stays in ``todo`` and is read again.
 
+Scattered blocks are asked for together, for what a read costs beside its data is many times what 4 KiB cost.
 Reads come back as what was found: data, or a run that reads as zero (a hole, or zeroes), which is sent
 without payload, or not at all where the target is blank.
 
@@ -15,8 +16,9 @@ writes see.  There is no fixed floor or ceiling; with an idle guest the whole wi
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pairsync.errors import InternalError
 
@@ -25,6 +27,7 @@ from .units import BLOCK_BYTES, KIB, MIB, NS_PER_MS, NS_PER_S, Extent
 from .window import RANGE_BYTES_MAX
 
 __all__ = [
+    "PIECE_BLOCKS",
     "PIECE_BYTES",
     "RUNS_PER_READ_MAX",
     "RUN_BLOCKS_MAX",
@@ -38,23 +41,24 @@ PIECE_BYTES = 512 * KIB
 """Most data of one resync read: large enough that a read, a record and a write each amortise their fixed
 costs (about 50 us), small enough that a live write never waits for more than a millisecond behind one."""
 
+PIECE_BLOCKS = PIECE_BYTES // BLOCK_BYTES
+
 RUN_BLOCKS_MAX = RANGE_BYTES_MAX // BLOCK_BYTES
 """Most blocks of one read request: a hole of that size is one step, and one message."""
 
-RUNS_PER_READ_MAX = PIECE_BYTES // BLOCK_BYTES
+RUNS_PER_READ_MAX = PIECE_BLOCKS
 """Most runs that are sent of one read: as many as a piece of data has blocks.  The rest of a hole that was
 written in more places while it was looked for is read again; so what the reads under way send is bounded."""
 
 
-class ReadTicket:
+class ReadTicket(NamedTuple):
     """One read that is under way."""
 
-    __slots__ = ("extent", "number", "overwritten")
-
-    def __init__(self, number: int, extent: Extent) -> None:
-        self.number = number  # rising within a session; late answers are told by it
-        self.extent = extent  # blocks asked for; disjoint from those of every other ticket
-        self.overwritten: DirtyMap | None = None  # blocks of it written since the read was asked for
+    number: int
+    """Rising within a session; late answers are told by it."""
+    extents: Sequence[Extent]
+    """Blocks asked for, ascending; disjoint from those of every other ticket.  Either one run of any length,
+    or runs of `PIECE_BYTES` together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,18 +129,15 @@ class ResyncSource:
         self._pacer = pacer
         self._cursor = 0  # where the walk goes on; wraps until todo is empty
         self._next_number = 1
-        self._reading: dict[int, ReadTicket] = {}  # by number; extents are disjoint
+        self._reading: dict[int, ReadTicket] = {}  # by number
+        self._claimed = DirtyMap(todo.block_count)  # the blocks of all of them, which are disjoint
+        self._overwritten = DirtyMap(todo.block_count)  # those of them that were written since
         self._under_way_bytes = 0  # asked for or sent, and not applied by the peer
         self._started_ns: int | None = None
         self._total_blocks = 0
         self._rate = 0.0  # bytes a second, exponentially averaged
         self._sampled_ns = 0
         self._sampled_blocks = 0
-
-    @property
-    def reading_count(self) -> int:
-        """Reads under way."""
-        return len(self._reading)
 
     @property
     def reading(self) -> bool:
@@ -153,6 +154,8 @@ class ResyncSource:
     def stop(self) -> None:
         """The session ended: answers to reads that are under way will be dropped."""
         self._reading.clear()
+        self._claimed.take()
+        self._overwritten.take()
         self._under_way_bytes = 0
         self._started_ns = None
 
@@ -165,55 +168,56 @@ class ResyncSource:
         quota = self._pacer.quota_bytes(now_ns)
         tickets: list[ReadTicket] = []
         while self._under_way_bytes + PIECE_BYTES <= quota or not (self._reading or self._under_way_bytes):
-            extent = self._next_extent()
-            if extent is None:
+            extents = self._next_extents()
+            if not extents:
                 break
-            ticket = ReadTicket(self._next_number, extent)
+            ticket = ReadTicket(self._next_number, extents)
             self._next_number += 1
             self._reading[ticket.number] = ticket
             self._under_way_bytes += PIECE_BYTES
             tickets.append(ticket)
         return tickets
 
-    def _next_extent(self) -> Extent | None:
-        """The next run of ``todo`` that nobody is reading; wraps around once."""
-        if not self._todo:
-            return None
+    def _next_extents(self) -> list[Extent]:
+        """The next runs of ``todo`` that nobody is reading, claimed; the walk wraps around once."""
+        found: list[Extent] = []
+        room = PIECE_BLOCKS
         for start, stop in ((self._cursor, self._todo.block_count), (0, self._cursor)):
-            at = start
-            while (run := self._todo.next_run(at, stop)) is not None:
-                run = Extent(run.start, min(run.stop, run.start + RUN_BLOCKS_MAX))
-                free = self._free_part(run)
-                if free is not None:
-                    self._cursor = free.stop if free.stop < self._todo.block_count else 0
-                    return free
-                at = run.stop
-        return None
+            for part in self._free_parts(start, stop):
+                if found and part.block_count > room:
+                    return found
+                self._claimed.mark(*part)
+                self._cursor = part.stop if part.stop < self._todo.block_count else 0
+                found.append(part)
+                room -= part.block_count
+                if room <= 0:
+                    return found
+            if found:  # they ascend
+                return found
+        return found
 
-    def _free_part(self, run: Extent) -> Extent | None:
-        """The first part of ``run`` that no read under way covers."""
-        start, stop = run
-        for other in sorted(ticket.extent for ticket in self._reading.values()):
-            if other.stop <= start or other.start >= stop:
-                continue
-            if other.start > start:
-                return Extent(start, other.start)
-            start = other.stop
-            if start >= stop:
-                return None
-        return Extent(start, stop)
+    def _free_parts(self, start: int, stop: int) -> Iterator[Extent]:
+        """What of ``todo`` no read under way covers; a part may be claimed before the next is asked for."""
+        todo, claimed = self._todo, self._claimed
+        while (run := todo.next_run(start, stop, longest=RUN_BLOCKS_MAX)) is not None:
+            at = run.start
+            while at < run.stop:
+                taken = claimed.next_run(at, run.stop) if claimed else None
+                if taken is None:
+                    yield Extent(at, run.stop)
+                    break
+                if at < taken.start:
+                    yield Extent(at, taken.start)
+                at = taken.stop
+            start = run.stop
 
     def written(self, extent: Extent) -> None:
         """A live write touches these blocks: reads under way do not speak for them any more."""
-        for ticket in self._reading.values():
-            start, stop = max(extent.start, ticket.extent.start), min(extent.stop, ticket.extent.stop)
-            if start < stop:
-                if ticket.overwritten is None:
-                    ticket.overwritten = DirtyMap(self._todo.block_count)
-                ticket.overwritten.mark(start, stop)
+        for run in self._claimed.runs(*extent):
+            self._overwritten.mark(*run)
 
-    def read_done(self, number: int, covered: Extent) -> list[Extent] | None:
-        """The read found out about ``covered`` (a prefix of what was asked for, possibly all of it).
+    def read_done(self, number: int, covered: Sequence[Extent]) -> list[Extent] | None:
+        """The read found out about ``covered``: of each extent that was asked for a first part, or all.
 
         Returns the runs of it that may be sent now, `RUNS_PER_READ_MAX` at most: not written meanwhile and
         still wanted; None if the read belongs to an earlier session.  The caller reports what it sent with
@@ -222,32 +226,48 @@ class ResyncSource:
         ticket = self._reading.pop(number, None)
         if ticket is None:
             return None
-        if covered.start != ticket.extent.start or not covered.start <= covered.stop <= ticket.extent.stop:
-            raise InternalError(f"read of {ticket.extent.describe()} answered for {covered.describe()}")
-        self._under_way_bytes -= PIECE_BYTES
-        if covered.stop < ticket.extent.stop:
-            self._cursor = min(self._cursor, covered.stop) if self._cursor else covered.stop
-        return list(itertools.islice(self._sendable(ticket, covered), RUNS_PER_READ_MAX))
+        if len(covered) != len(ticket.extents):
+            raise InternalError(f"read of {len(ticket.extents)} extents answered for {len(covered)}")
+        for asked, part in zip(ticket.extents, covered, strict=True):
+            if part.start != asked.start or not part.start <= part.stop <= asked.stop:
+                raise InternalError(f"read of {asked.describe()} answered for {part.describe()}")
+            if part.stop < asked.stop:
+                self._cursor = min(self._cursor, part.stop) if self._cursor else part.stop
+        runs = list(itertools.islice(self._sendable(covered), RUNS_PER_READ_MAX))
+        self._end(ticket)
+        return runs
 
-    def _sendable(self, ticket: ReadTicket, covered: Extent) -> Iterator[Extent]:
-        for run in self._todo.runs(covered.start, covered.stop):
-            if ticket.overwritten is None:
-                yield run
-                continue
-            at = run.start
-            for hit in ticket.overwritten.runs(run.start, run.stop):
-                if hit.start > at:
-                    yield Extent(at, hit.start)
-                at = hit.stop
-            if at < run.stop:
-                yield Extent(at, run.stop)
+    def _sendable(self, covered: Sequence[Extent]) -> Iterator[Extent]:
+        for part in covered:
+            for run in self._todo.runs(*part):
+                yield from self._not_overwritten(run)
+
+    def _not_overwritten(self, run: Extent) -> Iterator[Extent]:
+        if not self._overwritten:
+            yield run
+            return
+        at = run.start
+        for hit in self._overwritten.runs(*run):
+            if hit.start > at:
+                yield Extent(at, hit.start)
+            at = hit.stop
+        if at < run.stop:
+            yield Extent(at, run.stop)
+
+    def _end(self, ticket: ReadTicket) -> None:
+        """The ticket has been taken out: nobody reads its blocks any more."""
+        self._under_way_bytes -= PIECE_BYTES
+        for extent in ticket.extents:
+            self._claimed.clear(*extent)
+            if self._overwritten:
+                self._overwritten.clear(*extent)
 
     def read_failed(self, number: int) -> bool:
         """The read failed: its blocks stay in ``todo``.  False if it belongs to an earlier session."""
         ticket = self._reading.pop(number, None)
         if ticket is None:
             return False
-        self._under_way_bytes -= PIECE_BYTES
+        self._end(ticket)
         return True
 
     def sent(self, data_bytes: int) -> None:

@@ -339,9 +339,9 @@ class Session:
         self.sources[volume].advance(now_ns)
 
     def read_done(
-        self, volume: int, number: int, covered: Extent, ops: Sequence[WriteOp], now_ns: int
+        self, volume: int, number: int, covered: Sequence[Extent], ops: Sequence[WriteOp], now_ns: int
     ) -> None:
-        """Answer to `Read`: ``ops`` is the content of ``covered``, a prefix of what was asked for."""
+        """Answer to `Read`: ``ops`` is the content of ``covered``, the first part of each extent, or all."""
         self.sources[volume].read_done(number, covered, ops, now_ns)
 
     def read_failed(self, volume: int, number: int, error: int, now_ns: int) -> None:

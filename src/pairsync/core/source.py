@@ -377,12 +377,11 @@ class VolumeSource:
         if self._closing:
             self._advance_closing(now_ns)
 
-    def read_done(self, number: int, covered: Extent, ops: Sequence[WriteOp], now_ns: int) -> None:
+    def read_done(self, number: int, covered: Sequence[Extent], ops: Sequence[WriteOp], now_ns: int) -> None:
         """A resync read has found the content of ``covered``."""
         self.copier.found(number, covered, ops)
         self._send_copied(now_ns, all_of_it=False)
-        if self.copier.hungry:
-            self.advance(now_ns)
+        self.advance(now_ns)
 
     def _send_copied(self, now_ns: int, *, all_of_it: bool = True) -> None:
         if ops := self.copier.take_ready(all_of_it=all_of_it):

@@ -217,10 +217,12 @@ class Tracker:
 
     # ------------------------------------------------------------------ resync and loss of the peer
 
-    def resynced(self, extent: Extent, data_bytes: int) -> None:
+    def resynced(self, runs: Iterable[Extent], data_bytes: int) -> None:
         """A resync has sent these blocks: they are the peer's as soon as a flush covers them."""
-        self._got(extent.start, extent.stop)
-        self.open.sent.mark(extent.start, extent.stop)
+        sent = self.open.sent
+        for start, stop in runs:
+            self._got(start, stop)
+            sent.mark(start, stop)
         self.open.data_bytes += data_bytes
 
     def want(self, runs: Iterable[tuple[int, int]]) -> None:

@@ -211,7 +211,7 @@ class Performer:
                 )
             self._moved()
 
-        job = partial(read_job, self._replicas[effect.volume].device, effect.extent)
+        job = partial(read_job, self._replicas[effect.volume].device, effect.extents)
         self._lanes[effect.volume].data.submit(job, done)
 
 

@@ -197,9 +197,9 @@ def _check_name(block: Superblock, volume: VolumeConfig) -> None:
 
 
 class Found(NamedTuple):
-    """What a resync read found: the content of ``covered``."""
+    """What a resync read found: the content of ``covered``, of each extent that was asked for."""
 
-    covered: Extent
+    covered: Sequence[Extent]
     ops: list[WriteOp]
 
 
@@ -299,10 +299,13 @@ def _joined(runs: Sequence[tuple[int, int]], hole_blocks: int) -> list[tuple[int
     return joined
 
 
-def read_job(device: Device, extent: Extent) -> Found | int:
-    """Find out about the beginning of ``extent``: a hole of any length, or at most a piece of data."""
+def read_job(device: Device, extents: Sequence[Extent]) -> Found | int:
+    """Find out about ``extents``: of one the beginning (a hole of any length, at most a piece of data).
+
+    Several are read whole.
+    """
     try:
-        return _find(device, extent)
+        return _find(device, extents[0]) if len(extents) == 1 else _find_all(device, extents)
     except BackendError as error:
         return error.errno or errno.EIO
 
@@ -316,28 +319,44 @@ def _find(device: Device, extent: Extent) -> Found:
         if hole < length:
             hole -= hole % BLOCK_BYTES
         stop = -(-(offset + hole) // BLOCK_BYTES)
-        return Found(Extent(extent.start, stop), [WriteOp(OpKind.ZERO, offset, hole)])
+        return Found([Extent(extent.start, stop)], [WriteOp(OpKind.ZERO, offset, hole)])
     content = bytearray(piece)
     device.read_into(offset, memoryview(content))
     stop = -(-(offset + piece) // BLOCK_BYTES)
-    return Found(Extent(extent.start, stop), _without_zeroes(content, offset))
-
-
-def _without_zeroes(content: bytearray, offset: int) -> list[WriteOp]:
-    """The content as data and zero ops; blocks of zeroes carry no payload."""
-    view = memoryview(content).toreadonly()
     ops: list[WriteOp] = []
-    size = len(content)
-    start = 0
-    zero = content.startswith(_ZERO_BLOCK)
-    for at in range(0, size + BLOCK_BYTES, BLOCK_BYTES):
-        here = content.startswith(_ZERO_BLOCK, at) if at < size else not zero
+    _add_without_zeroes(ops, content, 0, piece, offset)
+    return Found([Extent(extent.start, stop)], ops)
+
+
+def _find_all(device: Device, extents: Sequence[Extent]) -> Found:
+    """Runs that are small together, in one buffer."""
+    content = bytearray(sum(extent.block_count for extent in extents) * BLOCK_BYTES)
+    view = memoryview(content)
+    ops: list[WriteOp] = []
+    at = 0
+    for start, stop in extents:
+        offset = start * BLOCK_BYTES
+        length = min(stop * BLOCK_BYTES, device.size_bytes) - offset
+        device.read_into(offset, view[at : at + length])
+        _add_without_zeroes(ops, content, at, length, offset)
+        at += length
+    return Found(extents, ops)
+
+
+def _add_without_zeroes(ops: list[WriteOp], content: bytearray, first: int, length: int, offset: int) -> None:
+    """Add ``length`` bytes of content as data and zero ops; blocks of zeroes carry no payload."""
+    view = memoryview(content).toreadonly()
+    end = first + length
+    start = first
+    zero = content.startswith(_ZERO_BLOCK, first, end)
+    for at in range(first + BLOCK_BYTES, end + BLOCK_BYTES, BLOCK_BYTES):
+        here = content.startswith(_ZERO_BLOCK, at, end) if at < end else not zero
         if here is zero:
             continue
-        stop = min(at, size)
+        stop = min(at, end)
+        where = offset + start - first
         if zero:
-            ops.append(WriteOp(OpKind.ZERO, offset + start, stop - start))
+            ops.append(WriteOp(OpKind.ZERO, where, stop - start))
         else:
-            ops.append(WriteOp(OpKind.DATA, offset + start, stop - start, view[start:stop]))
+            ops.append(WriteOp(OpKind.DATA, where, stop - start, view[start:stop]))
         start, zero = stop, here
-    return ops

@@ -283,7 +283,9 @@ class ManualHost:
             if error:
                 session.read_failed(volume, effect.number, error, now_ns)
             else:
-                session.read_done(volume, effect.number, *disk.find(effect.extent), now_ns)
+                found = [disk.find(extent) for extent in effect.extents]
+                ops = [op for _, part in found for op in part]
+                session.read_done(volume, effect.number, [covered for covered, _ in found], ops, now_ns)
         elif isinstance(effect, Journal):
             if not error:
                 metadata.append(effect)

@@ -181,7 +181,7 @@ def describe_effect(effect: Effect) -> list[str]:
         case Apply():
             return [f"apply{where} {_ops(effect.ops)}"]
         case Read():
-            return [f"read{where} {effect.extent.describe()}"]
+            return [f"read{where} {' '.join(extent.describe() for extent in effect.extents)}"]
         case SavePages():
             pages = [f"page {number} {_page(content)}" for number, content in effect.pages.items()]
             pages += [f"release segment {segment}" for segment in effect.release]

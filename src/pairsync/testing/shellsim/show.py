@@ -56,7 +56,7 @@ def show_effect(effect: Effect) -> str:
         extents = [f"{start}..{stop}" for start, stop in effect.extents]
         return f"{effect.volume} generation {effect.generation}: {_several(extents)}"
     if isinstance(effect, Read):
-        return f"{effect.volume} {effect.extent.start}..{effect.extent.stop}"
+        return f"{effect.volume} " + _several([extent.describe() for extent in effect.extents])
     if isinstance(effect, SavePages):
         return f"{effect.volume} pages {sorted(effect.pages)} release {effect.release}"
     if isinstance(effect, Persist):

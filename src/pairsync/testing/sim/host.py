@@ -264,7 +264,7 @@ class SimHost:
 
     def _on_read(self, effect: Read) -> None:
         replica = self.replicas[effect.volume]
-        size = min(effect.extent.block_count, PIECE_BLOCKS) * BLOCK_BYTES
+        size = sum(min(extent.block_count, PIECE_BLOCKS) for extent in effect.extents) * BLOCK_BYTES
         replica.lane.push(effect, self._cost(replica, self._world.profile.speeds.disk_ns, size))
 
     def _io_done(self, replica: Replica, job: object) -> None:
@@ -277,14 +277,15 @@ class SimHost:
             errnos = self._finish_io(replica, job)
             session.applied(job.volume, job.token, errnos, now)
         elif isinstance(job, Read):
-            self._trace.note(self.name, "read", job.number, job.extent)
+            self._trace.note(self.name, "read", job.number, job.extents)
             if replica.armed.read:
                 error, replica.armed.read = replica.armed.read, 0
                 self._world.coverage.fault("read-eio-active", job.volume)
                 session.read_failed(job.volume, job.number, error, now)
             else:
-                covered = self._covered(replica.disk, job.extent)
-                ops = list(ops_of_content(replica.disk.content, covered.start, covered.stop))
+                covered = [self._covered(replica.disk, extent) for extent in job.extents]
+                content = replica.disk.content
+                ops = [op for extent in covered for op in ops_of_content(content, *extent)]
                 session.read_done(job.volume, job.number, covered, ops, now)
         self.perform()
 
