@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from pairsync.errors import ArbitrationError, ProtocolError
 
 from .copier import Copier
-from .dirty import DirtyMap
+from .dirty import DirtyMap, DirtyView
 from .effects import DropSession, Effect, Emit, Send
 from .events import PeerEvent, RefusedEvent
 from .intake import Intake
@@ -374,7 +374,7 @@ def _make_source(
     return VolumeSource(index, tracker, standing, copier, window, options, out)
 
 
-def _state(block: Superblock, dirty: DirtyMap) -> VolumeState:
+def _state(block: Superblock, dirty: DirtyMap | DirtyView) -> VolumeState:
     return VolumeState(
         block.name,
         block.volume_id,

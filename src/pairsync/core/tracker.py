@@ -33,7 +33,7 @@ from collections.abc import Iterable, Sequence
 
 from pairsync.errors import InternalError
 
-from .dirty import PAGE_BLOCKS, DirtyMap, IntentSet
+from .dirty import PAGE_BLOCKS, DirtyMap, DirtyView, IntentSet
 from .messages import OpKind, WriteOp
 from .units import BLOCK_BYTES, MIB, Extent
 
@@ -341,14 +341,10 @@ class Tracker:
         closing = self.closing
         return closing is not None and _unflushed(closing) and closing.contains(block)
 
-    def dirty(self) -> DirtyMap:
-        """The whole dirty set, as a map of its own."""
-        result = self.todo.copy()
-        for generation in (self.closing, self.open):
-            if generation is not None and _unflushed(generation):
-                generation.marked.merge_into(result)
-                result.merge(generation.sent)
-        return result
+    def dirty(self) -> DirtyView:
+        """The whole dirty set, as it stands while it is looked at."""
+        live = [each for each in (self.closing, self.open) if each is not None and _unflushed(each)]
+        return DirtyView(self.block_count, (self.todo, *(g.sent for g in live)), [g.marked for g in live])
 
     def check_invariants(self) -> None:
         """What holds after every step (called by tests and by the simulator)."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pairsync.core.dirty import PAGE_BLOCKS, DirtyMap
+from pairsync.core.dirty import PAGE_BLOCKS, DirtyMap, DirtyView
 
 from .disk import SECTORS_PER_BLOCK
 
@@ -168,7 +168,7 @@ class Differences:
         self.check(volume)
 
 
-def _mask(dirty: DirtyMap) -> int:
+def _mask(dirty: DirtyMap | DirtyView) -> int:
     """A bit for each block."""
     mask = 0
     for number in dirty.page_numbers():
