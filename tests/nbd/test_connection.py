@@ -400,6 +400,109 @@ async def test_all_connections_share_a_budget_and_none_starves(disk: MemoryExpor
         assert (await modest.reply()).error == 0
 
 
+async def test_a_payload_that_is_arriving_counts(disk: MemoryExport, tmp_path: Path) -> None:
+    async with serving_nbd(tmp_path, [disk]) as service:
+        client = await service.client()
+        write = NbdClient.request_bytes(c.CMD_WRITE, 0, MIB, payload=bytes(MIB))
+        await client.send(write[:100])
+        await trio.testing.wait_all_tasks_blocked()
+        assert service.server.statistics().bytes_in_flight == MIB
+        disk.hold()
+        await client.send(write[100:])
+        await trio.testing.wait_all_tasks_blocked()
+        assert service.server.statistics().bytes_in_flight == MIB  # not twice
+        disk.release()
+        assert (await client.reply()).error == 0
+        await client.send(write[:100])
+        await _until(lambda: service.server.statistics().bytes_in_flight == MIB)
+        await client.aclose()
+        await _until_nothing_in_flight(service)
+
+
+async def test_above_the_hard_limit_nobody_begins_another_and_what_was_begun_is_taken_in(
+    disk: MemoryExport, tmp_path: Path
+) -> None:
+    limits = NbdLimits(total_bytes_in_flight_max=MIB, total_bytes_hard_max=2 * MIB)
+    write = NbdClient.request_bytes(c.CMD_WRITE, 0, MIB, payload=bytes(MIB))
+    async with serving_nbd(tmp_path, [disk], limits=limits) as service:
+        halves = [await service.client() for _ in range(2)]
+        late = await service.client()
+        for client in halves:
+            await client.send(write[: MIB // 2])
+        await trio.testing.wait_all_tasks_blocked()
+        await late.request(c.CMD_WRITE, 0, 4096, payload=PATTERN)
+        await trio.testing.wait_all_tasks_blocked()
+        assert service.server.statistics().bytes_in_flight == 2 * MIB
+        assert disk.writes_done == 0
+        await halves[0].send(write[MIB // 2 :])
+        assert (await halves[0].reply()).error == 0
+        assert (await late.reply()).error == 0
+        await halves[1].aclose()
+        await _until_nothing_in_flight(service)
+
+
+IN_THE_MIDDLE = {
+    "a header": NbdClient.request_bytes(c.CMD_READ, 0, 4096)[:20],
+    "a payload": NbdClient.request_bytes(c.CMD_WRITE, 0, MIB, payload=PATTERN),
+    "the last byte": NbdClient.request_bytes(c.CMD_WRITE, 0, MIB, payload=bytes(MIB - 1)),
+    "a payload that is refused": NbdClient.request_bytes(c.CMD_WRITE, 1 << 40, MIB, payload=PATTERN),
+    "its replies": NbdClient.request_bytes(c.CMD_READ, 0, 4 * MIB),
+}
+
+
+@pytest.mark.parametrize("structured", [True, False])
+@pytest.mark.parametrize("sent", IN_THE_MIDDLE.values(), ids=IN_THE_MIDDLE.keys())
+async def test_who_stops_in_the_middle_is_cut_off(
+    disk: MemoryExport, tmp_path: Path, sent: bytes, structured: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving_nbd(tmp_path, [disk], limits=NbdLimits(stall_deadline_s=0.3)) as service:
+        client = await service.client(structured=structured)
+        await client.command(c.CMD_READ, 0, 1)
+        await client.send(sent)
+        await _until_gone(service)
+        statistics = service.server.statistics()
+        assert statistics.refused == {"stalled": 1}
+        assert statistics.bytes_in_flight == 0
+        assert disk.writes_done == 0
+        assert "refused (stalled, number 1): stopped" in caplog.text
+
+
+async def test_who_is_slow_but_moves_or_waits_for_us_is_not(
+    disk: MemoryExport, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with serving_nbd(tmp_path, [disk], limits=NbdLimits(stall_deadline_s=300)) as service:
+        slow, held, silent = [await service.client() for _ in range(3)]
+        await silent.command(c.CMD_READ, 0, 1)
+        disk.hold()
+        half = NbdClient.request_bytes(c.CMD_WRITE, 0, 4096, payload=PATTERN[:-1])
+        await held.send(NbdClient.request_bytes(c.CMD_WRITE, 8192, 4096, payload=PATTERN) + half)
+        read = NbdClient.request_bytes(c.CMD_READ, 0, 4096)
+        await slow.send(read[:10])
+        for _ in range(10):
+            await trio.sleep(200)
+            await slow.send(read[10:] + read[:10])
+            assert len((await slow.reply()).data) == 4096
+        disk.release()
+        await held.send(PATTERN[-1:])
+        for _ in range(2):
+            assert (await held.reply()).error == 0
+        await silent.command(c.CMD_READ, 0, 1)
+        assert service.server.statistics().refused == {}
+
+
+async def test_when_the_memory_is_needed_a_tenth_of_the_time_is_enough(
+    disk: MemoryExport, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    limits = NbdLimits(total_bytes_in_flight_max=MIB, stall_deadline_s=300)
+    async with serving_nbd(tmp_path, [disk], limits=limits) as service:
+        client = await service.client()
+        begin = trio.current_time()
+        await client.send(IN_THE_MIDDLE["a payload"])
+        while service.server.statistics().connections:
+            await trio.sleep(1)
+        assert 30 <= trio.current_time() - begin <= 60
+
+
 async def test_a_full_export_stops_the_reader(disk: MemoryExport, tmp_path: Path) -> None:
     async with serving_nbd(tmp_path, [disk]) as service:
         client = await service.client()
@@ -550,7 +653,7 @@ async def test_peer_lost_is_raised_to_the_server(disk: MemoryExport) -> None:
             StreamTransport(ours),
             Chosen(disk, structured=False, contexts=(), early=b""),
             limits=NbdLimits(),
-            budget=Budget(MIB),
+            budget=Budget(MIB, 2 * MIB),
             traffic=Traffic(),
             scratch=memoryview(bytearray(SCRATCH_BYTES)),
         )

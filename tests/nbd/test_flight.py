@@ -14,7 +14,7 @@ LIMITS = NbdLimits(requests_in_flight_max=4, bytes_in_flight_max=1000, unsent_by
 
 @pytest.fixture
 def budget() -> Budget:
-    return Budget(5000)
+    return Budget(5000, 8000)
 
 
 @pytest.fixture
@@ -57,6 +57,55 @@ def test_who_has_nothing_may_begin_one_though_the_budget_is_gone(flight: Flight,
     assert state(flight)[0] is False
     flight.unsent_changed(1)
     assert state(flight)[0] is True
+
+
+def test_what_is_arriving_is_charged_and_not_awaited(flight: Flight, budget: Budget) -> None:
+    flight.arriving(700)
+    assert (flight.arriving_bytes, budget.used_bytes) == (700, 700)
+    assert state(flight) == (False, True, 4)
+    assert flight.waits_for_client
+    flight.arriving(0)
+    flight.enter(1, 700)
+    assert budget.used_bytes == 700
+    assert not flight.waits_for_client
+
+
+def test_above_the_hard_limit_only_what_has_begun_goes_on(flight: Flight, budget: Budget) -> None:
+    budget.used_bytes = 8000
+    assert state(flight)[0] is True
+    budget.used_bytes -= 1
+    flight.arriving(1)
+    assert state(flight)[0] is False
+
+
+async def test_waiting_for_others(flight: Flight, budget: Budget, nursery: trio.Nursery) -> None:
+    other = Flight(LIMITS, budget)
+    other.enter(1, 100)
+    other.enter(1, 7950)
+    seen: list[bool] = []
+
+    async def wait() -> None:
+        await flight.wait_room()
+        seen.append(flight.full)
+
+    nursery.start_soon(wait)
+    await trio.testing.wait_all_tasks_blocked()
+    assert not flight.waits_for_client  # we keep it waiting
+    other.leave(1, 0)
+    await trio.testing.wait_all_tasks_blocked()
+    assert seen == []
+    other.leave(1, 100)
+    await trio.testing.wait_all_tasks_blocked()
+    assert seen == [False]
+    assert not budget.waiting
+
+
+async def test_who_gives_up_waiting_is_forgotten(flight: Flight, budget: Budget) -> None:
+    budget.used_bytes = 8000
+    with trio.move_on_after(0):
+        await flight.wait_room()
+    assert not budget.waiting
+    assert flight.waits_for_client
 
 
 async def test_waiting_for_room_and_for_the_end(flight: Flight, nursery: trio.Nursery) -> None:

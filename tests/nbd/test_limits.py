@@ -24,6 +24,12 @@ def test_handshakes_are_connections() -> None:
     assert NbdLimits(connections_max=10, handshakes_max=10).handshakes_max == 10
 
 
+def test_the_hard_limit_is_above_the_other() -> None:
+    with pytest.raises(ConfigError, match="total_bytes_hard_max"):
+        NbdLimits(total_bytes_in_flight_max=2 << 30)
+    NbdLimits(total_bytes_in_flight_max=2 << 30, total_bytes_hard_max=2 << 30)
+
+
 def test_defaults_leave_room_for_what_is_allowed() -> None:
     limits = NbdLimits()
     assert limits.bytes_in_flight_max >= c.PAYLOAD_BYTES_MAX

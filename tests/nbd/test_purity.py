@@ -10,7 +10,7 @@ import pytest
 import pairsync.nbd
 
 ROOM = Path(pairsync.nbd.__file__).parent
-PURE = ("budget", "constants", "export", "limits", "negotiation", "options", "replies", "requests")
+PURE = ("budget", "constants", "export", "limits", "negotiation", "options", "replies", "requests", "stall")
 ALLOWED = {
     "__future__", "collections", "dataclasses", "enum", "errno", "pairsync", "struct", "typing",
 }  # fmt: skip

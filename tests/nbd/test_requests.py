@@ -418,3 +418,19 @@ def test_a_large_payload_in_pieces_goes_through_windows() -> None:
     taken = in_pieces(data, [70_001, 3], RULES, (BIG, BIG))
     assert [write[4] for write in taken.writes] == [payload]
     assert len(taken.others) == 1
+
+
+def test_what_is_arriving_and_what_is_unfinished() -> None:
+    parser = RequestParser(RULES)
+    states = []
+    write = request(c.CMD_WRITE, 0, 4096, payload=bytes(4096))
+    refused = request(c.CMD_WRITE, SIZE, 100, payload=bytes(100))
+    for piece in (b"", write[:20], write[20:28], write[28:100], write[100:], write[:10], write[10:], write):
+        parser.feed(piece)
+        parser.take(BIG, BIG)
+        states.append((parser.unfinished, parser.arriving_bytes))
+    assert states == [(False, 0), (True, 0), *[(True, 4096)] * 2, (False, 0), (True, 0), *[(False, 0)] * 2]
+    for piece, unfinished in ((refused[:50], True), (refused[50:], False)):
+        parser.feed(piece)
+        parser.take(BIG, BIG)
+        assert (parser.unfinished, parser.arriving_bytes) == (unfinished, 0)  # what is skipped holds nothing

@@ -1,7 +1,7 @@
 """The NBD front door: pure protocol machines and a trio server around them.
 
-PURE are `constants`, `limits`, `export`, `options`, `negotiation`, `requests`, `replies` and `budget`; trio
-begins with `transport`, `outbox`, `flight`, `connection`, `listen` and `server`.
+PURE are `constants`, `limits`, `export`, `options`, `negotiation`, `requests`, `replies`, `budget` and
+`stall`; trio begins with `transport`, `outbox`, `flight`, `connection`, `listen` and `server`.
 """
 
 from .export import Done, Export

@@ -13,7 +13,8 @@ not take is copied out.
 
 Back-pressure: the socket is not read while too many requests, too many of their bytes, or too many unsent
 replies are in flight, here or in the whole server (`flight`, `limits`).  An export that is full stops the
-reader in `Export.wait_writable`.
+reader in `Export.wait_writable`.  A client that stops in the middle of a request, or takes none of its
+replies, is cut off after a while; a task that looks at it from time to time finds out (`stall`).
 
 The end.  After DISC, or when the client closed its side, what is in flight is waited for and answered
 ("NBD_CMD_DISC": the server MUST handle all outstanding requests), with a deadline.  When the client is gone,
@@ -50,6 +51,7 @@ from .replies import (
     nbd_error,
 )
 from .requests import Batch, Read, Request, RequestParser, RequestRules
+from .stall import LOOKS_MAX, Stall
 from .transport import Transport
 
 __all__ = ["SCRATCH_BYTES", "Connection", "Traffic"]
@@ -97,8 +99,11 @@ class Connection:
     ) -> None:
         export = chosen.export
         self.export = export
+        self.stalled: str | None = None
+        """Why the client was cut off, if it stopped in the middle of something."""
         self._transport = transport
         self._limits = limits
+        self._budget = budget
         self._flight = Flight(limits, budget)
         self._traffic = traffic
         self._scratch = scratch
@@ -117,6 +122,7 @@ class Connection:
         self._outbox = Outbox(transport, on_lost=self._on_lost, on_change=self._flight.unsent_changed)
         self._scope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
+        self._handled = 0  # requests that were whole; only grows
         self._workers = 0  # child tasks of _work
         self._backlog: deque[Request | Read] = deque()  # waits for a worker; entered in _flight
         self._in_submit = False  # `done` need not send: the reader will, once it has handled the batch
@@ -132,6 +138,7 @@ class Connection:
                 async with trio.open_nursery() as nursery:
                     self._nursery = nursery
                     nursery.start_soon(self._outbox.run)
+                    nursery.start_soon(self._watch)
                     try:
                         reason = await self._serve()
                         with trio.move_on_after(self._limits.drain_deadline_s):
@@ -184,11 +191,13 @@ class Connection:
 
     async def _handle(self) -> bool:
         """Handle all that the parser has; whether the client disconnected."""
-        flight, batch_bytes_max = self._flight, self._limits.batch_bytes_max
+        flight, parser, batch_bytes_max = self._flight, self._parser, self._limits.batch_bytes_max
         while True:
             if flight.full:
                 await flight.wait_room()
-            batch = self._parser.take(flight.room_requests, batch_bytes_max)
+            batch = parser.take(flight.room_requests, batch_bytes_max)
+            if parser.arriving_bytes != flight.arriving_bytes:
+                flight.arriving(parser.arriving_bytes)
             await self._handle_batch(batch)
             if batch.disconnect:
                 return True
@@ -199,8 +208,9 @@ class Connection:
             )  # what one buffer asks for may be much: let others have their turn
 
     async def _handle_batch(self, batch: Batch) -> None:
-        traffic = self._traffic
-        traffic.requests += len(batch)
+        traffic, count = self._traffic, len(batch)
+        traffic.requests += count
+        self._handled += count
         if batch.reads:
             self._read(batch.reads)
         if batch.writes:
@@ -384,6 +394,20 @@ class Connection:
 
     # -- the end ---------------------------------------------------------------------------------------------
 
+    async def _watch(self) -> None:
+        """Cut the client off if it stops in the middle of something."""
+        stall = Stall()
+        while self.stalled is None:
+            await trio.sleep(self._limits.stall_deadline_s / LOOKS_MAX)
+            self.stalled = stall.look(
+                unfinished=self._parser.unfinished and self._flight.waits_for_client,
+                handled=self._handled,
+                unsent=self._outbox.held_bytes > 0,
+                sends=self._outbox.sends,
+                crowded=self._budget.exhausted,
+            )
+        self.cancel()
+
     def _on_lost(self, error: PeerLost) -> None:
         self._lost = error
         self._scope.cancel()
@@ -396,6 +420,7 @@ class Connection:
         """
         self._over = True
         self._nursery = None
+        self._flight.arriving(0)
         self._outbox.close()
         while self._backlog:
             work = self._backlog.popleft()

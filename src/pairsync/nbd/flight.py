@@ -2,7 +2,8 @@
 
 In flight are requests that the export has or that wait for a task, with their payload, and replies that the
 client has not taken.  The connection asks `Flight.full` before it takes more, waits in `Flight.wait_room`,
-and knows by `Flight.idle` that nothing is left to be answered.
+and knows by `Flight.idle` that nothing is left to be answered.  A payload that is still arriving counts
+for the budget only: there is nothing to be answered yet, and it must be possible to take in the rest of it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ class Flight:
         self._budget = budget
         self._requests = 0
         self._payload_bytes = 0  # of those requests, either direction
-        self._unsent_bytes = 0  # replies not taken; the budget holds the sum of both
+        self._unsent_bytes = 0  # replies not taken
+        self.arriving_bytes = 0
+        """Memory for a payload of which the client still owes a part; the budget holds the sum of the three.
+        Changed by `arriving`."""
+        self._waiting = False  # in `wait_room`
         self._fallen = trio.Event()  # set, and replaced, when something has become less and somebody waits
         self._awaited = False
 
@@ -33,6 +38,11 @@ class Flight:
         return not self._requests and not self._unsent_bytes
 
     @property
+    def waits_for_client(self) -> bool:
+        """Nothing keeps the connection from reading its socket, and the export is done with what it had."""
+        return not self._requests and not self._waiting
+
+    @property
     def full(self) -> bool:
         """Whether no more requests may be taken.  Who has nothing in flight may take one in any case."""
         limits = self._limits
@@ -40,8 +50,13 @@ class Flight:
             self._requests >= limits.requests_in_flight_max
             or self._payload_bytes >= limits.bytes_in_flight_max
             or self._unsent_bytes >= limits.unsent_bytes_max
-            or (self._budget.exhausted and not self.idle)
+            or (self._budget.exhausted and (not self.idle or self._locked_out))
         )
+
+    @property
+    def _locked_out(self) -> bool:
+        """Whether not even one request may be begun; one that has begun may be finished."""
+        return self._budget.overdrawn and not self.arriving_bytes
 
     @property
     def room_requests(self) -> int:
@@ -68,10 +83,23 @@ class Flight:
         if difference < 0:
             self._notice()
 
+    def arriving(self, payload_bytes: int) -> None:
+        """So much memory is held now for a payload that is not whole."""
+        self._budget.used_bytes += payload_bytes - self.arriving_bytes
+        self.arriving_bytes = payload_bytes
+        self._notice()
+
     async def wait_room(self) -> None:
         """Return once `full` does not hold."""
-        while self.full:
-            await self._wait_fall()
+        self._waiting = True
+        try:
+            while self.full:
+                if self.idle:  # the memory is held by others
+                    self._budget.waiting[self] = self._wake
+                await self._wait_fall()
+        finally:
+            self._waiting = False
+            self._budget.waiting.pop(self, None)
 
     async def wait_idle(self) -> None:
         """Return once `idle` holds."""
@@ -79,10 +107,15 @@ class Flight:
             await self._wait_fall()
 
     def _notice(self) -> None:
+        if self._budget.waiting:
+            self._budget.notice()
         if self._awaited:
-            self._awaited = False
-            self._fallen.set()
-            self._fallen = trio.Event()
+            self._wake()
+
+    def _wake(self) -> None:
+        self._awaited = False
+        self._fallen.set()
+        self._fallen = trio.Event()
 
     async def _wait_fall(self) -> None:
         self._awaited = True

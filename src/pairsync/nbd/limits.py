@@ -50,8 +50,12 @@ class NbdLimits:
     """Payload of a connection's requests in flight, two of the largest; above, its socket is not read."""
 
     total_bytes_in_flight_max: int = 512 * MIB
-    """The same over all connections, unsent replies included.  A connection that has nothing in flight may
-    still begin one request, so that nobody starves."""
+    """The same over all connections, unsent replies and half-received payloads included.  A connection that
+    has nothing in flight may still begin one request, so that nobody starves."""
+
+    total_bytes_hard_max: int = 1024 * MIB
+    """The same, from where on nobody begins another request: of 512 connections with the largest request each
+    16 GiB would come.  What was begun is still taken in, so one request more may be held."""
 
     unsent_bytes_max: int = 1 * MIB
     """Replies that a client has not taken yet; above, its socket is not read."""
@@ -65,6 +69,11 @@ class NbdLimits:
     extents_max: int = 8192
     """Extents of a block status reply, 64 KiB.  The document's bound is 2**20 ("Structured reply types");
     an image full of alternating blocks would make that 8 MiB a request."""
+
+    stall_deadline_s: float = 300.0
+    """How long a client may stop in the middle of a request or of taking a reply; a tenth of it while
+    ``total_bytes_in_flight_max`` is reached.  Long enough for a client whose process is stopped for a while,
+    and for the largest request over a line of 1 Mbit/s.  Who is silent between requests has no deadline."""
 
     drain_deadline_s: float = 30.0
     """How long a closing connection waits for its requests in flight and unsent replies."""
@@ -81,4 +90,9 @@ class NbdLimits:
             raise ConfigError(
                 f"NbdLimits.handshakes_max ({self.handshakes_max}) exceeds connections_max "
                 f"({self.connections_max})"
+            )
+        if self.total_bytes_in_flight_max > self.total_bytes_hard_max:
+            raise ConfigError(
+                f"NbdLimits.total_bytes_in_flight_max ({self.total_bytes_in_flight_max}) exceeds "
+                f"total_bytes_hard_max ({self.total_bytes_hard_max})"
             )

@@ -31,6 +31,7 @@ class Outbox:
         self, transport: Transport, *, on_lost: Callable[[PeerLost], None], on_change: Callable[[int], None]
     ) -> None:
         self.held_bytes = 0  # what `on_change` knows of: the queue, and what `run` is sending
+        self.sends = 0  # that `run` has completed; only grows
         self._transport = transport
         self._on_lost = on_lost
         self._on_change = on_change
@@ -100,6 +101,7 @@ class Outbox:
                 return
             finally:
                 self._sending = False
+            self.sends += 1
             if not self._closed:
                 self._size_bytes -= len(data)
                 self._report()

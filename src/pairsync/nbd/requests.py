@@ -137,6 +137,8 @@ class RequestParser:
     def __init__(self, rules: RequestRules) -> None:
         self.shutting_down = False
         """From now on requests are answered with NBD_ESHUTDOWN."""
+        self.arriving_bytes = 0
+        """Memory that is held for a payload of which a part is still to come."""
         self._rules = rules
         self._data: bytes = b""
         self._view = memoryview(self._data)
@@ -147,6 +149,11 @@ class RequestParser:
         self._skipped: Rejection | None = None
         self._violation: str | None = None  # broken framing, told once the requests before it are handed out
         self._closed = False  # DISC was seen: the rest is ignored
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a part of a request has come, and not all of it."""
+        return bool(self._pending or self._skipped or self._position < len(self._data))
 
     def feed(self, data: bytes) -> None:
         """Take a received buffer; it belongs to the parser from now on."""
@@ -296,6 +303,7 @@ class RequestParser:
         op = WriteOp(OpKind.DATA, offset, length, buffer, bool(flags & c.CMD_FLAG_FUA))
         self._pending = _Pending(op, cookie, buffer)
         self._filled_bytes = 0
+        self.arriving_bytes = length
         self._copy_payload(buffer)
 
     def _copy_payload(self, buffer: memoryview) -> None:
@@ -317,6 +325,7 @@ class RequestParser:
         batch.write_cookies.append(pending.cookie)
         batch.payload_bytes += pending.op.length
         self._pending = None
+        self.arriving_bytes = 0
         return True
 
     def _begin_skip(self, batch: Batch, rejection: Rejection, length: int) -> None:

@@ -66,7 +66,7 @@ class NbdStatistics:
     clients: Mapping[str, int]
     """Clients in transmission, by the name of their export."""
     bytes_in_flight: int
-    """Payload of requests in flight and replies not taken yet."""
+    """Payload of requests that arrive or are in flight, and replies not taken yet."""
     accepted: int
     requests: int
     reads: int
@@ -113,7 +113,7 @@ class NbdServer:
         self._tls_mode = tls_mode
         self._limits = limits or NbdLimits()
         self._default_export = default_export
-        self._budget = Budget(self._limits.total_bytes_in_flight_max)
+        self._budget = Budget(self._limits.total_bytes_in_flight_max, self._limits.total_bytes_hard_max)
         self._traffic = Traffic()
         self._scratch = memoryview(bytearray(SCRATCH_BYTES))
         # handshaking clients, the one longest without progress first; a dict for its order
@@ -353,6 +353,8 @@ class NbdServer:
             reason = await connection.run()
         finally:
             del self._connections[connection]
+            if connection.stalled is not None:
+                self._refuse("stalled", handshake.who, connection.stalled)
         _log.debug("%s: %s", handshake.who, reason)
 
     def _refuse(self, reason: str, who: str, message: str) -> None:
