@@ -3,7 +3,8 @@
 Two shapes for two jobs:
 
 * `DirtyMap` holds any number of blocks: one bit a block, in pages of 32,768 bits (4 KiB of bits, 128 MiB of
-  volume) that exist only while they hold a set bit.  A clean map of 1 TiB costs nothing, a full one 32 MiB.
+  volume) that exist only while they hold a set bit.  A clean map of 1 TiB costs nothing, one with a bit in
+  every page 32 MiB; pages that were marked as a whole (a discard, a full resync) are all the same object.
   The pages are the pages of the bitmap on disk, little endian bit order (the layout of KVM's dirty log), so
   saving and loading copy no bit twice.
 * `IntentSet` holds the few thousand blocks of one write-intent generation.  A page map would cost 4 KiB for
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from bitarray import bitarray
+from bitarray import bitarray, frozenbitarray
 
 from pairsync.errors import InternalError
 
@@ -37,6 +38,10 @@ PAGE_BLOCKS = PAGE_BYTES * 8
 _PAGE_SHIFT = PAGE_BLOCKS.bit_length() - 1
 _PAGE_MASK = PAGE_BLOCKS - 1
 
+_FULL = frozenbitarray([1] * PAGE_BLOCKS, endian="little")
+"""The page of all maps that has every bit; changing one bit of it raises, see `DirtyMap._own`."""
+_FULL_BYTES = _FULL.tobytes()
+
 INTENT_WIDE_BLOCKS = 1024
 """Extents longer than this (4 MiB) are kept as bits: as integers they would cost more than a page."""
 
@@ -50,7 +55,8 @@ class DirtyMap:
         if block_count < 0:
             raise InternalError(f"a volume of {block_count} blocks")
         self.block_count = block_count
-        self._pages: dict[int, bitarray] = {}  # page number -> bits; every page holds at least one set bit
+        # page number -> bits; every page holds at least one set bit; a full one may be the shared `_FULL`
+        self._pages: dict[int, bitarray] = {}
         self._present = bitarray(-(-block_count // PAGE_BLOCKS))  # one bit a page that is in `_pages`
         self._count = 0  # set bits in all pages
 
@@ -85,7 +91,12 @@ class DirtyMap:
             if page is None:
                 page = self._pages[number] = bitarray(PAGE_BLOCKS, endian="little")
                 self._present[number] = 1
-            if high - low == 1:
+            if high - low == PAGE_BLOCKS:
+                added += page.count(0)
+                self._pages[number] = _FULL
+            elif page is _FULL:
+                pass
+            elif high - low == 1:
                 if not page[low]:
                     page[low] = 1
                     added += 1
@@ -109,13 +120,22 @@ class DirtyMap:
                 here = page.count(1, low, high)
                 if here:
                     removed += here
-                    page[low:high] = 0
-                    if not page.any():
+                    if high - low < PAGE_BLOCKS:
+                        page = self._own(number)
+                        page[low:high] = 0
+                    if high - low == PAGE_BLOCKS or not page.any():
                         del self._pages[number]
                         self._present[number] = 0
             start = (number << _PAGE_SHIFT) + high
         self._count -= removed
         return removed
+
+    def _own(self, number: int) -> bitarray:
+        """The page, to be changed in place."""
+        page = self._pages[number]
+        if page is _FULL:
+            page = self._pages[number] = bitarray(_FULL)
+        return page
 
     def __contains__(self, block: int) -> bool:
         page = self._pages.get(block >> _PAGE_SHIFT)
@@ -132,10 +152,13 @@ class DirtyMap:
         for number, bits in other._pages.items():
             mine = self._pages.get(number)
             if mine is None:
-                self._pages[number] = bits.copy()
+                self._pages[number] = bits if bits is _FULL else bits.copy()
                 self._present[number] = 1
                 self._count += bits.count()
-            else:
+            elif bits is _FULL:
+                self._count += mine.count(0)
+                self._pages[number] = _FULL
+            elif mine is not _FULL:
                 before = mine.count()
                 mine |= bits
                 self._count += mine.count() - before
@@ -206,7 +229,9 @@ class DirtyMap:
     def page_bytes(self, number: int) -> bytes:
         """The page as it stands on disk: `PAGE_BYTES` bytes, bit ``i`` of byte ``j`` is block ``8j + i``."""
         page = self._pages.get(number)
-        return bytes(PAGE_BYTES) if page is None else page.tobytes()
+        if page is None:
+            return bytes(PAGE_BYTES)
+        return _FULL_BYTES if page is _FULL else page.tobytes()
 
     def load_page(self, number: int, content: bytes) -> None:
         """Merge a page as `page_bytes` gave it; bits beyond the volume are refused."""
@@ -220,7 +245,7 @@ class DirtyMap:
         if not bits.any():
             return
         page = DirtyMap(self.block_count)
-        page._pages[number] = bits
+        page._pages[number] = _FULL if bits.all() else bits
         page._present[number] = 1
         page._count = bits.count()
         self.merge(page)

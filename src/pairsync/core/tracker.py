@@ -57,7 +57,9 @@ RECORD_EXTENTS = 500
 """Extents that certainly fit one journal record; a batch with more takes several."""
 
 PAGES_PER_SAVE_MAX = 4096
-"""Bitmap pages written in one go (16 MiB): keeps a save in the order of a tenth of a second."""
+"""Bitmap pages written in one go (16 MiB): keeps a save in the order of a tenth of a second.  Pages that lack
+bits on disk go all at once, for the segment is released with the last of them: 8,192 for each TiB.  Full ones
+are one object; scattered writes over a whole TiB take 32 MiB for as long as the save takes."""
 
 
 class GenerationState(enum.Enum):
