@@ -101,10 +101,40 @@ async def test_a_host_that_does_not_come_up_is_named_with_its_reason(tmp_path: P
     error: BaseException = backend if backend is not None else caught.value
     while isinstance(error, BaseExceptionGroup):
         (error,) = error.exceptions
-    assert str(error).startswith("host b did not come up: pairsync: ")
+    assert str(error).startswith("host b did not come up (ended with exit status 1): pairsync: ")
     assert "has 7 bytes" in str(error)
     assert told.lines == []
     assert not list((tmp_path / "sockets").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "(ended by SIGKILL): it said nothing"),
+        ("raise ExceptionGroup('g', [KeyError('k')])", "(ended with exit status 1): KeyError: 'k'"),
+        ("import sys; sys.stderr.write('busy\\n'); sys.stdin.read()", "(not within 0.5 s): busy"),
+    ],
+)
+async def test_what_became_of_it_is_told(
+    tmp_path: Path, program: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = make_lab(tmp_path, single=True)
+    (tmp_path / "a" / "log").write_text("pairsync: of the last time\n")
+    if "not within" in words:
+        monkeypatch.setattr("pairsync.node.lab.READY_S", 0.5)
+    monkeypatch.setattr("pairsync.node.lab.HOST_PROGRAM", ("-c", program))
+    with pytest.RaisesGroup(pytest.RaisesExc(BackendError), flatten_subgroups=True) as caught:
+        with trio.fail_after(DEADLINE_S):
+            await run_lab(tmp_path, lab, Told())
+    (error,) = _leaves_of(caught.value)
+    assert str(error) == f"host a did not come up {words}"
+
+
+def _leaves_of(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    leaves: list[BaseException] = []
+    for error in group.exceptions:
+        leaves += _leaves_of(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return leaves
 
 
 async def test_a_host_that_is_started_in_vain_can_be_started_again(tmp_path: Path) -> None:

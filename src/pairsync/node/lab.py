@@ -27,6 +27,7 @@ import trio
 from pairsync.errors import BackendError, ConfigError, PairsyncError, PeerLost
 
 from .control import Answer, Handler, ask, serve_control
+from .hostlog import last_words
 from .labfile import HOSTS, LabFile, control_socket_of, nbd_socket_of, remove_sockets
 
 __all__ = ["Lab", "run_lab"]
@@ -44,6 +45,10 @@ STOP_S = 40.0
 """How long a host may take to close in order: its own limit and a reserve."""
 
 
+HOST_PROGRAM = ("-m", "pairsync.node.hostmain")
+"""Arguments of the interpreter."""
+
+
 class _HostProcess:
     """One host's process."""
 
@@ -52,6 +57,7 @@ class _HostProcess:
         self.process: trio.Process | None = None  # None: not running
         self.link: str | None = None  # its listening address, once it is ready
         self.cut = False  # whether the link is cut here, as far as this process was told
+        self.log_begin_bytes = 0  # where its part of the log begins
         self.starting = trio.Lock()  # held from the decision to make a process until there is one
         self.ready = trio.Event()  # of the present or last process: it serves
         self.ended = trio.Event()  # likewise: it is gone
@@ -82,13 +88,13 @@ class Lab:
     async def start(self, name: str) -> None:
         """Start a host and return when it serves; nothing if it runs.
 
-        `BackendError`, with the last line of its log, if it does not come up.
+        `BackendError`, with what became of it and why, as its log says, if it does not come up.
         """
         host = self._host(name)
         async with host.starting:
             if host.process is None:
                 await self._spawn(host)
-        ready, ended = host.ready, host.ended
+        process, ready, ended = host.process, host.ready, host.ended
         with trio.move_on_after(READY_S):
             async with trio.open_nursery() as nursery:
 
@@ -100,9 +106,11 @@ class Lab:
                 await ready.wait()
                 nursery.cancel_scope.cancel()
         if not ready.is_set():
+            fate = _fate(process)
             if host.process is not None and host.ended is ended:
                 host.process.kill()
-            raise BackendError(f"host {name} did not come up: {_last_line(self._directory / name / 'log')}")
+            words = last_words(self._directory / name / "log", host.log_begin_bytes)
+            raise BackendError(f"host {name} did not come up ({fate}): {words or 'it said nothing'}")
         if host.cut is not self._cut:  # the link was cut or mended meanwhile
             await self._ask(name, "cut" if self._cut else "heal")
             host.cut = self._cut
@@ -111,8 +119,9 @@ class Lab:
         directory = self._directory / host.name
         words = [str(directory / "host.toml"), "--follow-stdin", *(["--cut"] if self._cut else [])]
         with (directory / "log").open("ab") as log:
+            host.log_begin_bytes = log.tell()
             process = await trio.lowlevel.open_process(
-                [sys.executable, "-m", "pairsync.node.hostmain", *words],
+                [sys.executable, *HOST_PROGRAM, *words],
                 stdin=-1,
                 stdout=-1,
                 stderr=log,
@@ -276,9 +285,12 @@ class Lab:
                 return
 
 
-def _last_line(path: Path) -> str:
-    lines = path.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
+def _fate(process: trio.Process | None) -> str:
+    """How a process has ended, in words."""
+    status = None if process is None else process.returncode
+    if status is None:
+        return f"not within {READY_S:g} s"
+    return f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
 
 
 async def run_lab(directory: Path, lab: LabFile, tell: Callable[[Mapping[str, Any]], None]) -> None:
