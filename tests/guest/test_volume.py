@@ -348,6 +348,17 @@ async def test_a_cancelled_write_harms_nobody(pair: Pair) -> None:
     assert pair.same()
 
 
+async def test_a_write_that_was_begun_happens_though_it_is_cancelled(pair: Pair) -> None:
+    async with in_time(), pair.both() as (active, _):
+        volume = active.volume("vda")
+        with trio.move_on_after(0) as scope:
+            await volume.write(0, _noise(1, MIB))
+        assert scope.cancelled_caught
+        await volume.flush()
+        assert await volume.read(0, MIB) == _noise(1, MIB)
+    assert pair.same()
+
+
 # -- disks that fail -----------------------------------------------------------------------------------------
 
 

@@ -314,7 +314,11 @@ class AsyncioGuest:
         return await self.call(self._opened().volume(volume).read, offset, length)
 
     async def write(self, volume: str, offset: int, data: Buffer, *, fua: bool = False) -> None:
-        """As `Volume.write`.  Cancelled, it may or may not have happened, and ``data`` may be in use yet."""
+        """As `Volume.write`.
+
+        Cancelled, it may or may not happen, and ``data`` stays in use for a time that nobody is told: do not
+        reuse that buffer.
+        """
         await self.call(self._opened().volume(volume).write, offset, data, fua=fua)
 
     async def zero(self, volume: str, offset: int, length: int, *, allocate: bool = False) -> None:

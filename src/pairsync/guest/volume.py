@@ -144,6 +144,10 @@ class Volume:
 
         ``fua``: durable too, on every replica whose acknowledgement counts.  Raises `BackendError` if the
         local disk fails (then the range may hold old or new data).
+
+        A write that was begun cannot be taken back.  Cancelled, it may or may not happen, and ``data`` stays
+        in use until it has ended all the same, of which nobody is told: do not reuse that buffer.  (`submit`
+        does tell, and cannot be cancelled.)
         """
         if type(data) is memoryview and data.itemsize != 1:
             data = data.cast("B")  # its length would count items
