@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pairsync.core.messages import Role
 from pairsync.core.standing import Phase
 from pairsync.core.units import NS_PER_MS, NS_PER_S
 from pairsync.testing.disks import SimAction
+from pairsync.testing.swarm import Storm
 
 from .host import Armed, Life, SimHost
 from .network import SimPath
+from .profile import AMBUSHES
 from .start import make_blank
 
 if TYPE_CHECKING:
@@ -47,18 +48,14 @@ _ARMS: dict[str, tuple[bool, frozenset[SimAction], int]] = {
 """Kind: metadata or data, what fails, and how."""
 
 
-class Faults:
+class Faults(Storm[SimHost]):
     """See the module."""
 
     def __init__(self, world: World) -> None:
+        super().__init__(world.profile, world.chance, world.timers)
         self._world = world
-        self._timers = world.timers
-        self._random = world.chance
-        self._active = False  # faults may strike
-        self._enabled = world.profile.faults
-        self._ambush_pending = False
-        self._stopping: set[str] = set()  # hosts that close in order
-        self._actions: dict[str, Callable[[], None]] = {
+        self._ambushes = [kind for kind in world.profile.faults if kind in AMBUSHES]
+        self._actions |= {
             "cut-path": lambda: self._cut([self._any_path()]),
             "cut-one-way": lambda: self._cut([self._any_path()], self._random.choice(world.net.hosts)),
             "cut-all": lambda: self._cut(list(world.net.paths.values())),
@@ -66,8 +63,8 @@ class Faults:
             "reset-all": lambda: self._reset(list(world.net.paths.values())),
             "slow-link": self._slow,
             "replace-standby": self._replace_standby,
-            "crash-both": lambda: self._both(power=False),
-            "power-both": lambda: self._both(power=True),
+            "crash-both": lambda: self._kill_both(world.hosts, power=False),
+            "power-both": lambda: self._kill_both(world.hosts, power=True),
         }
         for host in (world.active, world.standby):
             self._actions[f"crash-{host.name}"] = lambda host=host: self._die(host, power=False)  # type: ignore[misc]
@@ -76,53 +73,23 @@ class Faults:
 
     # ------------------------------------------------------------------ when
 
-    def begin(self) -> None:
-        """Faults may strike from now on."""
-        self._active = True
-        if self._enabled:
-            self._next()
-
-    def end(self) -> None:
-        """No more faults: the network works, disks do not fail."""
-        self._active = False
+    def _mend(self) -> None:
         self._world.net.heal()
         for host in self._world.hosts:
             host.armed.clear()
 
-    def _next(self) -> None:
-        self._timers.after(int(self._world.profile.storm_ns * self._random.expovariate(1.0)), self._storm)
-
-    def _storm(self) -> None:
-        if self._active:
-            self.strike(self._random.choices(list(self._enabled), list(self._enabled.values()))[0])
-            self._next()
+    def _note(self, kind: str) -> None:
+        self._world.trace.note("fault", kind)
 
     def ambush(self, phase: Phase) -> None:
         """A volume's peer has just changed its phase; those that do not last are struck more often."""
-        kinds = [kind for kind in self._enabled if kind != "slow-link"]
-        if not self._active or self._ambush_pending or not kinds:
-            return
-        often = 1 if phase in {Phase.ABSENT, Phase.IN_SYNC} else FLEETING_FACTOR
-        if self._random.random() < self._world.profile.ambush * often:
-            self._ambush_pending = True
-            delay = self._random.choice(
-                (0, self._random.randrange(NS_PER_MS), self._random.randrange(20 * NS_PER_MS))
-            )
-            self._timers.after(delay, self._spring, self._random.choice(kinds))
+        if self._ambushes:
+            self._ambush(1 if phase in {Phase.ABSENT, Phase.IN_SYNC} else FLEETING_FACTOR, self._trap)
 
-    def _spring(self, kind: str) -> None:
-        self._ambush_pending = False
-        if self._active:
-            self.strike(kind)
-
-    def strike(self, kind: str) -> None:
-        """That fault, now."""
-        self._world.trace.note("fault", kind)
-        action = self._actions.get(kind)
-        if action is not None:
-            action()
-        else:
-            self._arm(kind)
+    def _trap(self) -> tuple[int, str]:
+        random = self._random
+        delay_ns = random.choice((0, random.randrange(NS_PER_MS), random.randrange(20 * NS_PER_MS)))
+        return delay_ns, random.choice(self._ambushes)
 
     # ------------------------------------------------------------------ deaths
 
@@ -135,17 +102,17 @@ class Faults:
             host.medium.strike_in(steps, lambda: self._die_inside(host, power=power))
             self._timers.after(INSIDE_NS_MAX, self._die_late, host, life, power)
         else:
-            self._die_now(host, power=power)
+            self._kill(host, power=power)
 
     def _die_inside(self, host: SimHost, *, power: bool) -> None:
         self._world.reach(f"died-inside:{host.name}")
-        self._die_now(host, power=power)
+        self._kill(host, power=power)
 
     def _die_late(self, host: SimHost, life: Life | None, power: bool) -> None:
         if host.life is life and host.up:
-            self._die_now(host, power=power)
+            self._kill(host, power=power)
 
-    def _die_now(self, host: SimHost, *, power: bool) -> None:
+    def _kill(self, host: SimHost, *, power: bool) -> None:
         if not host.up:
             return
         world = self._world
@@ -158,18 +125,6 @@ class Faults:
         world.checker.crashed(host, cache_lost=cache_lost)
         self._restart_later(host)
 
-    def _both(self, *, power: bool) -> None:
-        world = self._world
-        if world.active.up and world.standby.up:
-            self._count(f"{'power' if power else 'crash'}-both")
-            first = self._random.randrange(2)
-            self._die_now(world.hosts[first], power=power)
-            self._die_now(world.hosts[1 - first], power=power)
-
-    def _restart_later(self, host: SimHost) -> None:
-        delay = int(self._world.profile.restart_ns * self._random.expovariate(1.0))
-        self._timers.after(delay, self._restart, host)
-
     def _restart(self, host: SimHost) -> None:
         if not host.up and not self._world.ending:
             self._world.start(host)
@@ -180,7 +135,7 @@ class Faults:
         if life is None or not life.serves():
             return
         if host.suspect:  # nothing can be closed in order any more
-            self._die_now(host, power=False)
+            self._kill(host, power=False)
             return
         self._count(f"stop-{host.name}")
         life.stop.set()
@@ -196,7 +151,7 @@ class Faults:
 
     def _repair(self, life: Life) -> None:
         if life.host.life is life and not life.stop.is_set():
-            self._die_now(life.host, power=False)
+            self._kill(life.host, power=False)
 
     # ------------------------------------------------------------------ the network
 
@@ -242,7 +197,7 @@ class Faults:
         """Its disks are lost: new ones, blank."""
         standby = self._world.standby
         if standby.up:
-            self._die_now(standby, power=self._random.random() < 0.5)
+            self._kill(standby, power=self._random.random() < 0.5)
         self._count("replace-standby")
         self._world.checker.swapped()
         make_blank(self._world, standby)

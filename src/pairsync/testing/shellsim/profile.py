@@ -1,6 +1,6 @@
 """What a seed draws before it begins: sizes, options, the network, the writer's habits, the faults there are.
 
-Swarm testing, as in `pairsync.testing.sim.profile`: every seed switches on a random subset of the faults.
+What both simulators draw alike is in `pairsync.testing.swarm`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from random import Random
 
 from pairsync.core.limits import VolumeOptions
-from pairsync.core.messages import OpKind
 from pairsync.core.units import BLOCK_BYTES, KIB, MIB, NS_PER_MS, NS_PER_S, NS_PER_US
 from pairsync.io.config import LinkTimings
+from pairsync.testing.swarm import START_KINDS, Habits, SwarmProfile, between, draw_faults, draw_kinds
 
 from .network import WireSpeed
 
-__all__ = ["AMBUSHES", "FAULTS", "START_KINDS", "Habits", "Profile", "draw_profile"]
+__all__ = ["AMBUSHES", "FAULTS", "Profile", "draw_profile"]
 
 FAULTS: dict[str, float] = {
     "crash-active": 3.0,
@@ -48,63 +48,23 @@ FAULTS: dict[str, float] = {
 AMBUSHES = tuple(fault for fault in FAULTS if fault != "slow-link")
 """Faults that may be sprung at the moment when a volume's peer changes its phase."""
 
-START_KINDS = ("fresh", "prefilled", "in-sync", "switched")
-"""What the two hosts have behind them: nothing; a filled disk without lineage here and nothing there; both
-the same; the roles were the other way round, and the standby crashed with writes of its own."""
-
 LARGE_SHARE = 0.05
 """Of seeds with a volume that is larger than the write-intent window."""
 
 
-@dataclass(frozen=True, slots=True)
-class Habits:
-    """How the guest writes."""
-
-    depth: int  # requests at once, a volume
-    burst_requests: int
-    idle_ns: int  # between bursts, mean
-    think_ns: int  # between requests of a burst, mean
-    ops_max: int  # in a batch
-    op_sectors_max: int
-    flush_share: float
-    read_share: float
-    fua_share: float
-    hot_share: float  # of writes that go to an eighth of the volume
-    aligned: bool  # whole blocks only
-    kinds: tuple[OpKind, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile(SwarmProfile):
     """Everything a seed decides at the start."""
 
-    sizes_bytes: tuple[int, ...]
-    options: VolumeOptions
     timings: LinkTimings
     paths: dict[str, WireSpeed]
     active_dials: bool
-    habits: Habits
-    start: str
-    faults: dict[str, float]  # enabled, with weights
-    storm_ns: int  # mean time between faults
-    ambush: float  # probability of a fault at a change of phase
     crash_inside: float  # share of crashes that strike in the middle of what a host does with its disks
-    cache_keep: float | None  # share of unflushed sectors that a power cut keeps; None: drawn each time
-    safety_ns: int
-    restart_ns: int  # mean time until a host that went down is up again
-
-
-def _between(random: Random, low: int, high: int) -> int:
-    """Log-uniform."""
-    return int(low * (high / low) ** random.random())
 
 
 def draw_profile(random: Random) -> Profile:
     """All of a seed's decisions, in a fixed order."""
-    enabled = {fault: weight for fault, weight in FAULTS.items() if random.random() < 0.5}
-    if random.random() < 0.1:  # one kind only
-        only = random.choice(tuple(FAULTS))
-        enabled = {only: FAULTS[only]}
+    enabled = draw_faults(random, FAULTS)
     large = random.random() < LARGE_SHARE
     names = ("east", "west")[: random.choice((1, 2, 2))]
     return Profile(
@@ -118,17 +78,17 @@ def draw_profile(random: Random) -> Profile:
         habits=_habits(random, large=large),
         start=random.choices(START_KINDS, (3, 3, 2, 2))[0],
         faults=enabled,
-        storm_ns=_between(random, NS_PER_S, 5 * NS_PER_S),
+        storm_ns=between(random, NS_PER_S, 5 * NS_PER_S),
         ambush=random.choice((0.0, 0.1, 0.3)),
         crash_inside=random.choice((0.0, 0.5, 0.9)),
         cache_keep=random.choice((None, None, 0.0, 0.5, 1.0)),
         safety_ns=random.randrange(15, 40) * NS_PER_S,
-        restart_ns=_between(random, NS_PER_S // 10, 5 * NS_PER_S),
+        restart_ns=between(random, NS_PER_S // 10, 5 * NS_PER_S),
     )
 
 
 def _size(random: Random, *, large: bool) -> int:
-    return _between(random, *((1500, 4000) if large else (4, 80))) * BLOCK_BYTES + random.choice(
+    return between(random, *((1500, 4000) if large else (4, 80))) * BLOCK_BYTES + random.choice(
         (0, 0, 512, 3 * KIB, 8)
     )
 
@@ -141,13 +101,13 @@ def _options(random: Random) -> VolumeOptions:
         level=level,
         at_bound=at_bound,
         lag_bytes=random.choice((1, 1, 2, 64)) * MIB,
-        lag_ns=_between(random, NS_PER_MS, 5 * NS_PER_S),
+        lag_ns=between(random, NS_PER_MS, 5 * NS_PER_S),
         intent_window_bytes=random.choice((4, 4, 64)) * MIB,
         inflight_bytes=random.choice((2, 16)) * MIB,
         tickets_max=random.choice((1, 4, 64, 4096)),
-        latency_goal_ns=_between(random, NS_PER_MS // 2, 20 * NS_PER_MS),
+        latency_goal_ns=between(random, NS_PER_MS // 2, 20 * NS_PER_MS),
         peer_deadline_ns=random.choice((2, 5, 20)) * NS_PER_S,
-        flush_after_ns=_between(random, NS_PER_S // 10, 5 * NS_PER_S),
+        flush_after_ns=between(random, NS_PER_S // 10, 5 * NS_PER_S),
     )
 
 
@@ -157,7 +117,7 @@ def _timings(random: Random) -> LinkTimings:
         heartbeat_ns=heartbeat_ns,
         silence_ns=heartbeat_ns * random.choice((2, 4)),
         lane_silence_ns=random.choice((3, 10)) * NS_PER_S,
-        backoff_first_ns=_between(random, 10 * NS_PER_MS, 200 * NS_PER_MS),
+        backoff_first_ns=between(random, 10 * NS_PER_MS, 200 * NS_PER_MS),
         backoff_limit_ns=random.choice((1, 5)) * NS_PER_S,
         handshake_ns=random.choice((1, 5)) * NS_PER_S,
     )
@@ -165,22 +125,21 @@ def _timings(random: Random) -> LinkTimings:
 
 def _speed(random: Random) -> WireSpeed:
     return WireSpeed(
-        delay_ns=_between(random, 30 * NS_PER_US, 40 * NS_PER_MS),
-        jitter_ns=random.choice((0, _between(random, NS_PER_US, 5 * NS_PER_MS))),
-        ns_per_kib=_between(random, 2_000, 400_000),
-        window_bytes=_between(random, 8 * KIB, 4 * MIB),
-        piece_bytes=random.choice((_between(random, KIB, 8 * KIB), MIB, MIB)),
+        delay_ns=between(random, 30 * NS_PER_US, 40 * NS_PER_MS),
+        jitter_ns=random.choice((0, between(random, NS_PER_US, 5 * NS_PER_MS))),
+        ns_per_kib=between(random, 2_000, 400_000),
+        window_bytes=between(random, 8 * KIB, 4 * MIB),
+        piece_bytes=random.choice((between(random, KIB, 8 * KIB), MIB, MIB)),
     )
 
 
 def _habits(random: Random, *, large: bool) -> Habits:
-    others = (OpKind.ZERO, OpKind.TRIM, OpKind.ZERO_ALLOCATE)
-    kinds = (OpKind.DATA,) * random.choice((1, 3, 6)) + tuple(k for k in others if random.random() < 0.5)
+    kinds = draw_kinds(random)
     return Habits(
         depth=random.choice((1, 2, 4)),
-        burst_requests=_between(random, 4, 30),
-        idle_ns=_between(random, NS_PER_S // 2, 3 * NS_PER_S),
-        think_ns=_between(random, 100 * NS_PER_US, 20 * NS_PER_MS),
+        burst_requests=between(random, 4, 30),
+        idle_ns=between(random, NS_PER_S // 2, 3 * NS_PER_S),
+        think_ns=between(random, 100 * NS_PER_US, 20 * NS_PER_MS),
         ops_max=random.choice((1, 1, 2, 4)),
         op_sectors_max=2048 if large else random.choice((1, 8, 16, 64)),
         flush_share=random.choice((0.0, 0.02, 0.1, 0.3)),

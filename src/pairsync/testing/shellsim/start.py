@@ -71,7 +71,7 @@ def make_blank(world: World, host: SimHost) -> None:
 
 
 def make_start(world: World) -> None:
-    """The volumes of both hosts, as the seed's profile begins (`profile.START_KINDS`)."""
+    """The volumes of both hosts, as the seed's profile begins (`swarm.START_KINDS`)."""
     kind = world.profile.start
     for index, size in enumerate(world.profile.sizes_bytes):
         mine = theirs = _blank_superblock(index, size)

@@ -16,13 +16,12 @@ phase* everything must become whole in bounded time (`world`).  A set of seeds m
 from __future__ import annotations
 
 from .coverage import missing, required
-from .profile import FAULTS, GuestHabits, Profile, Speeds, draw_profile
+from .profile import FAULTS, Profile, Speeds, draw_profile
 from .runner import Summary, run_seeds
 from .world import Outcome, SimulationFailure, World, simulate
 
 __all__ = [
     "FAULTS",
-    "GuestHabits",
     "Outcome",
     "Profile",
     "SimulationFailure",

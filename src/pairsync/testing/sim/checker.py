@@ -285,7 +285,7 @@ class Checker:
     def _check_window(self, volume: int) -> None:
         """Data blocks to be copied again; zeroes cost nothing and do not count."""
         profile = self._world.profile
-        if set(profile.guest.kinds) != {OpKind.DATA}:
+        if set(profile.habits.kinds) != {OpKind.DATA}:
             return
         recovered = self._pair(volume)[0].metadata.recovered().count * BLOCK_BYTES
         window = profile.options.intent_window_bytes + 2 * self.stream.batch_bytes

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pairsync.core.messages import Generation, Role
 from pairsync.core.standing import Phase
 from pairsync.core.units import NS_PER_MS, NS_PER_S
+from pairsync.testing.swarm import Storm
 
 from .disk import SimDisk
 from .host import Armed, Replica, SimHost
@@ -41,32 +41,29 @@ class _Backup:
         self.floors = [history.copy_floors() for history in world.guest.histories]
 
 
-class Faults:
+class Faults(Storm[SimHost]):
     """See the module."""
 
     def __init__(self, world: World) -> None:
+        super().__init__(world.profile, world.random, world.clock)
         self._world = world
         self._clock = world.clock
-        self._random = world.random
-        self._active = False  # faults may strike
         self._enabled = list(world.profile.faults)
-        self._weights = list(world.profile.faults.values())
         self._crashes = [
             fault
             for fault in self._enabled
             if fault.startswith(("crash", "power", "metadata", "journal", "flush"))
         ]
-        self._ambush_pending = False
         self._backups: dict[str, list[_Backup]] = {"active": [], "standby": []}
         self._restored_active = False  # the active was rolled back: the standby may be the newer one
         self._refusal: str | None = None  # the last rule by which a session was refused
-        self._actions: dict[str, Callable[[], None]] = {
-            "crash-active": lambda: self._crash(world.active, power=False),
-            "crash-standby": lambda: self._crash(world.standby, power=False),
-            "crash-both": lambda: self._crash_both(power=False),
-            "power-active": lambda: self._crash(world.active, power=True),
-            "power-standby": lambda: self._crash(world.standby, power=True),
-            "power-both": lambda: self._crash_both(power=True),
+        self._actions |= {
+            "crash-active": lambda: self._kill(world.active, power=False),
+            "crash-standby": lambda: self._kill(world.standby, power=False),
+            "crash-both": lambda: self._kill_both(world.hosts, power=False),
+            "power-active": lambda: self._kill(world.active, power=True),
+            "power-standby": lambda: self._kill(world.standby, power=True),
+            "power-both": lambda: self._kill_both(world.hosts, power=True),
             "stop-active": lambda: self._stop(world.active),
             "stop-standby": lambda: self._stop(world.standby),
             "cut": self._cut,
@@ -83,15 +80,7 @@ class Faults:
 
     # ------------------------------------------------------------------ when
 
-    def begin(self) -> None:
-        """Faults may strike from now on."""
-        self._active = True
-        if self._enabled:
-            self._next()
-
-    def end(self) -> None:
-        """No more faults: the network works, devices are quick and do not fail."""
-        self._active = False
+    def _mend(self) -> None:
         world = self._world
         world.link.slow = 1.0
         world.link.heal()
@@ -100,23 +89,18 @@ class Faults:
                 replica.armed = Armed()
                 replica.slow = 1.0
 
-    def _next(self) -> None:
-        self._clock.after(int(self._world.profile.storm_ns * self._random.expovariate(1.0)), self._storm)
-
-    def _storm(self) -> None:
-        if self._active:
-            self.strike(self._random.choices(self._enabled, self._weights)[0])
-            self._next()
+    def _note(self, kind: str) -> None:
+        self._world.trace.note("fault", kind)
 
     def ambush(self, phase: Phase) -> None:
         """A volume's peer has just changed its phase: now would be a bad moment."""
-        if not self._active or self._ambush_pending or not self._enabled:
-            return
-        if self._random.random() < self._world.profile.ambush * _SHORT_LIVED.get(phase, 1):
-            self._ambush_pending = True
-            spans = (1, NS_PER_MS // 4, NS_PER_MS, 20 * NS_PER_MS)
-            delay = self._random.randrange(self._random.choice(spans))
-            self._clock.after(delay, self._spring, self._random.choice(self._enabled))
+        if self._enabled:
+            self._ambush(_SHORT_LIVED.get(phase, 1), self._trap)
+
+    def _trap(self) -> tuple[int, str]:
+        random = self._random
+        delay_ns = random.randrange(random.choice((1, NS_PER_MS // 4, NS_PER_MS, 20 * NS_PER_MS)))
+        return delay_ns, random.choice(self._enabled)
 
     def drag(self) -> None:
         """At level ``async`` with ``fall-behind``: for a while a link so slow that the peer falls behind."""
@@ -137,30 +121,16 @@ class Faults:
 
     def ambush_generation(self) -> None:
         """A write-intent generation has moved on: likewise, for what costs the host its memory."""
-        if not self._active or self._ambush_pending or not self._crashes:
-            return
-        if self._random.random() < self._world.profile.ambush / 8:
-            self._ambush_pending = True
-            kind = self._random.choice(self._crashes)
-            self._clock.after(self._random.randrange(2 * NS_PER_MS), self._spring, kind)
+        if self._crashes:
+            self._ambush(1 / 8, self._crash_trap)
 
-    def _spring(self, kind: str) -> None:
-        self._ambush_pending = False
-        if self._active:
-            self.strike(kind)
-
-    def strike(self, kind: str) -> None:
-        """That fault, now."""
-        self._world.trace.note("fault", kind)
-        action = self._actions.get(kind)
-        if action is not None:
-            action()
-        else:
-            self._arm(kind)
+    def _crash_trap(self) -> tuple[int, str]:
+        kind = self._random.choice(self._crashes)
+        return self._random.randrange(2 * NS_PER_MS), kind
 
     # ------------------------------------------------------------------ hosts
 
-    def _crash(self, host: SimHost, *, power: bool, restart: bool = True) -> None:
+    def _kill(self, host: SimHost, *, power: bool) -> None:
         if not host.up:
             return
         world = self._world
@@ -178,24 +148,14 @@ class Faults:
         if host.role is Role.ACTIVE:
             world.guest.host_died()
         world.checker.crashed(host, power=power or suspect, in_sync=in_sync)
-        if restart:
-            self._restart_later(host)
-
-    def _crash_both(self, *, power: bool) -> None:
-        world = self._world
-        if world.active.up and world.standby.up:
-            self._count(f"{'power' if power else 'crash'}-both")
-            first = self._random.randrange(2)
-            self._crash(world.hosts[first], power=power)
-            self._crash(world.hosts[1 - first], power=power)
+        self._restart_later(host)
 
     def _count(self, kind: str) -> None:
         self._world.coverage.fault(kind)
 
     def _restart_later(self, host: SimHost) -> None:
         self._back_up(host)
-        delay = int(self._world.profile.restart_ns * self._random.expovariate(1.0))
-        self._clock.after(delay, self._restart, host)
+        super()._restart_later(host)
 
     def _restart(self, host: SimHost) -> None:
         world = self._world
@@ -226,7 +186,7 @@ class Faults:
         if host.incarnation != incarnation or session is None:
             return
         if any(source.failed for source in session.sources):
-            self._crash(host, power=False)
+            self._kill(host, power=False)
             return
         if self._world.guest.requests:
             self._clock.after(20 * NS_PER_MS, self._wait_for_guest, host, incarnation, since_ns)
@@ -246,7 +206,7 @@ class Faults:
             self._clock.after(20 * NS_PER_MS, self._wait_for_close, host, incarnation, since_ns)
             return
         if host.suspect:
-            self._crash(host, power=False)
+            self._kill(host, power=False)
             return
         host.stop()
         self._world.checker.crashed(host, power=False, in_sync=False)
@@ -319,7 +279,7 @@ class Faults:
         standby = world.standby
         self._count("replace-standby")
         if standby.up:
-            self._crash(standby, power=self._random.random() < 0.5)
+            self._kill(standby, power=self._random.random() < 0.5)
         for replica in standby.replicas:
             size = replica.metadata.superblock.size_bytes
             replica.disk, replica.metadata = blank_replica(replica.index, size)
@@ -338,7 +298,7 @@ class Faults:
             return
         self._count(f"rollback-{host.name}")
         if host.up:
-            self._crash(host, power=True)
+            self._kill(host, power=True)
         backup = self._random.choice(usable)
         if not self._told_apart(host, backup):
             return
@@ -378,7 +338,7 @@ class Faults:
             if not host.up and self._random.random() < 0.2:
                 self._restart(host)
             elif session is not None and host.suspect:
-                self._crash(host, power=False)
+                self._kill(host, power=False)
         active = world.active.session
         if active is not None and active.refusal is None:
             self._refusal = None  # a session has been agreed on since

@@ -96,7 +96,7 @@ class Guest:
         host = self._world.active
         if not self.writing or not host.up or host.closing or host.suspect:
             return
-        habits = self._world.profile.guest
+        habits = self._world.profile.habits
         if self._burst[volume] <= 0:
             self._burst[volume] = 1 + self._random.randrange(2 * habits.burst_requests)
         source = self._session_source(volume)
@@ -109,7 +109,7 @@ class Guest:
             self._wake_after(volume, int(habits.idle_ns * self._random.expovariate(1.0)))
 
     def _submit(self, volume: int) -> None:
-        if self._random.random() < self._world.profile.guest.flush_share:
+        if self._random.random() < self._world.profile.habits.flush_share:
             self.flush(volume)
         else:
             self._write(volume)
@@ -127,7 +127,7 @@ class Guest:
         history = self.histories[volume]
         ops = [
             self._draw_op(volume)
-            for _ in range(1 + self._random.randrange(self._world.profile.guest.ops_max))
+            for _ in range(1 + self._random.randrange(self._world.profile.habits.ops_max))
         ]
         for op in ops:
             version = cast("Any", op.data) if op.kind is OpKind.DATA else self.next_version()
@@ -155,7 +155,7 @@ class Guest:
         return session.sources[volume]
 
     def _draw_op(self, volume: int) -> WriteOp:
-        random, habits = self._random, self._world.profile.guest
+        random, habits = self._random, self._world.profile.habits
         sectors = self._sector_counts[volume]
         length = 1 + random.randrange(habits.op_sectors_max)
         if random.random() < 0.02:
@@ -200,7 +200,7 @@ class Guest:
                 if good:
                     world.checker.write_acknowledged(volume, record)
         if self._burst[volume] > 0:
-            think = self._world.profile.guest.think_ns
+            think = self._world.profile.habits.think_ns
             self._wake_after(volume, int(think * self._random.expovariate(1.0)))
 
     def host_died(self) -> None:

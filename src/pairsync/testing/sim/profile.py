@@ -1,21 +1,20 @@
 """What a seed draws before it begins: sizes, options, speeds, the guest's habits, and which faults exist.
 
-Swarm testing: every seed switches on a random subset of the faults and of the guest's habits, so that some
-seeds see one thing only, often, and combinations are not drowned by whatever is most frequent.
+What both simulators draw alike is in `pairsync.testing.swarm`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 
 from pairsync.core.limits import VolumeOptions
-from pairsync.core.messages import OpKind
 from pairsync.core.units import BLOCK_BYTES, MIB, NS_PER_MS, NS_PER_S, NS_PER_US
+from pairsync.testing.swarm import START_KINDS, Habits, SwarmProfile, between, draw_faults, draw_kinds
 
 from .disk import SECTOR_BYTES
 
-__all__ = ["FAULTS", "START_KINDS", "GuestHabits", "Profile", "Speeds", "draw_profile"]
+__all__ = ["FAULTS", "Profile", "Speeds", "draw_profile"]
 
 FAULTS: dict[str, float] = {
     "crash-active": 3.0,
@@ -49,10 +48,6 @@ FAULTS: dict[str, float] = {
 }
 """Every fault there is, with its weight in the storm."""
 
-START_KINDS = ("fresh", "prefilled", "in-sync", "switched")
-"""What the two hosts have behind them: nothing; a filled disk without lineage here and nothing there; both
-the same; the roles were the other way round, and the standby crashed with writes of its own."""
-
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
@@ -66,71 +61,35 @@ class Speeds:
     link_ns_per_kib: int
 
 
-@dataclass(frozen=True, slots=True)
-class GuestHabits:
-    """How the guest writes."""
-
-    depth: int  # requests at once, a volume
-    burst_requests: int
-    idle_ns: int  # between bursts, mean
-    think_ns: int  # between a completion and the next request, mean
-    ops_max: int  # in a batch
-    op_sectors_max: int
-    flush_share: float
-    fua_share: float
-    hot_share: float  # of writes that go to an eighth of the volume
-    aligned: bool  # whole blocks only
-    kinds: tuple[OpKind, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile(SwarmProfile):
     """Everything a seed decides at the start."""
 
-    sizes_bytes: tuple[int, ...]
-    options: VolumeOptions
     speeds: Speeds
-    guest: GuestHabits
-    start: str
-    faults: dict[str, float]  # enabled, with weights
-    storm_ns: int  # mean time between faults
-    ambush: float  # probability of a fault at a change of phase
-    cache_keep: float | None  # share of unflushed sectors that a power cut keeps; None: drawn each time
-    safety_ns: int
-    restart_ns: int  # mean time until a host that went down is up again
-    notes: tuple[str, ...] = field(default=())
-
-
-def _between(random: Random, low: int, high: int) -> int:
-    """Log-uniform."""
-    return int(low * (high / low) ** random.random())
 
 
 def draw_profile(random: Random) -> Profile:
     """All of a seed's decisions, in a fixed order."""
     large = random.random() < 0.06
     sizes = tuple(_size(random, large=large) for _ in range(1 if large else random.choice((1, 1, 1, 2, 3))))
-    enabled = {fault: weight for fault, weight in FAULTS.items() if random.random() < 0.5}
-    if random.random() < 0.1:  # one kind only
-        only = random.choice(tuple(FAULTS))
-        enabled = {only: FAULTS[only]}
+    enabled = draw_faults(random, FAULTS)
     return Profile(
         sizes_bytes=sizes,
         options=_options(random),
         speeds=_speeds(random),
-        guest=_habits(random, large=large),
+        habits=_habits(random, large=large),
         start=random.choices(START_KINDS, (4, 2, 3, 2))[0],
         faults=enabled,
-        storm_ns=_between(random, 2 * NS_PER_S, 30 * NS_PER_S),
+        storm_ns=between(random, 2 * NS_PER_S, 30 * NS_PER_S),
         ambush=random.choice((0.0, 0.05, 0.15, 0.3)),
         cache_keep=random.choice((None, None, 0.0, 0.5, 1.0)),
         safety_ns=random.randrange(40, 120) * NS_PER_S,
-        restart_ns=_between(random, NS_PER_S // 10, 8 * NS_PER_S),
+        restart_ns=between(random, NS_PER_S // 10, 8 * NS_PER_S),
     )
 
 
 def _size(random: Random, *, large: bool) -> int:
-    blocks = _between(random, 3000, 36000) if large else _between(random, 4, 120)
+    blocks = between(random, 3000, 36000) if large else between(random, 4, 120)
     tail = random.choice((0, 0, SECTOR_BYTES * random.randrange(8)))
     return blocks * BLOCK_BYTES + tail
 
@@ -144,35 +103,34 @@ def _options(random: Random) -> VolumeOptions:
         level=level,
         at_bound=at_bound,
         lag_bytes=random.choice((1, 1, 2, 64)) * MIB,
-        lag_ns=_between(random, NS_PER_MS // 5, lag_ns_max),
+        lag_ns=between(random, NS_PER_MS // 5, lag_ns_max),
         intent_window_bytes=random.choice((4, 4, 8, 64)) * MIB,
         inflight_bytes=random.choice((1, 1, 16)) * MIB,
         tickets_max=random.choice((1, 4, 64, 4096)),
-        latency_goal_ns=_between(random, NS_PER_MS // 2, 20 * NS_PER_MS),
+        latency_goal_ns=between(random, NS_PER_MS // 2, 20 * NS_PER_MS),
         peer_deadline_ns=random.choice((2, 5, 20)) * NS_PER_S,
-        flush_after_ns=_between(random, NS_PER_S // 10, 5 * NS_PER_S),
+        flush_after_ns=between(random, NS_PER_S // 10, 5 * NS_PER_S),
     )
 
 
 def _speeds(random: Random) -> Speeds:
     return Speeds(
-        disk_ns=_between(random, 20 * NS_PER_US, 3 * NS_PER_MS),
-        disk_ns_per_kib=_between(random, 100, 10_000),
-        flush_ns=_between(random, 100 * NS_PER_US, 30 * NS_PER_MS),
-        metadata_ns=_between(random, 50 * NS_PER_US, 5 * NS_PER_MS),
-        link_ns=_between(random, 30 * NS_PER_US, 20 * NS_PER_MS),
-        link_ns_per_kib=_between(random, 500, 60_000),
+        disk_ns=between(random, 20 * NS_PER_US, 3 * NS_PER_MS),
+        disk_ns_per_kib=between(random, 100, 10_000),
+        flush_ns=between(random, 100 * NS_PER_US, 30 * NS_PER_MS),
+        metadata_ns=between(random, 50 * NS_PER_US, 5 * NS_PER_MS),
+        link_ns=between(random, 30 * NS_PER_US, 20 * NS_PER_MS),
+        link_ns_per_kib=between(random, 500, 60_000),
     )
 
 
-def _habits(random: Random, *, large: bool) -> GuestHabits:
-    others = (OpKind.ZERO, OpKind.TRIM, OpKind.ZERO_ALLOCATE)
-    kinds = (OpKind.DATA,) * random.choice((1, 3, 6)) + tuple(k for k in others if random.random() < 0.5)
-    return GuestHabits(
+def _habits(random: Random, *, large: bool) -> Habits:
+    kinds = draw_kinds(random)
+    return Habits(
         depth=random.choice((1, 2, 4, 8, 16)),
-        burst_requests=_between(random, 2, 40),
-        idle_ns=_between(random, NS_PER_S, 8 * NS_PER_S),
-        think_ns=_between(random, 10 * NS_PER_US, 20 * NS_PER_MS),
+        burst_requests=between(random, 2, 40),
+        idle_ns=between(random, NS_PER_S, 8 * NS_PER_S),
+        think_ns=between(random, 10 * NS_PER_US, 20 * NS_PER_MS),
         ops_max=random.choice((1, 1, 2, 4)),
         op_sectors_max=random.choice((128, 2048)) if large else random.choice((1, 8, 16, 64)),
         flush_share=random.choice((0.0, 0.02, 0.1, 0.3)),

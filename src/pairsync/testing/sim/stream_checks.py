@@ -53,7 +53,7 @@ class StreamChecks:
         # What the active knew when it sent each write that is on its way: by identity of its ops, which
         # are kept here so that no identity is used twice.
         self._notes: dict[int, _Sent] = {}
-        habits = world.profile.guest  # what the guest may have asked for before it is made to wait
+        habits = world.profile.habits  # what the guest may have asked for before it is made to wait
         self.batch_bytes = habits.ops_max * min(FRAME_DATA_BYTES_MAX, max(world.profile.sizes_bytes))
 
     def _fail(self, rule: str, volume: int, text: str) -> None:
