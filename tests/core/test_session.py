@@ -467,7 +467,28 @@ def test_a_failed_volume_lets_no_session_begin() -> None:
     for _ in range(20):
         pair.tick(NS_PER_S)
     assert not any(isinstance(message, Introduce) for message in sent(pair.a))
-    assert phase(pair.a) is SessionPhase.OFFLINE
+
+
+@pytest.mark.parametrize("volumes", [1, 2])
+def test_the_peer_of_a_failed_volume_hears_why_and_both_wait(volumes: int) -> None:
+    pair = synced(volumes=volumes)
+    pair.a.flush("f")
+    pair.a.complete("side", error=errno.EIO)
+    pair.settle()
+    clear(pair)
+    why = "volume-failed: vda: a flush failed: EIO"
+    for _ in range(10 * 60 * 4):  # ten minutes
+        if not pair.linked:
+            pair.connect()
+        pair.settle()
+        pair.tick(NS_PER_S // 4)
+    assert set(sent(pair.a)) == {Leave(why)}
+    assert pair.a.session.refusal == why
+    assert pair.b.session.refusal == f"peer-left: {why}"
+    assert {event.describe() for event in told(pair.b, RefusedEvent)} == {f"refused (peer-left): {why}"}
+    # 1 + 2 + 4 + 8 + 16 + 32 seconds, then once a minute
+    assert 10 <= len(told(pair.a, RefusedEvent)) <= 16
+    assert 10 <= len(told(pair.b, RefusedEvent)) <= 16
 
 
 def test_a_higher_term_that_the_standby_has_recorded_is_its_own() -> None:

@@ -216,6 +216,25 @@ async def test_replicas_that_were_written_apart_are_refused(pair: Pair) -> None:
     assert pair.image("b").read_bytes() == before[1], "nothing is overwritten silently"
 
 
+async def test_the_peer_of_a_failed_volume_is_told_why_and_not_in_a_hurry(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise BackendError("the disk is gone")
+
+    async with in_time(), pair.both() as (active, standby):
+        with standby.subscribe() as events:
+            monkeypatch.setattr(active.volume("vda")._replica.device, "flush", fail)
+            with pytest.raises(BackendError, match="EIO"):
+                await active.volume("vda").flush()
+            refused = await await_event(events, RefusedEvent)
+            began = trio.current_time()
+            assert refused == RefusedEvent("peer-left", "volume-failed: vda: a flush failed: EIO")
+            assert await await_event(events, RefusedEvent) == refused
+            assert trio.current_time() - began > 1, "the second wait, of two seconds"
+        assert active.statistics().refusal == "volume-failed: vda: a flush failed: EIO"
+
+
 async def test_two_active_hosts_are_refused(pair: Pair) -> None:
     async with (
         in_time(),

@@ -8,6 +8,8 @@ each report to the machine of its volume.  It decides nothing about data.
     OFFLINE ──connected──▶ GREETING ──Introduce, plan agreed──▶ RUNNING ──lost──▶ OFFLINE
                               └── refused, or a rule broken ──▶ LEAVING (until the link reports the loss)
 
+A guest with a failed volume refuses every session, so that the peer hears why.
+
 After a refusal or a failure the next session does not begin at once: the wait doubles from one second to a
 minute and is forgotten after a session that held for that long (DESIGN rule 11).
 
@@ -151,6 +153,10 @@ class Session:
     def _greet(self, now_ns: int) -> None:
         if not self._connected or self.phase is not SessionPhase.OFFLINE or now_ns < self._not_before_ns:
             return
+        for source in self.sources:
+            if source.failed is not None:  # for good: the peer is told instead of being kept waiting
+                self._refuse("volume-failed", f"{source.standing.name}: {source.failed}", now_ns)
+                return
         for target in self.targets:
             target.retry()
         if any(not source.serving for source in self.sources) or any(not t.settled for t in self.targets):
