@@ -502,6 +502,34 @@ def test_a_higher_term_that_the_standby_has_recorded_is_its_own() -> None:
     assert event.describe() == "refused (stale-term): the active host's term 1 is older than 7"
 
 
+def test_a_higher_term_that_the_standby_has_learnt_is_its_own_from_then_on() -> None:
+    """The standby lives on while the active host is started under a new term, and then under the old one."""
+    pair = synced()
+    pair.crash(pair.a)
+    pair.a.start(Role.ACTIVE, 5)
+    for _ in range(4):
+        if not pair.linked:
+            pair.connect()
+        pair.settle()
+        pair.tick(NS_PER_S)
+    assert pair.b.session.in_sync
+    assert pair.b.session.term == pair.b.session.introduction().term == 5
+    pair.cut()
+    clear(pair)
+    pair.crash(pair.a)
+    pair.a.metadata[0].superblock = replace(pair.a.metadata[0].superblock, term=1)  # a copy of the old disk
+    pair.a.start(Role.ACTIVE, 1)
+    for _ in range(4):
+        if not pair.linked:
+            pair.connect()
+        pair.settle()
+        pair.tick(NS_PER_S)
+    assert told(pair.a, RefusedEvent)[0] == RefusedEvent(
+        "stale-term", "the active host's term 1 is older than 5"
+    )
+    assert not pair.b.session.in_sync
+
+
 # -- reports of the shell ------------------------------------------------------------------------------------
 
 

@@ -110,7 +110,7 @@ class Session:
         self.guest = guest
         self.pair_id = pair_id
         self.role = role
-        self.term = term
+        self._term = term
         self.phase = SessionPhase.OFFLINE
         self.refusal: str | None = None  # why the last session was refused, until one runs again
         self.sources: list[VolumeSource] = []  # active only, one a volume
@@ -134,8 +134,12 @@ class Session:
         for source in self.sources:
             source.open(term, boot_id)
         for target in self.targets:
-            self.term = max(self.term, target.superblock.term)
             target.open(boot_id)
+
+    @property
+    def term(self) -> int:
+        """The highest term that this host knows of: a standby learns it from the active host's plans."""
+        return max([self._term, *(target.superblock.term for target in self.targets)])
 
     def take(self) -> list[Effect]:
         """The effects that have gathered, to be performed in this order."""

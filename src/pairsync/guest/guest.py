@@ -129,8 +129,7 @@ class Guest:
         return GuestStatistics(
             name=self.name,
             role=self.role.name.lower(),
-            # a standby learns of a new term before its own session machine is made anew
-            term=max([self.session.term, *(target.superblock.term for target in self.session.targets)]),
+            term=self.session.term,
             connected=self.link is not None and self.link.session is not None,
             in_sync=self.in_sync,
             refusal=self.session.refusal,
