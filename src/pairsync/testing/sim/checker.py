@@ -31,7 +31,8 @@ from .history import History, WriteRecord
 from .stream_checks import StreamChecks
 
 if TYPE_CHECKING:
-    from .host import Replica, SimHost
+    from .host import SimHost
+    from .media import Replica
     from .world import World
 
 __all__ = ["Checker"]

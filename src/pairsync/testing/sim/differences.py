@@ -16,7 +16,7 @@ from pairsync.core.dirty import PAGE_BLOCKS, DirtyMap, DirtyView
 from .disk import SECTORS_PER_BLOCK
 
 if TYPE_CHECKING:
-    from .host import Replica
+    from .media import Replica
     from .world import World
 
 __all__ = ["Differences"]

@@ -11,7 +11,8 @@ from pairsync.core.units import NS_PER_MS, NS_PER_S
 from pairsync.testing.swarm import Storm
 
 from .disk import SimDisk
-from .host import Armed, Replica, SimHost
+from .host import SimHost
+from .media import Armed, Replica
 from .metadata import SimMetadata
 from .start import blank_replica
 

@@ -2,12 +2,11 @@
 
 What it does is what the shell has to do (``core.effects``): one lane a volume for applies and reads, one for
 its metadata, flushes beside them, messages into the link, completions to the guest.  What is durable
-(`Replica`) outlives the process; everything else is rebuilt from it.
+(`media.Replica`) outlives the process; everything else is rebuilt from it.
 """
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -29,53 +28,18 @@ from pairsync.core.effects import (
 from pairsync.core.messages import Begin, Message, Role, Write
 from pairsync.core.session import Session, VolumeSetup
 from pairsync.core.tracker import ops_bytes
-from pairsync.core.units import BLOCK_BYTES, KIB, NS_PER_MS, NS_PER_S, Extent
+from pairsync.core.units import BLOCK_BYTES, KIB, NS_PER_MS, NS_PER_S
 
-from .disk import SECTOR_BYTES, SECTORS_PER_BLOCK, SimDisk, ops_of_content, values_of_op
+from .disk import ops_of_content
 from .lane import Lane
-from .metadata import SimMetadata
+from .media import PIECE_BLOCKS, Media, Replica, metadata_text
 
 if TYPE_CHECKING:
     from .world import World
 
-__all__ = ["Armed", "Replica", "SimHost"]
+__all__ = ["SimHost"]
 
 TICK_NS = NS_PER_S // 2
-PIECE_BLOCKS = 128
-"""Most data blocks that one read finds, as the shell does it."""
-
-
-class Armed:
-    """Failures that the next job of a kind will have: an errno, or 0."""
-
-    __slots__ = ("apply", "flush", "journal", "metadata", "read")
-
-    def __init__(self) -> None:
-        self.apply = self.read = self.flush = self.journal = self.metadata = 0
-
-
-class Replica:
-    """One volume on one host: what is on its disks, and the queues in front of them."""
-
-    __slots__ = ("applies_asked", "armed", "disk", "index", "lane", "metadata", "metadata_lane", "slow")
-
-    def __init__(self, index: int, disk: SimDisk, metadata: SimMetadata) -> None:
-        self.index = index
-        self.disk = disk
-        self.metadata = metadata
-        self.armed = Armed()
-        self.slow = 1.0  # factor on all times of this volume
-        self.applies_asked = 0
-        self.lane: Lane
-        self.metadata_lane: Lane
-
-    def claims(self) -> bool:
-        """Whether any superblock that a crash may leave calls the peer in sync."""
-        if self.metadata.superblock.peer_in_sync:
-            return True
-        return any(
-            isinstance(job, Persist) and job.superblock.peer_in_sync for job in self.metadata_lane.jobs
-        )
 
 
 class SimHost:
@@ -95,6 +59,7 @@ class SimHost:
         self._world = world
         self._clock = world.clock
         self._random = world.random
+        self._media = Media(world, self)
         self._trace = world.trace
         self._perform: dict[type[Any], Callable[[Any], None]] = {
             Apply: self._on_apply,
@@ -165,9 +130,9 @@ class SimHost:
         self._trace.note(self.name, "stop", self.incarnation)
         for replica in self.replicas:
             for job in replica.lane.clear():
-                self._finish_io(replica, job)
+                self._media.finish(replica, job)
             for job in replica.metadata_lane.clear():
-                self._finish_metadata(replica, job)
+                self._media.finish(replica, job)
         self._down()
         self._world.link.host_down(self.index, silent=False)
 
@@ -178,16 +143,12 @@ class SimHost:
 
     def _interrupt(self, replica: Replica) -> None:
         """Some of the first jobs have been done and not reported; the one after them is torn."""
-        random = self._random
-        for jobs, finish, tear in (
-            (replica.lane.clear(), self._finish_io, self._tear_io),
-            (replica.metadata_lane.clear(), self._finish_metadata, self._tear_metadata),
-        ):
-            done = min(random.choice((0, 0, 1, 2, len(jobs))), len(jobs))
+        for jobs in (replica.lane.clear(), replica.metadata_lane.clear()):
+            done = min(self._random.choice((0, 0, 1, 2, len(jobs))), len(jobs))
             for job in jobs[:done]:
-                finish(replica, job)
+                self._media.finish(replica, job)
             if done < len(jobs):
-                tear(replica, jobs[done])
+                self._media.tear(replica, jobs[done])
 
     def perform(self) -> None:
         """Do, or begin, what the session wants done."""
@@ -274,7 +235,7 @@ class SimHost:
         now = self._clock.now
         if isinstance(job, Apply):
             self._trace.note(self.name, "applied", replica.index, job)
-            errnos = self._finish_io(replica, job)
+            errnos = self._media.finish(replica, job)
             session.applied(job.volume, job.token, errnos, now)
         elif isinstance(job, Read):
             self._trace.note(self.name, "read", job.number, job.extents)
@@ -283,66 +244,11 @@ class SimHost:
                 self._world.coverage.fault("read-eio-active", job.volume)
                 session.read_failed(job.volume, job.number, error, now)
             else:
-                covered = [self._covered(replica.disk, extent) for extent in job.extents]
+                covered = [self._media.covered(replica.disk, extent) for extent in job.extents]
                 content = replica.disk.content
                 ops = [op for extent in covered for op in ops_of_content(content, *extent)]
                 session.read_done(job.volume, job.number, covered, ops, now)
         self.perform()
-
-    def _covered(self, disk: SimDisk, extent: Extent) -> Extent:
-        """How far a read goes: one hole however long, or a piece of data; sometimes less."""
-        content = disk.content
-        start = extent.start * SECTORS_PER_BLOCK
-        stop = extent.stop
-        if any(content[start : extent.stop * SECTORS_PER_BLOCK]):
-            stop = min(stop, extent.start + PIECE_BLOCKS)
-        if self._random.random() < 0.2:
-            stop = self._random.randrange(extent.start + 1, stop + 1)
-        return Extent(extent.start, stop)
-
-    def _finish_io(self, replica: Replica, job: object) -> list[int] | None:
-        """Do it; for an apply that is made to fail: the errnos."""
-        if not isinstance(job, Apply):
-            return None
-        failing = -1
-        error = replica.armed.apply
-        if error:
-            replica.armed.apply = 0
-            failing = self._random.randrange(len(job.ops))
-            name = "enospc" if error == errno.ENOSPC else "eio"
-            self._world.coverage.fault(f"{name}-{self.name}", job.volume)
-        checker = self._world.checker
-        for index, op in enumerate(job.ops):
-            if op.length <= 0:
-                continue
-            start, stop = op.offset // SECTOR_BYTES, (op.offset + op.length) // SECTOR_BYTES
-            if index == failing:
-                self._tear_op(replica, start, stop, values_of_op(op))
-            else:
-                replica.disk.write(start, stop, values_of_op(op), fua=op.fua)
-            checker.differences.written(replica.index, start, stop)
-        checker.applied(self, job)
-        if failing < 0:
-            return None
-        whole = self._random.random() < 0.5  # the shell cannot always tell which op it was
-        return [error if whole or index == failing else 0 for index in range(len(job.ops))]
-
-    def _tear_op(self, replica: Replica, start: int, stop: int, values: int | list[int]) -> None:
-        """Some sectors of it reach the page cache."""
-        share = self._random.choice((0.0, 0.5, 1.0))
-        for sector in range(start, stop):
-            if self._random.random() < share:
-                value = values if isinstance(values, int) else values[sector - start]
-                replica.disk.write(sector, sector + 1, value, fua=False)
-
-    def _tear_io(self, replica: Replica, job: object) -> None:
-        if isinstance(job, Apply):
-            for op in job.ops:
-                start, stop = op.offset // SECTOR_BYTES, (op.offset + op.length) // SECTOR_BYTES
-                if start < stop:
-                    self._tear_op(replica, start, stop, values_of_op(op))
-                    self._world.checker.differences.written(replica.index, start, stop)
-            self._world.checker.applied(self, job)
 
     def _on_flush(self, effect: Flush) -> None:
         replica = self.replicas[effect.volume]
@@ -402,12 +308,12 @@ class SimHost:
             error, armed.metadata = armed.metadata, 0
             self._world.coverage.fault(f"metadata-fails-{self.name}", replica.index)
             self.suspect = True
-        self._trace.note(self.name, type(job).__name__.lower(), error, _metadata_text(job))
+        self._trace.note(self.name, type(job).__name__.lower(), error, metadata_text(job))
         outcome = self._random.randrange(3) if error else 0  # what failed may have happened all the same
         if outcome == 0:
-            self._finish_metadata(replica, job)
+            self._media.finish(replica, job)
         elif outcome == 1:
-            self._tear_metadata(replica, job)
+            self._media.tear(replica, job)
         if isinstance(job, Journal):
             session.journaled(job.volume, job.token, error, now)
         elif isinstance(job, SavePages):
@@ -415,31 +321,6 @@ class SimHost:
         elif isinstance(job, Persist):
             session.persisted(job.volume, job.token, error, now)
         self.perform()
-
-    def _finish_metadata(self, replica: Replica, job: object) -> None:
-        metadata = replica.metadata
-        if isinstance(job, Journal):
-            wrong = metadata.append(job.segment, job.generation, job.extents)
-            if wrong is not None:
-                self._world.fail("journal", wrong)
-            return  # intents are only added
-        if isinstance(job, SavePages):
-            metadata.write_pages(job.pages)
-            metadata.release(job.release)
-        elif isinstance(job, Persist):
-            before = metadata.superblock
-            metadata.superblock = job.superblock
-            self._world.checker.persisted(self, replica.index, before, job.superblock)
-        self._world.checker.metadata_changed(self, replica.index)
-
-    def _tear_metadata(self, replica: Replica, job: object) -> None:
-        """The crash, or the error, came while it was being written: nothing, or part of it, is there."""
-        if isinstance(job, SavePages):
-            if self._random.random() < 0.3:  # all pages, and the segments not given up
-                replica.metadata.write_pages(job.pages)
-            else:
-                replica.metadata.tear_pages(job.pages, self._random)
-            self._world.checker.metadata_changed(self, replica.index)
 
     # ------------------------------------------------------------------ the guest
 
@@ -456,18 +337,3 @@ class SimHost:
     def own_dirty(self, volume: int) -> DirtyMap:
         """What a standby would mark: blocks that it wrote in an earlier role."""
         return self.replicas[volume].metadata.recovered()
-
-
-def _metadata_text(job: object) -> str:
-    if isinstance(job, Journal):
-        extents = " ".join(extent.describe() for extent in job.extents[:6])
-        return f"segment {job.segment} generation {job.generation}: {extents}"
-    if isinstance(job, SavePages):
-        return f"pages {sorted(job.pages)[:8]}, release {job.release}"
-    if isinstance(job, Persist):
-        block = job.superblock
-        newest = block.lineage[0].describe() if block.lineage else "-"
-        base = block.map_base.describe() if block.map_base else "-"
-        sync = " peer-in-sync" if block.peer_in_sync else ""
-        return f"{block.condition.name} {newest} base {base}{sync}{' clean' if block.clean else ''}"
-    return ""

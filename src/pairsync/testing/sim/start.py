@@ -11,7 +11,7 @@ from pairsync.core.superblock import Superblock
 from pairsync.core.units import Extent, block_count_of
 
 from .disk import SECTOR_BYTES, SECTORS_PER_BLOCK, SimDisk
-from .host import Replica
+from .media import Replica
 from .metadata import SimMetadata
 
 if TYPE_CHECKING:

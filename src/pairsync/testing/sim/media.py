@@ -1,0 +1,175 @@
+"""What is durable of a simulated host, and what its disks do with a job.
+
+A job is done (`Media.finish`) or torn (`Media.tear`): the process died in the middle of it, or the disk
+failed.  How much of a torn job is there is drawn, as far as a disk may choose.  The checker hears of every
+change.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from pairsync.core.effects import Apply, Journal, Persist, SavePages
+from pairsync.core.units import Extent
+
+from .disk import SECTOR_BYTES, SECTORS_PER_BLOCK, SimDisk, values_of_op
+from .lane import Lane
+from .metadata import SimMetadata
+
+if TYPE_CHECKING:
+    from .host import SimHost
+    from .world import World
+
+__all__ = ["PIECE_BLOCKS", "Armed", "Media", "Replica", "metadata_text"]
+
+PIECE_BLOCKS = 128
+"""Most data blocks that one read finds, as the shell does it."""
+
+
+class Armed:
+    """Failures that the next job of a kind will have: an errno, or 0."""
+
+    __slots__ = ("apply", "flush", "journal", "metadata", "read")
+
+    def __init__(self) -> None:
+        self.apply = self.read = self.flush = self.journal = self.metadata = 0
+
+
+class Replica:
+    """One volume on one host: what is on its disks, and the queues in front of them."""
+
+    __slots__ = ("applies_asked", "armed", "disk", "index", "lane", "metadata", "metadata_lane", "slow")
+
+    def __init__(self, index: int, disk: SimDisk, metadata: SimMetadata) -> None:
+        self.index = index
+        self.disk = disk
+        self.metadata = metadata
+        self.armed = Armed()
+        self.slow = 1.0  # factor on all times of this volume
+        self.applies_asked = 0
+        self.lane: Lane
+        self.metadata_lane: Lane
+
+    def claims(self) -> bool:
+        """Whether any superblock that a crash may leave calls the peer in sync."""
+        if self.metadata.superblock.peer_in_sync:
+            return True
+        return any(
+            isinstance(job, Persist) and job.superblock.peer_in_sync for job in self.metadata_lane.jobs
+        )
+
+
+class Media:
+    """The disks of one host; see the module."""
+
+    def __init__(self, world: World, host: SimHost) -> None:
+        self._world = world
+        self._host = host
+        self._random = world.random
+
+    def covered(self, disk: SimDisk, extent: Extent) -> Extent:
+        """How far a read goes: one hole however long, or a piece of data; sometimes less."""
+        content = disk.content
+        start = extent.start * SECTORS_PER_BLOCK
+        stop = extent.stop
+        if any(content[start : extent.stop * SECTORS_PER_BLOCK]):
+            stop = min(stop, extent.start + PIECE_BLOCKS)
+        if self._random.random() < 0.2:
+            stop = self._random.randrange(extent.start + 1, stop + 1)
+        return Extent(extent.start, stop)
+
+    def finish(self, replica: Replica, job: object) -> list[int] | None:
+        """Do it; for an apply that is made to fail: the errnos."""
+        if isinstance(job, Apply):
+            return self._finish_apply(replica, job)
+        if isinstance(job, Journal | SavePages | Persist):
+            self._finish_metadata(replica, job)
+        return None
+
+    def tear(self, replica: Replica, job: object) -> None:
+        """Do nothing of it, or a part."""
+        if isinstance(job, Apply):
+            self._tear_apply(replica, job)
+        elif isinstance(job, SavePages):
+            self._tear_pages(replica, job)
+
+    def _finish_apply(self, replica: Replica, job: Apply) -> list[int] | None:
+        failing = -1
+        error = replica.armed.apply
+        if error:
+            replica.armed.apply = 0
+            failing = self._random.randrange(len(job.ops))
+            name = "enospc" if error == errno.ENOSPC else "eio"
+            self._world.coverage.fault(f"{name}-{self._host.name}", job.volume)
+        checker = self._world.checker
+        for index, op in enumerate(job.ops):
+            if op.length <= 0:
+                continue
+            start, stop = op.offset // SECTOR_BYTES, (op.offset + op.length) // SECTOR_BYTES
+            if index == failing:
+                self._tear_op(replica, start, stop, values_of_op(op))
+            else:
+                replica.disk.write(start, stop, values_of_op(op), fua=op.fua)
+            checker.differences.written(replica.index, start, stop)
+        checker.applied(self._host, job)
+        if failing < 0:
+            return None
+        whole = self._random.random() < 0.5  # the shell cannot always tell which op it was
+        return [error if whole or index == failing else 0 for index in range(len(job.ops))]
+
+    def _tear_op(self, replica: Replica, start: int, stop: int, values: int | list[int]) -> None:
+        """Some sectors of it reach the page cache."""
+        share = self._random.choice((0.0, 0.5, 1.0))
+        for sector in range(start, stop):
+            if self._random.random() < share:
+                value = values if isinstance(values, int) else values[sector - start]
+                replica.disk.write(sector, sector + 1, value, fua=False)
+
+    def _tear_apply(self, replica: Replica, job: Apply) -> None:
+        for op in job.ops:
+            start, stop = op.offset // SECTOR_BYTES, (op.offset + op.length) // SECTOR_BYTES
+            if start < stop:
+                self._tear_op(replica, start, stop, values_of_op(op))
+                self._world.checker.differences.written(replica.index, start, stop)
+        self._world.checker.applied(self._host, job)
+
+    def _finish_metadata(self, replica: Replica, job: Journal | SavePages | Persist) -> None:
+        metadata = replica.metadata
+        if isinstance(job, Journal):
+            wrong = metadata.append(job.segment, job.generation, job.extents)
+            if wrong is not None:
+                self._world.fail("journal", wrong)
+            return  # intents are only added
+        if isinstance(job, SavePages):
+            metadata.write_pages(job.pages)
+            metadata.release(job.release)
+        else:
+            before = metadata.superblock
+            metadata.superblock = job.superblock
+            self._world.checker.persisted(self._host, replica.index, before, job.superblock)
+        self._world.checker.metadata_changed(self._host, replica.index)
+
+    def _tear_pages(self, replica: Replica, job: SavePages) -> None:
+        """The crash, or the error, came while it was being written: nothing, or part of it, is there."""
+        if self._random.random() < 0.3:  # all pages, and the segments not given up
+            replica.metadata.write_pages(job.pages)
+        else:
+            replica.metadata.tear_pages(job.pages, self._random)
+        self._world.checker.metadata_changed(self._host, replica.index)
+
+
+def metadata_text(job: object) -> str:
+    """A job, for the trace."""
+    if isinstance(job, Journal):
+        extents = " ".join(extent.describe() for extent in job.extents[:6])
+        return f"segment {job.segment} generation {job.generation}: {extents}"
+    if isinstance(job, SavePages):
+        return f"pages {sorted(job.pages)[:8]}, release {job.release}"
+    if isinstance(job, Persist):
+        block = job.superblock
+        newest = block.lineage[0].describe() if block.lineage else "-"
+        base = block.map_base.describe() if block.map_base else "-"
+        sync = " peer-in-sync" if block.peer_in_sync else ""
+        return f"{block.condition.name} {newest} base {base}{sync}{' clean' if block.clean else ''}"
+    return ""
