@@ -159,6 +159,11 @@ class Copier:
             self._adopt(now_ns)
 
     @property
+    def idle(self) -> bool:
+        """Whether `advance` would find nothing to do."""
+        return self._stage is _Stage.IDLE and not self._tracker.todo
+
+    @property
     def finishing(self) -> bool:
         """Whether all has been sent, and only a flush of what was sent is missing."""
         if self._stage is not _Stage.COPYING or self._tracker.todo or self._resync.reading:

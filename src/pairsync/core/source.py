@@ -367,11 +367,13 @@ class VolumeSource:
         """Do whatever has become possible; called after every report."""
         if self.failed is not None:
             return
-        self._closer.drain(now_ns)
-        self._admit(now_ns)
+        if self.tracker.closing is not None:
+            self._closer.drain(now_ns)
+        if self._admission.waiting:
+            self._admit(now_ns)
         if self.tracker.full or self.copier.finishing:
             self._closer.cut(now_ns)
-        if self.standing.phase is not Phase.ABSENT:
+        if not self.copier.idle and self.standing.phase is not Phase.ABSENT:
             room = self._window.data_bytes < self.options.copying_bytes and not self._window.full()
             self.copier.advance(now_ns, room=room and not self._closed)  # the next start goes on with it
         if self._closing:

@@ -129,7 +129,11 @@ class Standing:
             raise ArbitrationError(
                 f"volume {superblock.name!r} was being overwritten by a resync: it cannot be active"
             )
-        self.phase = Phase.ABSENT
+        self.phase = Phase.ABSENT  # changed by `_become` only, and with it the next two
+        self.mirrored = False
+        """Whether writes are sent to the peer."""
+        self.joined = False
+        """Whether acknowledgements need the peer (at level ``sync``)."""
         self.name = superblock.name
         self._volume = volume
         self._draw_tag = draw_tag
@@ -149,16 +153,6 @@ class Standing:
     def newest(self) -> Generation:
         """The generation that writes belong to now."""
         return self._writer.desired.lineage[0]
-
-    @property
-    def mirrored(self) -> bool:
-        """Whether writes are sent to the peer."""
-        return self.phase in _MIRRORED
-
-    @property
-    def joined(self) -> bool:
-        """Whether acknowledgements need the peer (at level ``sync``)."""
-        return self.phase in _JOINED
 
     @property
     def may_acknowledge_alone(self) -> bool:
@@ -226,6 +220,8 @@ class Standing:
         if phase not in _STEPS[self.phase]:
             raise InternalError(f"{self.name}: peer from {self.phase.value} to {phase.value}")
         self.phase = phase
+        self.mirrored = phase in _MIRRORED
+        self.joined = phase in _JOINED
 
     def prepare(self) -> None:
         """A session has begun, or begins again after the peer fell behind."""

@@ -135,6 +135,8 @@ class Tracker:
             raise InternalError(f"a write-intent window of {window_bytes} bytes")
         self.block_count = block_count
         self.window_bytes = window_bytes
+        self.half_window_bytes = window_bytes // 2
+        """What one generation may hold."""
         self.todo = todo
         self.open = IntentGeneration(first_generation, block_count)
         self.closing: IntentGeneration | None = None
@@ -248,11 +250,6 @@ class Tracker:
     # ------------------------------------------------------------------ the life of a generation
 
     @property
-    def half_window_bytes(self) -> int:
-        """What one generation may hold."""
-        return self.window_bytes // 2
-
-    @property
     def full(self) -> bool:
         """Whether the open generation should be cut now."""
         generation = self.open
@@ -360,4 +357,6 @@ class Tracker:
 
 def ops_bytes(ops: Sequence[WriteOp]) -> int:
     """Bytes of data that the ops carry."""
-    return sum(op.length for op in ops if op.kind is OpKind.DATA)
+    if len(ops) == 1:  # most batches of a guest that waits for each answer
+        return ops[0].length if ops[0].kind is OpKind.DATA else 0
+    return sum([op.length for op in ops if op.kind is OpKind.DATA])
