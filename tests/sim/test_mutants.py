@@ -7,7 +7,7 @@ are named.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from pairsync.core.source import VolumeSource
 from pairsync.core.standing import Standing
 from pairsync.core.target import VolumeTarget
 from pairsync.core.tracker import IntentGeneration, Tracker
+from pairsync.core.units import Extent
 from pairsync.testing.sim import simulate
 
 SEEDS_MAX = 100
@@ -201,7 +202,11 @@ def forget_what_was_in_flight_when_the_peer_was_lost(patch: pytest.MonkeyPatch) 
 
 @mutant("dirty-superset")
 def forget_a_resynced_block_when_it_is_sent(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Tracker, "resynced", lambda self, extent, data_bytes: self._got(extent.start, extent.stop))
+    def resynced(self: Tracker, runs: Iterable[Extent], data_bytes: int) -> None:
+        for run in runs:
+            self._got(*run)
+
+    patch.setattr(Tracker, "resynced", resynced)
 
 
 @mutant("liveness", "hang")
