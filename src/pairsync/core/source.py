@@ -409,8 +409,7 @@ class VolumeSource:
         asked_ns = min((each for each in asked if each is not None), default=None)
         since_ns = self._window.owed_since_ns(asked_ns)
         if since_ns is not None and now_ns - since_ns > options.peer_deadline_ns:
-            seconds = options.peer_deadline_ns / NS_PER_S
-            reason = f"the peer owes an answer for more than {seconds:g} s"
+            reason = f"the peer owes an answer for more than {options.peer_deadline_ns / NS_PER_S:g} s"
             self._out.append(DropSession(reason, refused=True))
         self.advance(now_ns)
 
