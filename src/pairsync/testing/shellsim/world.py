@@ -67,7 +67,7 @@ STOP_S_MAX = 60.0
 ZOMBIE_S_MAX = 40.0
 """How long the tasks of a process that has died may be on their way out: as long as closing may take."""
 
-HONEST_REFUSALS = frozenset({"peer-left", "peer-failed", "silent-peer"})
+HONEST_REFUSALS = frozenset({"peer-left", "peer-failed", "silent-peer", "volume-failed"})
 """Why a session of two honest hosts that keep their roles may be refused; anything else is a bug."""
 
 
