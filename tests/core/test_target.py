@@ -172,6 +172,20 @@ def test_its_own_dirty_blocks_are_told_in_pieces_before_it_is_ready() -> None:
     assert third == Begun(0)
 
 
+def test_however_scattered_its_own_dirty_blocks_are_it_tells_of_a_bounded_number_of_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pairsync.core.target.MARKED_RUNS_MAX", 4)
+    own_dirty = [*range(0, 20, 2), *range(100, 120, 2)]
+    standby = Standby(replace(consistent(), size_bytes=200 * BLOCK_BYTES), own_dirty=own_dirty)
+    standby.begin()
+    standby.persist()
+    marked, begun = standby.sent()
+    assert isinstance(marked, Marked)
+    assert marked.extents == ((0, 19), (100, 119))
+    assert begun == Begun(0)
+
+
 # -- writes --------------------------------------------------------------------------------------------------
 
 

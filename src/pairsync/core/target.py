@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from pairsync.errors import ArbitrationError, InternalError, ProtocolError
 
-from .dirty import PAGE_BYTES, DirtyMap
+from .dirty import PAGE_BYTES, DirtyMap, bounded_runs
 from .effects import Apply, DropSession, Effect, Emit, Flush, SavePages, Send
 from .events import InSyncEvent, ResyncEvent, TroubleEvent
 from .intake import Intake
@@ -41,10 +41,14 @@ from .standing import SuperblockWriter
 from .superblock import Superblock
 from .tracker import ops_bytes
 
-__all__ = ["BARRIERS_MAX", "MARKED_EXTENTS_MAX", "UNAPPLIED_BATCHES_MAX", "VolumeTarget"]
+__all__ = ["BARRIERS_MAX", "MARKED_EXTENTS_MAX", "MARKED_RUNS_MAX", "UNAPPLIED_BATCHES_MAX", "VolumeTarget"]
 
 MARKED_EXTENTS_MAX = 1024
 """Runs of blocks in one `Marked` message."""
+
+MARKED_RUNS_MAX = 131_072
+"""Runs that the active host is told of in all, some 2 MB, which any window of the link has room for.  A replica
+that was written alone, at random, may have millions: then blocks between them are copied too."""
 
 UNAPPLIED_BATCHES_MAX = 98_304
 """Batches received and not applied before the peer is taken for broken.  Its own bound is 65,536 ops, with
@@ -152,7 +156,7 @@ class VolumeTarget:
 
     def _send_begun(self) -> None:
         self._begun = True
-        runs = list(self._own_dirty.runs())
+        runs = bounded_runs(self._own_dirty.runs(), MARKED_RUNS_MAX)
         for first in range(0, len(runs), MARKED_EXTENTS_MAX):
             self._out.append(Send([Marked(self.index, tuple(runs[first : first + MARKED_EXTENTS_MAX]))]))
         self._out.append(Send([Begun(self.index)]))

@@ -185,7 +185,7 @@ class Performer:
         lane.submit(job, done)
 
     def _map(self, effect: MapAllocation) -> None:
-        def done(result: list[tuple[int, int]] | BaseException) -> None:
+        def done(result: list[Extent] | BaseException) -> None:
             if isinstance(result, BackendError):
                 self._drop(DropSession(f"cannot find out what is allocated: {result}", refused=True))
             elif isinstance(result, BaseException):

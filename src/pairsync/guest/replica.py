@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from pairsync.core.dirty import DirtyMap
+from pairsync.core.dirty import DirtyMap, bounded_runs
 from pairsync.core.messages import Condition, OpKind, WriteOp
 from pairsync.core.resync import PIECE_BYTES
 from pairsync.core.session import VolumeSetup
@@ -264,39 +264,21 @@ def persist_job(store: MetadataStore, superblock: Superblock) -> int:
     return 0
 
 
-def map_job(device: Device) -> list[tuple[int, int]]:
+def map_job(device: Device) -> list[Extent]:
     """Runs of blocks that hold all that is allocated, ascending and apart; at most `MAP_RUNS_MAX`.
 
     A volume of more runs gets its narrowest holes counted in: they are found to be zero when they are read.
     """
-    runs: list[tuple[int, int]] = []
-    hole_blocks = 0  # runs that are no farther apart than that are one
+    return bounded_runs(_allocated(device), MAP_RUNS_MAX)
+
+
+def _allocated(device: Device) -> Iterator[tuple[int, int]]:
     at = 0
     while at < device.size_bytes:
         for length, hole in device.allocation(at, device.size_bytes - at):
             if not hole:
-                start = at // BLOCK_BYTES
-                stop = (at + length - 1) // BLOCK_BYTES + 1
-                if runs and start - runs[-1][1] <= hole_blocks:
-                    runs[-1] = (runs[-1][0], max(stop, runs[-1][1]))
-                else:
-                    runs.append((start, stop))
+                yield at // BLOCK_BYTES, (at + length - 1) // BLOCK_BYTES + 1
             at += length
-            while len(runs) > MAP_RUNS_MAX:
-                hole_blocks = 2 * hole_blocks or 1
-                runs = _joined(runs, hole_blocks)
-    return runs
-
-
-def _joined(runs: Sequence[tuple[int, int]], hole_blocks: int) -> list[tuple[int, int]]:
-    """The runs, with those joined that are at most ``hole_blocks`` apart."""
-    joined = [runs[0]]
-    for start, stop in runs[1:]:
-        if start - joined[-1][1] <= hole_blocks:
-            joined[-1] = (joined[-1][0], stop)
-        else:
-            joined.append((start, stop))
-    return joined
 
 
 def read_job(device: Device, extents: Sequence[Extent]) -> Found | int:
