@@ -27,7 +27,7 @@ from pairsync.errors import InternalError
 
 from .units import Extent
 
-__all__ = ["PAGE_BLOCKS", "PAGE_BYTES", "DirtyMap", "DirtyView", "IntentSet", "bounded_runs", "load_pages"]
+__all__ = ["PAGE_BLOCKS", "PAGE_BYTES", "DirtyMap", "DirtyView", "IntentSet", "load_pages"]
 
 PAGE_BYTES = 4096
 """Bytes of one bitmap page, in memory and on disk: one sector group that a disk writes at once."""
@@ -435,25 +435,3 @@ def load_pages(block_count: int, pages: Mapping[int, bytes] | Iterable[tuple[int
     for number, content in pages.items() if isinstance(pages, Mapping) else pages:
         result.load_page(number, content)
     return result
-
-
-def bounded_runs(runs: Iterable[tuple[int, int]], runs_max: int) -> list[Extent]:
-    """At most ``runs_max`` runs that cover all of ``runs``, which ascend; the narrowest gaps are filled first."""
-    joined: list[Extent] = []
-    gap_blocks = 0  # runs that are no farther apart than that are one
-    for run in runs:
-        _join(joined, run, gap_blocks)
-        while len(joined) > runs_max:
-            gap_blocks = 2 * gap_blocks or 1
-            before, joined = joined, []
-            for each in before:
-                _join(joined, each, gap_blocks)
-    return joined
-
-
-def _join(runs: list[Extent], run: tuple[int, int], gap_blocks: int) -> None:
-    start, stop = run
-    if runs and start - runs[-1].stop <= gap_blocks:
-        runs[-1] = Extent(runs[-1].start, max(stop, runs[-1].stop))
-    else:
-        runs.append(Extent(start, stop))

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from pairsync.errors import ArbitrationError, InternalError, ProtocolError
 
-from .dirty import PAGE_BYTES, DirtyMap, bounded_runs
+from .dirty import PAGE_BYTES, DirtyMap
 from .effects import Apply, DropSession, Effect, Emit, Flush, SavePages, Send
 from .events import InSyncEvent, ResyncEvent, TroubleEvent
 from .intake import Intake
@@ -40,6 +40,7 @@ from .messages import (
 from .standing import SuperblockWriter
 from .superblock import Superblock
 from .tracker import ops_bytes
+from .units import bounded_runs
 
 __all__ = ["BARRIERS_MAX", "MARKED_EXTENTS_MAX", "MARKED_RUNS_MAX", "UNAPPLIED_BATCHES_MAX", "VolumeTarget"]
 
@@ -47,8 +48,8 @@ MARKED_EXTENTS_MAX = 1024
 """Runs of blocks in one `Marked` message."""
 
 MARKED_RUNS_MAX = 131_072
-"""Runs that the active host is told of in all, some 2 MB, which any window of the link has room for.  A replica
-that was written alone, at random, may have millions: then blocks between them are copied too."""
+"""Runs that the active host is told of in all, some 2 MB, which any window of the link has room for.  A
+replica that was written alone, at random, may have millions: then blocks between them are copied too."""
 
 UNAPPLIED_BATCHES_MAX = 98_304
 """Batches received and not applied before the peer is taken for broken.  Its own bound is 65,536 ops, with

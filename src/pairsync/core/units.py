@@ -6,6 +6,7 @@ count, ``*_bytes`` bytes, ``*_ns`` integer nanoseconds.  Ranges are half open.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "TIB",
     "Extent",
     "block_count_of",
+    "bounded_runs",
     "extent_of",
 ]
 
@@ -66,3 +68,25 @@ def extent_of(offset_bytes: int, length_bytes: int) -> Extent:
 def block_count_of(size_bytes: int) -> int:
     """Blocks of a volume of that size; the last one may be partial."""
     return -(-size_bytes // BLOCK_BYTES)
+
+
+def bounded_runs(runs: Iterable[tuple[int, int]], runs_max: int) -> list[Extent]:
+    """At most ``runs_max`` runs that cover all of ``runs``, which ascend; narrow gaps are filled first."""
+    joined: list[Extent] = []
+    gap_blocks = 0  # runs that are no farther apart than that are one
+    for run in runs:
+        _join(joined, run, gap_blocks)
+        while len(joined) > runs_max:
+            gap_blocks = 2 * gap_blocks or 1
+            before, joined = joined, []
+            for each in before:
+                _join(joined, each, gap_blocks)
+    return joined
+
+
+def _join(runs: list[Extent], run: tuple[int, int], gap_blocks: int) -> None:
+    start, stop = run
+    if runs and start - runs[-1].stop <= gap_blocks:
+        runs[-1] = Extent(runs[-1].start, max(stop, runs[-1].stop))
+    else:
+        runs.append(Extent(start, stop))

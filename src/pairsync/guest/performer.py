@@ -32,6 +32,7 @@ from pairsync.core.effects import (
 from pairsync.core.events import Event
 from pairsync.core.messages import Message
 from pairsync.core.session import Session
+from pairsync.core.units import Extent
 from pairsync.errors import BackendError, ClosedError
 from pairsync.io.link import Link
 from pairsync.storage.lane import Lane

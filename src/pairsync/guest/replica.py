@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from pairsync.core.dirty import DirtyMap, bounded_runs
+from pairsync.core.dirty import DirtyMap
 from pairsync.core.messages import Condition, OpKind, WriteOp
 from pairsync.core.resync import PIECE_BYTES
 from pairsync.core.session import VolumeSetup
 from pairsync.core.superblock import Superblock
-from pairsync.core.units import BLOCK_BYTES, KIB, Extent, block_count_of
+from pairsync.core.units import BLOCK_BYTES, KIB, Extent, block_count_of, bounded_runs
 from pairsync.errors import BackendError, ConfigError, MismatchError
 from pairsync.storage.device import Device
 from pairsync.storage.file import create_volume, open_volume
