@@ -42,12 +42,12 @@ def run_host_file(path: Path, *, follow_stdin: bool = False, cut: bool = False) 
     try:
         host = partial(run_host, read_host_file(path), lines, follow_stdin=follow_stdin, cut=cut)
         trio.run(host, instruments=[BusyPolling()])
-    except* PairsyncError as group:
+    except* PairsyncError as group:  # what else is in it goes on as a traceback
         failures = _leaves(group)
     finally:
         lines.close()
-    for error in failures:
-        sys.stderr.write(f"pairsync: {error}\n")
+        for error in failures:
+            sys.stderr.write(f"pairsync: {error}\n")
     return 1 if failures else 0
 
 
