@@ -49,7 +49,7 @@ INTENT_WIDE_BLOCKS = 1024
 class DirtyMap:
     """A set of block numbers below ``block_count``."""
 
-    __slots__ = ("_count", "_pages", "_present", "block_count")
+    __slots__ = ("_pages", "_present", "block_count", "count")
 
     def __init__(self, block_count: int) -> None:
         if block_count < 0:
@@ -58,15 +58,11 @@ class DirtyMap:
         # page number -> bits; every page holds at least one set bit; a full one may be the shared `_FULL`
         self._pages: dict[int, bitarray] = {}
         self._present = bitarray(-(-block_count // PAGE_BLOCKS))  # one bit a page that is in `_pages`
-        self._count = 0  # set bits in all pages
-
-    @property
-    def count(self) -> int:
-        """How many blocks are marked."""
-        return self._count
+        self.count = 0
+        """How many blocks are marked: the set bits in all pages; for others to read only."""
 
     def __bool__(self) -> bool:
-        return self._count > 0
+        return self.count > 0
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, DirtyMap):
@@ -104,7 +100,7 @@ class DirtyMap:
                 added += page.count(0, low, high)
                 page[low:high] = 1
             start = (number << _PAGE_SHIFT) + high
-        self._count += added
+        self.count += added
         return added
 
     def clear(self, start: int, stop: int) -> int:
@@ -127,7 +123,7 @@ class DirtyMap:
                         del self._pages[number]
                         self._present[number] = 0
             start = (number << _PAGE_SHIFT) + high
-        self._count -= removed
+        self.count -= removed
         return removed
 
     def _own(self, number: int) -> bitarray:
@@ -143,7 +139,7 @@ class DirtyMap:
 
     def intersects(self, start: int, stop: int) -> bool:
         """Whether any block of the range is marked."""
-        return bool(self._count) and self.next_run(start, stop) is not None
+        return bool(self.count) and self.next_run(start, stop) is not None
 
     def merge(self, other: DirtyMap) -> None:
         """Mark all that ``other`` marks."""
@@ -154,21 +150,21 @@ class DirtyMap:
             if mine is None:
                 self._pages[number] = bits if bits is _FULL else bits.copy()
                 self._present[number] = 1
-                self._count += bits.count()
+                self.count += bits.count()
             elif bits is _FULL:
-                self._count += mine.count(0)
+                self.count += mine.count(0)
                 self._pages[number] = _FULL
             elif mine is not _FULL:
                 before = mine.count()
                 mine |= bits
-                self._count += mine.count() - before
+                self.count += mine.count() - before
 
     def take(self) -> DirtyMap:
         """Swap out: return all that is marked as a map of its own and leave this one empty."""
         taken = DirtyMap(self.block_count)
         taken._pages, self._pages = self._pages, {}
         taken._present, self._present = self._present, taken._present
-        taken._count, self._count = self._count, 0
+        taken.count, self.count = self.count, 0
         return taken
 
     def copy(self) -> DirtyMap:
@@ -247,12 +243,12 @@ class DirtyMap:
         page = DirtyMap(self.block_count)
         page._pages[number] = _FULL if bits.all() else bits
         page._present[number] = 1
-        page._count = bits.count()
+        page.count = bits.count()
         self.merge(page)
 
     def describe(self) -> str:
         """Terse form for logs and transcripts."""
-        return _describe(self._count, self.runs())
+        return _describe(self.count, self.runs())
 
 
 class IntentSet:
@@ -277,7 +273,7 @@ class IntentSet:
             raise InternalError(f"blocks {start}..{stop} of a volume of {self.block_count}")
         few, wide = self._few, self._wide
         if stop - start == 1:
-            if start in few or (wide and start in wide):
+            if start in few or (wide.count and start in wide):
                 return 0
             few.add(start)
             return 1

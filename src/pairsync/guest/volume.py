@@ -255,9 +255,10 @@ class Volume:
 
 def _fits(ops: Sequence[WriteOp]) -> bool:
     """Whether the batch can go on as it is."""
-    if len(ops) > FRAME_OPS_MAX or not all(0 < op.length <= FRAME_DATA_BYTES_MAX for op in ops):
+    lengths = [op.length for op in ops]
+    if not 0 < len(ops) <= FRAME_OPS_MAX or min(lengths) <= 0 or max(lengths) > FRAME_DATA_BYTES_MAX:
         return False
-    return len(ops) <= PARTLESS_OPS_MAX or sum([op.length for op in ops]) <= PART_BYTES_MAX
+    return len(ops) <= PARTLESS_OPS_MAX or sum(lengths) <= PART_BYTES_MAX
 
 
 def _cut(op: WriteOp) -> list[WriteOp]:
