@@ -44,12 +44,14 @@ if TYPE_CHECKING:
     from pairsync.guest.volume import Volume
     from pairsync.io.config import LinkConfig, LinkTimings, PathConfig
     from pairsync.io.keys import HostIdentity, make_identity, open_identity
+    from pairsync.io.polling import BusyPolling
 
 __all__ = [
     "ArbitrationError",
     "AsyncioGuest",
     "BackendError",
     "BusyError",
+    "BusyPolling",
     "ClosedError",
     "ConfigError",
     "Event",
@@ -83,6 +85,7 @@ _HOMES = {
     "AsyncioGuest": "pairsync.guest.asyncio_facade",
     "BackendError": "pairsync.errors",
     "BusyError": "pairsync.errors",
+    "BusyPolling": "pairsync.io.polling",
     "ClosedError": "pairsync.errors",
     "ConfigError": "pairsync.errors",
     "Event": "pairsync.core.events",
