@@ -412,3 +412,17 @@ def test_a_sparse_map_of_a_tebibyte_is_walked_by_its_pages() -> None:
     assert list(marked.runs()) == wanted
     assert marked.next_run(4) == wanted[1]
     assert not marked.intersects(4, HUGE_BLOCKS // 2)
+
+
+def test_runs_beside_another_map_leave_out_what_it_marks() -> None:
+    marked, other = DirtyMap(3 * PAGE_BLOCKS), DirtyMap(3 * PAGE_BLOCKS)
+    marked.mark(5, 2 * PAGE_BLOCKS + 9)
+    other.mark(0, 7)
+    other.mark(9, 10)
+    other.mark(PAGE_BLOCKS, 2 * PAGE_BLOCKS)
+    found, start = [], 0
+    while (run := marked.next_run_beside(other, start, marked.block_count, PAGE_BLOCKS // 2)) is not None:
+        found.append(tuple(run))
+        start = run.stop
+    half = 10 + PAGE_BLOCKS // 2
+    assert found == [(7, 9), (10, half), (half, PAGE_BLOCKS), (2 * PAGE_BLOCKS, 2 * PAGE_BLOCKS + 9)]

@@ -435,3 +435,27 @@ def test_an_answer_that_arrives_twice_does_not_make_room_beyond_the_quota() -> N
     resync.arrived(100 * MIB)
     assert asked(resync) == [f"0..{WIDE}"]
     assert asked(resync) == []
+
+
+def test_when_all_is_being_read_it_looks_again_only_after_an_answer() -> None:
+    class Watched(DirtyMap):
+        looks = 0
+
+        def next_run_beside(self, other: DirtyMap, start: int, stop: int, longest: int) -> Extent | None:
+            self.looks += 1
+            return super().next_run_beside(other, start, stop, longest)
+
+    todo = Watched(BLOCK_COUNT)
+    for block in range(0, BLOCK_COUNT, 3):
+        todo.mark(block, block + 1)
+    resync = ResyncSource(todo, Pacer(NS_PER_MS, 16 * MIB))
+    tickets = resync.next_reads(0)
+    assert blocks_of([each for ticket in tickets for each in ticket.extents]) == [*range(0, BLOCK_COUNT, 3)]
+    todo.looks = 0
+    assert not resync.next_reads(0)
+    todo.clear(0, 1)  # fewer of the same
+    assert not resync.next_reads(0)
+    assert not todo.looks
+    resync.read_failed(tickets[0].number)
+    (again,) = resync.next_reads(0)
+    assert again.extents == tickets[0].extents[1:]

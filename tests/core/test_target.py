@@ -434,6 +434,19 @@ def test_a_further_plan_gives_the_request_to_adopt_up() -> None:
     assert standby.sent() == [Applied(0, 1), Adopted(0, NEWER)]
 
 
+def test_requests_to_adopt_that_were_given_up_do_not_gather_behind_a_slow_flush() -> None:
+    """An active host may fall behind and catch up many times in the few seconds that a flush takes."""
+    standby = Standby().syncing()
+    lineage = (NEW, OLD)
+    for _ in range(2 * BARRIERS_MAX):
+        standby.target.adopt(Adopt(1, 0, lineage))
+        standby.begin(SyncMode.INCREMENTAL, agreed=SyncMode.FULL)
+    standby.target.adopt(Adopt(1, 0, lineage))
+    standby.flush()
+    standby.flush()
+    assert standby.persist().lineage == lineage
+
+
 @pytest.mark.parametrize("mode", SyncMode)
 def test_a_further_plan_before_the_last_one_was_carried_out_is_refused(mode: SyncMode) -> None:
     standby = Standby()

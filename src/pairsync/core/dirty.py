@@ -173,29 +173,42 @@ class DirtyMap:
         twin.merge(self)
         return twin
 
-    def next_run(self, start: int, stop: int | None = None, *, longest: int | None = None) -> Extent | None:
-        """The first run of marked blocks from ``start`` on, cut at ``stop`` or after ``longest`` blocks."""
+    def next_run(self, start: int, stop: int | None = None) -> Extent | None:
+        """The first run of marked blocks from ``start`` on, cut at ``stop``."""
         stop = self.block_count if stop is None else stop
         first = self._find_marked(start, stop)
+        return None if first is None else Extent(first, self._find_clear(first + 1, stop))
+
+    def next_run_beside(self, other: DirtyMap, start: int, stop: int, longest: int) -> Extent | None:
+        """As `next_run`, of the blocks that ``other`` does not mark, and cut after ``longest``.
+
+        What ``other`` marks is passed over by the page, however scattered it is.
+        """
+        first = self._find_marked(start, stop, other)
         if first is None:
             return None
-        return Extent(first, self._find_clear(first + 1, min(stop, first + longest) if longest else stop))
+        end = self._find_clear(first + 1, min(stop, first + longest))
+        taken = other._find_marked(first + 1, end)
+        return Extent(first, end if taken is None else taken)
 
-    def _find_marked(self, start: int, stop: int) -> int | None:
+    def _find_marked(self, start: int, stop: int, beside: DirtyMap | None = None) -> int | None:
         if start >= stop:
             return None
         end = ((stop - 1) >> _PAGE_SHIFT) + 1
         number = self._present.find(1, start >> _PAGE_SHIFT, end)
         while number >= 0:
-            found = self._find_in_page(number, start, stop)
+            found = self._find_in_page(number, start, stop, beside)
             if found is not None:
                 return found
             number = self._present.find(1, number + 1, end)
         return None
 
-    def _find_in_page(self, number: int, start: int, stop: int) -> int | None:
+    def _find_in_page(self, number: int, start: int, stop: int, beside: DirtyMap | None) -> int | None:
         base = number << _PAGE_SHIFT
-        index = self._pages[number].find(1, max(start - base, 0), min(stop - base, PAGE_BLOCKS))
+        page = self._pages[number]
+        if beside is not None and number in beside._pages:
+            page = page & ~beside._pages[number]
+        index = page.find(1, max(start - base, 0), min(stop - base, PAGE_BLOCKS))
         return None if index < 0 else base + index
 
     def _find_clear(self, start: int, stop: int) -> int:

@@ -132,6 +132,9 @@ class ResyncSource:
         self._reading: dict[int, ReadTicket] = {}  # by number
         self._claimed = DirtyMap(todo.block_count)  # the blocks of all of them, which are disjoint
         self._overwritten = DirtyMap(todo.block_count)  # those of them that were written since
+        # Blocks of todo when none of them was free, or less; no use to look again before there are more or a
+        # read ends.  -1: not known.
+        self._claimed_todo_count = -1
         self._under_way_bytes = 0  # asked for or sent, and not applied by the peer
         self._started_ns: int | None = None
         self._total_blocks = 0
@@ -154,6 +157,7 @@ class ResyncSource:
     def stop(self) -> None:
         """The session ended: answers to reads that are under way will be dropped."""
         self._reading.clear()
+        self._claimed_todo_count = -1
         self._claimed.take()
         self._overwritten.take()
         self._under_way_bytes = 0
@@ -167,9 +171,13 @@ class ResyncSource:
         """Reads to issue now, within the quota."""
         quota = self._pacer.quota_bytes(now_ns)
         tickets: list[ReadTicket] = []
+        if self._todo.count <= self._claimed_todo_count:
+            self._claimed_todo_count = self._todo.count
+            return tickets
         while self._under_way_bytes + PIECE_BYTES <= quota or not (self._reading or self._under_way_bytes):
             extents = self._next_extents()
             if not extents:
+                self._claimed_todo_count = self._todo.count if self._reading else -1
                 break
             ticket = ReadTicket(self._next_number, extents)
             self._next_number += 1
@@ -198,18 +206,9 @@ class ResyncSource:
 
     def _free_parts(self, start: int, stop: int) -> Iterator[Extent]:
         """What of ``todo`` no read under way covers; a part may be claimed before the next is asked for."""
-        todo, claimed = self._todo, self._claimed
-        while (run := todo.next_run(start, stop, longest=RUN_BLOCKS_MAX)) is not None:
-            at = run.start
-            while at < run.stop:
-                taken = claimed.next_run(at, run.stop) if claimed else None
-                if taken is None:
-                    yield Extent(at, run.stop)
-                    break
-                if at < taken.start:
-                    yield Extent(at, taken.start)
-                at = taken.stop
-            start = run.stop
+        while (part := self._todo.next_run_beside(self._claimed, start, stop, RUN_BLOCKS_MAX)) is not None:
+            yield part
+            start = part.stop
 
     def written(self, extent: Extent) -> None:
         """A live write touches these blocks: reads under way do not speak for them any more."""
@@ -257,6 +256,7 @@ class ResyncSource:
     def _end(self, ticket: ReadTicket) -> None:
         """The ticket has been taken out: nobody reads its blocks any more."""
         self._under_way_bytes -= PIECE_BYTES
+        self._claimed_todo_count = -1
         for extent in ticket.extents:
             self._claimed.clear(*extent)
             if self._overwritten:

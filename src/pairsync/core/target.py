@@ -57,7 +57,7 @@ what it is copying at most 70,000 messages; a lane takes 131,072 jobs.  For data
 
 BARRIERS_MAX = 16
 """Barriers and requests to adopt that no flush has answered.  An active host has two flushes under way at
-most (``core.flushes``), and asks anew to adopt only after a flush that covered its last request."""
+most (``core.flushes``) and one request to adopt: a further plan gives up the last one."""
 
 
 class _Token:
@@ -142,6 +142,7 @@ class VolumeTarget:
         self._check_term(message.term)
         self._planned = True
         self._adopt = None
+        self._barriers = deque(each for each in self._barriers if not isinstance(each[1], Adopt))
         self.in_sync = False
         if message.plan.mode is SyncMode.NOTHING:
             self._begun = True
