@@ -165,3 +165,17 @@ def test_a_peer_that_is_being_resynced_may_be_spared_live_writes() -> None:
     world.send(2 * MIB)
     assert not world.admission.mirrors(joined=False)
     assert world.admission.mirrors(joined=True)
+
+
+@pytest.mark.parametrize("level", ["sync", "async"])
+def test_a_guest_that_fills_the_window_leaves_a_resync_its_part_of_it(level: str) -> None:
+    world = World(level=level, inflight_bytes=2 * MIB, lag_bytes=8 * MIB)
+    ticket = Ticket("guest", [WriteOp(OpKind.DATA, at * MIB, MIB, bytes(MIB)) for at in range(8)], 0)
+    world.window.send(ticket.ops, ticket, 1, 0)
+    assert not world.admission.welcome(0)
+    assert world.admission.room_to_copy is (level == "async")  # at ``sync`` they share, and the guest waits
+    world.send(2 * MIB)
+    assert not world.admission.room_to_copy
+    list(world.window.applied(10, NS_PER_S))
+    assert world.window.copied_bytes == 0
+    assert world.admission.room_to_copy

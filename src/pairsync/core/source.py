@@ -374,8 +374,8 @@ class VolumeSource:
         if self.tracker.full or self.copier.finishing:
             self._closer.cut(now_ns)
         if not self.copier.idle and self.standing.phase is not Phase.ABSENT:
-            room = self._window.data_bytes < self.options.copying_bytes and not self._window.full()
-            self.copier.advance(now_ns, room=room and not self._closed)  # the next start goes on with it
+            room = self._admission.room_to_copy and not self._closed  # the next start goes on with it
+            self.copier.advance(now_ns, room=room)
         if self._closing:
             self._advance_closing(now_ns)
 

@@ -168,6 +168,8 @@ class Window:
         self._answer_ns: int | None = None
         self.data_bytes = 0
         """Data sent and not applied."""
+        self.copied_bytes = 0
+        """What of it a resync sent."""
         self.op_count = 0
         """Ops sent and not applied."""
         self.applied_number = 0
@@ -185,6 +187,8 @@ class Window:
             self.op_count += len(part)
             if ticket is not None:
                 ticket.number = number
+            else:
+                self.copied_bytes += data_bytes
         if ticket is not None:
             self._batches += 1
         return messages
@@ -221,6 +225,7 @@ class Window:
             self.data_bytes -= data_bytes
             self.op_count -= op_count
             if ticket is None:
+                self.copied_bytes -= data_bytes
                 yield None, data_bytes
             elif ticket.number == last:
                 self._batches -= 1
@@ -258,7 +263,7 @@ class Window:
     def reset(self) -> None:
         """The session is over: nothing that was sent will be answered, and numbers begin anew."""
         self._sent.clear()
-        self.data_bytes = self.op_count = 0
+        self.data_bytes = self.copied_bytes = self.op_count = 0
         self._batches = 0
         self._next_number = 1
         self.applied_number = 0
