@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -163,3 +164,19 @@ async def test_a_farewell_waits_for_the_other_end_but_not_for_long(
     assert await far.receive() == Bye("night")
     ends.near.sever()
     await near.farewell(Bye("night"))  # to nobody
+
+
+async def test_who_hangs_up_is_the_peers_loss_in_every_version_of_python(pair: Pair) -> None:
+    """At the end some raise and some read nothing, which must not be asked for again and again."""
+    ends = Ends(pair)
+    near, _ = await both(partial(ends.raw, dialing=True), partial(ends.raw, dialing=False))
+    near._stream._tls = ReadsNothing()
+    with trio.fail_after(5), pytest.raises(PeerLost, match="raw: the other end hung up"):
+        await near.receive()
+
+
+class ReadsNothing:
+    """What ``ssl.SSLObject`` of Python 3.11.2 is at the end."""
+
+    def read(self, _size_bytes: int) -> bytes:
+        return b""

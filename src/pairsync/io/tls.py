@@ -105,6 +105,7 @@ class TlsStream:
         context = contexts.dialer if dialing else contexts.listener
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=not dialing)
         self._flushing = trio.Lock()  # what TLS has made leaves in the order in which it was made
+        self._ended = False  # the end of what the other side sends was given to TLS
         self._buffer = memoryview(bytearray(_RECEIVE_BYTES))
 
     async def handshake(self) -> None:
@@ -120,8 +121,11 @@ class TlsStream:
         await self._run(lambda: self._tls.write(data))
 
     async def receive_some(self) -> bytes:
-        """What has arrived, at least one byte; ``b""`` at the end."""
-        return await self._run(lambda: self._tls.read(_RECEIVE_BYTES))
+        """What has arrived, at least one byte; the end is `PeerLost`."""
+        data = await self._run(lambda: self._tls.read(_RECEIVE_BYTES))
+        if not data:  # some versions of Python raise instead
+            raise PeerLost(f"{self._who}: the other end hung up")
+        return data
 
     async def drain(self) -> None:
         """Read whatever comes until the other end hangs up; the caller sets a deadline."""
@@ -135,6 +139,8 @@ class TlsStream:
                 result = operation()
             except ssl.SSLWantReadError:
                 await self._flush()
+                if self._ended:  # some versions of OpenSSL and Python ask for more even at the end
+                    raise PeerLost(f"{self._who}: the other end hung up") from None
                 await self._fill()
             except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
                 raise PeerLost(f"{self._who}: the other end hung up") from error
@@ -171,6 +177,7 @@ class TlsStream:
             if received:
                 self._incoming.write(self._buffer[:received])
             else:
+                self._ended = True
                 self._incoming.write_eof()
             return received > 0
 
