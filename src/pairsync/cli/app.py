@@ -165,15 +165,17 @@ def demo(
 @contextmanager
 def _plain_errors() -> Iterator[None]:
     """One line for what a person can do something about; a traceback only for our own bugs."""
+    status = 0  # what is raised within ``except*`` would come out in a group
     try:
         yield
     except* PairsyncError as group:
-        lines = sorted({str(error) for error in _leaves(group)})
-        for line in lines:
+        for line in sorted({str(error) for error in _leaves(group)}):
             print(f"pairsync: {line}", file=sys.stderr)
-        raise SystemExit(1) from None
+        status = 1
     except* KeyboardInterrupt:
-        raise SystemExit(130) from None
+        status = status or 130
+    if status:
+        raise SystemExit(status)
 
 
 def _leaves(group: BaseExceptionGroup[PairsyncError]) -> Iterator[PairsyncError]:
