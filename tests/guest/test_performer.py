@@ -275,7 +275,7 @@ def test_a_session_is_dropped_and_only_a_refusal_is_reported(stage: _Stage) -> N
     assert (stage.wire.dropped, stage.script.reports) == (["silent", "diverged"], [("dropped",)])
 
 
-@pytest.mark.parametrize(
+each_kind_of_job = pytest.mark.parametrize(
     "effect",
     [
         Apply(0, "a", []),
@@ -285,6 +285,9 @@ def test_a_session_is_dropped_and_only_a_refusal_is_reported(stage: _Stage) -> N
         MapAllocation(0, "m"),
     ],
 )
+
+
+@each_kind_of_job
 def test_our_own_bugs_are_not_taken_for_disk_errors(
     stage: _Stage, monkeypatch: pytest.MonkeyPatch, effect: Effect
 ) -> None:
@@ -300,16 +303,7 @@ def test_our_own_bugs_are_not_taken_for_disk_errors(
     assert stage.script.reports == []
 
 
-@pytest.mark.parametrize(
-    "effect",
-    [
-        Apply(0, "a", []),
-        Read(0, 7, [Extent(0, 1)]),
-        Flush(0, "f"),
-        SavePages(0, "s", {}, (0,)),
-        MapAllocation(0, "m"),
-    ],
-)
+@each_kind_of_job
 def test_what_a_closing_lane_never_ran_is_reported_to_nobody(
     stage: _Stage, monkeypatch: pytest.MonkeyPatch, effect: Effect
 ) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from .messages import Condition, Generation
 
-__all__ = ["LINEAGE_GENERATIONS_MAX", "Superblock"]
+__all__ = ["LINEAGE_GENERATIONS_MAX", "Superblock", "new_superblock"]
 
 LINEAGE_GENERATIONS_MAX = 64
 """Generations kept a replica, newest first.  A peer that was away for longer gets a full resync: 64 losses
@@ -41,3 +41,28 @@ class Superblock:
     map_base: Generation | None
     clean: bool
     boot_id: str
+
+
+def new_superblock(
+    *,
+    pair_id: bytes,
+    volume_id: bytes,
+    name: str,
+    size_bytes: int,
+    condition: Condition = Condition.BLANK,
+) -> Superblock:
+    """Of a replica that has just been made: it has lived through nothing, and was never open."""
+    return Superblock(
+        pair_id=pair_id,
+        volume_id=volume_id,
+        name=name,
+        size_bytes=size_bytes,
+        term=0,
+        condition=condition,
+        lineage=(),
+        sync_target=None,
+        peer_in_sync=False,
+        map_base=None,
+        clean=True,
+        boot_id="",
+    )

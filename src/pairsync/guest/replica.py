@@ -20,7 +20,7 @@ from pairsync.core.dirty import DirtyMap
 from pairsync.core.messages import Condition, OpKind, WriteOp
 from pairsync.core.resync import PIECE_BYTES
 from pairsync.core.session import VolumeSetup
-from pairsync.core.superblock import Superblock
+from pairsync.core.superblock import Superblock, new_superblock
 from pairsync.core.units import BLOCK_BYTES, KIB, Extent, block_count_of, bounded_runs
 from pairsync.errors import BackendError, ConfigError, MismatchError
 from pairsync.storage.device import Device
@@ -119,19 +119,12 @@ def create_replica(
         raise ConfigError(f"{os.fspath(path)}: does not exist, and no size was given")
     else:
         create_volume(path, size_bytes)
-    block = Superblock(
+    block = new_superblock(
         pair_id=pair_id,
         volume_id=volume_id,
         name=name,
         size_bytes=size_bytes,
-        term=0,
         condition=_condition_of_new(existing=existing, overwrite=overwrite),
-        lineage=(),
-        sync_target=None,
-        peer_in_sync=False,
-        map_base=None,
-        clean=True,
-        boot_id="",
     )
     try:
         create_metadata(metadata_path(path) if metadata is None else metadata, block)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pairsync.core.messages import Condition, Generation
-from pairsync.core.superblock import Superblock
+from pairsync.core.superblock import Superblock, new_superblock
 from pairsync.core.units import BLOCK_BYTES, Extent, block_count_of
 from pairsync.storage.metadata import format_metadata, load_metadata, metadata_bytes, metadata_path
 from pairsync.testing.disks import SECTOR_BYTES
@@ -35,20 +35,8 @@ def data_name(volume: int) -> str:
 
 
 def _blank_superblock(index: int, size: int) -> Superblock:
-    return Superblock(
-        pair_id=PAIR_ID,
-        volume_id=bytes([index]) * 16,
-        name=data_name(index),
-        size_bytes=size,
-        term=0,
-        condition=Condition.BLANK,
-        lineage=(),
-        sync_target=None,
-        peer_in_sync=False,
-        map_base=None,
-        clean=True,
-        boot_id="",
-    )
+    name, volume_id = data_name(index), bytes([index]) * 16
+    return new_superblock(pair_id=PAIR_ID, volume_id=volume_id, name=name, size_bytes=size)
 
 
 def _format(host: SimHost, index: int, block: Superblock) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.messages import Condition, Generation
-from pairsync.core.superblock import Superblock
+from pairsync.core.superblock import Superblock, new_superblock
 from pairsync.core.units import Extent, block_count_of
 
 from .disk import SECTOR_BYTES, SECTORS_PER_BLOCK, SimDisk
@@ -21,20 +21,8 @@ __all__ = ["blank_replica", "make_replicas"]
 
 
 def _superblock(index: int, size_bytes: int) -> Superblock:
-    return Superblock(
-        pair_id=b"p" * 16,
-        volume_id=bytes([index]) * 16,
-        name=f"vd{index}",
-        size_bytes=size_bytes,
-        term=0,
-        condition=Condition.BLANK,
-        lineage=(),
-        sync_target=None,
-        peer_in_sync=False,
-        map_base=None,
-        clean=True,
-        boot_id="boot",
-    )
+    volume_id = bytes([index]) * 16
+    return new_superblock(pair_id=b"p" * 16, volume_id=volume_id, name=f"vd{index}", size_bytes=size_bytes)
 
 
 def blank_replica(index: int, size_bytes: int) -> tuple[SimDisk, SimMetadata]:
