@@ -301,7 +301,7 @@ class NbdStrangers:
                 await client.option(c.OPT_GO, client.info_data(name))
 
     async def _in_transmission(self) -> NbdClient:
-        return await (await self._client()).negotiate("vda")
+        return await (await self._client()).negotiate_or_hang_up("vda")
 
     async def garbage_in_transmission(self) -> None:
         """Bytes that are no request."""

@@ -18,7 +18,7 @@ UNAPPLIED_OPS_MAX = 262_144
 """Ranges received and not applied, 200 bytes each beside their data, and 500 more where each is a message of
 its own.  An active host stops at `window.OPS_MAX` (65,536); each of 64 volumes may go beyond by one batch of
 512, by 384 that were ready to be copied, and by 128 for each half MiB that it is reading to copy: with the
-largest windows that its configuration may have, 220,000 in all."""
+largest windows that its configuration may have, 213,000 in all."""
 
 
 class Intake:

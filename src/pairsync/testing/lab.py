@@ -125,7 +125,7 @@ class RunningLab(EventStream):
     async def connect(self, volume: str = "vda", **options: Any) -> NbdClient:
         """A client in transmission on that volume; the caller closes it."""
         client = await NbdClient.connect_unix(str(nbd_socket_of(self.directory, "a")))
-        return await client.negotiate(volume, **options)
+        return await client.negotiate_or_hang_up(volume, **options)
 
     # ------------------------------------------------------------------ commands
 

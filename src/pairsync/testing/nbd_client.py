@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import trio
 
@@ -204,6 +204,14 @@ class NbdClient:
             }
         await self.go(name)
         return self
+
+    async def negotiate_or_hang_up(self, name: str, **options: Any) -> NbdClient:
+        """As `negotiate`, for one whose caller could not close it where that fails or is cancelled."""
+        try:
+            return await self.negotiate(name, **options)
+        except BaseException:
+            await self.aclose()
+            raise
 
     async def go(self, name: str) -> None:
         """OPT_GO; raises `NbdReplyError`."""
