@@ -21,6 +21,8 @@ from pairsync.io.keys import open_identity
 from pairsync.io.network import Address
 from pairsync.storage.file import open_volume
 
+from .durable import write_durably
+
 __all__ = ["LINK_PORT", "HostPlan", "init_host", "volume_id_of"]
 
 LINK_PORT = 10888
@@ -85,7 +87,7 @@ def init_host(directory: Path, plan: HostPlan) -> list[str]:
             if isinstance(what, int):
                 undo.callback(data.unlink)
         try:
-            (directory / "host.toml").write_text(_host_toml(plan, text))
+            write_durably(directory / "host.toml", _host_toml(plan, text).encode())
         except OSError as error:
             raise BackendError(f"{directory}/host.toml: {error.strerror}", error.errno or 5) from error
         undo.pop_all()

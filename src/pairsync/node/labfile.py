@@ -22,6 +22,7 @@ from pairsync.guest.replica import create_replica
 from pairsync.io.keys import open_identity
 from pairsync.storage.metadata import metadata_path
 
+from .durable import write_durably
 from .hostinit import volume_id_of
 
 __all__ = [
@@ -61,10 +62,8 @@ class LabFile:
     ports: dict[str, int]  # link port of each host
 
     def save(self, directory: Path) -> None:
-        """Write it, whole or not at all."""
-        temporary = directory / "lab.json.new"
-        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        temporary.replace(directory / "lab.json")
+        """Write it durably, whole or not at all."""
+        write_durably(directory / "lab.json", f"{json.dumps(asdict(self), indent=2)}\n".encode())
 
     @classmethod
     def load(cls, directory: Path) -> Self:
@@ -184,7 +183,7 @@ def prepare(directory: Path, lab: LabFile) -> None:
     except BaseException as error:
         for path in reversed(made):
             path.unlink(missing_ok=True)
-        file.unlink(missing_ok=True) if before is None else file.write_bytes(before)
+        file.unlink(missing_ok=True) if before is None else write_durably(file, before)
         if isinstance(error, OSError):
             raise BackendError(f"{directory}: {error.strerror or error}", error.errno or 5) from error
         raise
@@ -205,10 +204,10 @@ def _prepare(directory: Path, lab: LabFile, made: list[Path]) -> None:
     lab.save(directory)
     for host in hosts:
         peer = HOSTS[1 - HOSTS.index(host)]
-        (directory / host / "peer.pem").write_bytes(certificates[peer])
+        write_durably(directory / host / "peer.pem", certificates[peer])
         for name, size_bytes in lab.volumes.items():
             made += _make_volume(directory / host / f"{name}.img", name, size_bytes, lab)
-        (directory / host / "host.toml").write_text(_host_toml(directory, host, lab))
+        write_durably(directory / host / "host.toml", _host_toml(directory, host, lab).encode())
 
 
 def _make_volume(path: Path, name: str, size_bytes: int, lab: LabFile) -> list[Path]:
