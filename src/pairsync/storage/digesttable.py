@@ -1,0 +1,416 @@
+"""The digest table of one volume: what every block holds, in 8 bytes, kept up with every write.
+
+It answers *what is the digest of these blocks*, at three levels (``storage.digestfile``: leaf, 2 MiB, 1 GiB),
+so that two hosts find where they differ in few round trips, and *is what the disk gives what was written*.
+Inputs are the ops that were applied to the device, in order.
+
+**Where a leaf stands.**  In the first of these that has it:
+
+1. the *pending* layer: what was noted since the last write-out;
+2. the *leaving* layer: what is being written to the file, or could not be written;
+3. the map of unknown blocks: what the file says of them is worth nothing;
+4. the file (and the page cache: a dense volume of 1 TiB has 2 GiB of leaves).
+
+A layer goes to the file without waiting for a disk once it holds `_PENDING_MAX` leaves, or
+`_PENDING_MEMORY_MAX` where the file lies in memory: there is no disk to be spared then, and the event loop
+stands still meanwhile.  What cannot be written stays pending; if that becomes too much, the blocks are given
+up as unknown.
+
+**What a crash leaves.**  The file may have any mixture of leaves as they were at the last `save` and since,
+and a leaf may be durable without its data.  Both concern only blocks that were written since, and these are
+in the recovered dirty map as long as its owner keeps two rules: a block is in the durable dirty map (or the
+write-intent journal) before it is written, and leaves it only after a `save` that began after its last write
+was noted.  So after an unclean end the blocks of that map are *doubtful*: unknown until they are noted or
+read.  No order between `save` and the flush of the data is needed.
+
+**Unknown blocks over a restart.**  Few unknown blocks among known ones are written to the file as
+`UNKNOWN_DIGEST` leaves, a bounded number with each `save`; for the rest stands ``known_below`` in the header,
+the lowest unknown block: whatever is at or above it counts as unknown at the next start.  A rebuild that
+reads the volume in rising order (`DigestTable.examine` does) raises it as it goes.
+
+Threads: `note`, `forget`, `fill`, `examine` and `resize` are called in the data lane; `save` from another
+thread at the same time; `mismatches` from any.  Two locks: a short one over the layers, never held across a
+call to the operating system; and one over writing to the file and what goes with it, which `note` does not
+wait for.  Raises `BackendError` where the file fails; after a failed flush the table is lost (`sound`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Final
+
+from pairsync.core.dirty import DirtyMap
+from pairsync.core.messages import Buffer, OpKind, WriteOp
+from pairsync.core.units import BLOCK_BYTES, block_count_of
+from pairsync.errors import BackendError, InternalError
+
+from .device import Device
+from .digestfile import (
+    LEAVES_PER_NODE,
+    UNKNOWN_DIGEST,
+    ZERO_DIGEST,
+    Header,
+    Resizable,
+    block_digest,
+    block_digests,
+    digests_bytes,
+    encode_header,
+    unpack_leaves,
+)
+from .digestlayer import WIDE_BLOCKS, Layer
+from .digestwalk import Examined, TableState, Walk
+from .slots import DualSlot
+
+__all__ = ["DigestTable"]
+
+_PENDING_MAX: Final = 16_384
+"""Leaves that are pending before they go to the file: 64 MiB of scattered writes, 2 MiB of memory."""
+_PENDING_MEMORY_MAX: Final = 256
+"""The same where the file lies in memory: 0.3 ms at a time."""
+_LEAVING_MAX: Final = 65_536
+"""Leaves kept that cannot be written (a full file system), 8 MiB of memory; beyond they become unknown."""
+_CROWDED: Final = 4
+"""So many times the bound of pending leaves are taken while the file is being written; then `note` waits."""
+
+_UNKNOWN_LEAVES_MAX: Final = 262_144
+"""Unknown blocks (1 GiB) up to which they are made leaves, as many with each `save` as may be pending."""
+
+_PIECE_BLOCKS: Final = 512
+"""Leaves that are looked up at a time."""
+
+_BLOCK_SHIFT: Final = BLOCK_BYTES.bit_length() - 1
+_BLOCK_MASK: Final = BLOCK_BYTES - 1
+_PAGE_SHIFT: Final = LEAVES_PER_NODE.bit_length() - 1
+
+_DATA: Final = OpKind.DATA  # looked up once, see storage.file
+
+
+class DigestTable:
+    """The open digest table of one volume; made by `storage.digests.open_digests`.  See the module."""
+
+    def __init__(self, state: TableState, slots: DualSlot, header: Header, *, stored: Header | None) -> None:
+        file = state.leaves.file
+        self._state = state
+        self._slots = slots
+        self._volume_id = header.volume_id
+        self._stored = stored  # the durable header; None: neither slot can be relied on
+        self._lock = state.lock  # over `_pending`, `_leaving` and the map of unknown blocks
+        self._writing = threading.Lock()  # over writing leaves, and all of `_state`
+        self._saving = threading.Lock()  # one `save` at a time
+        self._pending = Layer(state.block_count)
+        self._leaving: Layer | None = None
+        self._pending_max = _PENDING_MEMORY_MAX if file.memory_backed else _PENDING_MAX
+        self.point = header.point
+        """Number of the last sync point that a `save` has made durable, 0 before the first."""
+
+    @property
+    def path(self) -> str:
+        """The file, for messages."""
+        return self._state.leaves.file.path
+
+    @property
+    def may_block(self) -> bool:
+        """Whether a call can wait for a disk; False on tmpfs and ramfs."""
+        return not self._state.leaves.file.memory_backed
+
+    @property
+    def sound(self) -> bool:
+        """False after a failed flush: the table is lost, and to be made anew."""
+        return self._state.leaves.file.sound
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the volume."""
+        return self._state.size_bytes
+
+    @property
+    def known_below(self) -> int:
+        """The lowest block that is unknown by the map, or the number of blocks: where a rebuild goes on."""
+        with self._lock:
+            run = self._state.unknown.next_run(0)
+        return self._state.block_count if run is None else run.start
+
+    # ------------------------------------------------------------------ noting
+
+    def note(self, device: Device, ops: Sequence[WriteOp]) -> None:
+        """``ops`` were applied to ``device``, in this order, and nothing has been applied since.
+
+        Never raises for the table's file: what cannot be written stays pending.
+        """
+        few: dict[int, int] = {}
+        edges: set[int] = set()
+        for op in ops:
+            kind, offset, length, data, _ = op
+            if kind is _DATA and length == BLOCK_BYTES and not offset & _BLOCK_MASK and data is not None:
+                few[offset >> _BLOCK_SHIFT] = block_digest(data)
+            elif length > 0:
+                self._note_range(op, few, edges)
+        # Last, when all of the batch is there; what they hold now is what counts.
+        for block in edges:
+            few[block] = self._read_back(device, block)
+        self._put(few)
+
+    def _note_range(self, op: WriteOp, few: dict[int, int], edges: set[int]) -> None:
+        """An op that is not just one block."""
+        kind, offset, length, data, _ = op
+        end = offset + length
+        first = -(-offset // BLOCK_BYTES)
+        stop = self._whole_stop(end)
+        if offset & _BLOCK_MASK:
+            edges.add(offset >> _BLOCK_SHIFT)
+        if end & _BLOCK_MASK and end < self._state.size_bytes:
+            edges.add(end >> _BLOCK_SHIFT)
+        if first >= stop:
+            return
+        if kind is _DATA and data is not None:
+            start = first * BLOCK_BYTES - offset
+            with memoryview(data)[start : stop * BLOCK_BYTES - offset] as view:
+                few.update(zip(range(first, stop), block_digests(view), strict=True))
+        elif stop - first <= WIDE_BLOCKS:
+            few.update(dict.fromkeys(range(first, stop), ZERO_DIGEST))
+        else:
+            with self._lock:
+                self._pending.few.update(few)
+                self._pending.put_range(first, stop, ZERO_DIGEST)
+            few.clear()
+
+    def _whole_stop(self, end: int) -> int:
+        """The first block that a range which ends there does not hold to the block's end."""
+        return self._state.block_count if end == self._state.size_bytes else end >> _BLOCK_SHIFT
+
+    def _read_back(self, device: Device, block: int) -> int:
+        offset = block * BLOCK_BYTES
+        content = bytearray(min(BLOCK_BYTES, self._state.size_bytes - offset))
+        with memoryview(content) as view:
+            try:
+                device.read_into(offset, view)
+            except BackendError:
+                return UNKNOWN_DIGEST  # whoever has to know what is there will see the error
+            return block_digest(view)
+
+    def _put(self, few: dict[int, int]) -> None:
+        with self._lock:
+            self._pending.few.update(few)
+            count = len(self._pending.few)
+        if count < self._pending_max:
+            return
+        if self._writing.acquire(blocking=count >= self._pending_max * _CROWDED):
+            try:
+                with suppress(BackendError):  # nothing is lost; `save` and `examine` try again and tell
+                    self._write_out()
+            finally:
+                self._writing.release()
+
+    def forget(self, extents: Iterable[tuple[int, int]]) -> None:
+        """What these blocks hold is in doubt (a failed write): unknown."""
+        few: dict[int, int] = {}
+        for start, stop in extents:
+            if stop - start <= WIDE_BLOCKS:
+                few.update(dict.fromkeys(range(start, stop), UNKNOWN_DIGEST))
+                continue
+            with self._lock:
+                self._pending.few.update(few)
+                self._pending.put_range(start, stop, UNKNOWN_DIGEST)
+            few.clear()
+        self._put(few)
+
+    def fill(self, offset: int, data: Buffer) -> int:
+        """This content was read in the data lane: unknown blocks that it holds whole become known.
+
+        How many did.  Blocks that are known are not looked at (`mismatches` does that).
+        """
+        filled = 0
+        first, stop = -(-offset // BLOCK_BYTES), self._whole_stop(offset + len(data))
+        with memoryview(data) as view:
+            for piece in range(first, stop, _PIECE_BLOCKS):
+                recorded = self._recorded(piece, min(piece + _PIECE_BLOCKS, stop))
+                if UNKNOWN_DIGEST not in recorded:
+                    continue
+                few: dict[int, int] = {}
+                for block, digest in enumerate(recorded, piece):
+                    if digest == UNKNOWN_DIGEST:
+                        at = block * BLOCK_BYTES - offset
+                        few[block] = block_digest(view[at : at + BLOCK_BYTES])
+                self._put(few)
+                filled += len(few)
+        return filled
+
+    # ------------------------------------------------------------------ looking
+
+    def _recorded(self, first: int, stop: int) -> Sequence[int]:
+        """The leaves of a few blocks as they stand now; any thread."""
+        over: dict[int, int] = {}
+        with self._lock:
+            if self._state.unknown.count:
+                for run in self._state.unknown.runs(first, stop):
+                    over.update(dict.fromkeys(range(run.start, run.stop), UNKNOWN_DIGEST))
+            for layer in (self._leaving, self._pending):
+                if layer is not None:
+                    layer.collect(first, stop, over)
+        if len(over) == stop - first:
+            return [over[block] for block in range(first, stop)]
+        # Only after the look at the layers: what left them meanwhile is in the file.
+        leaves = unpack_leaves(self._state.leaves.read(first, stop))
+        for block, digest in over.items():
+            leaves[block - first] = digest
+        return leaves
+
+    def mismatches(self, offset: int, view: memoryview) -> list[int]:
+        """Blocks wholly within a range just read whose content is not what is recorded; any thread.
+
+        Unknown blocks never count.  Beside writes to the same blocks either side may be the newer one: ask
+        `examine` in the data lane before anything is called bad.  `BackendError` where the table cannot be
+        read; that says nothing about the content.
+        """
+        bad: list[int] = []
+        first, stop = -(-offset // BLOCK_BYTES), self._whole_stop(offset + len(view))
+        for piece in range(first, stop, _PIECE_BLOCKS):
+            end = min(piece + _PIECE_BLOCKS, stop)
+            found = block_digests(view[piece * BLOCK_BYTES - offset : end * BLOCK_BYTES - offset])
+            recorded = self._recorded(piece, end)
+            bad += [
+                block
+                for block, (was, now) in enumerate(zip(recorded, found, strict=True), piece)
+                if was not in (now, UNKNOWN_DIGEST)
+            ]
+        return bad
+
+    def examine(
+        self,
+        device: Device,
+        level: int,
+        first: int,
+        stop: int,
+        *,
+        read: bool = False,
+        read_bytes_max: int,
+        pages_max: int,
+    ) -> Examined:
+        """The digests of the nodes ``first`` to ``stop`` of a level (0: leaves), in the data lane.
+
+        Unknown blocks are read and recorded first, so equal content gives equal nodes.  ``read``: all content
+        that is not a hole of the device is read and compared with what is recorded; what differs is ``bad``
+        and keeps its leaf.  A block that cannot be read is bad too.  The answer ends early, after one node at
+        least, when ``read_bytes_max`` bytes were read or ``pages_max`` pages of leaves (4 KiB) were looked
+        at; a node of level 2 with much unknown in it, or with ``read``, may be 1 GiB to read: ask at level 1.
+
+        `BackendError` if the table fails; no answer is lost by asking again.
+        """
+        with self._writing:
+            self._write_out()
+            walk = Walk(self._state, device, read=read, read_bytes_max=read_bytes_max, pages_max=pages_max)
+            return walk.answer(level, first, stop)
+
+    # ------------------------------------------------------------------ writing
+
+    def _write_out(self) -> None:
+        """Bring all that is pending to the file, not durably; the caller holds `_writing`.
+
+        `BackendError`: it is all still there, in `_leaving`.
+        """
+        with self._lock:
+            if not self._pending and self._leaving is None:
+                return
+            if self._leaving is None:
+                self._leaving = self._pending
+            else:
+                self._leaving.put_layer(self._pending)
+                if len(self._leaving.few) > _LEAVING_MAX:
+                    self._leaving.give_up()
+            self._pending = Layer(self._state.block_count)
+            layer = self._leaving
+        state, nodes = self._state, self._state.nodes
+        for run in layer.zero.runs():
+            state.leaves.zero(*run)
+            nodes.stale(run.start >> _PAGE_SHIFT, ((run.stop - 1) >> _PAGE_SHIFT) + 1)
+        for page in state.leaves.patch(layer.few):
+            nodes.stale(page, page + 1)
+        for run in layer.doubt.runs():
+            nodes.stale(run.start >> _PAGE_SHIFT, ((run.stop - 1) >> _PAGE_SHIFT) + 1)
+        with self._lock:
+            state.unknown.merge(layer.doubt)
+            if state.unknown.count:
+                for run in layer.zero.runs():
+                    state.unknown.clear(*run)
+                for block in layer.few:
+                    if block in state.unknown:
+                        state.unknown.clear(block, block + 1)
+            self._leaving = None
+
+    def save(self, point: int | None = None) -> None:
+        """Make durable all that was noted before; ``point``: number of the sync point reached by then.
+
+        `BackendError` if that fails: it may be tried again while the table is `sound`.
+        """
+        with self._saving:
+            with self._writing:
+                self._write_out()
+                self._write_unknown()
+                header = Header(
+                    self._volume_id,
+                    self._state.size_bytes,
+                    self.known_below,
+                    self.point if point is None else point,
+                )
+                flush = self._state.leaves.begin_flush()
+            flush()
+            self._store(header)
+            self.point = header.point
+
+    def _write_unknown(self) -> None:
+        """Make unknown leaves of few unknown blocks, so that they need not hold down ``known_below``."""
+        state = self._state
+        if not 0 < state.unknown.count <= _UNKNOWN_LEAVES_MAX:
+            return
+        left = self._pending_max
+        while left > 0 and (run := state.unknown.next_run(0)) is not None:
+            if run.stop == state.block_count:
+                return  # it is exactly what known_below says
+            stop = min(run.stop, run.start + left)
+            state.leaves.patch(dict.fromkeys(range(run.start, stop), UNKNOWN_DIGEST))
+            state.make_known(run.start, stop)
+            left -= stop - run.start
+
+    def _store(self, header: Header) -> None:
+        stored = self._stored
+        if header == stored:
+            return
+        payload = encode_header(header)
+        self._slots.store(payload)
+        if stored is None or header.known_below < stored.known_below:
+            self._slots.store(payload)  # no damage to one slot may bring back the one that claims more
+        self._stored = header
+
+    # ------------------------------------------------------------------ the whole
+
+    def resize(self, size_bytes: int) -> None:
+        """The volume has grown; what was added is unknown until it is noted or examined.
+
+        Nothing is durable before the next `save`; a table found too small for its volume at the next start
+        grows then.  `BackendError` if the file cannot be enlarged: nothing has changed.
+        """
+        with self._writing:
+            self._write_out()
+            state = self._state
+            if size_bytes < state.size_bytes:
+                raise InternalError(f"{self.path}: from {state.size_bytes} to {size_bytes} bytes")
+            file = state.leaves.file
+            if file.size_bytes < digests_bytes(size_bytes):
+                if not isinstance(file, Resizable):
+                    raise BackendError(f"{file.path}: its size cannot be changed")
+                file.resize(digests_bytes(size_bytes))
+            unknown = DirtyMap(block_count_of(size_bytes))
+            unknown.merge(state.unknown)
+            if size_bytes > state.size_bytes:
+                # The last block, if it was partial, is another block now.
+                unknown.mark(state.size_bytes >> _BLOCK_SHIFT, unknown.block_count)
+            with self._lock:
+                state.unknown, state.size_bytes = unknown, size_bytes
+                self._pending = Layer(unknown.block_count)
+                state.nodes.clear()
+
+    def close(self) -> None:
+        """Give the file back; idempotent.  Nothing is saved."""
+        self._state.leaves.file.close()
