@@ -38,6 +38,10 @@ class VolumeOptions:
         What a resync lets the guest's writes take before it slows down.
     ``peer_deadline_ns``
         A connected peer that owes an answer for longer is taken for hung, and left.
+    ``disk_deadline_ns``
+        A disk of the standby that takes longer for one operation is taken for hung, and the standby leaves;
+        a flush, which may have a whole cache to write, has three times as long.  Well below
+        ``peer_deadline_ns``: the host that knows the reason should be the first to act.
     ``flush_after_ns``
         Written blocks are made durable on both sides after that time even if the guest never flushes.
     """
@@ -51,6 +55,7 @@ class VolumeOptions:
     tickets_max: int = 4096
     latency_goal_ns: int = 10 * NS_PER_MS
     peer_deadline_ns: int = 20 * NS_PER_S
+    disk_deadline_ns: int = 5 * NS_PER_S
     flush_after_ns: int = 5 * NS_PER_S
 
     @property
@@ -68,6 +73,7 @@ class VolumeOptions:
                 raise ConfigError(f"{name} {getattr(self, name)}: at least {MIB}, one message")
         if self.intent_window_bytes < 4 * MIB:
             raise ConfigError(f"intent_window_bytes {self.intent_window_bytes}: at least {4 * MIB}")
-        for name in ("lag_ns", "latency_goal_ns", "peer_deadline_ns", "flush_after_ns", "tickets_max"):
+        positive = ("lag_ns", "latency_goal_ns", "peer_deadline_ns", "disk_deadline_ns", "flush_after_ns")
+        for name in (*positive, "tickets_max"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive")

@@ -6,18 +6,20 @@
                                       ▲                                            │
                                       └──────────────── reports ◀──────────────────┘
 
-Effects are performed in `guest.performer`; this module is the guest's life and its face.
+Effects are performed in `guest.performer`, failing disks of a standby are dealt with in `guest.reopen`; this
+module is the guest's life and its face.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 
 import trio
 
-from pairsync.core.events import Event, PathEvent, ProgressEvent
+from pairsync.core.events import Event, PathEvent, ProgressEvent, TroubleEvent
 from pairsync.core.messages import Message, Role
 from pairsync.core.session import Session
 from pairsync.core.units import BLOCK_BYTES, NS_PER_S
@@ -25,12 +27,13 @@ from pairsync.errors import ConfigError
 from pairsync.io.link import Link, open_link
 from pairsync.io.network import Network, TcpNetwork
 from pairsync.io.session import SessionInfo
-from pairsync.storage.lane import open_lane
 
-from .config import GuestConfig, VolumeConfig
+from .config import GuestConfig
+from .disks import Disks, Opener, open_disks
 from .events import EventHub, Subscription
-from .performer import Lanes, Performer
-from .replica import Replica, boot_id, open_replica
+from .performer import Performer
+from .reopen import Mender
+from .replica import boot_id, open_replica
 from .statistics import GuestStatistics, VolumeStatistics
 from .volume import Volume
 
@@ -51,26 +54,40 @@ CLOSE_S = 30.0
 class Guest:
     """An open guest; made by `open_guest`.  All methods belong to the trio thread."""
 
-    def __init__(
-        self, config: GuestConfig, replicas: Sequence[Replica], lanes: Sequence[Lanes], network: Network
-    ) -> None:
+    def __init__(self, config: GuestConfig, disks: Disks, network: Network) -> None:
         self._config = config
+        self._disks = disks
         self._network = network
         self._events = EventHub()
         self._progress_ns = 0  # when progress was last told
         self.closed = False
-        self.session = Session(
+        self.session = self._make_session()
+        self.volumes = {
+            replica.name: Volume(self, index, replica) for index, replica in enumerate(disks.replicas)
+        }
+        """The guest's volumes, by name."""
+        self._performer = self._make_performer()
+        self._mender = Mender(self, disks) if config.role is Role.STANDBY else None
+        # What the link's session brings is not for us: a disk was ill when it began, or has become so.
+        self._deaf = False
+
+    def _make_session(self) -> Session:
+        config = self._config
+        return Session(
             guest=config.name,
             pair_id=config.pair_id,
             role=config.role,
             term=config.term,
             boot_id=boot_id(),
-            volumes=[replica.setup for replica in replicas],
-            draw_tag=lambda: int.from_bytes(network.entropy(8), "big"),
+            volumes=[replica.setup for replica in self._disks.replicas],
+            draw_tag=lambda: int.from_bytes(self._network.entropy(8), "big"),
         )
-        self.volumes = {replica.name: Volume(self, index, replica) for index, replica in enumerate(replicas)}
-        """The guest's volumes, by name."""
-        self._performer = Performer(self.session, replicas, lanes, self._emit, network.now_ns, self.perform)
+
+    def _make_performer(self) -> Performer:
+        disks = self._disks
+        return Performer(
+            self.session, disks.replicas, disks.lanes, self.emit, self._network.now_ns, self.perform
+        )
 
     @property
     def name(self) -> str:
@@ -126,6 +143,11 @@ class Guest:
             VolumeStatistics.of_target(volume.name, target)
             for volume, target in zip(self.volumes.values(), self.session.targets, strict=False)
         )
+        ailments = {} if self._mender is None else self._mender.ailments
+        volumes = tuple(
+            replace(each, state="failed", failed=ailments[each.name]) if each.name in ailments else each
+            for each in volumes
+        )
         return GuestStatistics(
             name=self.name,
             role=self.role.name.lower(),
@@ -143,7 +165,11 @@ class Guest:
             for volume in self.volumes.values():
                 volume.wake_writers()
 
-    def _emit(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
+        """Tell the subscribers, and whoever looks after the disks."""
+        if self._mender is not None and isinstance(event, TroubleEvent):
+            self._mender.note(event.volume, event.reason)
+            self._deaf = True
         if not isinstance(event, ProgressEvent):
             _log.info("%s: %s", self.name, event.describe())
         self._events.publish(event)
@@ -153,22 +179,30 @@ class Guest:
     def connected(self, session: SessionInfo) -> None:
         """The link has a session."""
         _log.info("%s: session over path %s, protocol %d", self.name, session.path, session.protocol)
+        self._deaf = self._mender is not None and self._mender.ill
+        if self._deaf:
+            return
         self.session.connected(self.now_ns())
         self.perform()
 
     def received(self, messages: list[Message]) -> None:
         """Messages of the peer."""
+        if self._deaf:
+            return
+        if self._mender is not None:
+            self._mender.busy = True
         self.session.received(messages, self.now_ns())
         self.perform()
 
     def lost(self, reason: str) -> None:
         """The link's session is over."""
+        self._deaf = False
         self.session.lost(reason, self.now_ns())
         self.perform()
 
     def path_changed(self, path: str, up: bool, reason: str) -> None:
         """A path came up or went down."""
-        self._emit(PathEvent(path, up, reason))
+        self.emit(PathEvent(path, up, reason))
 
     # ------------------------------------------------------------------ life
 
@@ -177,12 +211,41 @@ class Guest:
         self._performer.link = link
         link.set_handler(self)
 
+    async def use_threads(self, volume: str) -> None:
+        """From now on the disk of that volume may keep its callers waiting, though it lies in memory.
+
+        For devices that change their nature while they are open (`pairsync.testing.faulty`).
+        """
+        self.volume(volume)
+        await self._disks.use_threads(list(self.volumes).index(volume))
+
+    def draw_fraction(self) -> float:
+        """A random number in [0, 1), for back-offs."""
+        return int.from_bytes(self._network.entropy(4), "big") / (1 << 32)
+
+    def renew(self) -> None:
+        """Begin anew with disks that have been opened anew: another session machine, the same link."""
+        link = self.link
+        self.session = self._make_session()
+        self._performer = self._make_performer()
+        self._performer.link = link
+        for volume, replica in zip(self.volumes.values(), self._disks.replicas, strict=True):
+            volume.use(replica)
+
+    def rejoin(self) -> None:
+        """Take part again after `renew`, in a new session of the link: in this one the peer was heard."""
+        self.perform()
+        self._deaf = self.link is not None and self.link.session is not None
+        if self.link is not None:
+            self.link.drop_session("the disks work again")
+
     async def _run(self) -> None:
         """Look at bounds and deadlines, and tell how far a resync is."""
         while True:
             await trio.sleep(TICK_S)
             now_ns = self.now_ns()
-            self.session.tick(now_ns)
+            if not self._deaf:
+                self.session.tick(now_ns)
             self.perform()
             if now_ns - self._progress_ns >= PROGRESS_NS:
                 self._progress_ns = now_ns
@@ -192,7 +255,7 @@ class Guest:
         for source in self.session.sources:
             progress = source.copier.progress(now_ns)
             if progress is not None:
-                self._emit(
+                self.emit(
                     ProgressEvent(
                         source.standing.name,
                         progress.fraction,
@@ -235,7 +298,7 @@ async def open_guest(
     config: GuestConfig,
     *,
     network: Network | None = None,
-    opener: Callable[[VolumeConfig, bytes], Replica] = open_replica,
+    opener: Opener = open_replica,
 ) -> AsyncIterator[Guest]:
     """Open a guest on this host: its replicas, its link, its tasks; closed in order when the block is left.
 
@@ -265,7 +328,7 @@ async def open_guest(
 async def _live(
     config: GuestConfig,
     world: Network,
-    opener: Callable[[VolumeConfig, bytes], Replica],
+    opener: Opener,
     stop: trio.Event,
     *,
     task_status: trio.TaskStatus[Guest],
@@ -279,19 +342,13 @@ async def _live(
     config = config.shared_out()
     with trio.CancelScope() as scope:
         async with AsyncExitStack() as stack:
-            replicas: list[Replica] = []
-            lanes: list[Lanes] = []
-            for volume in config.volumes:
-                replica = opener(volume, config.pair_id)
-                stack.callback(replica.close)
-                for note in replica.notes:
-                    _log.warning("%s: %s", replica.name, note)
-                replicas.append(replica)
-                lanes.append(await _open_lanes(stack, replica))
-            guest = Guest(config, replicas, lanes, world)
+            disks = await stack.enter_async_context(open_disks(config, opener))
+            guest = Guest(config, disks, world)
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)  # once the link is closed
             nursery.start_soon(guest._run)  # the guest's own factory
+            if guest._mender is not None:
+                nursery.start_soon(guest._mender.run)
             guest.perform()
             if config.link is not None:
                 guest.attach(await stack.enter_async_context(open_link(config.link, network=world)))
@@ -299,16 +356,3 @@ async def _live(
             task_status.started(guest)
             await stop.wait()
             await guest._close()
-
-
-async def _open_lanes(stack: AsyncExitStack, replica: Replica) -> Lanes:
-    """The queues of a volume: threads where its disk may keep them waiting."""
-    lanes = [
-        await stack.enter_async_context(open_lane(f"{replica.name}-{what}", may_block=may_block))
-        for what, may_block in (
-            ("data", replica.device.may_block),
-            ("meta", replica.store.may_block),
-            ("side", replica.device.may_block),
-        )
-    ]
-    return Lanes(*lanes)

@@ -23,6 +23,7 @@ from pairsync.core.session import VolumeSetup
 from pairsync.core.superblock import Superblock, new_superblock
 from pairsync.core.units import BLOCK_BYTES, KIB, Extent, block_count_of, bounded_runs
 from pairsync.errors import BackendError, ConfigError, MismatchError
+from pairsync.storage.blockfile import OpenFile
 from pairsync.storage.device import Device
 from pairsync.storage.file import create_volume, open_volume
 from pairsync.storage.metadata import (
@@ -32,6 +33,7 @@ from pairsync.storage.metadata import (
     metadata_path,
     open_metadata,
 )
+from pairsync.storage.osfile import OsFile
 from pairsync.storage.superblock import check_identity
 
 from .config import VolumeConfig
@@ -141,14 +143,14 @@ def _condition_of_new(*, existing: bool, overwrite: bool) -> Condition:
     return Condition.SYNCING if overwrite else Condition.CONSISTENT
 
 
-def open_replica(volume: VolumeConfig, pair_id: bytes) -> Replica:
-    """Open a replica for this process alone.
+def open_replica(volume: VolumeConfig, pair_id: bytes, *, open_file: OpenFile = OsFile) -> Replica:
+    """Open a replica for this process alone, every file of it through ``open_file``.
 
     Raises `BusyError` if it is open elsewhere, `MismatchError` if it is another pair's, another volume or
     of another size, `MetadataError` if the metadata is damaged or newer, else `BackendError`.
     """
-    opened = open_metadata(volume.metadata or metadata_path(volume.path))
-    return recover_replica(opened, partial(open_volume, volume.path), volume, pair_id)
+    opened = open_metadata(volume.metadata or metadata_path(volume.path), open_file=open_file)
+    return recover_replica(opened, partial(open_volume, volume.path, open_file=open_file), volume, pair_id)
 
 
 def recover_replica(

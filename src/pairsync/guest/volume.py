@@ -104,6 +104,10 @@ class Volume:
         self._readers = trio.CapacityLimiter(READS_AT_ONCE)
         self._welcome = trio.lowlevel.ParkingLot()  # those who wait in `wait_writable`
 
+    def use(self, replica: Replica) -> None:
+        """The replica was opened anew (called by the guest)."""
+        self._replica = replica
+
     @property
     def name(self) -> str:
         """Name of the volume and of its NBD export."""

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import abc
 import errno
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from pairsync.core.messages import Buffer
 from pairsync.errors import BackendError
 
-__all__ = ["ALLOCATION_RUNS_MAX", "Allocation", "BlockFile"]
+__all__ = ["ALLOCATION_RUNS_MAX", "Allocation", "BlockFile", "OpenFile"]
 
 Allocation = list[tuple[int, bool]]
 """Runs of a range in order: length in bytes, and whether it is a hole (reads as zero, holds no space)."""
@@ -127,3 +129,7 @@ class BlockFile(abc.ABC):
         with memoryview(buffer) as view:
             self.read_into(offset, view)
         return bytes(buffer)
+
+
+OpenFile: TypeAlias = Callable[[str | os.PathLike[str]], BlockFile]
+"""Opens what exists, for this process alone (``OsFile``); errors as there."""

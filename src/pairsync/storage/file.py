@@ -20,7 +20,7 @@ from typing import NamedTuple
 from pairsync.core.messages import Buffer, OpKind, WriteOp
 from pairsync.errors import BackendError, ConfigError, InternalError, MismatchError
 
-from .blockfile import Allocation, BlockFile
+from .blockfile import Allocation, BlockFile, OpenFile
 from .device import Device
 from .osfile import OsFile, backend_error, sync_directory
 
@@ -174,13 +174,15 @@ def create_volume(path: str | os.PathLike[str], size_bytes: int) -> None:
     sync_directory(where)
 
 
-def open_volume(path: str | os.PathLike[str], size_bytes: int | None = None) -> RawFile:
-    """Open a raw file or block device for this process alone.
+def open_volume(
+    path: str | os.PathLike[str], size_bytes: int | None = None, *, open_file: OpenFile = OsFile
+) -> RawFile:
+    """Open a raw file or block device for this process alone, through ``open_file``.
 
     Raises `BusyError` if it is in use, `MismatchError` if it has not exactly ``size_bytes`` (None: any size),
     `BackendError` if it cannot be opened.
     """
-    file = OsFile(path)
+    file = open_file(path)
     if size_bytes is not None and file.size_bytes != size_bytes:
         found = file.size_bytes
         file.close()

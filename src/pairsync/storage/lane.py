@@ -38,7 +38,7 @@ import trio
 from pairsync.core.units import NS_PER_S
 from pairsync.errors import BackendError, BusyError, ClosedError, InternalError
 
-__all__ = ["LANE_JOBS_MAX", "InlineLane", "IoLane", "Lane", "open_lane"]
+__all__ = ["LANE_JOBS_MAX", "InlineLane", "IoLane", "Lane", "open_lane", "start_lane"]
 
 LANE_JOBS_MAX: Final = 131_072
 """Jobs waiting in one lane, some 300 bytes each.  Callers bound their own work below: a standby takes at most
@@ -63,6 +63,11 @@ class Lane(abc.ABC):
     @abc.abstractmethod
     def backlog(self) -> int:
         """Jobs submitted whose ``done`` has not been called."""
+
+    @property
+    def job_age_ns(self) -> int:
+        """How long the running job has been running; 0 between jobs.  Large: the disk hangs."""
+        return 0
 
     @abc.abstractmethod
     def submit(self, job: Callable[[], T], done: Callable[[T | BaseException], None]) -> None:
@@ -189,7 +194,7 @@ class IoLane(Lane):
 
     @property
     def job_age_ns(self) -> int:
-        """How long the running job has been running; 0 between jobs.  Large: the disk hangs."""
+        """As `Lane.job_age_ns`."""
         started = self._job_started_ns
         return time.monotonic_ns() - started if started else 0
 
@@ -314,14 +319,20 @@ class IoLane(Lane):
         )
 
 
+async def start_lane(nursery: trio.Nursery, name: str, *, may_block: bool) -> Lane:
+    """A lane of the right kind for a device, served in ``nursery`` until its `Lane.aclose`."""
+    lane: Lane = IoLane(name) if may_block else InlineLane(name)
+    await nursery.start(lane.serve)
+    return lane
+
+
 @asynccontextmanager
 async def open_lane(name: str, *, may_block: bool) -> AsyncIterator[Lane]:
     """A served lane of the right kind for a device; drained and closed at the end of the block.
 
     It holds a nursery, so what the block raises comes out in an exception group.
     """
-    lane: Lane = IoLane(name) if may_block else InlineLane(name)
     async with trio.open_nursery() as nursery:
-        await nursery.start(lane.serve)
+        lane = await start_lane(nursery, name, may_block=may_block)
         yield lane
         await lane.aclose()

@@ -42,7 +42,7 @@ from pairsync.core.units import KIB, MIB, block_count_of
 from pairsync.errors import ConfigError, InternalError, MetadataError
 
 from .bitmap import Bitmap, BitmapPage, bitmap_area_bytes
-from .blockfile import BlockFile
+from .blockfile import BlockFile, OpenFile
 from .journal import SEGMENT_COUNT, Journal, SegmentRoom
 from .osfile import OsFile
 from .slots import DualSlot
@@ -261,12 +261,12 @@ def load_metadata(file: BlockFile) -> OpenedMetadata:
     )
 
 
-def open_metadata(path: str | os.PathLike[str]) -> OpenedMetadata:
-    """Open a metadata file for this process alone.
+def open_metadata(path: str | os.PathLike[str], *, open_file: OpenFile = OsFile) -> OpenedMetadata:
+    """Open a metadata file for this process alone, through ``open_file``.
 
     `BusyError` if it is in use, `MetadataError` if damaged or of a newer version, else `BackendError`.
     """
-    file = OsFile(path)
+    file = open_file(path)
     try:
         return load_metadata(file)
     except BaseException:

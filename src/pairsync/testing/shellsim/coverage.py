@@ -44,8 +44,10 @@ OTHERS = (
     "level:sync",
     "level:async",
     "session-lost",
+    "reopened",
 )
-"""``took-over``: a session went on over another path; ``died-inside``: in the middle of a disk operation."""
+"""``took-over``: a session went on over another path; ``died-inside``: in the middle of a disk operation;
+``reopened``: a standby has opened its disks anew."""
 
 
 def required() -> list[str]:

@@ -97,20 +97,24 @@ class Life:
         self.dead = False
         self.failed = False  # a volume has stopped serving
         self.guest: Guest | None = None  # while it is open
-        self.replicas: list[Replica] = []
+        self.replicas: dict[str, Replica] = {}  # that were opened last, by name, in the volumes' order
 
     def serves(self) -> bool:
         """Whether its guest takes requests."""
         return self.guest is not None and not self.dead and not self.stop.is_set()
 
     def broken(self) -> bool:
-        """Whether something of it does not work until the process is started anew."""
-        return self.failed or self.host.suspect or not all(replica.store.sound for replica in self.replicas)
+        """Whether something of it does not work until the process is started anew: a standby mends itself."""
+        if self.failed or self.host.role is Role.STANDBY:
+            return self.failed
+        return self.host.suspect or not all(replica.store.sound for replica in self.replicas.values())
 
     def open_replica(self, volume: VolumeConfig, pair_id: bytes) -> Replica:
         """The opener of `open_guest`."""
         host = self.host
         name = str(volume.path)
+        if volume.name in self.replicas and host.suspect:
+            host.lose_cache()  # all files are closed
         file = host.medium.open(metadata_path(name))
         try:
             opened = load_metadata(file)
@@ -118,8 +122,8 @@ class Life:
             file.close()
             raise
         replica = recover_replica(opened, lambda _: SimDisk(host.medium, name), volume, pair_id)
-        index = len(self.replicas)
-        self.replicas.append(replica)
+        self.replicas[volume.name] = replica
+        index = list(self.replicas).index(volume.name)
         self._tap_store(index, replica)
         host.recovered(index, replica)
         return replica
@@ -139,7 +143,26 @@ class Life:
 
     def tap(self, guest: Guest) -> None:
         """Listen in on what the guest wants done, and on what it receives."""
-        take, received = guest.session.take, guest.received
+        received, renew = guest.received, guest.renew
+        trace, name = self.host.world.trace, self.host.name
+        self._tap_session(guest)
+
+        def tapped_received(messages: list[Message]) -> None:
+            if not self.dead:
+                trace.note(name, "received", " ".join(map(show_message, messages)))
+            received(messages)
+
+        def tapped_renew() -> None:
+            renew()
+            self.host.world.reach("reopened")
+            trace.note(name, "reopened")
+            self._tap_session(guest)
+
+        guest.received = tapped_received  # type: ignore[method-assign]  # listen in, on this one
+        guest.renew = tapped_renew  # type: ignore[method-assign]  # the same
+
+    def _tap_session(self, guest: Guest) -> None:
+        take = guest.session.take
         trace, name, checker = self.host.world.trace, self.host.name, self.host.world.checker
 
         def tapped_take() -> list[Effect]:
@@ -150,13 +173,7 @@ class Life:
                 checker.step(self, effects)
             return effects
 
-        def tapped_received(messages: list[Message]) -> None:
-            if not self.dead:
-                trace.note(name, "received", " ".join(map(show_message, messages)))
-            received(messages)
-
         guest.session.take = tapped_take  # type: ignore[method-assign]  # listen in, on this one
-        guest.received = tapped_received  # type: ignore[method-assign]  # the same
 
 
 class SimHost:
@@ -271,6 +288,12 @@ class SimHost:
         life.scope.cancel()
         self.suspect = False
         self.armed.clear()
+
+    def lose_cache(self) -> None:
+        """The files are opened anew after a flush has failed: what it did not write may be gone."""
+        self.medium.power_cut(self.world.keep)
+        self.suspect = False
+        self.world.checker.crashed(self, cache_lost=True)
 
     def recovered(self, index: int, replica: Replica) -> None:
         """A life has opened a volume."""

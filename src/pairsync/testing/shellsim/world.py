@@ -168,7 +168,7 @@ class World:
         if host is self.active:
             if self.writer.requests:
                 self.fail("answer", f"closed in order, and not answered: {sorted(self.writer.requests)[:8]}")
-            for index, replica in enumerate(life.replicas):
+            for index, replica in enumerate(life.replicas.values()):
                 if not replica.store.superblock.clean and not host.suspect and not life.failed:
                     self.fail("closed", f"volume {index}: closed in order, and not recorded as clean")
         self.faults.life_ended(host)

@@ -1,0 +1,238 @@
+"""The disks of a guest: its open replicas and the queues in which jobs wait for them.
+
+A guest's own are opened with it and closed with it.  In between a standby may close all of them and open them
+anew (`Disks.reopen`): what a file has promised after a failed flush cannot be trusted any more, and a disk
+that vanished may be there again, with its files or without.
+
+Invariants: `replicas` and `lanes` go by the volume's index; while no replica is open there are no lanes; a
+replica is closed only when no job of its lanes runs, because the operating system keeps its lock as long, and
+because what such a job still writes must not come after what is written by the next owner.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final, NamedTuple, TypeAlias
+
+import trio
+
+from pairsync.core.units import BLOCK_BYTES, NS_PER_S
+from pairsync.errors import BackendError, BusyError, ClosedError
+from pairsync.storage.lane import InlineLane, Lane, start_lane
+
+from .config import GuestConfig, VolumeConfig
+from .performer import Lanes
+from .replica import Replica
+
+__all__ = ["FLUSH_DEADLINES", "Disks", "Opener", "Unopened", "describe_hang", "open_disks"]
+
+_log = logging.getLogger("pairsync.guest")
+
+FLUSH_DEADLINES: Final = 3
+"""So many disk deadlines a flush may take, or a walk over what is allocated: it may have to write a cache of
+some hundred megabytes, where any other operation is of one batch."""
+
+Opener: TypeAlias = Callable[[VolumeConfig, bytes], Replica]
+"""Opens a volume's replica, of the pair with that id."""
+
+
+class Unopened(NamedTuple):
+    """A volume that could not be opened anew."""
+
+    volume: str
+    error: BackendError | BusyError
+
+
+class Disks:
+    """See the module; made by `open_disks`.  All methods belong to the trio thread."""
+
+    def __init__(self, config: GuestConfig, opener: Opener, nursery: trio.Nursery) -> None:
+        self._config = config
+        self._opener = opener
+        self._nursery = nursery  # of the lanes
+        self.replicas: list[Replica] = []
+        self.lanes: list[Lanes] = []
+
+    async def open(self) -> None:
+        """Open all; raises what the opener does."""
+        for volume in self._config.volumes:
+            replica = self._opener(volume, self._config.pair_id)
+            self.replicas.append(replica)
+            _tell_notes(replica)
+            self.lanes.append(await self._start_lanes(replica))
+
+    async def _start_lanes(self, replica: Replica) -> Lanes:
+        """The queues of a volume: threads where its disk may keep them waiting."""
+        name, may_block = replica.name, replica.device.may_block
+        return Lanes(
+            await start_lane(self._nursery, f"{name}-data", may_block=may_block),
+            await start_lane(self._nursery, f"{name}-meta", may_block=replica.store.may_block),
+            await start_lane(self._nursery, f"{name}-side", may_block=may_block),
+        )
+
+    async def use_threads(self, index: int) -> None:
+        """From now on that volume's disk may keep its callers waiting, though it lies in memory."""
+        if not self.lanes:
+            return  # closed: those that are opened next are asked what they need
+        lanes, name = self.lanes[index], self.replicas[index].name
+        lanes.data = await self._threaded(lanes.data, f"{name}-data")
+        lanes.meta = await self._threaded(lanes.meta, f"{name}-meta")
+        lanes.side = await self._threaded(lanes.side, f"{name}-side")
+
+    async def _threaded(self, lane: Lane, name: str) -> Lane:
+        if not isinstance(lane, InlineLane):
+            return lane
+        # An inline lane has no job outside of its own `submit`: nothing is overtaken.
+        await lane.aclose()
+        return await start_lane(self._nursery, name, may_block=True)
+
+    # ------------------------------------------------------------------ looking
+
+    @property
+    def idle(self) -> bool:
+        """Whether no job waits or runs."""
+        return not any(lane.backlog for lanes in self.lanes for lane in _each(lanes))
+
+    def overdue_ns(self, index: int) -> int:
+        """How long an operation of that volume has been running, if its deadline has passed; else 0."""
+        if not self.lanes:
+            return 0
+        lanes = self.lanes[index]
+        deadline_ns = self._config.volumes[index].options.disk_deadline_ns
+        age_ns = max(lanes.data.job_age_ns, lanes.meta.job_age_ns)
+        if age_ns > deadline_ns:
+            return age_ns
+        flush_ns = lanes.side.job_age_ns
+        return flush_ns if flush_ns > FLUSH_DEADLINES * deadline_ns else 0
+
+    # ------------------------------------------------------------------ closing, and opening anew
+
+    async def reopen(self) -> Unopened | None:
+        """Close all and open all anew, and see that they can be read, written and flushed; while `idle`.
+
+        What could not be opened, and why; then nothing is open, and it may be called again.
+        """
+        threads = any(each.device.may_block or each.store.may_block for each in self.replicas)
+        for lanes in self.lanes:
+            for lane in _each(lanes):
+                await lane.aclose()
+        self.lanes = []
+        self.close()
+        fresh: list[Replica] = []
+        try:
+            for volume in self._config.volumes:
+                try:
+                    fresh.append(await self._open_anew(volume, in_thread=threads))
+                except (BackendError, BusyError) as error:
+                    return Unopened(volume.name, error)
+            self.replicas, fresh = fresh, []
+        finally:
+            for replica in fresh:
+                replica.close()
+        for replica in self.replicas:
+            _tell_notes(replica)
+            self.lanes.append(await self._start_lanes(replica))
+        return None
+
+    async def _open_anew(self, volume: VolumeConfig, *, in_thread: bool) -> Replica:
+        opening = _Opening(self._opener, volume, self._config.pair_id)
+        if not in_thread:
+            return opening.run()
+        try:
+            return await trio.to_thread.run_sync(
+                opening.run, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
+            )
+        except trio.Cancelled:
+            opening.abandon()
+            raise
+
+    async def drain(self) -> None:
+        """Let the lanes end their jobs, but do not wait for a disk that hangs."""
+        if any(self.overdue_ns(index) for index in range(len(self.lanes))):
+            self._nursery.cancel_scope.cancel()  # the lane says what hangs
+        for lanes in self.lanes:
+            for lane in _each(lanes):
+                await lane.aclose()
+
+    def close(self) -> None:
+        """Give all files back; idempotent."""
+        for replica in self.replicas:
+            replica.close()
+
+
+class _Opening:
+    """An attempt to open a replica, in a thread that may have to be left behind."""
+
+    def __init__(self, opener: Opener, volume: VolumeConfig, pair_id: bytes) -> None:
+        self._opener = opener
+        self._volume = volume
+        self._pair_id = pair_id
+        self._lock = threading.Lock()  # guards the next two
+        self._abandoned = False
+        self._opened: Replica | None = None
+
+    def run(self) -> Replica:
+        """Open it, and prove that its disk works."""
+        replica = self._opener(self._volume, self._pair_id)
+        try:
+            _prove(replica)
+        except BaseException:
+            replica.close()
+            raise
+        with self._lock:
+            self._opened = replica
+            if not self._abandoned:
+                return replica
+        replica.close()
+        raise ClosedError(f"volume {self._volume.name}: nobody waits for it any more")
+
+    def abandon(self) -> None:
+        """Nobody waits any more: what is opened is closed again."""
+        with self._lock:
+            self._abandoned = True
+            opened = self._opened
+        if opened is not None:
+            opened.close()
+
+
+def _prove(replica: Replica) -> None:
+    """Raises `BackendError` where a disk can be opened and does not work (say, it is read-only now)."""
+    store, device = replica.store, replica.device
+    store.write_superblock(store.superblock)
+    device.flush()
+    device.read_into(0, memoryview(bytearray(min(BLOCK_BYTES, device.size_bytes))))
+
+
+def _each(lanes: Lanes) -> tuple[Lane, Lane, Lane]:
+    return lanes.data, lanes.meta, lanes.side
+
+
+def _tell_notes(replica: Replica) -> None:
+    for note in replica.notes:
+        _log.warning("%s: %s", replica.name, note)
+
+
+def describe_hang(age_ns: int) -> str:
+    """A disk that hangs, in words."""
+    return f"the disk hangs: an operation has been running for {age_ns / NS_PER_S:.1f} s"
+
+
+@asynccontextmanager
+async def open_disks(config: GuestConfig, opener: Opener) -> AsyncIterator[Disks]:
+    """Open the disks of a guest; their jobs are ended and they are closed when the block is left.
+
+    Raises what the opener does.  It holds a nursery, so what the block raises comes out in a group.
+    """
+    disks: Disks | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            disks = Disks(config, opener, nursery)
+            await disks.open()
+            yield disks
+            await disks.drain()
+    finally:
+        if disks is not None:
+            disks.close()

@@ -1,0 +1,171 @@
+"""A standby whose disk has failed, or hangs, takes itself out and comes back by itself.
+
+::
+
+    well ──an operation failed, or its deadline passed──▶ ill ──all jobs ended──▶ opening anew, with back-off
+      ▲                                                                               │
+      └──────────── read, written and flushed: a new session machine ◀────────────────┘
+
+* **Why open anew**: after a failed flush a file promises nothing any more (``storage.blockfile``), and a file
+  that vanished may be another one when it is back, even an empty one.  What the replica is, is read from its
+  disk again, exactly as after a restart of the host; what the peer is not known to hold durably stands in
+  the active host's dirty map, so nothing is lost by it.
+* **A hang is told from slowness by a deadline** (``VolumeOptions.disk_deadline_ns``).  An observer that did
+  not run himself for a while looks once more before he judges.
+* **A disk that nobody uses** is asked now and then whether it is still there (`PROBE_NS`): a standby that is
+  called in sync should not find out when it is needed.
+* While it is ill this host keeps the link and says nothing on it: the active host waits for it to introduce
+  itself, for as long as it waits for any peer.
+* A job that hangs is waited for, however long: nothing can end it, and what it writes late must not meet what
+  is written anew.  That is what `Mender.ailments` and the events tell a person.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from pairsync.core.backoff import Backoff
+from pairsync.core.events import TroubleEvent
+from pairsync.core.messages import Failed
+from pairsync.core.session import SessionPhase
+from pairsync.core.units import NS_PER_MS, NS_PER_S
+
+from .disks import Disks, describe_hang
+from .replica import flush_job
+
+if TYPE_CHECKING:
+    from .guest import Guest
+
+__all__ = ["Mender"]
+
+_log = logging.getLogger("pairsync.guest")
+
+LOOK_S: Final = 0.1
+"""Between two looks at running operations: a fiftieth of their deadline."""
+
+STALL_NS: Final = NS_PER_S
+"""A look that comes later than that after the last one finds an observer that slept: it judges nothing."""
+
+PROBE_NS: Final = 2 * NS_PER_S
+"""Between two questions to a disk that nobody uses; a flush without anything to write costs microseconds."""
+
+RETRY_NS_MIN: Final = 250 * NS_PER_MS
+RETRY_NS_MAX: Final = 5 * NS_PER_S
+"""Bounds of the wait before a disk is opened anew: so long at most after its repair it takes part again."""
+
+WELL_NS: Final = 10 * NS_PER_S
+"""A disk that has worked for so long was worth opening: the next wait is short again."""
+
+REASON_CHARACTERS_MAX: Final = 400
+"""Of a reason that travels."""
+
+
+class Mender:
+    """See the module; one for a standby guest, for all of its volumes, which share a session."""
+
+    def __init__(self, guest: Guest, disks: Disks) -> None:
+        self._guest = guest
+        self._disks = disks
+        self._names = list(guest.volumes)
+        self._backoff = Backoff(first_ns=RETRY_NS_MIN, limit_ns=RETRY_NS_MAX)
+        self.ailments: dict[str, str] = {}
+        """Why the guest takes no part, by volume; empty while it is well."""
+        self.busy = False
+        """Messages have come since the last probe: who uses a disk hears from it."""
+
+    @property
+    def ill(self) -> bool:
+        """Whether the guest takes no part, until its disks have been opened anew."""
+        return bool(self.ailments)
+
+    def note(self, volume: str, reason: str) -> None:
+        """A disk has failed, as the session machine says (called by the guest); the first reason counts."""
+        self.ailments.setdefault(volume, reason)
+
+    async def run(self) -> None:
+        """Watch and mend until cancelled."""
+        while True:
+            await self._watch()
+            self._leave()
+            await self._mend()
+
+    # ------------------------------------------------------------------ well
+
+    async def _watch(self) -> None:
+        """Return when something is wrong."""
+        guest = self._guest
+        began_ns = looked_ns = probed_ns = guest.now_ns()
+        while not self.ailments:
+            await trio.sleep(LOOK_S)
+            now_ns = guest.now_ns()
+            if now_ns - looked_ns < STALL_NS:
+                self._look()
+            looked_ns = now_ns
+            if now_ns - probed_ns >= PROBE_NS:
+                probed_ns = now_ns
+                self._probe()
+            if now_ns - began_ns >= WELL_NS:
+                self._backoff.succeeded()
+
+    def _look(self) -> None:
+        """Find what hangs."""
+        for index, name in enumerate(self._names):
+            age_ns = self._disks.overdue_ns(index)
+            if age_ns:
+                self._tell(name, describe_hang(age_ns))
+
+    def _probe(self) -> None:
+        """Ask the disks that nobody uses."""
+        busy, self.busy = self.busy, False
+        if busy:
+            return
+        for name, replica, lanes in zip(self._names, self._disks.replicas, self._disks.lanes, strict=True):
+            if not lanes.side.backlog:
+                lanes.side.submit(partial(flush_job, replica.device), partial(self._probed, name))
+
+    def _probed(self, name: str, result: int | BaseException) -> None:
+        if isinstance(result, int) and result:
+            self._tell(name, f"it was asked whether it works: {errno.errorcode.get(result, result)}")
+
+    def _tell(self, name: str, reason: str) -> None:
+        """Say it once."""
+        if self.ailments.get(name) != reason:
+            self.ailments[name] = reason
+            self._guest.emit(TroubleEvent(name, fatal=False, reason=reason))
+
+    # ------------------------------------------------------------------ ill
+
+    def _leave(self) -> None:
+        """End the session; the peer hears why."""
+        name, reason = next(iter(self.ailments.items()))
+        link = self._guest.link
+        if link is not None and link.session is not None:
+            link.send([Failed(self._names.index(name), errno.EIO, reason[:REASON_CHARACTERS_MAX])])
+            link.drop_session(reason)
+
+    async def _mend(self) -> None:
+        """Return when all disks have been opened anew, and the guest takes part again."""
+        guest = self._guest
+        while True:
+            await self._wait_settled()
+            await trio.sleep(self._backoff.failed(guest.draw_fraction()) / NS_PER_S)
+            unopened = await self._disks.reopen()
+            if unopened is None:
+                break
+            self._tell(unopened.volume, str(unopened.error))
+        self.ailments.clear()
+        _log.info("%s: its disks work again", guest.name)
+        guest.renew()
+        guest.rejoin()
+
+    async def _wait_settled(self) -> None:
+        """Return when the session is over and no job runs any more."""
+        while True:
+            if self._guest.session.phase is SessionPhase.OFFLINE and self._disks.idle:
+                return
+            await trio.sleep(LOOK_S)
