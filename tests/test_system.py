@@ -110,6 +110,32 @@ def test_one_package_out_of_stock_does_not_keep_the_others_out(
     assert len(naps) == system.ATTEMPTS - 1
 
 
+@pytest.mark.usefixtures("naps")
+def test_no_service_is_started_by_an_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    drop_in = there / "new" / "setting.conf"
+    seen: list[str] = []
+
+    def answer(call: tuple[str, ...]) -> str:
+        if call[0] == "install":
+            seen.append(drop_in.read_text())
+        return ""
+
+    monkeypatch.setattr(system, "DROP_INS", {"no-such-package": (drop_in, "off\n")})
+    monkeypatch.setattr(system, "needs", lambda: [ABSENT])
+    _as_root(monkeypatch, answer)
+    system.provide_tools(None, strict=False)
+    assert seen == ["off\n"]
+    assert list(there.iterdir()) == []  # nothing is left of it
+
+    drop_in.parent.mkdir()
+    drop_in.write_text("somebody's own\n")
+    system.provide_tools(None, strict=False)
+    assert seen[1:] == ["somebody's own\n"]
+    assert drop_in.exists()
+
+
 @pytest.mark.parametrize(("strict", "status"), [(True, 1), (False, 0)])
 def test_an_ordinary_user_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], strict: bool, status: int

@@ -13,13 +13,14 @@ or under ``CI=true`` it is 1.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 __all__ = ["Need", "find", "missing", "needs"]
@@ -34,6 +35,12 @@ BACKOFF_S = 5.0  # doubled after each try
 APT_DEADLINE_S = 1800.0  # one call of apt-get; a kernel and QEMU on a slow line take minutes
 DPKG_LOCK_S = 300  # another apt-get at work, such as the nightly one
 LOG_TAIL_LINES = 25
+DROP_INS = {  # what keeps a package from starting a service that nobody asked for, while it is installed
+    "postgresql": (
+        Path("/etc/postgresql-common/createcluster.d/pairsync-tools.conf"),
+        "create_main_cluster = false\n",
+    ),
+}
 FETCH_FAILED = "Failed to fetch"  # apt's word for a mirror that cannot be reached: no package will do better
 
 
@@ -111,8 +118,33 @@ def _apt_get(*arguments: str) -> str:
     return f"apt-get {arguments[0]} failed with status {done.returncode}:\n{tail}"
 
 
+@contextlib.contextmanager
+def _no_new_services(packages: list[str]) -> Iterator[None]:
+    """With the `DROP_INS` of these packages; nothing of them is left."""
+    made: list[Path] = []  # the files, and before them the directories that were made for them
+    try:
+        for file, text in (DROP_INS[package] for package in packages if package in DROP_INS):
+            made += [place for place in reversed(file.parents) if not place.exists()]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if not file.exists():
+                made.append(file)
+                file.write_text(text, encoding="utf-8")
+        yield
+    finally:
+        for place in reversed(made):
+            if place.is_file():
+                place.unlink()
+            elif not any(place.iterdir()):
+                place.rmdir()
+
+
 def _install(packages: list[str]) -> None:
     """Install what can be installed; what came of it is for the caller to probe."""
+    with _no_new_services(packages):
+        _install_now(packages)
+
+
+def _install_now(packages: list[str]) -> None:
     _say(f"installing {len(packages)} Debian package(s), this may take minutes: {' '.join(packages)}")
     install = ("install", "--no-install-recommends")
     if any(APT_LISTS.glob("*_Packages*")) and not _apt_get(*install, *packages):

@@ -52,6 +52,7 @@ CHECK = {"ext4": ["e2fsck", "-fn"], "xfs": ["xfs_repair", "-n"]}
 OPTIONS = {"ext4": "discard,errors=remount-ro", "xfs": "discard,nouuid"}
 
 STEP_S = 60.0  # what a program on the volume may take for a step; far more than it needs
+GONE_S = 10.0  # what killed processes may take to give their files back
 POLL_S = 0.02
 PROBE_S = 30.0
 
@@ -110,7 +111,16 @@ async def mount(device: Path, where: Path, options: str = "defaults") -> AsyncIt
         yield where
     finally:
         with trio.CancelScope(shield=True):
-            await run_program("umount", where)
+            await unmount(where)
+
+
+async def unmount(where: Path) -> None:
+    """Unmount; a killed process that had files open there may need a moment until it is gone."""
+    with trio.move_on_after(GONE_S):
+        while (await run_program("umount", where, status=None)).returncode != 0:
+            await trio.sleep(POLL_S)
+        return
+    await run_program("umount", where)  # which says why not
 
 
 @asynccontextmanager
@@ -131,7 +141,7 @@ async def nbd_file(lab: RunningLab, directory: Path, volume: str = "vda") -> Asy
             yield file
         finally:
             with trio.CancelScope(shield=True):
-                await run_program("umount", file)  # also if nbdfuse has ended with its connection
+                await unmount(file)  # also if nbdfuse has ended with its connection
     finally:
         with trio.CancelScope(shield=True):
             process.terminate()
@@ -199,6 +209,11 @@ class HostDisk:
         """The other way round."""
         await self._mounts.aclose()
 
+    async def repair(self) -> None:
+        """After `shut_down`: mount it again with what it holds; nothing may use it."""
+        await self.unmount()
+        await self.mount()
+
     def shut_down(self) -> None:
         """From now on nothing reaches the disk: what was not flushed will never have been written."""
         directory = os.open(self.where, os.O_RDONLY | os.O_DIRECTORY)
@@ -237,6 +252,13 @@ async def kill_hosts(lab: RunningLab, hosts: str = "ab") -> None:
         await lab.wait_event("host-ended", since=mark, host=host)
 
 
+async def start(lab: RunningLab, hosts: str) -> None:
+    """Start hosts side by side."""
+    async with trio.open_nursery() as nursery:
+        for host in hosts:
+            nursery.start_soon(lab.start, host)
+
+
 async def cut_power(lab: RunningLab, disks: dict[str, HostDisk], control: str) -> None:
     """Kill hosts and take from their disks what was not flushed; then their disks are there again.
 
@@ -250,8 +272,7 @@ async def cut_power(lab: RunningLab, disks: dict[str, HostDisk], control: str) -
     for disk in disks.values():
         disk.shut_down()
     for host, disk in disks.items():
-        await disk.unmount()
-        await disk.mount()
+        await disk.repair()
         if witness in lab.path(host, control).read_bytes():
             raise ProgramError(f"host {host} still has what it never flushed")
 
@@ -313,6 +334,10 @@ class GuestProgram:
         """Lines that begin with that word."""
         return sum(line[0] == word for line in self.lines)
 
+    def last(self, word: str, otherwise: int) -> int:
+        """The last number of the last line that begins with that word."""
+        return next((int(line[-1]) for line in reversed(self.lines) if line[0] == word), otherwise)
+
     async def _until(self, condition: Callable[[], bool], what: str) -> None:
         with trio.move_on_after(STEP_S):
             async with self._moved:
@@ -356,3 +381,8 @@ async def guest_program(*words: str | os.PathLike[str]) -> AsyncIterator[GuestPr
             yield program
         finally:
             process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
+                if process.stdout is not None:
+                    await process.stdout.aclose()
+            nursery.cancel_scope.cancel()

@@ -28,12 +28,13 @@ from tests.e2e.mounted import (
     host_disks,
     kill_hosts,
     recovered,
+    start,
     tracing,
     why_not,
 )
 
 from pairsync.core.units import MIB
-from pairsync.testing.lab import RunningLab, differences, running_lab
+from pairsync.testing.lab import differences, running_lab
 
 MakeDirectory = Callable[[], Path]
 
@@ -110,19 +111,6 @@ class FileLedger:
         assert whole.startswith(content), path
 
 
-async def live_on(lab: RunningLab, directory: Path, file_system: str, ledger: FileLedger) -> None:
-    """The guest starts again on what the active host has."""
-    await lab.wait_in_sync()
-    async with guest_file_system(lab, directory, file_system) as where:
-        ledger.check(where, settle=True)
-
-
-async def start_both(lab: RunningLab) -> None:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(lab.start, "a")
-        nursery.start_soon(lab.start, "b")
-
-
 async def check_replicas(
     lab_directory: Path, paths: Sequence[Path], directory: Path, file_system: str, ledger: FileLedger
 ) -> None:
@@ -197,57 +185,71 @@ async def test_standby_and_link_fail_beneath_a_file_system(
     await check_replicas(lab_directory, paths, directory, file_system, ledger)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file_system", ["ext4", "xfs"])
-async def test_the_active_host_is_killed_beneath_a_file_system(
+async def test_power_and_the_active_host_go_beneath_a_file_system(
     lab_directory: Path, make_directory: MakeDirectory, file_system: str
 ) -> None:
-    """At each of three instants the standby's replica, as it is left, recovers with all that was promised."""
-    directory, ledger, instants = make_directory(), FileLedger(22), random.Random(22)
-    async with running_lab(lab_directory, {"vda": VOLUME_BYTES[file_system]}) as lab:
-        for round_ in range(3):
-            async with (
-                guest_file_system(lab, directory, file_system, make=not round_) as where,
-                guest_program("files", where, "22", str(ledger.last_step)) as program,
-            ):
-                await program.wait_more(instants.randrange(10, 30))
-                await kill_hosts(lab, "a")
-                await program.wait_end(STOPPED_BY_ERROR)
-                ledger.take(program.lines)
-            for host in ("a", "b"):
-                async with recovered(lab.path(host), directory, file_system) as where:
-                    ledger.check(where)
-            await lab.start("a")
-            await live_on(lab, directory, file_system, ledger)
-        paths = [lab.path(host) for host in ("a", "b")]
-    assert not differences(lab_directory, "vda")
-    for path in paths:
-        await check_image(file_system, path)
-        async with recovered(path, directory, file_system) as where:
-            ledger.check(where)
+    """The active host is killed, and the power of both hosts is cut, at several instants.
 
-
-@pytest.mark.parametrize("file_system", ["ext4", "xfs"])
-async def test_the_power_of_both_hosts_goes_beneath_a_file_system(
-    lab_directory: Path, make_directory: MakeDirectory, file_system: str
-) -> None:
-    """What the hosts had not flushed is gone; each replica recovers by itself, and the pair from both."""
+    Each time both replicas, as they are left, recover by themselves with all that was promised, and so does
+    the pair, with which the guest goes on.
+    """
     directory, ledger, instants = make_directory(), FileLedger(23), random.Random(23)
     volumes = {"vda": VOLUME_BYTES[file_system], "control": MIB}
     async with host_disks(lab_directory, directory) as disks, running_lab(lab_directory, volumes) as lab:
-        for round_ in range(3):
-            async with (
-                guest_file_system(lab, directory, file_system, make=not round_) as where,
-                guest_program("files", where, "23", str(ledger.last_step)) as program,
-            ):
-                await program.wait_more(instants.randrange(10, 30))
-                await cut_power(lab, disks, "control")
-                await program.wait_end(STOPPED_BY_ERROR)
+        for round_, power in enumerate((False, True, True, False)):
+            async with guest_file_system(lab, directory, file_system, make=not round_) as where:
+                ledger.check(where, settle=True)
+                async with guest_program("files", where, "23", str(ledger.last_step)) as program:
+                    await program.wait_more(instants.randrange(10, 30))
+                    if power:
+                        await cut_power(lab, disks, "control")
+                    else:
+                        await kill_hosts(lab, "a")
+                    await program.wait_end(STOPPED_BY_ERROR)
                 ledger.take(program.lines)
             for host in ("a", "b"):
                 async with recovered(lab.path(host), directory, file_system) as where:
                     ledger.check(where)
-            await start_both(lab)
-            await live_on(lab, directory, file_system, ledger)
+            await start(lab, "ab" if power else "a")
+            await lab.wait_in_sync()
         await lab.end()
         for volume in volumes:
             assert not differences(lab_directory, volume), volume
+        for host in ("a", "b"):
+            async with recovered(lab.path(host), directory, file_system) as where:
+                ledger.check(where)
+
+
+async def test_the_standbys_disk_fails_beneath_a_file_system(
+    lab_directory: Path, make_directory: MakeDirectory
+) -> None:
+    """From one moment to the next it answers with EIO only, and what it had not flushed is lost with it.
+
+    The guest goes on.  Once the disk is repaired the pair is in sync again, and both images are sound.
+    """
+    directory, ledger = make_directory(), FileLedger(24)
+    volumes = {"vda": VOLUME_BYTES["ext4"]}
+    async with host_disks(lab_directory, directory) as disks, running_lab(lab_directory, volumes) as lab:
+        async with (
+            guest_file_system(lab, directory, "ext4", make=True) as where,
+            guest_program("files", where, "24", "0") as program,
+        ):
+            for _ in range(2):
+                await program.wait_more(10)
+                mark = lab.mark()
+                disks["b"].shut_down()
+                await lab.wait_event("trouble", since=mark, host="b")
+                await program.wait_more(10)
+                await kill_hosts(lab, "b")
+                await disks["b"].repair()
+                await program.wait_more(5)
+                await lab.start("b")
+                await lab.wait_in_sync()
+            await program.wait_more(5)
+            await program.stop()
+            ledger.take(program.lines)
+        await lab.wait_in_sync()
+        await lab.end()
+        await check_replicas(lab_directory, [lab.path(host) for host in "ab"], directory, "ext4", ledger)
