@@ -75,6 +75,7 @@ class SimAction(enum.Enum):
     WRITE = "write"
     ZERO = "zero"
     FLUSH = "flush"
+    CHANGE = "change"  # of its size or name: see ``testing.simfiles``
 
 
 class SimOperation(NamedTuple):
@@ -166,13 +167,21 @@ class SimMedium:
 
     def open(self, name: str) -> SimFile:
         """Open the file alone; `BackendError` if there is none, `BusyError` if it is open."""
+        return SimFile(self, self.claim(name))
+
+    def claim(self, name: str) -> str:
+        """As `open`, for who makes the handle: the name."""
         platter = self._platters.get(name)
         if platter is None:
             raise BackendError(f"{name}: open: {os.strerror(errno.ENOENT)}", errno.ENOENT)
         if platter.is_open:
             raise BusyError(f"{name}: in use by another process")
         platter.is_open = True
-        return SimFile(self, name)
+        return name
+
+    def rename(self, name: str, new_name: str) -> None:
+        """Durably; the file takes the place of another, and what is undecided of it along."""
+        self._platters[new_name] = self._platters.pop(name)
 
     def names(self) -> list[str]:
         """The files there are."""

@@ -1,0 +1,59 @@
+"""A real directory of growing files: what it promises, and its refusals."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from pairsync.errors import BackendError, BusyError, ConfigError
+from pairsync.storage.directory import OsDirectory
+from pairsync.testing.disks import SimMedium
+from pairsync.testing.simfiles import SimDirectory
+
+
+def test_files_are_made_grow_and_are_renamed_over_others(tmp_path: Path) -> None:
+    directory = OsDirectory(tmp_path)
+    (tmp_path / "b").write_bytes(b"old")
+    file = directory.create("a")
+    file.resize(8192)
+    file.write(4096, (b"new",), durable=True)
+    with pytest.raises(BusyError):
+        directory.open("a")
+    directory.publish(file, "b")
+    assert file.path == str(tmp_path / "b")
+    assert directory.names("") == ["b"]
+    file.flush()  # it is found under its new name
+    file.close()
+    again = directory.open("b")
+    assert (again.size_bytes, again.read(4096, 3)) == (8192, b"new")
+    again.close()
+    directory.remove("b")
+    directory.remove("b")
+    assert directory.names("") == []
+
+
+def test_names_begin_as_asked(tmp_path: Path) -> None:
+    for name in ("v.2", "v.10", "w.1"):
+        (tmp_path / name).touch()
+    assert OsDirectory(tmp_path).names("v.") == ["v.10", "v.2"]
+
+
+def test_refusals(tmp_path: Path) -> None:
+    directory = OsDirectory(tmp_path)
+    (tmp_path / "a").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="exists already"):
+        directory.create("a")
+    with pytest.raises(BackendError, match="No such file"):
+        directory.open("b")
+    (tmp_path / "d").mkdir()
+    with pytest.raises(BackendError, match="removing it"):
+        directory.remove("d")
+    gone = OsDirectory(tmp_path / "gone")
+    with pytest.raises(BackendError, match="listing the directory") as caught:
+        gone.names("")
+    assert caught.value.errno == errno.ENOENT
+    foreign = SimDirectory(SimMedium()).create("x")
+    with pytest.raises(BackendError, match="no file of"):
+        directory.publish(foreign, "y")
