@@ -22,7 +22,7 @@ DEADLINE_S = 60.0
 COMMANDS = [
     [],
     ["lab"],
-    *(["lab", name] for name in ("up", "status", "kill", "start", "cut", "heal", "wait", "check")),
+    *(["lab", name] for name in ("up", "status", "kill", "start", "cut", "heal", "disk", "wait", "check")),
     ["host"],
     *(["host", name] for name in ("init", "run", "status")),
     ["demo"],
@@ -103,6 +103,7 @@ def test_the_version_is_the_packages() -> None:
         (["lab", "kil"], "kil"),
         (["lab", "kill"], "DIRECTORY"),
         (["lab", "kill", "x", "c"], "'a'.*'b'|\"a\".*\"b\"|a, b|Choose from"),
+        (["lab", "disk", "x", "b", "vda", "melt"], "melt"),
         (["lab", "wait", "x", "--timeout", "soon"], "soon"),
         (["lab", "up", "x", "--level", "epoch"], "epoch"),
         (["lab", "up", "x", "--volume"], "volume"),

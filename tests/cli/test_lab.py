@@ -32,12 +32,20 @@ _VOLUME = {
     "failed": None,
 }
 _GUEST = {"role": "active", "connected": False, "refusal": None, "volumes": [_VOLUME]}
+_WELL = {"vda": "ok"}
 STATUS = {
     "directory": "/somewhere",
     "in_sync": False,
     "hosts": {
-        "a": {"running": True, "pid": 4242, "link": "127.0.0.1:1", "volumes": {}, "guest": _GUEST},
-        "b": {"running": False, "pid": None, "link": None, "volumes": {}, "guest": None},
+        "a": {
+            "running": True,
+            "pid": 4242,
+            "link": "127.0.0.1:1",
+            "volumes": {},
+            "guest": _GUEST,
+            "disks": _WELL,
+        },
+        "b": {"running": False, "pid": None, "link": None, "volumes": {}, "guest": None, "disks": _WELL},
     },
 }
 
@@ -60,7 +68,7 @@ class Supervisor:
 
     async def _serve(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
-        names = ("status", "kill", "start", "cut", "heal", "wait")
+        names = ("status", "kill", "start", "cut", "heal", "wait", "disk")
         with self._scope:
             async with trio.open_nursery() as nursery:
                 handlers = dict.fromkeys(names, self._handle)
@@ -114,6 +122,29 @@ def test_commands_ask_and_are_silent(
     done = command("lab", *[str(supervisor.directory) if word == "DIR" else word for word in words])
     assert done == Ended(0, "", "")
     assert supervisor.asked == [wanted]
+
+
+def test_a_disk_is_made_to_fail(command: Command, supervisor: Supervisor) -> None:
+    directory = str(supervisor.directory)
+    asked = {"host": "b", "volume": "vda", "disk": "hang"}
+    supervisor.answer = {"ok": True, **asked}
+    done = command("lab", "disk", directory, "b", "vda", "hang")
+    assert done == Ended(0, "host b, disk of vda: hang\n", "")
+    done = command("lab", "disk", directory, "b", "vda", "hang", "--json")
+    assert json.loads(done.out) == asked
+    assert supervisor.asked == [{"do": "disk", **asked}] * 2
+    supervisor.refusal = "no volume 'vdb'; there are vda"
+    done = command("lab", "disk", directory, "b", "vdb", "hang")
+    assert done == Ended(1, "", "pairsync: no volume 'vdb'; there are vda\n")
+
+
+def test_status_shows_disks_that_were_made_to_fail(command: Command, supervisor: Supervisor) -> None:
+    hosts = {name: {**host, "disks": {"vda": "full"}} for name, host in STATUS["hosts"].items()}  # type: ignore[attr-defined]
+    supervisor.answer = {**STATUS, "hosts": hosts}
+    done = command("lab", "status", str(supervisor.directory))
+    shown = "  vda          DISK made to full by `lab disk`"
+    assert [line for line in done.out.splitlines() if "DISK" in line] == [shown, shown]
+    assert done.out.splitlines()[-2:] == ["host b: not running", shown]
 
 
 def test_a_refusal_is_an_error(command: Command, supervisor: Supervisor) -> None:

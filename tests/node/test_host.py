@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,10 +20,11 @@ from pairsync.core.messages import Role
 from pairsync.core.units import MIB
 from pairsync.errors import BackendError, BusyError, ConfigError, MismatchError, PairsyncError
 from pairsync.guest.config import VolumeConfig
-from pairsync.guest.replica import create_replica
+from pairsync.guest.guest import Guest
+from pairsync.guest.replica import Replica, create_replica, open_replica
 from pairsync.io.config import PathConfig
 from pairsync.io.keys import make_identity
-from pairsync.node.control import ask
+from pairsync.node.control import Answer, Handler, ask
 from pairsync.node.host import event_line, run_host
 from pairsync.node.hostfile import HostFile, LinkFile, NbdFile
 from pairsync.testing.nbd_client import NbdClient
@@ -154,6 +155,27 @@ async def test_the_link_can_be_cut_from_the_first_moment(tmp_path: Path) -> None
         assert not (await ask(host.control, {"do": "status"}))["guest"]["link"]["cut"]
         await ask(host.control, {"do": "cut"})
         assert (await ask(host.control, {"do": "status"}))["guest"]["link"]["cut"]
+
+
+async def test_disks_and_requests_can_be_replaced_and_added(tmp_path: Path) -> None:
+    opened: list[str] = []
+
+    def opener(volume: VolumeConfig, pair_id: bytes) -> Replica:
+        opened.append(volume.name)
+        return open_replica(volume, pair_id)
+
+    def more(guest: Guest) -> dict[str, Handler]:
+        async def name(_: Mapping[str, Any]) -> Answer:
+            await trio.lowlevel.checkpoint()
+            return {"name": guest.name}
+
+        return {"name": name}
+
+    host = make_host(tmp_path)
+    async with running(host, opener=opener, more=more):
+        assert (await ask(host.control, {"do": "name"}))["name"] == "guest"
+        assert (await ask(host.control, {"do": "status"}))["guest"]["name"] == "guest"
+    assert opened == ["vda"]
 
 
 async def test_a_standby_opens_no_front_door(tmp_path: Path) -> None:

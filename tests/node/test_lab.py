@@ -168,6 +168,50 @@ async def test_a_cut_reaches_a_host_that_is_being_started(tmp_path: Path) -> Non
         assert all(host["guest"]["link"]["cut"] for host in status["hosts"].values())
 
 
+async def test_a_disk_stays_as_it_was_made_when_its_host_is_started_again(tmp_path: Path) -> None:
+    lab = make_lab(tmp_path, single=False)
+    async with lab_up(tmp_path, lab) as told:
+        control = control_socket_of(tmp_path)
+
+        async def disk(what: str, host: str = "b", volume: str = "vda") -> dict[str, Any]:
+            return await ask(control, {"do": "disk", "host": host, "volume": volume, "disk": what})
+
+        async def disks() -> list[str]:
+            hosts = (await ask(control, {"do": "status"}))["hosts"]
+            return [hosts[name]["disks"]["vda"] for name in ("a", "b")]
+
+        assert await disk("hang") == {"ok": True, "host": "b", "volume": "vda", "disk": "hang"}
+        assert await disks() == ["ok", "hang"]
+        said = {"event": "disk", "host": "b", "volume": "vda", "disk": "hang"}
+        assert any(said.items() <= line.items() for line in told.lines)
+        await disk("fail")
+        await ask(control, {"do": "kill", "host": "b"})
+        with pytest.raises(ConfigError, match=r"Input/output error \(injected\)"):
+            await ask(control, {"do": "start", "host": "b"})
+        assert await disks() == ["ok", "fail"]
+        await disk("replace")
+        assert await disks() == ["ok", "ok"]
+        await ask(control, {"do": "start", "host": "b"})
+        await ask(control, {"do": "wait"})
+        for words, complaint in (
+            ({"what": "melt"}, "a disk cannot be made 'melt'; there are ok, fail, hang, full, replace"),
+            ({"what": "ok", "host": "c"}, "no host 'c'; there are a, b"),
+            ({"what": "ok", "volume": "vdb"}, "no volume 'vdb'; there are vda"),
+        ):
+            with pytest.raises(ConfigError, match=complaint):
+                await disk(**words)
+
+
+async def test_what_happens_before_all_is_up_is_told_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = r'{"event": "path"}\n{"event": "ready", "link": null}'
+    program = f"import sys; print('{lines}', flush=True); sys.stdin.read()"
+    monkeypatch.setattr("pairsync.node.lab.HOST_PROGRAM", ("-c", program))
+    async with lab_up(tmp_path, make_lab(tmp_path, single=True)) as told:
+        assert [line["event"] for line in told.lines] == ["ready", "path"]
+
+
 def test_what_is_told_names_every_volume(tmp_path: Path) -> None:
     async def main() -> None:
         async with trio.open_nursery() as nursery:

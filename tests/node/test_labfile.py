@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pairsync.core.messages import Role
+from pairsync.core.messages import Condition, Role
 from pairsync.errors import BackendError, BusyError, ConfigError
 from pairsync.guest.replica import open_replica
 from pairsync.io.keys import load_identity
@@ -22,6 +22,7 @@ from pairsync.node.labfile import (
     nbd_socket_of,
     open_lab_file,
     prepare,
+    put_empty_disk,
     remove_sockets,
     sockets_of,
 )
@@ -134,6 +135,27 @@ def test_what_cannot_be_made_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "b" / "vdb.img").rmdir()
     prepare(tmp_path, lab)
     assert len(list(tmp_path.rglob("*.pairsync"))) == 4
+
+
+def test_an_empty_disk_takes_the_place_of_a_replica(tmp_path: Path) -> None:
+    lab = _new(tmp_path, vda=SIZE, vdb=SIZE, vda1=SIZE)
+    where = tmp_path / "b"
+    (where / "vda.img").write_bytes(b"x" * SIZE)
+    (where / "vdb.img").write_bytes(b"y" * SIZE)
+    (where / "vda.img.pairsync-more").write_bytes(b"z")
+    before = (where / "vda.img").stat().st_ino
+    pair_id = bytes.fromhex(lab.pair_id)
+    with (where / "vda.img").open("rb"):  # its number is not given out again
+        put_empty_disk(where / "vda.img", "vda", pair_id, SIZE)
+        assert (where / "vda.img").stat().st_ino != before
+    assert (where / "vda.img").read_bytes() == bytes(SIZE)
+    assert (where / "vdb.img").read_bytes() == b"y" * SIZE
+    assert (where / "vda1.img.pairsync").exists()
+    assert not (where / "vda.img.pairsync-more").exists()
+    host = read_host_file(where / "host.toml")
+    replica = open_replica(host.volumes[0], pair_id)
+    assert replica.setup.superblock.condition is Condition.BLANK
+    replica.close()
 
 
 def test_one_supervisor_at_a_time(tmp_path: Path) -> None:

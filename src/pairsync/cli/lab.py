@@ -122,11 +122,19 @@ def _print_host(name: str, host: Mapping[str, Any]) -> None:
     guest = host["guest"]
     if guest is None:
         print(f"host {name}: {'running, but does not answer' if host['running'] else 'not running'}")
+        _print_disks(host)
         return
     peer = "peer connected" if guest["connected"] else "peer away"
     print(f"host {name}: {guest['role']}, pid {host['pid']}, {peer}")
     for line in guest_lines(guest):
         print(line)
+    _print_disks(host)
+
+
+def _print_disks(host: Mapping[str, Any]) -> None:
+    for volume, state in host["disks"].items():
+        if state != "ok":
+            print(f"  {volume:<12} DISK made to {state} by `lab disk`")
 
 
 @lab.command
@@ -154,6 +162,37 @@ def cut(directory: Path, /) -> int:
 def heal(directory: Path, /) -> int:
     """Mend the link."""
     _ask(directory, {"do": "heal"})
+    return 0
+
+
+@lab.command
+def disk(
+    directory: Path,
+    host: _Host,
+    volume: Annotated[str, Parameter(help="The volume whose replica lies on that disk.")],
+    what: Annotated[
+        Literal["ok", "fail", "hang", "full", "replace"], Parameter(help="What becomes of it, as above.")
+    ],
+    /,
+    *,
+    json_: _Json = False,
+) -> int:
+    """Make the disk of one replica fail, or work again; returns at once.
+
+    - fail: every access ends with an I/O error (EIO), also reads from the cache.
+    - hang: no access ends, until the disk is given another state.
+    - full: what needs new space ends with ENOSPC; overwriting goes on.
+    - ok: it works again, and holds what was written before.
+    - replace: its files are removed and an empty disk is put in its place, which works.
+
+    Data and metadata of the replica lie on it. A disk stays as it is when its host is killed and started
+    again, and works again with the next `up`; `status` shows it. The standby (b) takes itself out, the guest
+    goes on, and both are in sync again some seconds after `ok` or `replace`. The active host (a) passes the
+    errors on to the guest; after an error of a flush it must be killed and started.
+    """
+    answer = _ask(directory, {"do": "disk", "host": host, "volume": volume, "disk": what})
+    answer.pop("ok", None)
+    print(json.dumps(answer) if json_ else f"host {host}, disk of {volume}: {what}")
     return 0
 
 

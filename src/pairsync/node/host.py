@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import trio
 
@@ -22,8 +22,10 @@ from pairsync.core.events import Event
 from pairsync.core.messages import Role
 from pairsync.errors import ConfigError
 from pairsync.guest.config import GuestConfig
+from pairsync.guest.disks import Opener
 from pairsync.guest.export import VolumeExport
 from pairsync.guest.guest import Guest, open_guest
+from pairsync.guest.replica import open_replica
 from pairsync.io.config import LinkConfig
 from pairsync.io.keys import open_identity
 from pairsync.io.network import describe_address
@@ -36,7 +38,10 @@ from .control import Answer, Handler, serve_control
 from .hostfile import HostFile, LinkFile, NbdFile
 from .memory import resident_bytes, trim_memory
 
-__all__ = ["event_line", "guest_config", "run_host", "status_of"]
+__all__ = ["More", "event_line", "guest_config", "no_more", "run_host", "status_of"]
+
+More: TypeAlias = Callable[[Guest], Mapping[str, Handler]]
+"""Further requests that a host's control socket understands, for a guest that has been opened."""
 
 STDIN_BYTES = 4096
 """Read at once from standard input, whose content means nothing: only its end does."""
@@ -136,17 +141,26 @@ def _link_of(guest: Guest) -> Any:
     return guest.link
 
 
+def no_more(guest: Guest) -> Mapping[str, Handler]:
+    """No further requests."""
+    del guest
+    return {}
+
+
 async def run_host(
     host: HostFile,
     tell: Callable[[dict[str, Any]], None],
     *,
     follow_stdin: bool = False,
     cut: bool = False,
+    opener: Opener = open_replica,
+    more: More = no_more,
 ) -> None:
     """Run until a signal; ``tell`` hears ``ready`` and then every event.
 
     ``follow_stdin``: end, without waiting for disks, when standard input ends (the parent is gone).  ``cut``:
-    the link is cut from the first moment, until the control socket is told to heal it.
+    the link is cut from the first moment, until the control socket is told to heal it.  ``opener`` replaces
+    disks, and ``more`` adds to what the control socket understands.
     Raises what `open_guest` raises, and `BackendError` or `ConfigError` where a socket cannot be opened.
     """
     config = guest_config(host)
@@ -154,11 +168,11 @@ async def run_host(
     async with trio.open_nursery() as outer:
         if follow_stdin:
             outer.start_soon(_follow_stdin, outer.cancel_scope)
-        async with open_guest(config) as guest, trio.open_nursery() as nursery:
+        async with open_guest(config, opener=opener) as guest, trio.open_nursery() as nursery:
             if cut:
                 _link_of(guest).cut()
             subscription = guest.subscribe()
-            await nursery.start(serve_control, host.control, _handlers(guest))
+            await nursery.start(serve_control, host.control, {**_handlers(guest), **more(guest)})
             doors = await _open_doors(nursery, guest, host.nbd, tls) if guest.role is Role.ACTIVE else []
             await nursery.start(_await_signal, nursery.cancel_scope)
             nursery.start_soon(trim_memory)

@@ -17,22 +17,31 @@ from pathlib import Path
 import trio
 
 from pairsync.errors import PairsyncError
+from pairsync.guest.disks import Opener
+from pairsync.guest.replica import open_replica
 from pairsync.io.polling import BusyPolling
 
-from .host import run_host
+from .host import More, no_more, run_host
 from .hostfile import read_host_file
 from .lines import LineWriter
 
-__all__ = ["main", "run_host_file"]
+__all__ = ["FLAGS", "main", "run_host_file"]
 
 GC_YOUNG_OBJECTS = 20_000
 """New objects that may gather before a collection of the young ones: some hundred requests, a few MiB."""
 
-_FLAGS = ("--follow-stdin", "--cut")
+FLAGS = ("--follow-stdin", "--cut")
 
 
-def run_host_file(path: Path, *, follow_stdin: bool = False, cut: bool = False) -> int:
-    """Run the host of a file until a signal; the exit status."""
+def run_host_file(
+    path: Path,
+    *,
+    follow_stdin: bool = False,
+    cut: bool = False,
+    opener: Opener = open_replica,
+    more: More = no_more,
+) -> int:
+    """Run the host of a file until a signal; the exit status.  For the options see `run_host`."""
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
@@ -41,7 +50,7 @@ def run_host_file(path: Path, *, follow_stdin: bool = False, cut: bool = False) 
     failures: list[PairsyncError] = []
     try:
         host = partial(run_host, read_host_file(path), lines, follow_stdin=follow_stdin, cut=cut)
-        trio.run(host, instruments=[BusyPolling()])
+        trio.run(partial(host, opener=opener, more=more), instruments=[BusyPolling()])
     except* PairsyncError as group:  # what else is in it goes on as a traceback
         failures = _leaves(group)
     finally:
@@ -71,11 +80,11 @@ def _leaves(group: BaseExceptionGroup[PairsyncError]) -> list[PairsyncError]:
 
 def main() -> int:
     """The program."""
-    files = [argument for argument in sys.argv[1:] if argument not in _FLAGS]
+    files = [argument for argument in sys.argv[1:] if argument not in FLAGS]
     if len(files) != 1:
-        sys.stderr.write(f"usage: python -m pairsync.node.hostmain HOST.toml [{'] ['.join(_FLAGS)}]\n")
+        sys.stderr.write(f"usage: python -m pairsync.node.hostmain HOST.toml [{'] ['.join(FLAGS)}]\n")
         return 2
-    follow_stdin, cut = (flag in sys.argv[1:] for flag in _FLAGS)
+    follow_stdin, cut = (flag in sys.argv[1:] for flag in FLAGS)
     return run_host_file(Path(files[0]), follow_stdin=follow_stdin, cut=cut)
 
 

@@ -7,9 +7,10 @@ For people, tests and benchmarks.  A directory holds everything::
     DIR/a/  DIR/b/          host.toml, identity, volumes and their metadata, log
     DIR/sockets or a short temporary directory: control and NBD sockets
 
-The hosts are ordinary ``pairsync host run`` processes.  They end when the supervisor ends, however it ends
-(their standard input is a pipe that it holds).  What other commands ask (kill, start, cut ...) goes through
-the supervisor's control socket.
+The hosts are ordinary ``pairsync host run`` processes, except that their disks can be made to fail by
+command (``pairsync.testing.faultyhost``, which is named here and not imported).  They end when the
+supervisor ends, however it ends (their standard input is a pipe that it holds).  What other commands ask
+(kill, start, cut ...) goes through the supervisor's control socket.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -28,9 +31,9 @@ from pairsync.errors import BackendError, ConfigError, PairsyncError, PeerLost
 
 from .control import Answer, Handler, ask, serve_control
 from .hostlog import last_words
-from .labfile import HOSTS, LabFile, control_socket_of, nbd_socket_of, remove_sockets
+from .labfile import HOSTS, LabFile, control_socket_of, nbd_socket_of, put_empty_disk, remove_sockets
 
-__all__ = ["Lab", "run_lab"]
+__all__ = ["DISK_COMMANDS", "Lab", "run_lab"]
 
 READY_S = 30.0
 """How long a host may take until it serves."""
@@ -45,8 +48,17 @@ STOP_S = 40.0
 """How long a host may take to close in order: its own limit and a reserve."""
 
 
-HOST_PROGRAM = ("-m", "pairsync.node.hostmain")
+DISK_S = 30.0
+"""How long a host may take to put in an empty disk: some ten megabytes are reserved and flushed."""
+
+EARLY_LINES_MAX = 1000
+"""Events kept while the hosts come up: a handful happen in that time."""
+
+HOST_PROGRAM = ("-m", "pairsync.testing.faultyhost")
 """Arguments of the interpreter."""
+
+DISK_COMMANDS = ("ok", "fail", "hang", "full", "replace")
+"""What can be done to a disk: its states, and ``replace``, after which another one is there that is ok."""
 
 
 class _HostProcess:
@@ -58,6 +70,7 @@ class _HostProcess:
         self.link: str | None = None  # its listening address, once it is ready
         self.cut = False  # whether the link is cut here, as far as this process was told
         self.log_begin_bytes = 0  # where its part of the log begins
+        self.disks: dict[str, str] = {}  # what was done to its disks, by volume; others are ok
         self.starting = trio.Lock()  # held from the decision to make a process until there is one
         self.ready = trio.Event()  # of the present or last process: it serves
         self.ended = trio.Event()  # likewise: it is gone
@@ -74,7 +87,8 @@ class Lab:
         self._tell = tell
         self._nursery = nursery
         self._hosts = {name: _HostProcess(name) for name in (HOSTS[:1] if lab.single else HOSTS)}
-        self._ready = False
+        self._ready = False  # the line that says so has been told
+        self._early: deque[Mapping[str, Any]] = deque(maxlen=EARLY_LINES_MAX)  # to be told behind it
         self._cut = False  # the link, by command: it stays so when hosts are started again
 
     # ------------------------------------------------------------------ processes
@@ -118,6 +132,7 @@ class Lab:
     async def _spawn(self, host: _HostProcess) -> None:
         directory = self._directory / host.name
         words = [str(directory / "host.toml"), "--follow-stdin", *(["--cut"] if self._cut else [])]
+        words += [f"--disk={volume}={state}" for volume, state in host.disks.items() if state != "ok"]
         with (directory / "log").open("ab") as log:
             host.log_begin_bytes = log.tell()
             process = await trio.lowlevel.open_process(
@@ -152,8 +167,10 @@ class Lab:
                 if line["event"] == "ready":
                     host.link = line["link"]
                     ready.set()
-                else:
+                elif self._ready:
                     self._tell(line)
+                else:
+                    self._early.append(line)
         code = await process.wait()
         await process.stdout.aclose()
         if process.stdin is not None:
@@ -177,6 +194,7 @@ class Lab:
             process = host.process
             if process is None:
                 continue
+            await self._let_go(host)
             process.terminate()
             with trio.move_on_after(STOP_S):
                 await process.wait()
@@ -185,7 +203,43 @@ class Lab:
                 await process.wait()
             await host.ended.wait()  # its last lines have been passed on
 
+    async def _let_go(self, host: _HostProcess) -> None:
+        """A disk that hangs by command must not hold up the end."""
+        for volume, state in host.disks.items():
+            if state == "hang":
+                with suppress(PairsyncError):  # then it is killed after a while
+                    await self._ask(host.name, "disk", volume=volume, state="fail")
+
+    async def disk(self, name: str, volume: str, what: str) -> None:
+        """Have the disk of a host's replica fail, hang ..., work again, or replaced by an empty one.
+
+        It stays so when the host is started again.  Of a host that does not run it is noted for its start.
+        """
+        host = self._host(name)
+        size_bytes = self._lab.volumes.get(volume)
+        if size_bytes is None:
+            raise ConfigError(f"no volume {volume!r}; there are {', '.join(self._lab.volumes)}")
+        if what not in DISK_COMMANDS:
+            raise ConfigError(f"a disk cannot be made {what!r}; there are {', '.join(DISK_COMMANDS)}")
+        with trio.CancelScope(shield=True):  # done and noted, even if who asked has hung up
+            if host.process is not None:
+                await self._ask(name, "disk", seconds=DISK_S, volume=volume, state=what)
+            elif what == "replace":
+                path = self._directory / name / f"{volume}.img"
+                pair_id = bytes.fromhex(self._lab.pair_id)
+                await trio.to_thread.run_sync(put_empty_disk, path, volume, pair_id, size_bytes)
+        host.disks[volume] = "ok" if what == "replace" else what
+        text = f"the disk of {volume}: {what} (by command)"
+        self._tell({"event": "disk", "host": name, "volume": volume, "disk": what, "text": text})
+
     # ------------------------------------------------------------------ what is told
+
+    def tell_ready(self) -> None:
+        """Say that all is up, then what has happened meanwhile: who reads expects that line first."""
+        self._tell(self.ready_line())
+        self._ready = True
+        while self._early:
+            self._tell(self._early.popleft())
 
     def ready_line(self) -> dict[str, Any]:
         """The line that says that all is up."""
@@ -214,6 +268,7 @@ class Lab:
         hosts: dict[str, Any] = {}
         for name, host in self._hosts.items():
             hosts[name] = {"running": host.process is not None, **self._describe(name), "guest": None}
+            hosts[name]["disks"] = {volume: host.disks.get(volume, "ok") for volume in self._lab.volumes}
             if host.process is not None:
                 try:
                     answer = await self._ask(name, "status")
@@ -250,7 +305,13 @@ class Lab:
             await self._wait_in_sync()
             return {}
 
-        return {"status": status, "kill": kill, "start": start, "cut": cut, "heal": heal, "wait": wait}
+        async def disk(request: Mapping[str, Any]) -> Answer:
+            host, volume, what = (str(request.get(key)) for key in ("host", "volume", "disk"))
+            await self.disk(host, volume, what)
+            return {"host": host, "volume": volume, "disk": what}
+
+        link = {"cut": cut, "heal": heal, "wait": wait}
+        return {"status": status, "kill": kill, "start": start, "disk": disk, **link}
 
     async def _both(self, what: str) -> Answer:
         if self._lab.single:
@@ -264,11 +325,11 @@ class Lab:
         self._tell({"event": f"link-{what}"})
         return {}
 
-    async def _ask(self, name: str, what: str) -> Answer:
+    async def _ask(self, name: str, what: str, *, seconds: float = ANSWER_S, **more: str) -> Answer:
         """Ask a host; `PeerLost` if it does not answer, or not in time."""
-        with trio.move_on_after(ANSWER_S):
-            return await ask(control_socket_of(self._directory, name), {"do": what})
-        raise PeerLost(f"host {name} did not answer within {ANSWER_S:g} s")
+        with trio.move_on_after(seconds):
+            return await ask(control_socket_of(self._directory, name), {"do": what, **more})
+        raise PeerLost(f"host {name} did not answer within {seconds:g} s")
 
     async def _wait_in_sync(self) -> None:
         if self._lab.single:
@@ -303,7 +364,7 @@ async def run_lab(directory: Path, lab: LabFile, tell: Callable[[Mapping[str, An
             supervisor = Lab(directory, lab, tell, nursery)
             try:
                 with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-                    await _serve(supervisor, directory, lab, tell, nursery, signals)
+                    await _serve(supervisor, directory, lab, nursery, signals)
             finally:
                 with trio.CancelScope(shield=True):
                     await supervisor.stop()
@@ -316,7 +377,6 @@ async def _serve(
     supervisor: Lab,
     directory: Path,
     lab: LabFile,
-    tell: Callable[[Mapping[str, Any]], None],
     nursery: trio.Nursery,
     signals: Any,
 ) -> None:
@@ -332,6 +392,5 @@ async def _serve(
             for name in HOSTS[:1] if lab.single else HOSTS:
                 hosts.start_soon(supervisor.start, name)
         await nursery.start(serve_control, control_socket_of(directory), supervisor.handlers())
-        tell(supervisor.ready_line())
-        supervisor._ready = True
+        supervisor.tell_ready()
         await trio.sleep_forever()

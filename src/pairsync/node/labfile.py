@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -34,6 +35,7 @@ __all__ = [
     "nbd_socket_of",
     "open_lab_file",
     "prepare",
+    "put_empty_disk",
     "remove_sockets",
     "sockets_of",
 ]
@@ -220,6 +222,18 @@ def _make_volume(path: Path, name: str, size_bytes: int, lab: LabFile) -> list[P
     volume_id = volume_id_of(pair_id, name)
     create_replica(path, name=name, pair_id=pair_id, volume_id=volume_id, size_bytes=size_bytes)
     return made
+
+
+def put_empty_disk(path: Path, name: str, pair_id: bytes, size_bytes: int) -> None:
+    """In the place of a replica an empty one: its files, whatever belongs to it, are removed for good."""
+    metadata = Path(metadata_path(path))
+    try:
+        for each in (path, *metadata.parent.glob(glob.escape(metadata.name) + "*")):
+            each.unlink(missing_ok=True)
+    except OSError as error:
+        raise BackendError(f"{path}: {error.strerror or error}", error.errno or 5) from error
+    volume_id = volume_id_of(pair_id, name)
+    create_replica(path, name=name, pair_id=pair_id, volume_id=volume_id, size_bytes=size_bytes)
 
 
 def _host_toml(directory: Path, host: str, lab: LabFile) -> str:
