@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import sys
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol, runtime_checkable
 
@@ -44,6 +45,7 @@ __all__ = [
     "LEAF_BYTES",
     "LEAVES_PER_NODE",
     "PAGE_BYTES",
+    "RESERVED_HASHES",
     "UNKNOWN_DIGEST",
     "ZERO_DIGEST",
     "Header",
@@ -59,6 +61,7 @@ __all__ = [
     "node_digest",
     "pack_leaves",
     "unpack_leaves",
+    "whole_digests",
 ]
 
 ZERO_DIGEST: Final = 0
@@ -81,14 +84,13 @@ _ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
 _ZERO_PAGE: Final = bytes(PAGE_BYTES)
 
 _RAW_ZERO: Final = xxh3_64_intdigest(_ZERO_BLOCK)
-_RESERVED: Final = frozenset({ZERO_DIGEST, UNKNOWN_DIGEST, _RAW_ZERO})
+RESERVED_HASHES: Final = frozenset({ZERO_DIGEST, UNKNOWN_DIGEST, _RAW_ZERO})
 """Hash values of whole blocks that need a second look."""
 _APART: Final = 1 << 63
 """Makes a hash that happens to be 0 or 1 another number."""
 
-_PATCH_RUNS_MAX: Final = 2
-"""Up to so many separate runs of leaves of a page are written one by one; beyond, the page is read and
-written: two system calls."""
+_PATCH_WRITES_MAX: Final = 2
+"""Up to so many leaves of a page are written one by one; beyond, the page is read and written: two calls."""
 
 
 # ------------------------------------------------------------------ digests
@@ -97,7 +99,7 @@ written: two system calls."""
 def block_digest(data: Buffer) -> int:
     """The digest of one block's content: `ZERO_DIGEST` for zeroes of any length, never `UNKNOWN_DIGEST`."""
     digest = xxh3_64_intdigest(data)
-    if digest in _RESERVED or len(data) != BLOCK_BYTES:
+    if digest in RESERVED_HASHES or len(data) != BLOCK_BYTES:
         return _settled(digest, data)
     return digest
 
@@ -111,15 +113,21 @@ def _settled(digest: int, data: Buffer) -> int:
 
 def block_digests(view: memoryview) -> list[int]:
     """`block_digest` of every block of the view; the last one may be partial."""
-    hashed = xxh3_64_intdigest
-    digests = [hashed(view[at : at + BLOCK_BYTES]) for at in range(0, len(view), BLOCK_BYTES)]
-    if not _RESERVED.isdisjoint(digests):
+    rest = len(view) % BLOCK_BYTES
+    whole = [view[at : at + BLOCK_BYTES] for at in range(0, len(view) - rest, BLOCK_BYTES)]
+    digests = whole_digests(whole)
+    if rest:
+        digests.append(block_digest(view[-rest:]))
+    return digests
+
+
+def whole_digests(blocks: Sequence[Buffer]) -> list[int]:
+    """`block_digest` of each of many whole blocks."""
+    digests = list(map(xxh3_64_intdigest, blocks))
+    if not RESERVED_HASHES.isdisjoint(digests):
         for index, digest in enumerate(digests):
-            if digest in _RESERVED:
-                at = index * BLOCK_BYTES
-                digests[index] = _settled(digest, view[at : at + BLOCK_BYTES])
-    if len(view) % BLOCK_BYTES:
-        digests[-1] = block_digest(view[-(len(view) % BLOCK_BYTES) :])
+            if digest in RESERVED_HASHES:
+                digests[index] = _settled(digest, blocks[index])
     return digests
 
 
@@ -269,31 +277,28 @@ class LeafFile:
 
     def patch(self, leaves: Mapping[int, int]) -> list[int]:
         """Replace single leaves, block to digest; the numbers of the pages that were touched, ascending."""
+        self._unflushed = True
         pages: list[int] = []
         blocks = sorted(leaves)
+        write = self.file.write
         at, count = 0, len(blocks)
         while at < count:
-            page = blocks[at] >> _PAGE_SHIFT
+            block = blocks[at]
+            page = block >> _PAGE_SHIFT
+            pages.append(page)
             end = at + 1
-            runs = 1
-            while end < count and blocks[end] >> _PAGE_SHIFT == page:
-                runs += blocks[end] != blocks[end - 1] + 1
-                end += 1
-            if runs <= _PATCH_RUNS_MAX:
-                self._patch_runs(blocks[at:end], leaves)
+            if end < count and blocks[end] >> _PAGE_SHIFT == page:
+                end = bisect_left(blocks, (page + 1) << _PAGE_SHIFT, end)
+            if end - at <= _PATCH_WRITES_MAX:
+                for block in blocks[at:end]:
+                    write(_LEAVES_AT + block * LEAF_BYTES, (leaves[block].to_bytes(LEAF_BYTES, "little"),))
+            elif blocks[end - 1] - block == end - at - 1:  # one run without a gap
+                packed = pack_leaves([leaves[block] for block in blocks[at:end]])
+                write(_LEAVES_AT + block * LEAF_BYTES, (packed,))
             else:
                 self._patch_page(page, blocks[at:end], leaves)
-            pages.append(page)
             at = end
         return pages
-
-    def _patch_runs(self, blocks: Sequence[int], leaves: Mapping[int, int]) -> None:
-        start = 0
-        for index in range(1, len(blocks) + 1):
-            if index == len(blocks) or blocks[index] != blocks[index - 1] + 1:
-                packed = pack_leaves([leaves[block] for block in blocks[start:index]])
-                self.write(blocks[start], packed)
-                start = index
 
     def _patch_page(self, page: int, blocks: Sequence[int], leaves: Mapping[int, int]) -> None:
         first = page << _PAGE_SHIFT

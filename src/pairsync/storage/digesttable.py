@@ -11,10 +11,9 @@ Inputs are the ops that were applied to the device, in order.
 3. the map of unknown blocks: what the file says of them is worth nothing;
 4. the file (and the page cache: a dense volume of 1 TiB has 2 GiB of leaves).
 
-A layer goes to the file without waiting for a disk once it holds `_PENDING_MAX` leaves, or
-`_PENDING_MEMORY_MAX` where the file lies in memory: there is no disk to be spared then, and the event loop
-stands still meanwhile.  What cannot be written stays pending; if that becomes too much, the blocks are given
-up as unknown.
+A layer goes to the file without waiting for a disk once it holds `_PENDING_MAX` leaves; sooner where the file
+lies in memory, for the event loop stands still meanwhile.  What cannot be written stays pending; if that
+becomes too much, the blocks are given up as unknown.
 
 **What a crash leaves.**  The file may have any mixture of leaves as they were at the last `save` and since,
 and a leaf may be durable without its data.  Both concern only blocks that were written since, and these are
@@ -41,6 +40,8 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
+from xxhash import xxh3_64_intdigest
+
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.messages import Buffer, OpKind, WriteOp
 from pairsync.core.units import BLOCK_BYTES, block_count_of
@@ -49,6 +50,7 @@ from pairsync.errors import BackendError, InternalError
 from .device import Device
 from .digestfile import (
     LEAVES_PER_NODE,
+    RESERVED_HASHES,
     UNKNOWN_DIGEST,
     ZERO_DIGEST,
     Header,
@@ -67,15 +69,22 @@ __all__ = ["DigestTable"]
 
 _PENDING_MAX: Final = 16_384
 """Leaves that are pending before they go to the file: 64 MiB of scattered writes, 2 MiB of memory."""
-_PENDING_MEMORY_MAX: Final = 256
-"""The same where the file lies in memory: 0.3 ms at a time."""
+_MEMORY_PENDING_MAX: Final = 8192
+_MEMORY_PAGES_MAX: Final = 256
+"""The same where the file lies in memory, and pages of the table that they lie in: what counts is two system
+calls a page, 10 us, or one of 3 us for a leaf that is alone.  So about 3 ms at a time."""
+_MEMORY_LOOK: Final = 256
+"""Leaves at which their pages are counted first; then whenever they have doubled."""
 _LEAVING_MAX: Final = 65_536
 """Leaves kept that cannot be written (a full file system), 8 MiB of memory; beyond they become unknown."""
 _CROWDED: Final = 4
 """So many times the bound of pending leaves are taken while the file is being written; then `note` waits."""
 
 _UNKNOWN_LEAVES_MAX: Final = 262_144
-"""Unknown blocks (1 GiB) up to which they are made leaves, as many with each `save` as may be pending."""
+"""Unknown blocks (1 GiB) up to which they are made leaves of the file."""
+_UNKNOWN_SAVE_MAX: Final = 16_384
+_MEMORY_UNKNOWN_SAVE_MAX: Final = 256
+"""As many of them with each `save`; the second where the file lies in memory."""
 
 _PIECE_BLOCKS: Final = 512
 """Leaves that are looked up at a time."""
@@ -101,7 +110,12 @@ class DigestTable:
         self._saving = threading.Lock()  # one `save` at a time
         self._pending = Layer(state.block_count)
         self._leaving: Layer | None = None
-        self._pending_max = _PENDING_MEMORY_MAX if file.memory_backed else _PENDING_MAX
+        in_memory = file.memory_backed
+        self._pending_max = _MEMORY_PENDING_MAX if in_memory else _PENDING_MAX
+        self._pages_max = _MEMORY_PAGES_MAX if in_memory else _PENDING_MAX
+        self._look_first = _MEMORY_LOOK if in_memory else _PENDING_MAX
+        self._look_at = self._look_first  # pending leaves at which `_put` looks whether these are too many
+        self._unknown_save_max = _MEMORY_UNKNOWN_SAVE_MAX if in_memory else _UNKNOWN_SAVE_MAX
         self.point = header.point
         """Number of the last sync point that a `save` has made durable, 0 before the first."""
 
@@ -127,7 +141,10 @@ class DigestTable:
 
     @property
     def known_below(self) -> int:
-        """The lowest block that is unknown by the map, or the number of blocks: where a rebuild goes on."""
+        """Where a rebuild goes on: blocks from here on are unknown unless noted or read since the start.
+
+        Below, single blocks that were few and in doubt may be unknown too; whoever examines them reads them.
+        """
         with self._lock:
             run = self._state.unknown.next_run(0)
         return self._state.block_count if run is None else run.start
@@ -141,10 +158,12 @@ class DigestTable:
         """
         few: dict[int, int] = {}
         edges: set[int] = set()
+        hashed = xxh3_64_intdigest
         for op in ops:
             kind, offset, length, data, _ = op
             if kind is _DATA and length == BLOCK_BYTES and not offset & _BLOCK_MASK and data is not None:
-                few[offset >> _BLOCK_SHIFT] = block_digest(data)
+                digest = hashed(data)
+                few[offset >> _BLOCK_SHIFT] = block_digest(data) if digest in RESERVED_HASHES else digest
             elif length > 0:
                 self._note_range(op, few, edges)
         # Last, when all of the batch is there; what they hold now is what counts.
@@ -192,9 +211,14 @@ class DigestTable:
 
     def _put(self, few: dict[int, int]) -> None:
         with self._lock:
-            self._pending.few.update(few)
-            count = len(self._pending.few)
-        if count < self._pending_max:
+            pending = self._pending.few
+            pending.update(few)
+            count = len(pending)
+        if count < self._look_at:
+            return
+        # Only this thread adds to what is pending, so it can be looked at without the lock.
+        if count < self._pending_max and len({block >> _PAGE_SHIFT for block in pending}) <= self._pages_max:
+            self._look_at = min(2 * count, self._pending_max)
             return
         if self._writing.acquire(blocking=count >= self._pending_max * _CROWDED):
             try:
@@ -202,6 +226,7 @@ class DigestTable:
                     self._write_out()
             finally:
                 self._writing.release()
+            self._look_at = self._look_first
 
     def forget(self, extents: Iterable[tuple[int, int]]) -> None:
         """What these blocks hold is in doubt (a failed write): unknown."""
@@ -364,7 +389,7 @@ class DigestTable:
         state = self._state
         if not 0 < state.unknown.count <= _UNKNOWN_LEAVES_MAX:
             return
-        left = self._pending_max
+        left = self._unknown_save_max
         while left > 0 and (run := state.unknown.next_run(0)) is not None:
             if run.stop == state.block_count:
                 return  # it is exactly what known_below says

@@ -32,10 +32,12 @@ from .digestfile import (
     UNKNOWN_DIGEST,
     ZERO_DIGEST,
     LeafFile,
+    block_digest,
     block_digests,
     node_digest,
     pack_leaves,
     unpack_leaves,
+    whole_digests,
 )
 
 __all__ = ["ANSWER_NODES_MAX", "BadBlock", "Examined", "NodeCache", "TableState", "Walk"]
@@ -46,7 +48,7 @@ ANSWER_NODES_MAX: Final = 65_536
 _BAD_MAX: Final = 4096
 """Bad blocks after which an answer ends at the next node: a disk that fails altogether is known by then."""
 
-_PIECE_BYTES: Final = 256 * KIB
+_PIECE_BYTES: Final = 128 * KIB
 """Read and hashed at a time: stays in the processor's cache between the two."""
 
 _SPANS_MAX: Final = 4096
@@ -192,7 +194,8 @@ class Walk:
         self._filled = 0
         self._incomplete = False
         """A block could neither be read nor is it recorded: sums over it will change, and are not kept."""
-        self._buffer = bytearray(_PIECE_BYTES)
+        self._view = memoryview(bytearray(_PIECE_BYTES))
+        self._view_blocks = [self._view[at : at + BLOCK_BYTES] for at in range(0, _PIECE_BYTES, BLOCK_BYTES)]
 
     def answer(self, level: int, first: int, stop: int) -> Examined:
         """The nodes of that level; `BackendError` where the table fails."""
@@ -400,20 +403,20 @@ class Walk:
         return digests
 
     def _piece(self, offset: int, length: int) -> list[int]:
-        with memoryview(self._buffer)[:length] as view:
-            try:
-                self._device.read_into(offset, view)
-            except BackendError:
-                pass  # which of its blocks, is found below
-            else:
-                return block_digests(view)
-            return [
-                self._single(offset + at, view[at : at + BLOCK_BYTES]) for at in range(0, length, BLOCK_BYTES)
-            ]
+        view = self._view[:length]
+        try:
+            self._device.read_into(offset, view)
+        except BackendError:
+            # Which of its blocks it is, is found one by one.
+            blocks = range(0, length, BLOCK_BYTES)
+            return [self._single(offset + at, view[at : at + BLOCK_BYTES]) for at in blocks]
+        if length % BLOCK_BYTES:
+            return block_digests(view)
+        return whole_digests(self._view_blocks[: length // BLOCK_BYTES])
 
     def _single(self, offset: int, view: memoryview) -> int:
         try:
             self._device.read_into(offset, view)
         except BackendError:
             return UNKNOWN_DIGEST  # the caller reports the block
-        return block_digests(view)[0]
+        return block_digest(view)
