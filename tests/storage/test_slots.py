@@ -174,3 +174,38 @@ def test_a_power_cut_at_every_step(mirrored: bool, every_outcome: Callable[..., 
         assert payload in allowed
 
     assert every_outcome(attempt, judge) >= 20
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_what_a_killed_process_has_left_is_settled_before_it_is_relied_on(
+    mirrored: bool, every_outcome: Callable[..., int]
+) -> None:
+    """The value in the page cache may be torn on the disk: the other slot must stay until it is not."""
+    killed, stored = b"1" * 1200, b"2" * 1200
+
+    def attempt(step: int | None) -> tuple[SimMedium, list[bytes]]:
+        medium = _medium()
+        _slots(medium, mirrored=mirrored).format(b"0")
+        medium.power_cut(lambda n: n - 1)
+        slots = _slots(medium, mirrored=mirrored)
+        slots.load()
+        slots.settle()
+        medium.step, medium.cut_at_step = 0, 1  # written, and not yet durable
+        with contextlib.suppress(PowerCut):
+            slots.store(killed)
+        medium.process_crash()
+        slots = _slots(medium, mirrored=mirrored)
+        assert slots.load() == (killed, ())
+        possible = [b"0", killed]
+        medium.step, medium.cut_at_step = 0, step
+        with contextlib.suppress(PowerCut):
+            slots.settle()
+            possible[:] = [killed, stored]
+            slots.store(stored)
+            possible[:] = [stored]
+        return medium, possible
+
+    def judge(medium: SimMedium, possible: list[bytes]) -> None:
+        assert _slots(medium).load()[0] in possible
+
+    assert every_outcome(attempt, judge) >= 10

@@ -121,6 +121,7 @@ class Journal:
                 f"journal segment {segment} has room for {self._records_max - settled} records, "
                 f"not {len(pages)}"
             )
+        self._mark.settle()  # a segment is used again only once its release is durable
         filling.live = True
         self._file.write(filling.base + settled * RECORD_BYTES, pages, durable=True)
         filling.record_count += len(pages)
@@ -164,6 +165,10 @@ class Journal:
                 self._file.write(filling.base + at, (piece,))
 
     # ------------------------------------------------------------------ replay
+
+    def settle(self) -> None:
+        """Make durable what `replay` has found to be released; `BackendError` if that fails."""
+        self._mark.settle()
 
     def replay(self) -> Replay:
         """Read what a crash left.  Replayed segments stay live until they are released."""

@@ -39,7 +39,7 @@ from xxhash import xxh3_64_intdigest
 
 from pairsync.core.superblock import Superblock
 from pairsync.core.units import KIB, MIB, block_count_of
-from pairsync.errors import ConfigError, InternalError, MetadataError
+from pairsync.errors import BackendError, ConfigError, InternalError, MetadataError
 
 from .bitmap import Bitmap, BitmapPage, bitmap_area_bytes
 from .blockfile import BlockFile, OpenFile
@@ -142,6 +142,15 @@ class MetadataStore:
         self._slots.store(encode_superblock(self._layout, superblock))
         self._superblock = superblock
 
+    def settle(self) -> tuple[str, ...]:
+        """Make durable what was found when the file was opened; what is wrong if that fails, for the log."""
+        try:
+            self._slots.settle()
+            self._journal.settle()
+        except BackendError as error:
+            return (f"what was found could not be made durable: {error}",)
+        return ()
+
     def append_intents(self, segment: int, generation: int, extents: Sequence[tuple[int, int]]) -> None:
         """Note that these blocks are about to be written; durable on return.
 
@@ -238,7 +247,9 @@ def format_metadata(
 def load_metadata(file: BlockFile) -> OpenedMetadata:
     """Read what is in the file; it belongs to the store from here on (close that).
 
-    `MetadataError` where it is damaged or of a newer version; nothing is written.
+    `MetadataError` where it is damaged or of a newer version; nothing is written then.  Else superblock and
+    release mark are written as they were found, for what a killed process has left may not be durable yet.
+    Where that fails nothing else can be recorded either, and a note says so.
     """
     slots = _superblock_slots(file)
     if file.size_bytes < _JOURNAL_AT:
@@ -256,8 +267,9 @@ def load_metadata(file: BlockFile) -> OpenedMetadata:
         )
     store = MetadataStore(file, slots, layout, superblock)
     replay = store._journal.replay()
+    notes += replay.notes + store.settle()
     return OpenedMetadata(
-        store, superblock, store.read_bitmap(), replay.extents, replay.generation_next, notes + replay.notes
+        store, superblock, store.read_bitmap(), replay.extents, replay.generation_next, notes
     )
 
 

@@ -19,6 +19,12 @@ version means that newer software has been here: nothing is read and nothing tou
 ``mirrored`` writes the value to the other slot as well once it is durable in the first.  Then no later
 damage to one slot can bring an older value back; it costs a second durable write, so it is for values that
 must not go back (a superblock) and not for those whose older value is harmless (a release mark).
+
+What `DualSlot.load` finds need not be on the disk.  A process that was killed in the middle of a write, or
+whose write could not be made durable, has left the value in the page cache, from where the next process reads
+it; a power cut then takes it back, or leaves it torn.  So `DualSlot.settle` writes what was found anew, in
+its place: before anybody relies on it, and at the latest before the other slot, the one that is certainly
+whole, is overwritten.
 """
 
 from __future__ import annotations
@@ -98,6 +104,7 @@ class DualSlot:
         self._slot_bytes = slot_bytes
         self._mirrored = mirrored
         self._sequence = 0  # of the newest value
+        self._found: bytes | None = None  # what `load` has found, while it need not be durable
         self._older = 0  # the slot to be written next
 
     def load(self) -> tuple[bytes, tuple[str, ...]]:
@@ -122,13 +129,20 @@ class DualSlot:
         value = found[newest]
         if value is None:
             raise InternalError("the newest slot holds nothing")
-        self._sequence, self._older = value.sequence, 1 - newest
+        self._sequence, self._older, self._found = value.sequence, 1 - newest, value.payload
         notes = tuple(
             f"the {self._what} at {self._offsets[i]} is torn or damaged; the other copy was used"
             for i, v in enumerate(found)
             if v is None
         )
         return value.payload, notes
+
+    def settle(self) -> None:
+        """Make durable what `load` has found (see the module); `BackendError` if that fails."""
+        if self._found is not None:
+            raw = encode_slot(self._kind, SlotValue(self._sequence, self._found))
+            self._file.write(self._offsets[1 - self._older], (raw,), durable=True)
+            self._found = None
 
     def store(self, payload: bytes) -> None:
         """Replace the value; durable on return.  Until then a crash leaves the old or the new one."""
@@ -137,6 +151,7 @@ class DualSlot:
         raw = encode_slot(self._kind, SlotValue(self._sequence + 1, payload))
         if len(raw) > self._slot_bytes:
             raise InternalError(f"{self._what} of {len(payload)} bytes does not fit a slot")
+        self.settle()
         self._file.write(self._offsets[self._older], (raw,), durable=True)
         self._sequence += 1
         self._older = 1 - self._older

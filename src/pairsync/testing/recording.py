@@ -1,0 +1,202 @@
+"""A run of a component, operation by operation: what ``testing.crashpoints`` cuts at every point.
+
+A `Recording` is the sequence of what a component did to the files of one directory: writes, zeroing, changes
+of size, flushes, names that came and went, and between them *notes* of what the component had been told by
+then ("these blocks are durable") or was about to try.  It is made by running the component over files that
+`Recording.watch` wraps, or from traced system calls (``testing.syscalls``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pairsync.core.messages import Buffer
+from pairsync.storage.blockfile import Allocation, BlockFile
+
+__all__ = [
+    "Flush",
+    "Link",
+    "Note",
+    "Operation",
+    "Recording",
+    "RecordingFile",
+    "Rename",
+    "Resize",
+    "SyncDirectory",
+    "Unlink",
+    "Write",
+]
+
+
+class Write(NamedTuple):
+    """Data (or zeroes) came to a file; ``durable``: on stable storage when the operation has ended."""
+
+    file: int
+    offset: int
+    data: bytes
+    durable: bool = False
+
+
+class Resize(NamedTuple):
+    """A file got another size; what is added reads as zero."""
+
+    file: int
+    size_bytes: int
+
+
+class Flush(NamedTuple):
+    """All of a file is durable when it has ended."""
+
+    file: int
+
+
+class Link(NamedTuple):
+    """A name was given to a file: a new one, as a rule."""
+
+    name: str
+    file: int
+
+
+class Rename(NamedTuple):
+    """A name was changed, replacing what had the other one."""
+
+    old: str
+    new: str
+
+
+class Unlink(NamedTuple):
+    """A name was removed."""
+
+    name: str
+
+
+class SyncDirectory(NamedTuple):
+    """All names are durable when it has ended."""
+
+
+class Note(NamedTuple):
+    """Not an operation: what the component had been told, or was about to try, when it came here."""
+
+    what: Any
+
+
+Operation = Write | Resize | Flush | Link | Rename | Unlink | SyncDirectory | Note
+
+
+class Recording:
+    """The operations of a run; ``files`` lay there, durably, when it began: they are file 0, 1, ..."""
+
+    def __init__(self, files: Mapping[str, bytes] | None = None) -> None:
+        self.files = dict(files or {})
+        self.operations: list[Operation] = []
+        self._numbers = {
+            name: number for number, name in enumerate(self.files)
+        }  # of the names as they are now
+        self._count = len(self.files)
+
+    def number(self, name: str) -> int:
+        """Of the file that has this name now."""
+        return self._numbers[name]
+
+    def create(self, name: str) -> int:
+        """A new file; returns its number."""
+        number, self._count = self._count, self._count + 1
+        self._numbers[name] = number
+        self.operations.append(Link(name, number))
+        return number
+
+    def rename(self, old: str, new: str) -> None:
+        """A file got another name."""
+        self._numbers[new] = self._numbers.pop(old)
+        self.operations.append(Rename(old, new))
+
+    def unlink(self, name: str) -> None:
+        """A name is gone."""
+        del self._numbers[name]
+        self.operations.append(Unlink(name))
+
+    def sync_directory(self) -> None:
+        """The names are durable."""
+        self.operations.append(SyncDirectory())
+
+    def note(self, what: Any) -> None:
+        """What is known from here on."""
+        self.operations.append(Note(what))
+
+    def watch(self, file: BlockFile, name: str | None = None) -> RecordingFile:
+        """The same file, with all that changes it recorded under ``name`` (its path by default)."""
+        return RecordingFile(file, self, self._numbers[file.path if name is None else name])
+
+    def killed_at(self, stop: int) -> Recording:
+        """The run up to that operation, for another process to go on from: a kill makes nothing durable.
+
+        The last operation had been issued and had not returned: it is in the page cache, and no more.
+        """
+        again = Recording(self.files)
+        for operation in self.operations[:stop]:
+            match operation:
+                case Link(name, _):
+                    again.create(name)
+                case Rename(old, new):
+                    again.rename(old, new)
+                case Unlink(name):
+                    again.unlink(name)
+                case _:
+                    again.operations.append(operation)
+        match again.operations[-1:]:
+            case [Write() as write]:
+                again.operations[-1] = write._replace(durable=False)
+            case [Flush() | SyncDirectory()]:
+                again.operations.pop()
+        return again
+
+
+class RecordingFile(BlockFile):
+    """A `BlockFile` whose changes are recorded once they have been done; made by `Recording.watch`."""
+
+    def __init__(self, file: BlockFile, recording: Recording, number: int) -> None:
+        super().__init__()
+        self.path = file.path
+        self.size_bytes = file.size_bytes
+        self.memory_backed = file.memory_backed
+        self._file = file
+        self._recording = recording
+        self._number = number
+
+    def _write(self, offset: int, buffers: Sequence[Buffer], *, durable: bool) -> None:
+        self._file.write(offset, buffers, durable=durable)
+        self._recording.operations.append(Write(self._number, offset, b"".join(buffers), durable))
+
+    def _flush(self) -> None:
+        self._file.flush()
+        self._recording.operations.append(Flush(self._number))
+
+    def zero(self, offset: int, length: int, *, keep_space: bool) -> None:
+        """As `BlockFile.zero`."""
+        self._file.zero(offset, length, keep_space=keep_space)
+        self._recording.operations.append(Write(self._number, offset, bytes(length)))
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """As `BlockFile.read_into`."""
+        self._file.read_into(offset, view)
+
+    def read_nowait(self, offset: int, view: memoryview) -> bool:
+        """As `BlockFile.read_nowait`."""
+        return self._file.read_nowait(offset, view)
+
+    def allocation(self, offset: int, length: int) -> Allocation:
+        """As `BlockFile.allocation`."""
+        return self._file.allocation(offset, length)
+
+    def hole_bytes(self, offset: int, length: int) -> int:
+        """As `BlockFile.hole_bytes`."""
+        return self._file.hole_bytes(offset, length)
+
+    def will_need(self, offset: int, length: int) -> None:
+        """As `BlockFile.will_need`."""
+        self._file.will_need(offset, length)
+
+    def close(self) -> None:
+        """As `BlockFile.close`."""
+        self._file.close()
