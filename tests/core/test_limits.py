@@ -30,6 +30,7 @@ def test_the_defaults_are_the_promised_ones() -> None:
         ({"lag_ns": 0}, "lag_ns must be positive"),
         ({"latency_goal_ns": -1}, "latency_goal_ns must be positive"),
         ({"peer_deadline_ns": 0}, "peer_deadline_ns must be positive"),
+        ({"disk_deadline_ns": 0}, "disk_deadline_ns must be positive"),
         ({"flush_after_ns": 0}, "flush_after_ns must be positive"),
         ({"tickets_max": 0}, "tickets_max must be positive"),
     ],
@@ -49,6 +50,7 @@ def test_the_least_values_are_accepted() -> None:
         lag_ns=1,
         latency_goal_ns=1,
         peer_deadline_ns=1,
+        disk_deadline_ns=1,
         flush_after_ns=1,
         tickets_max=1,
     )

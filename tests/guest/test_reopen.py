@@ -217,6 +217,51 @@ async def test_files_that_vanish_are_missed_and_taken_back(pair: Pair, busy: boo
                 there.rename(here)
 
 
+async def test_a_disk_that_hangs_while_it_is_opened_is_told(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reopen, "OPENING_S", 0.2)
+    async with sick_standby(pair) as sick:
+        with sick.standby.subscribe() as events:
+            await sick.turn(DiskState.FAIL)
+            await sick.write()
+            while "Input/output" not in (await await_event(events, TroubleEvent)).reason:
+                pass
+            await sick.turn(DiskState.HANG)
+            assert "while it is opened" in (await await_event(events, TroubleEvent)).reason
+        await sick.turn(DiskState.OK)
+
+
+async def test_an_observer_that_slept_does_not_judge(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if every look came after a long sleep: an operation that hangs is not held against the disk."""
+    monkeypatch.setattr(reopen, "STALL_NS", 1)
+    async with sick_standby(pair) as sick:
+        with sick.standby.subscribe() as events:
+            await sick.turn(DiskState.HANG)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(sick.write)
+                await trio.sleep(1.0)  # three times the deadline
+                assert not any(isinstance(event, TroubleEvent) for event in _seen(events))
+                await sick.turn(DiskState.OK)
+
+
+async def test_the_term_is_not_forgotten_with_the_disk(pair: Pair) -> None:
+    async with in_time(), open_guest(pair.config("b")) as standby:
+        async with open_guest(pair.config("a", term=7)) as active:
+            await active.wait_in_sync()
+        with standby.subscribe() as events:
+            _vanish(pair)
+            _empty(pair)
+            await await_event(events, TroubleEvent)
+        while standby.statistics().volumes[0].state != "blank":
+            await trio.sleep(0.01)
+        assert standby.session.term == 7
+        assert standby.session.targets[0].superblock.term == 0
+        async with open_guest(pair.config("a", term=7)) as active:
+            await active.wait_in_sync()
+    assert pair.same()
+
+
 async def test_it_can_be_closed_while_a_disk_is_ill(pair: Pair) -> None:
     async with in_time():
         disk = FaultyDisk()

@@ -56,6 +56,7 @@ intent_window_bytes = 8000000
 inflight_bytes = 4000000
 latency_goal_s = 0.02
 peer_deadline_s = 9
+disk_deadline_s = 3
 flush_after_s = 1
 """
 
@@ -107,6 +108,7 @@ def test_everything_that_can_be_said(tmp_path: Path) -> None:
         inflight_bytes=4_000_000,
         latency_goal_ns=20_000_000,
         peer_deadline_ns=9 * NS_PER_S,
+        disk_deadline_ns=3 * NS_PER_S,
         flush_after_ns=NS_PER_S,
     )
 

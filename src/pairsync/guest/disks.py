@@ -55,6 +55,8 @@ class Disks:
         self._nursery = nursery  # of the lanes
         self.replicas: list[Replica] = []
         self.lanes: list[Lanes] = []
+        self.opening: str | None = None
+        """The volume that is being opened anew."""
 
     async def open(self) -> None:
         """Open all; raises what the opener does."""
@@ -124,12 +126,14 @@ class Disks:
         fresh: list[Replica] = []
         try:
             for volume in self._config.volumes:
+                self.opening = volume.name
                 try:
                     fresh.append(await self._open_anew(volume, in_thread=threads))
                 except (BackendError, BusyError) as error:
                     return Unopened(volume.name, error)
             self.replicas, fresh = fresh, []
         finally:
+            self.opening = None
             for replica in fresh:
                 replica.close()
         for replica in self.replicas:

@@ -61,7 +61,7 @@ class Guest:
         self._events = EventHub()
         self._progress_ns = 0  # when progress was last told
         self.closed = False
-        self.session = self._make_session()
+        self.session = self._make_session(config.term)
         self.volumes = {
             replica.name: Volume(self, index, replica) for index, replica in enumerate(disks.replicas)
         }
@@ -71,13 +71,13 @@ class Guest:
         # What the link's session brings is not for us: a disk was ill when it began, or has become so.
         self._deaf = False
 
-    def _make_session(self) -> Session:
+    def _make_session(self, term: int) -> Session:
         config = self._config
         return Session(
             guest=config.name,
             pair_id=config.pair_id,
             role=config.role,
-            term=config.term,
+            term=term,
             boot_id=boot_id(),
             volumes=[replica.setup for replica in self._disks.replicas],
             draw_tag=lambda: int.from_bytes(self._network.entropy(8), "big"),
@@ -226,7 +226,9 @@ class Guest:
     def renew(self) -> None:
         """Begin anew with disks that have been opened anew: another session machine, the same link."""
         link = self.link
-        self.session = self._make_session()
+        self.session = self._make_session(
+            self.session.term
+        )  # an empty disk has forgotten it: terms only grow
         self._performer = self._make_performer()
         self._performer.link = link
         for volume, replica in zip(self.volumes.values(), self._disks.replicas, strict=True):

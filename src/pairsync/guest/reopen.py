@@ -11,7 +11,7 @@
   disk again, exactly as after a restart of the host; what the peer is not known to hold durably stands in
   the active host's dirty map, so nothing is lost by it.
 * **A hang is told from slowness by a deadline** (``VolumeOptions.disk_deadline_ns``).  An observer that did
-  not run himself for a while looks once more before he judges.
+  not run himself for a while judges nothing until operations have had their time again.
 * **A disk that nobody uses** is asked now and then whether it is still there (`PROBE_NS`): a standby that is
   called in sync should not find out when it is needed.
 * While it is ill this host keeps the link and says nothing on it: the active host waits for it to introduce
@@ -35,7 +35,7 @@ from pairsync.core.messages import Failed
 from pairsync.core.session import SessionPhase
 from pairsync.core.units import NS_PER_MS, NS_PER_S
 
-from .disks import Disks, describe_hang
+from .disks import Disks, Unopened, describe_hang
 from .replica import flush_job
 
 if TYPE_CHECKING:
@@ -49,7 +49,13 @@ LOOK_S: Final = 0.1
 """Between two looks at running operations: a fiftieth of their deadline."""
 
 STALL_NS: Final = NS_PER_S
-"""A look that comes later than that after the last one finds an observer that slept: it judges nothing."""
+"""A look that comes later than that after the last one finds an observer that slept."""
+
+GRACE_NS: Final = 5 * NS_PER_S
+"""For so long he then judges nothing: the time that an operation has by default."""
+
+OPENING_S: Final = 5.0
+"""Opening that takes longer is told; it is waited for all the same."""
 
 PROBE_NS: Final = 2 * NS_PER_S
 """Between two questions to a disk that nobody uses; a flush without anything to write costs microseconds."""
@@ -99,13 +105,15 @@ class Mender:
     async def _watch(self) -> None:
         """Return when something is wrong."""
         guest = self._guest
-        began_ns = looked_ns = probed_ns = guest.now_ns()
+        began_ns = looked_ns = probed_ns = judge_from_ns = guest.now_ns()
         while not self.ailments:
             await trio.sleep(LOOK_S)
             now_ns = guest.now_ns()
-            if now_ns - looked_ns < STALL_NS:
-                self._look()
+            if now_ns - looked_ns >= STALL_NS:
+                judge_from_ns = now_ns + GRACE_NS
             looked_ns = now_ns
+            if now_ns >= judge_from_ns:
+                self._look()
             if now_ns - probed_ns >= PROBE_NS:
                 probed_ns = now_ns
                 self._probe()
@@ -154,7 +162,7 @@ class Mender:
         while True:
             await self._wait_settled()
             await trio.sleep(self._backoff.failed(guest.draw_fraction()) / NS_PER_S)
-            unopened = await self._disks.reopen()
+            unopened = await self._reopen()
             if unopened is None:
                 break
             self._tell(unopened.volume, str(unopened.error))
@@ -162,6 +170,18 @@ class Mender:
         _log.info("%s: its disks work again", guest.name)
         guest.renew()
         guest.rejoin()
+
+    async def _reopen(self) -> Unopened | None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tell_slow_opening)
+            unopened = await self._disks.reopen()
+            nursery.cancel_scope.cancel()
+        return unopened
+
+    async def _tell_slow_opening(self) -> None:
+        await trio.sleep(OPENING_S)
+        if self._disks.opening is not None:
+            self._tell(self._disks.opening, "the disk hangs while it is opened anew")
 
     async def _wait_settled(self) -> None:
         """Return when the session is over and no job runs any more."""
