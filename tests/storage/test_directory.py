@@ -54,6 +54,9 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="listing the directory") as caught:
         gone.names("")
     assert caught.value.errno == errno.ENOENT
+    with pytest.raises(BackendError, match="fsync of the directory"):
+        gone.sync()
+    directory.sync()
     foreign = SimDirectory(SimMedium()).create("x")
     with pytest.raises(BackendError, match="no file of"):
         directory.publish(foreign, "y")

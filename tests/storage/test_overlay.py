@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 from collections.abc import Callable
@@ -215,6 +216,40 @@ def test_every_cut_of_beginning(
             assert undo.whole
             undo.close()
         assert medium.names() in (["v"], ["v", "v.pairsync-overlay-1"])
+
+    assert every_outcome(attempt, judge) > 5
+
+
+def test_what_a_killed_process_has_kept_stays_kept(
+    bench: Bench, make_superblock: Make, every_outcome: Callable[..., int]
+) -> None:
+    """The next process reads from the page cache that the log was finished, and begins another one."""
+
+    def attempt(step: int | None) -> tuple[SimMedium, str]:
+        fresh = Bench(make_superblock)
+        undo = fresh.overlays().begin(fresh.at(Condition.CONSISTENT), TARGET, 100)
+        undo.preserve(fresh.disk, fresh.ops([1]))
+        fresh.medium.step = 0
+        fresh.medium.cut_at_step = step
+        own = DirtyMap(BLOCKS)
+        own.mark(0, BLOCKS)
+        with contextlib.suppress(PowerCut):
+            undo.finish(own)
+        steps = fresh.medium.step
+        fresh.medium.cut_at_step = None
+        fresh.medium.process_crash()
+        fresh.disk = SimDisk(fresh.medium, "v")
+        overlays = fresh.overlays()
+        found = overlays.find("1").state.name
+        undo = overlays.begin(fresh.at(), TARGET, 200)
+        undo.preserve(fresh.disk, fresh.ops([2]))
+        fresh.medium.step = steps
+        return fresh.medium, found
+
+    def judge(medium: SimMedium, found: str) -> None:
+        left = Overlays(SimDirectory(medium), "v", SIZE).list()
+        expected = [("UNDO", 2)] if found == "UNDO" else [("KEPT", 1), ("UNDO", 1)]
+        assert [(info.state.name, info.block_count) for info in left] == expected
 
     assert every_outcome(attempt, judge) > 5
 

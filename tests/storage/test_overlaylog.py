@@ -11,7 +11,7 @@ from pairsync.core.units import BLOCK_BYTES
 from pairsync.errors import BackendError, BusyError, InternalError, MetadataError
 from pairsync.storage.overlayfile import PAGE_BYTES, RECORDS_AT, Chunk, OverlayHeader, OverlayState, chunks_of
 from pairsync.storage.overlaylog import OverlayLog, create_log, open_log
-from pairsync.testing.disks import SimMedium
+from pairsync.testing.disks import SimAction, SimMedium, SimOperation
 from pairsync.testing.simfiles import SimDirectory
 
 HEADER = OverlayHeader(
@@ -204,6 +204,28 @@ def test_either_copy_of_the_header_is_enough() -> None:
         log = _reopen(medium)
         assert not log.header.whole
         log.close()
+
+
+def test_settling_writes_the_header_and_the_last_append_anew() -> None:
+    """A process whose flush failed may have left them in the page cache, clean, and nowhere else."""
+    medium, _ = _log()
+    log = _reopen(medium)
+    before = medium.content("o")
+    seen: list[tuple[SimAction, int, int]] = []
+
+    def note(operation: SimOperation) -> None:
+        if operation.action is not SimAction.READ:
+            seen.append((operation.action, operation.offset, operation.length))
+
+    medium.fault = note
+    log.settle()
+    assert seen[0] == (SimAction.WRITE, 0, PAGE_BYTES)
+    assert seen[1:] == [
+        (SimAction.WRITE, RECORDS_AT + 3 * RECORD_BYTES, RECORD_BYTES),
+        (SimAction.FLUSH, 0, 0),
+    ]
+    assert medium.content("o") == before
+    log.close()
 
 
 def test_files_that_are_no_overlays_are_refused() -> None:

@@ -45,6 +45,10 @@ class Directory(abc.ABC):
         """Names of the files that begin so, sorted."""
 
     @abc.abstractmethod
+    def sync(self) -> None:
+        """Make durable what is found in it: a killed process may have left a change half done."""
+
+    @abc.abstractmethod
     def create(self, name: str) -> GrowingFile:
         """Make an empty file and open it alone; `ConfigError` if there is one of that name."""
 
@@ -78,6 +82,10 @@ class OsDirectory(Directory):
             return sorted(each.name for each in self._where.iterdir() if each.name.startswith(prefix))
         except OSError as error:
             raise backend_error(f"{self.path}: listing the directory", error) from error
+
+    def sync(self) -> None:
+        """As `Directory.sync`."""
+        sync_directory(self._where / "*")  # of whatever name: it is the parent that is synced
 
     def create(self, name: str) -> OsGrowingFile:
         """As `Directory.create`."""

@@ -82,6 +82,7 @@ class Overlays:
     # ------------------------------------------------------------------ what there is
 
     def _load(self) -> None:
+        self._directory.sync()
         infos: dict[int, OverlayInfo] = {}
         problems: list[str] = []
         for name in self._directory.names(self._prefix):
@@ -104,7 +105,8 @@ class Overlays:
     def _look_at(self, number: int) -> OverlayInfo:
         file = self._directory.open(self._name(number))
         try:
-            _, header = read_overlay_header(file)
+            slots, header = read_overlay_header(file)
+            slots.settle()  # found here, it must not turn into an earlier one
             file_bytes = file.size_bytes
         finally:
             file.close()
@@ -265,6 +267,7 @@ class Overlays:
         try:
             if log.damage:
                 raise MetadataError(log.damage[0].what)  # noqa: TRY301
+            log.settle()
             log.trim()
             undo = UndoLog(
                 log,

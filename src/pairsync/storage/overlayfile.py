@@ -223,7 +223,7 @@ def _digests_of(data: memoryview) -> list[int]:
 
 def chunks_of(start: int, data: memoryview) -> list[Chunk]:
     """Content of whole blocks from ``start`` on, as chunks; blocks of zeroes carry none."""
-    digests = _digests_of(data)
+    digests = _digests_of(data) if len(data) > BLOCK_BYTES else [xxh3_64_intdigest(data)]
     stop = start + len(digests)
     if _ZERO_DIGEST not in digests:
         return [Chunk(start, stop, data, digests)]
@@ -254,7 +254,7 @@ def pack_chunks(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
                 record, room = [], BLOCKS_PER_RECORD
             longest = _LENGTH_MAX if chunk.data is None else room
             stop = min(chunk.stop, start + longest)
-            record.append(chunk.part(start, stop))
+            record.append(chunk if stop - start == chunk.stop - chunk.start else chunk.part(start, stop))
             if chunk.data is not None:
                 room -= stop - start
             start = stop

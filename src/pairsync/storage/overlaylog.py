@@ -80,6 +80,7 @@ class OverlayLog:
         self.damage: list[Damage] = []
         """Found in the pages of records; damage to content is found when that is read."""
         self._behind: dict[int, int] = {}  # where a damaged part begins: where the next record begins
+        self._certain = 0  # records that were known to be durable when the file was opened
         self._written = (0, RECORDS_AT)  # as `record_count` and `stop`, with what is not durable yet
 
     @property
@@ -147,6 +148,20 @@ class OverlayLog:
             self.file.resize(self.stop)
             self.file.flush()
 
+    def settle(self) -> None:
+        """Make durable what was found on opening; before anybody relies on it, or changes the file.
+
+        What a process reads need not be on the disk: one that was killed within a write, or whose write could
+        not be made durable, has left it in the page cache, and a power cut takes it back.  So header and
+        last append are written anew, as they are.
+        """
+        self._slots.settle()
+        for record in self.records():
+            if record.number >= self._certain:
+                content = self.file.read(record.offset, record.stop - record.offset)
+                self.file.write(record.offset, (content,))
+        self.file.flush()
+
     def close(self) -> None:
         """Give the file back; idempotent."""
         self.file.close()
@@ -210,6 +225,7 @@ class OverlayLog:
         if count < settled:
             self._note_gap(at, count, settled)
         self.record_count, self.stop = self._written = count, at
+        self._certain = settled
 
     def _note_gap(self, at: int, count: int, stop: int) -> None:
         which = f"record {count}" if stop == count + 1 else f"records {count} to {stop - 1}"

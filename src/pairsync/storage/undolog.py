@@ -43,7 +43,7 @@ from .overlaylog import Damage, OverlayLog, create_log
 __all__ = ["APPEND_BYTES", "NEW_SUFFIX", "UndoLog", "kept_blocks", "select_chunks", "write_ops"]
 
 APPEND_BYTES: Final = 4 * MIB
-"""Content gathered for one append: bounds the memory of a batch that discards gigabytes of data."""
+"""Content gathered for one append, which with one piece more is the memory that a log takes."""
 
 READ_BYTES: Final = MIB
 """Old content that is read in one piece."""
@@ -83,6 +83,8 @@ class UndoLog:
         self._admit = admit
         self._ended = ended
         self._is_open = True
+        self._buffer = memoryview(b"")  # for old content on its way to the file
+        self._filled_bytes = 0  # of the buffer, since the last append
         self._kept = kept_blocks(log)
         self._data_blocks = sum(len(record.digests) for record in log.records())
 
@@ -121,26 +123,27 @@ class UndoLog:
         """Keep what ``ops`` are about to overwrite for the first time; durable on return.
 
         Whole blocks are kept.  Costs nothing where all of them are kept already.  `BackendError` with
-        ENOSPC: see the module; with another errno the log's disk has failed.
+        ENOSPC: see the module; with another errno the log's disk has failed.  A batch that discards
+        gigabytes of data takes as long as copying them does: whoever cannot wait splits it.
         """
         self._check_open()
         wanted = list(self._wanted(device, ops))
         if not wanted:
             return
         gathered: list[Chunk] = []
-        gathered_bytes = 0
         data_blocks = 0
-        pieces = 0
-        for chunk in self._read_all(device, wanted):
-            if gathered_bytes >= APPEND_BYTES:
+        appended = False
+        self._filled_bytes = 0
+        for chunks in self._read_all(device, wanted):
+            gathered += chunks
+            data_blocks += sum([len(chunk.digests) for chunk in chunks])
+            if self._filled_bytes >= APPEND_BYTES:
                 self._log.append(gathered, durable=False, admit=self._admit)
-                gathered, gathered_bytes, pieces = [], 0, pieces + 1
-            gathered.append(chunk)
-            if chunk.data is not None:
-                gathered_bytes += len(chunk.data)
-                data_blocks += chunk.stop - chunk.start
-        self._log.append(gathered, durable=not pieces, admit=self._admit)
-        if pieces:
+                gathered, appended = [], True
+                self._filled_bytes = 0
+        if gathered:
+            self._log.append(gathered, durable=not appended, admit=self._admit)
+        if appended:
             self._log.commit()
         for start, stop in wanted:
             self._kept.mark(start, stop)
@@ -163,26 +166,40 @@ class UndoLog:
                     yield from _allocated(device, unkept)
 
     def _unkept(self, extent: Extent) -> Iterator[Extent]:
+        if not self._kept and self._only is None and self._elsewhere is None:
+            yield extent
+            return
         wanted: list[Extent] = [extent] if self._only is None else list(self._only.runs(*extent))
         for each in wanted:
             for part in _without(self._kept, each):
                 yield from [part] if self._elsewhere is None else _without(self._elsewhere, part)
 
-    def _read_all(self, device: Device, extents: Sequence[Extent]) -> Iterator[Chunk]:
+    def _read_all(self, device: Device, extents: Sequence[Extent]) -> Iterator[list[Chunk]]:
+        """The old content, piece by piece; lies in the buffer until ``_filled_bytes`` is set back."""
         for extent in extents:
             start = extent.start
             while start < extent.stop:
                 hole = _hole_blocks(device, Extent(start, extent.stop))
                 if hole:
-                    yield Chunk(start, start + hole)
+                    yield [Chunk(start, start + hole)]
                     start += hole
                     continue
                 stop = min(extent.stop, start + READ_BYTES // BLOCK_BYTES)
-                content = bytearray((stop - start) * BLOCK_BYTES)
-                there = min(stop * BLOCK_BYTES, device.size_bytes) - start * BLOCK_BYTES
-                device.read_into(start * BLOCK_BYTES, memoryview(content)[:there])
-                yield from chunks_of(start, memoryview(content))
+                offset = start * BLOCK_BYTES
+                yield chunks_of(start, self._read(device, offset, stop * BLOCK_BYTES - offset))
                 start = stop
+
+    def _read(self, device: Device, offset: int, length: int) -> memoryview:
+        begin, stop = self._filled_bytes, self._filled_bytes + length
+        if stop > len(self._buffer):  # what was read so far keeps the smaller one alive until it is written
+            self._buffer = memoryview(bytearray(max(stop, 2 * len(self._buffer))))
+        content = self._buffer[begin:stop]
+        self._filled_bytes = stop
+        there = min(length, device.size_bytes - offset)
+        device.read_into(offset, content[:there] if there < length else content)
+        if there < length:
+            content[there:] = bytes(length - there)
+        return content
 
     # ------------------------------------------------------------------ going back
 
@@ -290,7 +307,6 @@ class UndoLog:
         try:
             header = self._copy(smaller, own, header, salvage=salvage)
             smaller.trim()
-            smaller.commit()
             smaller.write_header(header)
             self._directory.publish(smaller.file, self._name)
         except BaseException as error:
@@ -379,6 +395,10 @@ def _merged(extents: Iterator[Extent]) -> list[Extent]:
 def _without(marked: DirtyMap, extent: Extent) -> Iterator[Extent]:
     """The parts of the extent that are not marked."""
     start = extent.start
+    if extent.stop - start == 1:  # scattered blocks come by the hundred
+        if start not in marked:
+            yield extent
+        return
     for run in marked.runs(*extent):
         if start < run.start:
             yield Extent(start, run.start)

@@ -77,6 +77,9 @@ class SimDirectory(Directory):
         wanted = self.path + prefix
         return [name.removeprefix(self.path) for name in self.medium.names() if name.startswith(wanted)]
 
+    def sync(self) -> None:
+        """Nothing to do: every change is durable at once."""
+
     def create(self, name: str) -> SimGrowingFile:
         """As `Directory.create`."""
         if self.path + name in self.medium.names():
