@@ -590,6 +590,39 @@ def test_power_cuts_leave_every_leaf_exact_that_is_not_in_doubt(
     assert every_outcome(attempt, judge) > 20
 
 
+def test_a_power_cut_during_a_rebuild_never_makes_known_what_is_not(
+    every_outcome: Callable[..., int],
+) -> None:
+    def attempt(step: int | None) -> tuple[SimMedium, Bench]:
+        bench = Bench(SMALL_BLOCKS * BLOCK_BYTES - 7, blank=False)
+        bench.device.apply([block_op(block, block) for block in (1, 300, 511, 513)])
+        base = bench.medium.step
+        bench.medium.cut_at_step = None if step is None else base + step
+        with suppress(PowerCut):
+            for page in range(2):
+                bench.table.examine(bench.device, 1, page, page + 1, read_bytes_max=1, pages_max=1)
+                bench.save(page + 1)
+        bench.medium.step -= base
+        return bench.medium, bench
+
+    def judge(medium: SimMedium, bench: Bench) -> None:
+        bench.load(medium.open("digests"))
+        truth = bench.truth()
+        assert all(leaf in (now, UNKNOWN_DIGEST) for leaf, now in zip(bench.leaves(), truth, strict=True))
+        assert bench.examine() == truth
+
+    assert every_outcome(attempt, judge) > 10
+
+
+def test_a_wide_zeroing_makes_unknown_blocks_known() -> None:
+    bench = Bench(blank=False)
+    bench.apply(WriteOp(OpKind.ZERO, 5 * BLOCK_BYTES, 1100 * BLOCK_BYTES))
+    for _ in range(2):
+        assert set(bench.leaves()[5:1105]) == {0}
+        assert set(bench.leaves()[1105:] + bench.leaves()[:5]) == {UNKNOWN_DIGEST}
+        bench.save()
+
+
 # ------------------------------------------------------------------ threads, on a real file
 
 
