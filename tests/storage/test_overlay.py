@@ -16,6 +16,7 @@ from pairsync.core.messages import Condition, Generation, OpKind, WriteOp
 from pairsync.core.superblock import Superblock
 from pairsync.core.units import BLOCK_BYTES, GIB, TIB
 from pairsync.errors import BackendError, BusyError, ConfigError, MetadataError, MismatchError
+from pairsync.storage.file import create_volume, open_volume
 from pairsync.storage.overlay import (
     OVERLAYS_MAX,
     OverlayInfo,
@@ -188,8 +189,51 @@ def test_one_log_at_a_time(bench: Bench) -> None:
     assert bench.medium.names() == ["v"]
 
 
+def test_a_volume_grows_and_its_overlays_stay(make_superblock: Make) -> None:
+    small, large = 5 * BLOCK_BYTES - 1000, 9 * BLOCK_BYTES
+    medium = SimMedium()
+    disk = SimDisk(medium, "v", small)
+    disk.apply([WriteOp(OpKind.DATA, 0, small, b"o" * small)])
+    directory = SimDirectory(medium)
+    superblock = make_superblock(size_bytes=small)
+    syncing = dataclasses.replace(superblock, condition=Condition.SYNCING, size_bytes=large)
+    undo = Overlays(directory, "v", small).begin(superblock, TARGET, 1)
+    undo.preserve(disk, [WriteOp(OpKind.DATA, small - 1, 1, b"n")])
+    disk = SimDisk(medium, "w", large)
+    disk.apply([WriteOp(OpKind.DATA, 0, small, b"o" * small)])
+    old = medium.content("w")
+    undo.close()
+    undo = Overlays(directory, "v", small).begin(syncing, TARGET, 1)
+    writes = [WriteOp(OpKind.DATA, small - 1, 900, b"n" * 900), WriteOp(OpKind.DATA, large - 1, 1, b"n")]
+    undo.preserve(disk, writes)
+    disk.apply(writes)
+    undo.close()
+    overlays = Overlays(directory, "v", large)
+    again = overlays.open_undo(syncing)
+    assert again is not None
+    assert again.kept.describe() == "2[4..5 8..9]"
+    again.revert(disk)
+    assert medium.content("w") == old
+    own = DirtyMap(9)
+    own.mark(4, 5)
+    again.finish(own)
+    # one more growth, with nothing under way: the kept overlay is still there
+    assert [info.block_count for info in Overlays(directory, "v", 2 * large).list()] == [1]
+
+
+def test_a_log_whose_file_was_deleted_says_so(tmp_path: Path, make_superblock: Make) -> None:
+    create_volume(tmp_path / "v", SIZE)
+    device = open_volume(tmp_path / "v")
+    undo = overlays_beside(tmp_path / "v.pairsync", SIZE).begin(make_superblock(size_bytes=SIZE), TARGET, 1)
+    (tmp_path / "v.pairsync-overlay-1").unlink()
+    with pytest.raises(BackendError, match="vanished while it was open"):
+        undo.preserve(device, Bench.ops([1]))
+    undo.close()
+    device.close()
+
+
 def test_an_undo_log_of_another_volume_is_refused(bench: Bench, make_superblock: Make) -> None:
-    with pytest.raises(MismatchError, match="has 4096 bytes"):
+    with pytest.raises(MismatchError, match="has 4096 bytes, less than"):
         bench.overlays().begin(make_superblock(size_bytes=BLOCK_BYTES), TARGET, 1)
 
 

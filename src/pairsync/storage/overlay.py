@@ -110,7 +110,7 @@ class Overlays:
             file_bytes = file.size_bytes
         finally:
             file.close()
-        if header.number != number or header.size_bytes != self._size_bytes:
+        if header.number != number or header.size_bytes > self._size_bytes:
             raise MismatchError(
                 f"{file.path}: says that it is overlay {header.number} of a volume of {header.size_bytes} "
                 f"bytes, not {number} of {self._size_bytes}"
@@ -238,10 +238,11 @@ class Overlays:
         return next((info for info in self.list() if info.state is OverlayState.UNDO), None)
 
     def _check_identity(self, superblock: Superblock) -> None:
-        if superblock.size_bytes != self._size_bytes:
+        if superblock.size_bytes < self._size_bytes:
             raise MismatchError(
-                f"volume {superblock.name} has {superblock.size_bytes} bytes, not {self._size_bytes}"
+                f"volume {superblock.name} has {superblock.size_bytes} bytes, less than {self._size_bytes}"
             )
+        self._size_bytes = superblock.size_bytes  # volumes grow; what an older overlay holds stays right
 
     def _check_count(self) -> None:
         if len(self._infos) >= OVERLAYS_MAX:
@@ -277,6 +278,7 @@ class Overlays:
                 admit=lambda file_bytes: self._admit(number, file_bytes),
                 ended=lambda info: self._ended(number, info),
             )
+            undo.grow(self._size_bytes)
         except BaseException:
             log.close()
             raise
@@ -349,9 +351,11 @@ class Overlays:
         """
         log = self._open_to_read(overlay_id)
         try:
-            if device.size_bytes != log.header.size_bytes:
-                raise MismatchError(f"{device.path}: has {device.size_bytes} bytes, not {self._size_bytes}")
-            return write_image(log, None if only else device, Path(path), salvage=salvage, progress=progress)
+            if device.size_bytes < log.header.size_bytes:
+                raise MismatchError(
+                    f"{device.path}: has {device.size_bytes} bytes, less than {log.header.size_bytes}"
+                )
+            return write_image(log, device, Path(path), only=only, salvage=salvage, progress=progress)
         finally:
             log.close()
 
@@ -368,7 +372,7 @@ class Overlays:
                 chunks, lost = log.read(record)
                 if lost is not None and not salvage:
                     raise MetadataError(lost.what)
-                yield write_ops(chunks, self._size_bytes)
+                yield write_ops(chunks, log.header.size_bytes)
         finally:
             log.close()
 

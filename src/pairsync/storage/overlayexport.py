@@ -37,9 +37,9 @@ Progress = Callable[[int, int], None]
 
 
 def write_image(
-    log: OverlayLog, device: Device | None, path: Path, *, salvage: bool, progress: Progress
+    log: OverlayLog, device: Device, path: Path, *, only: bool, salvage: bool, progress: Progress
 ) -> list[Damage]:
-    """Write the image of a volume that has the content of ``device``, or none, and the overlay's blocks.
+    """Write the image: the content of ``device``, or none of it (``only``), and the overlay's blocks.
 
     What of the overlay is lost is returned (with ``salvage``), else raised.  Errors as `Overlays.export`.
     """
@@ -49,10 +49,10 @@ def write_image(
     file = OsFile(final.with_name(final.name + UNFINISHED_SUFFIX), create=True)
     try:
         file.resize(0)  # what an export that was cut short has left
-        file.resize(log.header.size_bytes)
-        base_bytes = 0 if device is None else device.size_bytes
+        file.resize(device.size_bytes)
+        base_bytes = 0 if only else device.size_bytes
         total_bytes = base_bytes + log.stop
-        for done_bytes in () if device is None else _copy(device, file):
+        for done_bytes in () if only else _copy(device, file):
             progress(done_bytes, total_bytes)
         damage = list(log.damage)
         for record in log.records():
@@ -61,7 +61,7 @@ def write_image(
                 damage.append(lost)
             if damage and not salvage:
                 break
-            for op in write_ops(chunks, file.size_bytes):
+            for op in write_ops(chunks, log.header.size_bytes):
                 if op.kind is OpKind.DATA and op.data is not None:
                     file.write(op.offset, (op.data,))
                 else:

@@ -136,11 +136,13 @@ class OverlayLog:
         self.record_count, self.stop = self._written
 
     def write_header(self, header: OverlayHeader) -> None:
-        """Replace the header; durable on return.  What identifies the overlay is fixed (`InternalError`)."""
-        if overlay_seed(header) != self._seed or header.size_bytes != self.header.size_bytes:
+        """Replace the header; durable on return.  What identifies the overlay is fixed,
+        and the volume only grows (`InternalError`)."""
+        if overlay_seed(header) != self._seed or header.size_bytes < self.header.size_bytes:
             raise InternalError(f"{self.path}: the header of another overlay")
         self._slots.store(encode_overlay_header(header))
         self.header = header
+        self._volume_blocks = block_count_of(header.size_bytes)
 
     def trim(self) -> None:
         """Cut the file off behind its records; durable on return."""

@@ -117,6 +117,15 @@ class UndoLog:
         if target != self._log.header.target:
             self._log.write_header(replace(self._header(), target=target))
 
+    def grow(self, size_bytes: int) -> None:
+        """The volume has that size now, and what was added reads as zero; durable on return."""
+        self._check_open()
+        if size_bytes != self._log.header.size_bytes:
+            self._log.write_header(replace(self._header(), size_bytes=size_bytes))
+            kept = DirtyMap(block_count_of(size_bytes))
+            kept.merge(self._kept)
+            self._kept = kept
+
     # ------------------------------------------------------------------ keeping
 
     def preserve(self, device: Device, ops: Sequence[WriteOp]) -> None:
