@@ -358,6 +358,25 @@ def test_damage_is_noted(new_medium: Callable[[], SimMedium]) -> None:
     )
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_a_disk_that_takes_no_write_opens_and_says_so(
+    new_medium: Callable[[], SimMedium], number: int
+) -> None:
+    medium = new_medium()
+    _opened(medium).store.append_intents(0, 1, [(1, 2)])
+    medium.fault = lambda op: Fault(number) if op.action is SimAction.WRITE else None
+    opened = _opened(medium)
+    (note,) = opened.notes
+    assert note.startswith("what was found could not be made durable: m: write of 4096 bytes at 0: ")
+    assert _dirty(opened) == {1}
+    with pytest.raises(BackendError):
+        opened.store.append_intents(1, opened.generation_next, [(5, 6)])
+    medium.fault = None
+    if number == errno.ENOSPC:  # there may be room later
+        opened.store.append_intents(1, opened.generation_next, [(5, 6)])
+        assert _dirty(_opened(medium)) == {1, 5}
+
+
 def test_a_failed_flush_ends_all_writing(new_medium: Callable[[], SimMedium], make_superblock: Any) -> None:
     medium = new_medium()
     store = _opened(medium).store

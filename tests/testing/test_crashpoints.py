@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,18 @@ import pytest
 from pairsync.errors import BackendError, InternalError
 from pairsync.testing.crashpoints import Budget, CrashState, crash_states, explore, live_state
 from pairsync.testing.disks import SECTOR_BYTES, SimMedium
-from pairsync.testing.recording import Flush, Recording, Resize, Write
+from pairsync.testing.recording import (
+    Flush,
+    Link,
+    Recording,
+    RecordingDirectory,
+    Rename,
+    Resize,
+    SyncDirectory,
+    Unlink,
+    Write,
+)
+from pairsync.testing.simfiles import SimDirectory
 
 A, B, C = (bytes([letter]) * SECTOR_BYTES for letter in b"ABC")
 Z = bytes(SECTOR_BYTES)
@@ -218,6 +230,39 @@ def test_a_watched_file_is_the_file_and_leaves_a_recording() -> None:
     file.will_need(0, 1)
     file.close()
     assert live_state(recording).files["f"] == medium.content("f")
+
+
+def test_a_watched_directory_leaves_what_it_promises() -> None:
+    medium = SimMedium()
+    recording = Recording()
+    directory = RecordingDirectory(SimDirectory(medium, "d/"), recording)
+    file = directory.create("new")
+    file.resize(SECTOR_BYTES)
+    file.write(0, (A,))
+    file.flush()
+    assert directory.names("n") == ["new"]
+    directory.publish(file, "f")
+    assert file.path == "d/f"
+    file.close()
+    with contextlib.closing(directory.open("f")) as again:
+        assert again.read(0, SECTOR_BYTES) == A
+    directory.remove("f")
+    directory.remove("f")
+    assert recording.operations == [
+        Link("new", 0),
+        SyncDirectory(),
+        Resize(0, SECTOR_BYTES),
+        Write(0, 0, A),
+        Flush(0),
+        Rename("new", "f"),
+        SyncDirectory(),
+        Unlink("f"),
+        SyncDirectory(),
+    ]
+    stranger = SimDirectory(medium, "d/").create("stranger")
+    with pytest.raises(InternalError):
+        directory.publish(stranger, "g")
+    stranger.close()
 
 
 def test_a_state_becomes_a_medium_and_a_directory(tmp_path: Path) -> None:

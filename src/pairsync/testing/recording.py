@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pairsync.core.messages import Buffer
+from pairsync.errors import InternalError
 from pairsync.storage.blockfile import Allocation, BlockFile
+from pairsync.storage.directory import Directory, GrowingFile
 
 __all__ = [
     "Flush",
@@ -20,7 +22,9 @@ __all__ = [
     "Note",
     "Operation",
     "Recording",
+    "RecordingDirectory",
     "RecordingFile",
+    "RecordingGrowingFile",
     "Rename",
     "Resize",
     "SyncDirectory",
@@ -200,3 +204,65 @@ class RecordingFile(BlockFile):
     def close(self) -> None:
         """As `BlockFile.close`."""
         self._file.close()
+
+
+class RecordingGrowingFile(RecordingFile, GrowingFile):
+    """The same for a file of a `RecordingDirectory`."""
+
+    def __init__(self, file: GrowingFile, recording: Recording, number: int) -> None:
+        super().__init__(file, recording, number)
+        self.growing = file
+
+    def resize(self, size_bytes: int) -> None:
+        """As `GrowingFile.resize`."""
+        self.growing.resize(size_bytes)
+        self.size_bytes = size_bytes
+        self._recording.operations.append(Resize(self._number, size_bytes))
+
+
+class RecordingDirectory(Directory):
+    """A `Directory` whose changes are recorded, each with the flush of the directory that it promises."""
+
+    def __init__(self, directory: Directory, recording: Recording) -> None:
+        self.path = directory.path
+        self._directory = directory
+        self._recording = recording
+
+    def names(self, prefix: str) -> list[str]:
+        """As `Directory.names`."""
+        return self._directory.names(prefix)
+
+    def sync(self) -> None:
+        """As `Directory.sync`."""
+        self._directory.sync()
+        self._recording.sync_directory()
+
+    def create(self, name: str) -> RecordingGrowingFile:
+        """As `Directory.create`."""
+        file = self._directory.create(name)
+        number = self._recording.create(name)
+        self._recording.sync_directory()
+        return RecordingGrowingFile(file, self._recording, number)
+
+    def open(self, name: str) -> RecordingGrowingFile:
+        """As `Directory.open`."""
+        file = self._directory.open(name)
+        return RecordingGrowingFile(file, self._recording, self._recording.number(name))
+
+    def publish(self, file: GrowingFile, name: str) -> None:
+        """As `Directory.publish`; of a file that was opened here."""
+        if not isinstance(file, RecordingGrowingFile):
+            raise InternalError(f"{file.path}: not recorded")
+        old = file.growing.path.removeprefix(self.path).lstrip("/")
+        self._directory.publish(file.growing, name)
+        file.path = file.growing.path
+        self._recording.rename(old, name)
+        self._recording.sync_directory()
+
+    def remove(self, name: str) -> None:
+        """As `Directory.remove`."""
+        there = name in self._directory.names(name)
+        self._directory.remove(name)
+        if there:
+            self._recording.unlink(name)
+            self._recording.sync_directory()
