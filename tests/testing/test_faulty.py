@@ -14,7 +14,7 @@ from pairsync.core.units import BLOCK_BYTES, MIB, NS_PER_MS
 from pairsync.errors import BackendError, BusyError, ClosedError
 from pairsync.storage.file import RawFile, create_volume
 from pairsync.storage.osfile import OsFile
-from pairsync.testing.faulty import DiskState, FaultyDisk, FaultyFile
+from pairsync.testing.faulty import DiskState, FaultyDirectory, FaultyDisk, FaultyFile
 
 DEADLINE_S = 30.0  # for what takes milliseconds: only a hang meets it
 BLOCK = bytes(range(256)) * (BLOCK_BYTES // 256)
@@ -198,6 +198,35 @@ def test_a_disk_that_was_taken_out_never_comes_back(disk: FaultyDisk, file: Faul
     new = disk.open(path)
     new.write(0, [BLOCK])
     new.close()
+
+
+def test_a_directory_fails_with_its_disk(disk: FaultyDisk, tmp_path: Path) -> None:
+    directory = FaultyDirectory(tmp_path, disk)
+    file = directory.create("one.new")
+    file.resize(2 * BLOCK_BYTES)
+    file.write(0, [BLOCK], durable=True)
+    directory.publish(file, "one")
+    directory.sync()
+    assert directory.names("one") == ["one"]
+    disk.set(DiskState.FAIL)
+    for call in (
+        lambda: directory.names(""),
+        directory.sync,
+        lambda: directory.create("two"),
+        lambda: directory.open("one"),
+        lambda: directory.publish(file, "other"),
+        lambda: directory.remove("one"),
+        lambda: file.resize(BLOCK_BYTES),
+        lambda: file.rename(tmp_path / "other"),
+    ):
+        with pytest.raises(BackendError, match="Input/output error"):
+            call()
+    disk.set(DiskState.OK)
+    assert directory.names("") == ["one"]
+    assert file.read(0, BLOCK_BYTES) == BLOCK
+    file.close()
+    directory.remove("one")
+    assert directory.names("") == []
 
 
 def test_slowness_makes_nothing_fail(disk: FaultyDisk, file: FaultyFile) -> None:

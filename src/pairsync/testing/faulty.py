@@ -1,4 +1,5 @@
-"""A real disk that fails on command: `FaultyDisk` is the switch, `FaultyFile` a file that lies on it.
+"""A real disk that fails on command: `FaultyDisk` is the switch, `FaultyFile` a file that lies on it, and
+`FaultyDirectory` a directory of such files.
 
 Data, metadata and digests of a volume lie on one disk, so all of its files are opened through one switch
 (``open_replica(..., open_file=disk.open)``)::
@@ -28,14 +29,15 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 
 from pairsync.core.messages import Buffer
 from pairsync.core.units import NS_PER_S
 from pairsync.errors import BackendError
 from pairsync.storage.blockfile import Allocation
-from pairsync.storage.osfile import OsFile
+from pairsync.storage.directory import GrowingFile, OsDirectory, OsGrowingFile
 
-__all__ = ["DiskState", "FaultyDisk", "FaultyFile"]
+__all__ = ["DiskState", "FaultyDirectory", "FaultyDisk", "FaultyFile"]
 
 _SECTOR_BYTES = 512  # the unit of ``st_blocks``, whatever the disk's own is
 
@@ -128,7 +130,7 @@ class FaultyDisk:
         return file in self._files and not file.pulled
 
 
-class FaultyFile(OsFile):
+class FaultyFile(OsGrowingFile):
     """An `OsFile` that lies on a `FaultyDisk`, which makes it (`FaultyDisk.open`)."""
 
     disk: FaultyDisk | None = None
@@ -201,6 +203,16 @@ class _ArmedFile(FaultyFile):
         self._ask("read-ahead")
         super().will_need(offset, length)
 
+    def resize(self, size_bytes: int) -> None:
+        """As `GrowingFile.resize`; what is added is a hole and needs no room."""
+        self._ask("resize")
+        super().resize(size_bytes)
+
+    def rename(self, name: Path) -> None:
+        """As `OsFile.rename`."""
+        self._ask("rename")
+        super().rename(name)
+
     def _check_room(self, offset: int, length: int) -> None:
         """`BackendError` (ENOSPC) if the range is not all there already.
 
@@ -211,3 +223,41 @@ class _ArmedFile(FaultyFile):
         if any(hole for _, hole in super().allocation(offset, length)):
             what = f"{self.path}: {length} bytes at {offset}: {os.strerror(errno.ENOSPC)} (injected)"
             raise BackendError(what, errno.ENOSPC)
+
+
+class FaultyDirectory(OsDirectory):
+    """A directory on a `FaultyDisk`, with all of its files."""
+
+    def __init__(self, path: str | os.PathLike[str], disk: FaultyDisk) -> None:
+        super().__init__(path)
+        self._disk = disk
+
+    def names(self, prefix: str) -> list[str]:
+        """As `Directory.names`."""
+        self._disk.ask(self.path, "listing")
+        return super().names(prefix)
+
+    def sync(self) -> None:
+        """As `Directory.sync`."""
+        self._disk.ask(self.path, "flush")
+        super().sync()
+
+    def create(self, name: str) -> FaultyFile:
+        """As `Directory.create`."""
+        self._disk.ask(self.path, f"making {name}")
+        super().create(name).close()
+        return self.open(name)
+
+    def open(self, name: str) -> FaultyFile:
+        """As `Directory.open`."""
+        return self._disk.open(Path(self.path) / name)
+
+    def publish(self, file: GrowingFile, name: str) -> None:
+        """As `Directory.publish`."""
+        self._disk.ask(self.path, f"renaming to {name}")
+        super().publish(file, name)
+
+    def remove(self, name: str) -> None:
+        """As `Directory.remove`."""
+        self._disk.ask(self.path, f"removing {name}")
+        super().remove(name)

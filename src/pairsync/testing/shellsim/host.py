@@ -107,6 +107,8 @@ class Life:
         """Whether something of it does not work until the process is started anew: a standby mends itself."""
         if self.failed or self.host.role is Role.STANDBY:
             return self.failed
+        if self.guest is not None and any(source.failed for source in self.guest.session.sources):
+            return True  # also what failed before anybody listened
         return self.host.suspect or not all(replica.store.sound for replica in self.replicas.values())
 
     def open_replica(self, volume: VolumeConfig, pair_id: bytes) -> Replica:
