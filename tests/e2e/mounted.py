@@ -242,12 +242,13 @@ async def host_disks(
         yield disks
 
 
-async def kill_hosts(lab: RunningLab, hosts: str = "ab") -> None:
-    """SIGKILL hosts, all of them before any other thing happens here."""
+async def kill_hosts(lab: RunningLab, hosts: str, then: Callable[[], None] = lambda: None) -> None:
+    """SIGKILL hosts and do the next thing, before any other happens here; then wait until they have ended."""
     mark = lab.mark()
     pids = [await lab.pid(host) for host in hosts]
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
+    then()
     for host in hosts:
         await lab.wait_event("host-ended", since=mark, host=host)
 
@@ -259,22 +260,36 @@ async def start(lab: RunningLab, hosts: str) -> None:
             nursery.start_soon(lab.start, host)
 
 
-async def cut_power(lab: RunningLab, disks: dict[str, HostDisk], control: str) -> None:
-    """Kill hosts and take from their disks what was not flushed; then their disks are there again.
+async def cut_power(lab: RunningLab, disks: dict[str, HostDisk], *, luck: str) -> None:
+    """Kill the hosts and take from their disks what was not flushed; then their disks are there again.
 
-    ``control`` is a volume that nobody uses otherwise: what is written there last, and never flushed, must be
-    lost on every host, or no power was cut (`ProgramError`).
+    The volume ``control``, which nobody uses otherwise, shows it: what is written there last, and never
+    flushed by the guest, is on the disk of the host ``luck`` all the same, and lost on the other.  If it is
+    not so, no power was cut (`ProgramError`).  The hosts have to find that difference by themselves.
     """
-    witness = os.urandom(256 * KIB)
-    async with await lab.connect(control) as client:
-        await client.write(0, witness)
-    await kill_hosts(lab, "".join(disks))
-    for disk in disks.values():
-        disk.shut_down()
+    written = os.urandom(256 * KIB)
+    async with await lab.connect("control") as client:
+        await client.write(0, written)
+    sync_file(lab.path(luck, "control"))
+
+    def cut() -> None:
+        for disk in disks.values():
+            disk.shut_down()
+
+    await kill_hosts(lab, "".join(disks), cut)
     for host, disk in disks.items():
         await disk.repair()
-        if witness in lab.path(host, control).read_bytes():
-            raise ProgramError(f"host {host} still has what it never flushed")
+        if (written in lab.path(host, "control").read_bytes()) is not (host == luck):
+            raise ProgramError(f"the power cut of host {host} was none")
+
+
+def sync_file(path: Path) -> None:
+    """Make durable what is in a file, as if the kernel had found the time for it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 async def tracing(
