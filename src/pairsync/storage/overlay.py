@@ -37,8 +37,16 @@ from .device import Device
 from .directory import Directory, OsDirectory
 from .overlayexport import write_image
 from .overlayfile import RECORDS_AT, OverlayHeader, OverlayInfo, OverlayState, overlay_info
-from .overlaylog import Damage, OverlayLog, create_log, open_log, read_overlay_header
-from .undolog import NEW_SUFFIX, UndoLog, kept_blocks, write_ops
+from .overlaylog import (
+    Damage,
+    OverlayLog,
+    create_log,
+    kept_blocks,
+    open_log,
+    read_overlay_header,
+    write_ops,
+)
+from .undolog import NEW_SUFFIX, UndoLog
 
 __all__ = ["OVERLAYS_MAX", "OverlayInfo", "Overlays", "default_overlay_bytes", "overlays_beside"]
 

@@ -17,8 +17,7 @@ from pairsync.errors import ConfigError, MetadataError
 
 from .device import Device
 from .osfile import OsFile
-from .overlaylog import Damage, OverlayLog
-from .undolog import write_ops
+from .overlaylog import Damage, OverlayLog, write_ops
 
 __all__ = ["UNFINISHED_SUFFIX", "write_image"]
 

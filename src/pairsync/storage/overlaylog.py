@@ -17,7 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from pairsync.core.messages import Buffer
+from pairsync.core.dirty import DirtyMap
+from pairsync.core.messages import Buffer, OpKind, WriteOp
 from pairsync.core.units import BLOCK_BYTES, KIB, MIB, block_count_of
 from pairsync.errors import BackendError, InternalError, MetadataError, PairsyncError
 
@@ -44,8 +45,10 @@ __all__ = [
     "Damage",
     "OverlayLog",
     "create_log",
+    "kept_blocks",
     "open_log",
     "read_overlay_header",
+    "write_ops",
 ]
 
 GROW_BYTES_MIN: Final = 64 * KIB
@@ -312,3 +315,25 @@ def open_log(directory: Directory, name: str) -> OverlayLog:
         file.close()
         raise
     return log
+
+
+def kept_blocks(log: OverlayLog) -> DirtyMap:
+    """The blocks that the records of a file hold."""
+    kept = DirtyMap(block_count_of(log.header.size_bytes))
+    for record in log.records():
+        for start, stop, _ in record.extents:
+            kept.mark(start, stop)
+    return kept
+
+
+def write_ops(chunks: Sequence[Chunk], size_bytes: int) -> list[WriteOp]:
+    """The writes that put the content of the chunks into a volume of that size."""
+    ops: list[WriteOp] = []
+    for chunk in chunks:
+        offset = chunk.start * BLOCK_BYTES
+        length = min(chunk.stop * BLOCK_BYTES, size_bytes) - offset
+        if chunk.data is None:
+            ops.append(WriteOp(OpKind.ZERO, offset, length))
+        else:
+            ops.append(WriteOp(OpKind.DATA, offset, length, chunk.data[:length]))
+    return ops

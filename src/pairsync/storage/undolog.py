@@ -32,15 +32,15 @@ from typing import Final
 
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.messages import Generation, OpKind, WriteOp
-from pairsync.core.units import BLOCK_BYTES, KIB, MIB, Extent, block_count_of, extent_of
+from pairsync.core.units import BLOCK_BYTES, GIB, KIB, MIB, Extent, block_count_of, extent_of
 from pairsync.errors import ArbitrationError, ClosedError, MetadataError, PairsyncError
 
 from .device import Device
 from .directory import Directory
 from .overlayfile import Chunk, OverlayHeader, OverlayInfo, OverlayState, chunks_of, overlay_info
-from .overlaylog import Damage, OverlayLog, create_log
+from .overlaylog import Damage, OverlayLog, create_log, kept_blocks, write_ops
 
-__all__ = ["APPEND_BYTES", "NEW_SUFFIX", "UndoLog", "kept_blocks", "select_chunks", "write_ops"]
+__all__ = ["APPEND_BYTES", "NEW_SUFFIX", "UndoLog", "select_chunks"]
 
 APPEND_BYTES: Final = 4 * MIB
 """Content gathered for one append, which with one piece more is the memory that a log takes."""
@@ -50,6 +50,10 @@ READ_BYTES: Final = MIB
 
 ASK_BYTES: Final = 64 * KIB
 """Up to here a range is read without asking for holes first: the question costs as much."""
+
+AHEAD_BLOCKS: Final = GIB // BLOCK_BYTES
+"""A hole behind what is written is kept along, so far: a first full resync of an empty replica then takes one
+append for each GiB, not one for each batch."""
 
 NEW_SUFFIX: Final = ".new"
 """Of a file that is being made; whatever has that name after a crash is worthless."""
@@ -139,6 +143,7 @@ class UndoLog:
         wanted = list(self._wanted(device, ops))
         if not wanted:
             return
+        wanted += self._hole_behind(device, max(wanted).stop)
         gathered: list[Chunk] = []
         data_blocks = 0
         appended = False
@@ -183,6 +188,15 @@ class UndoLog:
             for part in _without(self._kept, each):
                 yield from [part] if self._elsewhere is None else _without(self._elsewhere, part)
 
+    def _hole_behind(self, device: Device, start: int) -> list[Extent]:
+        """The hole that begins there and is not kept yet: it costs nothing now, and an append later."""
+        limit = min(start + AHEAD_BLOCKS, block_count_of(device.size_bytes))
+        if start >= limit or self._only is not None or self._elsewhere is not None:
+            return []
+        kept = self._kept.next_run(start, limit)
+        hole = _hole_blocks(device, Extent(start, limit if kept is None else kept.start))
+        return [Extent(start, start + hole)] if hole * BLOCK_BYTES > ASK_BYTES else []
+
     def _read_all(self, device: Device, extents: Sequence[Extent]) -> Iterator[list[Chunk]]:
         """The old content, piece by piece; lies in the buffer until ``_filled_bytes`` is set back."""
         for extent in extents:
@@ -201,7 +215,7 @@ class UndoLog:
     def _read(self, device: Device, offset: int, length: int) -> memoryview:
         begin, stop = self._filled_bytes, self._filled_bytes + length
         if stop > len(self._buffer):  # what was read so far keeps the smaller one alive until it is written
-            self._buffer = memoryview(bytearray(max(stop, 2 * len(self._buffer))))
+            self._buffer = memoryview(bytearray(max(stop, min(2 * stop, APPEND_BYTES + READ_BYTES))))
         content = self._buffer[begin:stop]
         self._filled_bytes = stop
         there = min(length, device.size_bytes - offset)
@@ -353,28 +367,6 @@ class UndoLog:
         return replace(
             header, record_count=smaller.record_count, block_count=blocks, data_block_count=data_blocks
         )
-
-
-def kept_blocks(log: OverlayLog) -> DirtyMap:
-    """The blocks that the records of a file hold."""
-    kept = DirtyMap(block_count_of(log.header.size_bytes))
-    for record in log.records():
-        for start, stop, _ in record.extents:
-            kept.mark(start, stop)
-    return kept
-
-
-def write_ops(chunks: Sequence[Chunk], size_bytes: int) -> list[WriteOp]:
-    """The writes that put the content of the chunks into a volume of that size."""
-    ops: list[WriteOp] = []
-    for chunk in chunks:
-        offset = chunk.start * BLOCK_BYTES
-        length = min(chunk.stop * BLOCK_BYTES, size_bytes) - offset
-        if chunk.data is None:
-            ops.append(WriteOp(OpKind.ZERO, offset, length))
-        else:
-            ops.append(WriteOp(OpKind.DATA, offset, length, chunk.data[:length]))
-    return ops
 
 
 def select_chunks(chunks: Sequence[Chunk], wanted: DirtyMap) -> Iterator[Chunk]:
