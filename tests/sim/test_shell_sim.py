@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import pytest
 
@@ -26,7 +27,9 @@ from pairsync.storage.device import Device
 from pairsync.storage.metadata import MetadataStore
 from pairsync.testing.shellsim import Outcome, simulate
 from pairsync.testing.shellsim.coverage import missing, required
+from pairsync.testing.shellsim.network import WireSpeed, _Wire
 from pairsync.testing.shellsim.runner import COVERAGE_SEEDS, run_seeds
+from pairsync.testing.shellsim.trace import Timers
 
 MUTANT_SEEDS = 50
 
@@ -62,6 +65,45 @@ def test_no_thread_takes_part() -> None:
 
 def test_other_seeds_give_other_traces() -> None:
     assert len({simulate(seed).digest for seed in range(6, 9)}) == 3
+
+
+class _Queue:
+    """In the place of the simulator's timers."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.due: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
+
+    def now_ns(self) -> int:
+        return self.now
+
+    def at(self, when_ns: int, call: Callable[..., None], *arguments: Any) -> None:
+        self.due.append((when_ns, len(self.due), call, arguments))
+
+    def run(self, until_ns: int) -> None:
+        while self.due and min(self.due, key=lambda each: each[:2])[0] <= until_ns:
+            first = min(self.due, key=lambda each: each[:2])
+            self.due.remove(first)
+            self.now = first[0]
+            first[2](*first[3])
+        self.now = until_ns
+
+
+def test_what_a_cut_held_up_is_not_overtaken() -> None:
+    """Something was held, and what was sent behind it is still under way when the cut ends."""
+    queue = _Queue()
+    speed = WireSpeed(delay_ns=1000, jitter_ns=0, ns_per_kib=0, window_bytes=1 << 20, piece_bytes=1 << 20)
+    wire = _Wire(cast("Timers", queue), random.Random(1), speed)
+    arrived: list[str] = []
+    wire.carry(1, arrived.append, "first")
+    queue.run(600)
+    wire.carry(1, arrived.append, "second")
+    wire.cut = True
+    queue.run(1200)
+    assert arrived == []
+    wire.heal()
+    queue.run(1 << 60)
+    assert arrived == ["first", "second"]
 
 
 @pytest.mark.slow

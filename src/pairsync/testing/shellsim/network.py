@@ -65,22 +65,29 @@ class _Wire:
         self.slow = 1  # everything takes so many times as long
         self._free_ns = 0  # when the last byte that was put on it has left
         self._arrival_ns = 0  # when the last segment arrives; those behind it do not overtake
-        self._held: deque[tuple[int, Callable[..., None], tuple[Any, ...]]] = deque()  # until it is healed
+        # What has not arrived, in order: whenever something is due the first of it arrives.
+        self._under_way: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._held: deque[int] = deque()  # sizes of what was due while it was cut, until it is healed
 
     def carry(self, size_bytes: int, arrive: Callable[..., None], *arguments: Any) -> None:
         """Call ``arrive(*arguments)`` at the other end."""
+        self._under_way.append((arrive, arguments))
+        self._send(size_bytes)
+
+    def _send(self, size_bytes: int) -> None:
         speed = self.speed
         self._free_ns = (
             max(self._free_ns, self._timers.now_ns()) + size_bytes * speed.ns_per_kib * self.slow // 1024
         )
         arrival = self._free_ns + speed.delay_ns * self.slow + self._random.randrange(speed.jitter_ns + 1)
         self._arrival_ns = max(self._arrival_ns, arrival)
-        self._timers.at(self._arrival_ns, self._arrive, size_bytes, arrive, arguments)
+        self._timers.at(self._arrival_ns, self._arrive, size_bytes)
 
-    def _arrive(self, size_bytes: int, arrive: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    def _arrive(self, size_bytes: int) -> None:
         if self.cut:
-            self._held.append((size_bytes, arrive, arguments))
+            self._held.append(size_bytes)
         else:
+            arrive, arguments = self._under_way.popleft()
             arrive(*arguments)
 
     def heal(self) -> None:
@@ -90,8 +97,8 @@ class _Wire:
         self.cut = False
         held, self._held = self._held, deque()
         self._free_ns = max(self._free_ns, self._timers.now_ns() + self._random.randrange(RETRANSMIT_NS_MAX))
-        for size_bytes, arrive, arguments in held:
-            self.carry(size_bytes, arrive, *arguments)
+        for size_bytes in held:
+            self._send(size_bytes)
 
 
 class SimConnection:
