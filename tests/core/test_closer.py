@@ -33,7 +33,7 @@ class World:
         )  # fmt: skip
         self.standing = Standing(0, block, lambda: 1, self.out)
         self.flushes = Flushes(0, self.standing, self.out)
-        self.closer = Closer(0, self.tracker, self.standing, self.flushes, self.out)
+        self.closer = Closer(0, self.tracker, self.flushes, self.out)
 
     def write(self) -> None:
         """One batch, recorded and noted, not yet applied."""
@@ -102,6 +102,13 @@ def test_without_a_peer_the_blocks_go_to_the_bitmap() -> None:
     number = world.tracker.open.number
     world.tracker.applied(number)
     world.closer.cut(20)
+    (flush,) = taken(world)
+    assert isinstance(flush, Flush)
+    assert flush.point == number, "the digests of its blocks are made durable with it"
+    op = world.flushes.local_done(flush.token)
+    assert op.done
+    world.flushes.finished(op, to_peer=False, now_ns=21)
+    world.closer.flush_finished(op)
     (save,) = taken(world)
     assert isinstance(save, SavePages)
     assert save.pages[0][0] == 1
@@ -161,12 +168,12 @@ def test_a_generation_waits_while_pages_are_saved_for_another_reason(joined: boo
     world.write()
     world.tracker.applied(1)
     world.closer.cut(20)
+    flush = taken(world)[0]
+    assert isinstance(flush, Flush)
+    op = world.flushes.local_done(flush.token)
     if joined:
-        flush = taken(world)[0]
-        assert isinstance(flush, Flush)
-        op = world.flushes.local_done(flush.token)
         world.flushes.peer_done(op.number)
-        world.closer.flush_finished(op)
+    world.closer.flush_finished(op)
     assert taken(world) == []
     assert world.closer.busy
     assert world.closer.saved(first.token)

@@ -10,6 +10,7 @@ from pairsync.core import events
 from pairsync.core.events import (
     AloneEvent,
     BehindEvent,
+    DifferenceEvent,
     Event,
     InSyncEvent,
     PathEvent,
@@ -44,6 +45,11 @@ SENTENCES: list[tuple[Event, str, str]] = [
         "vda: continues without the peer as generation 1.2/03",
     ),
     (BehindEvent("vda", 4096, 2_500_000_000), "behind", "vda: the peer is 4096 bytes and 2.5 s behind"),
+    (
+        DifferenceEvent("vda", 3, 17),
+        "difference",
+        "vda: 3 blocks differ unnoticed, the first is 17",
+    ),
     (RefusedEvent("diverged", "both wrote"), "refused", "refused (diverged): both wrote"),
     (TroubleEvent("vda", fatal=False, reason="EIO"), "trouble", "vda: EIO"),
     (TroubleEvent("vda", fatal=True, reason="EIO"), "trouble", "vda: stopped: EIO"),

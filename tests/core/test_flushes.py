@@ -25,9 +25,12 @@ class Bench:
         )
         self.asked: list[int] = []  # when a barrier was about to be sent
         standing = Standing(2, block, lambda: 1, self.out)
+        standing.prepare()
+        standing.begun()  # the peer is written to
+        self.out.clear()
         self.flushes = Flushes(2, standing, self.out, self.asked.append)
 
-    def request(self, owner: str, *, to_peer: bool = False, closes: bool = False, now_ns: int = 0) -> None:
+    def request(self, owner: str, *, to_peer: bool = False, closes: int = 0, now_ns: int = 0) -> None:
         self.flushes.request(owner, to_peer=to_peer, closes=closes, now_ns=now_ns)
 
     def started(self) -> list[FlushOp]:
@@ -100,9 +103,9 @@ def test_who_asks_while_one_runs_shares_the_next() -> None:
 def test_a_generation_is_closed_beside_the_guests_flush() -> None:
     bench = Bench()
     bench.request("f1", to_peer=True)
-    bench.flushes.start_closing(5)
+    bench.flushes.start_closing(3, 5)
     guest, closing = bench.started()
-    assert (guest.closes, closing.closes, closing.owners) == (False, True, [])
+    assert (guest.closes, closing.closes, closing.owners) == (0, 3, [])
     assert bench.barriers() == [guest.number, closing.number]
     assert bench.flushes.oldest_peer_wait_ns() == 0
     bench.flushes.local_done(closing)
@@ -126,7 +129,7 @@ def test_only_a_flush_of_its_own_can_close_a_generation() -> None:
 def test_a_lost_peer_answers_nothing_any_more() -> None:
     bench = Bench()
     bench.request("f1", to_peer=True)
-    bench.flushes.start_closing(0)
+    bench.flushes.start_closing(3, 0)
     guest, closing = bench.started()
     bench.flushes.local_done(guest)
     assert bench.flushes.peer_lost() == [guest]
@@ -161,7 +164,7 @@ def test_giving_up_tells_everybody_who_waits() -> None:
     bench = Bench()
     bench.request("f1")
     bench.request("f2")
-    bench.flushes.start_closing(0)
+    bench.flushes.start_closing(3, 0)
     assert bench.flushes.abort() == ["f1", "f2"]
     assert not bench.flushes.any
     assert bench.flushes.abort() == []

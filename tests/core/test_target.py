@@ -12,7 +12,7 @@ from pairsync.core.dirty import DirtyMap
 from pairsync.core.effects import Apply, DropSession, Effect, Emit, Flush, Persist, SavePages, Send
 from pairsync.core.events import InSyncEvent, TroubleEvent
 from pairsync.core.intake import Intake
-from pairsync.core.limits import UNAPPLIED_BYTES_MAX
+from pairsync.core.limits import UNAPPLIED_BYTES_MAX, VolumeOptions
 from pairsync.core.messages import (
     Adopt,
     Adopted,
@@ -58,7 +58,7 @@ class Standby:
         for each in own_dirty:
             dirty.mark(each, each + 1)
         self.intake = Intake()
-        self.target = VolumeTarget(0, block, dirty, self.intake, self.out)
+        self.target = VolumeTarget(0, block, dirty, VolumeOptions(), self.intake, self.out)
 
     def sent(self) -> list[Message]:
         """Messages since the last call."""

@@ -318,8 +318,10 @@ def test_metadata_that_cannot_be_written_stops_the_volume(lane: str) -> None:
     run(pair.a)
     if lane == "bitmap":
         pair.tick(5 * NS_PER_S)
+        pair.a.complete("side")  # the flush
     else:
         pair.a.close("c")
+        pair.a.complete("side")
         pair.a.complete("meta")  # the bitmap
     pair.a.complete("meta", error=errno.ENOSPC)
     pair.a.write("late", data(4))

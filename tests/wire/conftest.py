@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pairsync.core import messages
 from pairsync.core.messages import Message, OpKind, Write, WriteOp
+from pairsync.core.prover import LEVEL_TOP
 from pairsync.wire.limits import NUMBER_MAX, OP_BYTES_MAX, REASON_BYTES_MAX, VOLUMES_MAX
 
 NUMBERS = st.one_of(st.integers(0, 5), st.integers(0, NUMBER_MAX))
@@ -24,6 +25,7 @@ SPECIAL = {
         tuple
     ),
     "number": st.integers(1, NUMBER_MAX),
+    "level": st.integers(0, LEVEL_TOP),
     "reason": st.text(st.characters(codec="utf-8"), max_size=REASON_BYTES_MAX // 4),
 }
 

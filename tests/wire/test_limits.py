@@ -36,7 +36,7 @@ def test_the_largest_introduction_fits_a_header() -> None:
         "lineage": (LARGEST,) * LINEAGE_GENERATIONS_MAX,
     }
     for name, hint in get_type_hints(VolumeState).items():
-        values.setdefault(name, NUMBER_MAX if hint is int else LARGEST)
+        values.setdefault(name, {int: NUMBER_MAX, bool: True}.get(hint, LARGEST))
     state = VolumeState(**values)  # type: ignore[arg-type]  # by name, whatever fields there are
     introduce = Introduce(bytes(16), "g" * NAME_BYTES_MAX, Role.ACTIVE, NUMBER_MAX, (state,) * VOLUMES_MAX)
     (header,) = encode(introduce)

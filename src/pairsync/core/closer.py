@@ -3,7 +3,7 @@
 ::
 
     cut ──▶ drained (all its writes applied here) ──▶ flushed here ∥ at the peer ──▶ pages durable, released
-                                              └── without a peer: straight to the bitmap, as blocks it lacks
+                                              └── without a peer: flushed here, and in the bitmap as lacking
 
 One save of bitmap pages is under way at a time, whoever asked for it.  See `core.tracker` for why this order
 makes a crash safe at every point.
@@ -15,7 +15,6 @@ from pairsync.errors import InternalError
 
 from .effects import Effect, SavePages
 from .flushes import Flushes, FlushOp
-from .standing import Standing
 from .tracker import GenerationState, Tracker
 
 __all__ = ["Closer"]
@@ -24,12 +23,9 @@ __all__ = ["Closer"]
 class Closer:
     """See the module."""
 
-    def __init__(
-        self, index: int, tracker: Tracker, standing: Standing, flushes: Flushes, out: list[Effect]
-    ) -> None:
+    def __init__(self, index: int, tracker: Tracker, flushes: Flushes, out: list[Effect]) -> None:
         self._index = index
         self._tracker = tracker
-        self._standing = standing
         self._flushes = flushes
         self._out = out
         self._saving: dict[int, bytes] | None = None  # pages on their way
@@ -92,17 +88,20 @@ class Closer:
             self._touched_ns = None
             self.drain(now_ns)
 
-    def cut_if_quiet(self) -> bool:
-        """Let a flush of the guest that is about to begin close the open generation, if it holds still."""
+    def cut_if_quiet(self) -> int:
+        """Let a flush of the guest that is about to begin close the open generation, if it holds still.
+
+        The number of that generation; 0 if it does not.
+        """
         generation = self._tracker.open
         if self._flushes.busy or self._tracker.closing is not None:
-            return False
+            return 0
         if generation.outstanding or generation.empty:
-            return False
+            return 0
         self._tracker.cut()
         self._tracker.begin_flush()
         self._touched_ns = None
-        return True
+        return generation.number
 
     def drain(self, now_ns: int) -> None:
         """Flush the closing generation as soon as its writes have been applied here."""
@@ -110,10 +109,9 @@ class Closer:
         if closing is None or closing.state is not GenerationState.DRAINING or closing.outstanding:
             return
         self._tracker.begin_flush()
-        if self._standing.mirrored:
-            self._flushes.start_closing(now_ns)
-        else:  # nothing can become durable at the peer; the blocks only have to reach the bitmap
-            self._save(peer=False)
+        # Without a peer the blocks only have to reach the bitmap; they are flushed here all the same, so that
+        # what a crash leaves in doubt is bounded then too.
+        self._flushes.start_closing(closing.number, now_ns)
 
     def flush_finished(self, op: FlushOp) -> None:
         """A flush that closes a generation has ended."""

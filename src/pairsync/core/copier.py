@@ -4,11 +4,15 @@
 
     session ──▶ FULL: find what is allocated ──▶ bitmap durable ──▶ map base durable ──┐
             └─▶ INCREMENTAL ───────────────────────────────────────────────────────────┴▶ Begin
-    Begin ──Begun──▶ reads ──▶ resync writes ──▶ todo empty, all durable there ──▶ Adopt
-    (NOTHING: Begin and Adopt at once)
+    Begin ──Begun──▶ reads ──▶ resync writes ──▶ todo empty, all durable there ──▶ digests equal ──▶ Adopt
+    (NOTHING: the digests are asked for at once)   ▲                                 │
+                                                   └── blocks that differ ◀──────────┘
 
 Before a full copy begins, the dirty map (everything) is durable and the superblock says that the map starts
 here: whatever is interrupted later, the next session finds in the map what is still missing.
+
+Labels and dirty maps say what to copy; that nothing else differs is proven before the peer counts
+(`core.prover`).
 """
 
 from __future__ import annotations
@@ -18,11 +22,12 @@ from collections.abc import Iterator, Sequence
 
 from pairsync.errors import InternalError, ProtocolError
 
-from .effects import Effect, Emit, MapAllocation, Read, SavePages, Send
-from .events import ResyncEvent
+from .effects import DropSession, Effect, Emit, MapAllocation, Read, SavePages, Send
+from .events import DifferenceEvent, ResyncEvent
 from .messages import Adopt, Begin, SyncMode, VolumePlan, WriteOp
+from .prover import Prover
 from .resync import Pacer, Progress, ResyncSource
-from .standing import Standing
+from .standing import Phase, Standing
 from .tracker import Tracker, ops_bytes
 from .units import BLOCK_BYTES, KIB, Extent
 
@@ -32,6 +37,10 @@ READY_BYTES = 256 * KIB
 READY_OPS = 256
 """What is worth a message: beyond that its fixed costs (a frame, a write, an answer) are small."""
 
+PROOF_ROUNDS_MAX = 4
+"""Proofs of one session that find a difference.  The first says that a dirty map was wrong, further ones that
+a disk or one of us is; that is for a person to know, and the session ends (DESIGN rule 11)."""
+
 
 class _Stage(enum.Enum):
     IDLE = "idle"
@@ -40,6 +49,7 @@ class _Stage(enum.Enum):
     BASING = "basing"  # waiting for the superblock: the map base, and that the peer is not in sync
     BEGINNING = "beginning"  # waiting for Begun
     COPYING = "copying"
+    PROVING = "proving"  # nothing is missing: waiting for digests
     ADOPTING = "adopting"  # waiting for Adopted
 
 
@@ -62,17 +72,24 @@ class Copier:
         self._standing = standing
         self._out = out
         self._resync = ResyncSource(tracker.todo, pacer)
+        self.prover = Prover(index, tracker, standing, out)
+        self.proves = False  # whether both hosts keep digests; set before a session begins
+        self._rounds = 0  # proofs of this session that have found a difference
         self._stage = _Stage.IDLE
         self._plan: VolumePlan | None = None
         self._token: object = None  # of the mapping or the saving that is awaited; others are stale
         self._ready: list[WriteOp] = []  # found, not sent yet: scattered blocks share a message
         self._ready_bytes = 0  # data in it
-        self.waiting_since_ns: int | None = None  # since when the peer owes Begun or Adopted
+        self._waiting_since_ns: int | None = None  # since when the peer owes Begun or Adopted
 
     # ------------------------------------------------------------------ beginning
 
     def begin(self, plan: VolumePlan, *, blank: bool, now_ns: int) -> None:
         """A session has begun with ``plan``; ``blank``: the peer's replica reads as zero everywhere."""
+        self._rounds = 0
+        self._begin(plan, blank=blank, now_ns=now_ns)
+
+    def _begin(self, plan: VolumePlan, *, blank: bool, now_ns: int) -> None:
         self._standing.prepare()
         self._plan = plan
         if plan.mode is SyncMode.NOTHING and self._tracker.dirty():
@@ -121,11 +138,14 @@ class Copier:
         dirty = self._tracker.dirty().count
         term = self._standing.superblock.term
         self._out.append(Send([Begin(term, self._index, plan)]))
-        self.waiting_since_ns = now_ns
         if plan.mode is SyncMode.NOTHING:
+            # The peer has left no trace, and need not leave one while its digests are asked for: it is sent
+            # every write in order, so acknowledgements may as well wait for it.
             self._standing.begun()
-            self._adopt(now_ns)
+            self._standing.adopt()
+            self._prove(now_ns)
             return
+        self._waiting_since_ns = now_ns
         self._stage = _Stage.BEGINNING
         self._out.append(Emit(ResyncEvent(self._standing.name, plan.mode.name.lower(), plan.rule, dirty)))
 
@@ -134,7 +154,7 @@ class Copier:
         if self._stage is not _Stage.BEGINNING:
             raise ProtocolError("the peer answered a plan that was not sent")
         self._stage = _Stage.COPYING
-        self.waiting_since_ns = None
+        self._waiting_since_ns = None
         self._standing.begun()
         self._resync.start(now_ns)
 
@@ -144,7 +164,15 @@ class Copier:
         self._plan = self._token = None
         self._ready, self._ready_bytes = [], 0  # its blocks are "sent" without a flush: they become todo
         self._resync.stop()
-        self.waiting_since_ns = None
+        self.prover.stop()
+        self._waiting_since_ns = None
+
+    @property
+    def waiting_since_ns(self) -> int | None:
+        """Since when the peer owes Begun, Adopted or digests."""
+        if self._stage is _Stage.PROVING:
+            return self.prover.waiting_since_ns
+        return self._waiting_since_ns
 
     # ------------------------------------------------------------------ copying
 
@@ -156,7 +184,9 @@ class Copier:
             for ticket in self._resync.next_reads(now_ns):
                 self._out.append(Read(self._index, ticket.number, ticket.extents))
         if self._stage is _Stage.COPYING and self._nothing_missing():
-            self._adopt(now_ns)
+            self._prove(now_ns)
+        elif self._stage is _Stage.PROVING:
+            self._advance_proof(now_ns)
 
     @property
     def idle(self) -> bool:
@@ -176,17 +206,58 @@ class Copier:
             return False
         return tracker.closing is None or not tracker.closing.sent
 
+    def _prove(self, now_ns: int) -> None:
+        """The peer lacks nothing, as far as is known here."""
+        if not self.proves:
+            self._adopt(now_ns)
+            return
+        self._stage = _Stage.PROVING
+        self.prover.start()
+        self._advance_proof(now_ns)
+
+    def _advance_proof(self, now_ns: int) -> None:
+        prover = self.prover
+        if not prover.finished:
+            if not self._tracker.todo:
+                prover.advance(now_ns)
+                return
+            if prover.waiting_since_ns is not None:
+                return  # what is being asked is answered first
+        if prover.differing:
+            self._copy_differences(now_ns)
+        elif self._tracker.todo:  # a write failed here: what it has left has to be copied first
+            self._stage = _Stage.COPYING
+        else:
+            self._adopt(now_ns)
+
+    def _copy_differences(self, now_ns: int) -> None:
+        """Blocks differ that no dirty map held."""
+        prover, name = self.prover, self._standing.name
+        self._out.append(Emit(DifferenceEvent(name, prover.differing, prover.first_differing or 0)))
+        self._rounds += 1
+        if self._rounds >= PROOF_ROUNDS_MAX:
+            reason = f"{name}: blocks differ again and again, {prover.differing} of them now"
+            self._out.append(DropSession(reason, refused=True))
+            prover.start()
+        elif self._plan is not None and self._plan.mode is SyncMode.NOTHING:
+            self._standing.leave(Phase.BEHIND, at_once=True)
+            plan = VolumePlan(SyncMode.INCREMENTAL, "digests-differ", self._standing.newest)
+            self._begin(plan, blank=False, now_ns=now_ns)
+        else:
+            self._stage = _Stage.COPYING
+
     def _adopt(self, now_ns: int) -> None:
         self._stage = _Stage.ADOPTING
-        self._standing.adopt()
+        if not self._standing.joined:
+            self._standing.adopt()
         block = self._standing.superblock
         self._out.append(Send([Adopt(block.term, self._index, block.lineage)]))
-        self.waiting_since_ns = now_ns
+        self._waiting_since_ns = now_ns
 
     def adopted(self) -> None:
         """The peer has taken the lineage over."""
         self._stage = _Stage.IDLE
-        self.waiting_since_ns = None
+        self._waiting_since_ns = None
         self._resync.stop_counting()
 
     def written(self, ops: Sequence[WriteOp]) -> None:

@@ -4,7 +4,7 @@ Every effect with a ``token`` is answered, once, through the method named beside
 after the session or the generation it belonged to has ended: the machines keep the token and drop answers
 they no longer wait for.  Order that the shell must keep, a volume:
 
-* `Apply` and `Read` run strictly one after the other, in the order of the bundle;
+* `Apply`, `Read` and `Examine` run strictly one after the other, in the order of the bundle;
 * `Journal`, `SavePages` and `Persist` likewise, in a queue of their own;
 * `Flush` covers every `Apply` that was *answered* before it was issued, and may run beside later ones;
 * `Send` keeps the order of messages of the whole session.
@@ -26,6 +26,7 @@ __all__ = [
     "DropSession",
     "Effect",
     "Emit",
+    "Examine",
     "Flush",
     "Journal",
     "MapAllocation",
@@ -66,11 +67,29 @@ class Read(NamedTuple):
     extents: Sequence[Extent]
 
 
-class Flush(NamedTuple):
-    """Make durable all that was applied: `flushed`."""
+class Examine(NamedTuple):
+    """Find out the digests of the nodes ``first <= node < stop`` of ``level``: `examined`.
+
+    Blocks whose digest is unknown are read; with ``read`` all are, and compared with their digests.
+    """
 
     volume: int
     token: object
+    level: int
+    first: int
+    stop: int
+    read: bool
+
+
+class Flush(NamedTuple):
+    """Make durable all that was applied: `flushed`.
+
+    ``point``: if not 0, the digests of what was applied too, and this number with them.
+    """
+
+    volume: int
+    token: object
+    point: int = 0
 
 
 class SavePages(NamedTuple):
@@ -130,6 +149,7 @@ Effect: TypeAlias = (
     Journal
     | Apply
     | Read
+    | Examine
     | Flush
     | SavePages
     | Persist

@@ -11,6 +11,7 @@ from typing import ClassVar, TypeAlias
 __all__ = [
     "AloneEvent",
     "BehindEvent",
+    "DifferenceEvent",
     "Event",
     "InSyncEvent",
     "PathEvent",
@@ -127,6 +128,20 @@ class BehindEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class DifferenceEvent:
+    """The digests of ``blocks`` differ though no dirty map held them; they are copied now."""
+
+    kind: ClassVar[str] = "difference"
+    volume: str
+    blocks: int
+    first_block: int
+
+    def describe(self) -> str:
+        """One sentence."""
+        return f"{self.volume}: {self.blocks} blocks differ unnoticed, the first is {self.first_block}"
+
+
+@dataclass(frozen=True, slots=True)
 class RefusedEvent:
     """A session was refused, by which rule, with the evidence."""
 
@@ -161,6 +176,7 @@ Event: TypeAlias = (
     | InSyncEvent
     | AloneEvent
     | BehindEvent
+    | DifferenceEvent
     | RefusedEvent
     | TroubleEvent
 )

@@ -26,10 +26,10 @@ class FlushOp:
 
     __slots__ = ("closes", "local_pending", "number", "owners", "peer_covered", "peer_pending", "started_ns")
 
-    def __init__(self, number: int, owners: list[object], *, closes: bool, now_ns: int) -> None:
+    def __init__(self, number: int, owners: list[object], *, closes: int, now_ns: int) -> None:
         self.number = number  # of the barrier
         self.owners = owners  # embedder requests that end with it
-        self.closes = closes  # whether it closes a write-intent generation
+        self.closes = closes  # the write-intent generation that it closes; 0: none
         self.local_pending = True
         self.peer_pending = False  # a `Barrier` was sent in the running session and not answered
         self.peer_covered = False  # the peer has made durable what came before the `Barrier`
@@ -70,8 +70,8 @@ class Flushes:
         """Whether any flush is under way."""
         return bool(self._live)
 
-    def request(self, owner: object, *, to_peer: bool, closes: bool, now_ns: int) -> None:
-        """The guest wants a flush; ``closes`` only if none is under way."""
+    def request(self, owner: object, *, to_peer: bool, closes: int, now_ns: int) -> None:
+        """The guest wants a flush; it ``closes`` a generation only if none is under way."""
         if self._guest is not None:
             if closes:
                 raise InternalError("a shared flush cannot close a generation")
@@ -79,19 +79,20 @@ class Flushes:
             return
         self._guest = self._start([owner], to_peer=to_peer, closes=closes, now_ns=now_ns)
 
-    def start_closing(self, now_ns: int) -> None:
-        """Flush both sides to close a generation."""
-        self._start([], to_peer=True, closes=True, now_ns=now_ns)
+    def start_closing(self, closes: int, now_ns: int) -> None:
+        """Flush both sides, this one alone while there is no peer, to close that generation."""
+        self._start([], to_peer=self._standing.mirrored, closes=closes, now_ns=now_ns)
 
-    def _start(self, owners: list[object], *, to_peer: bool, closes: bool, now_ns: int) -> FlushOp:
+    def _start(self, owners: list[object], *, to_peer: bool, closes: int, now_ns: int) -> FlushOp:
         op = FlushOp(self._next_number, owners, closes=closes, now_ns=now_ns)
         self._next_number += 1
         self._live[op.number] = op
-        self._out.append(Flush(self._volume, op))
+        self._out.append(Flush(self._volume, op, closes))
         if to_peer:
             op.peer_pending = True
             self._before_barrier(now_ns)
-            self._out.append(Send([Barrier(self._standing.superblock.term, self._volume, op.number)]))
+            term = self._standing.superblock.term
+            self._out.append(Send([Barrier(term, self._volume, op.number, closes)]))
         return op
 
     def local_done(self, token: object) -> FlushOp:
@@ -127,7 +128,7 @@ class Flushes:
             self._guest = None
             if self._waiting:
                 owners, self._waiting = self._waiting, []
-                self._guest = self._start(owners, to_peer=to_peer, closes=False, now_ns=now_ns)
+                self._guest = self._start(owners, to_peer=to_peer, closes=0, now_ns=now_ns)
 
     def oldest_peer_wait_ns(self) -> int | None:
         """When the longest unanswered barrier was sent."""

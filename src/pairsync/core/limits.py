@@ -44,6 +44,9 @@ class VolumeOptions:
         ``peer_deadline_ns``: the host that knows the reason should be the first to act.
     ``flush_after_ns``
         Written blocks are made durable on both sides after that time even if the guest never flushes.
+    ``digests``
+        Whether a digest of each block is kept.  A peer counts as in sync without proof where one host does
+        not keep them (DESIGN rule 8).
     """
 
     level: str = "sync"
@@ -57,6 +60,7 @@ class VolumeOptions:
     peer_deadline_ns: int = 20 * NS_PER_S
     disk_deadline_ns: int = 5 * NS_PER_S
     flush_after_ns: int = 5 * NS_PER_S
+    digests: bool = True
 
     @property
     def copying_bytes(self) -> int:

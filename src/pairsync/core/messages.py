@@ -9,6 +9,8 @@ never overtakes the writes before it.  The order of a session::
                                              (no answer to a plan that copies nothing)
     active    Write* Barrier*                live writes and resync blocks in one order
     standby   Applied* BarrierDone*
+    active    Prove*                         what digests do you have? (`core.prover`)
+    standby   Proof*
     active    Adopt                          nothing is missing any more: take over this lineage
     standby   Adopted                        durable: from now on the standby is in sync
     either    Failed | Leave                 a volume of mine is in trouble | I refuse to go on
@@ -41,6 +43,8 @@ __all__ = [
     "Marked",
     "Message",
     "OpKind",
+    "Proof",
+    "Prove",
     "Role",
     "SyncMode",
     "VolumePlan",
@@ -132,6 +136,7 @@ class VolumeState:
     sync_target: Generation | None = None  # SYNCING only: the generation it was being brought to
     map_base: Generation | None = None  # the dirty map holds all that was written since this one began
     dirty_blocks: int = 0  # blocks in the dirty map
+    proves: bool = False  # it keeps digests of its blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,11 +212,16 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Barrier:
-    """Make durable, on ``volume``, all that came before this message."""
+    """Make durable, on ``volume``, all that came before this message.
+
+    ``point``: the write-intent generation that this closes, whose blocks leave the dirty map with the answer:
+    their digests have to be durable as well.  0 for a flush that closes none.
+    """
 
     term: int
     volume: int
     barrier: int
+    point: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +230,36 @@ class BarrierDone:
 
     volume: int
     barrier: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prove:
+    """What digests of ``level`` does the standby have for the nodes ``first <= node < stop``?
+
+    As of all that came before this message.  ``question`` never repeats.  ``read``: compare the content of
+    these nodes with the digests first (a scrub).
+    """
+
+    term: int
+    volume: int
+    question: int
+    level: int
+    first: int
+    stop: int
+    read: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """``digests``: 8 bytes a node, for a first part of what was asked, or all of it.
+
+    ``bad``: blocks of that part whose content is not what the standby's own digest says.
+    """
+
+    volume: int
+    question: int
+    digests: bytes
+    bad: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +304,8 @@ Message: TypeAlias = (
     | Applied
     | Barrier
     | BarrierDone
+    | Prove
+    | Proof
     | Adopt
     | Adopted
     | Failed

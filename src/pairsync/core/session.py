@@ -45,12 +45,15 @@ from .messages import (
     Leave,
     Marked,
     Message,
+    Proof,
+    Prove,
     Role,
     VolumePlan,
     VolumeState,
     Write,
     WriteOp,
 )
+from .prover import Examined
 from .resync import Pacer
 from .source import VolumeSource
 from .standing import Phase, Standing
@@ -130,7 +133,7 @@ class Session:
                 window = Window(index, windows)
                 self.sources.append(_make_source(index, setup, window, draw_tag, self._out))
             else:
-                self.targets.append(VolumeTarget(index, setup.superblock, setup.recovered, intake, self._out))
+                self.targets.append(_make_target(index, setup, intake, self._out))
         for source in self.sources:
             source.open(term, boot_id)
         for target in self.targets:
@@ -176,8 +179,11 @@ class Session:
 
     def introduction(self) -> Introduce:
         """What this host says of itself."""
-        states = [_state(source.standing.superblock, source.tracker.dirty()) for source in self.sources]
-        states += [_state(target.superblock, target.own_dirty) for target in self.targets]
+        states = [
+            _state(source.standing.superblock, source.tracker.dirty(), source.options)
+            for source in self.sources
+        ]
+        states += [_state(target.superblock, target.own_dirty, target.options) for target in self.targets]
         return Introduce(self.pair_id, self.guest, self.role, self.term, tuple(states))
 
     def lost(self, reason: str, now_ns: int) -> None:
@@ -234,6 +240,7 @@ class Session:
         self._plans = decision.plans
         self._out.append(Emit(PeerEvent(connected=True, reason=decision.evidence)))
         for source, plan, theirs in zip(self.sources, decision.plans, peer.volumes, strict=False):
+            source.copier.proves = source.options.digests and theirs.proves
             source.begin(plan, blank=theirs.condition is Condition.BLANK, now_ns=now_ns)
 
     def _refuse(self, rule: str, evidence: str, now_ns: int, *, tell: bool = True) -> None:
@@ -270,6 +277,10 @@ class Session:
             self._source(message.volume).marked(message.extents)
         elif isinstance(message, Begun):
             self._source(message.volume).begun(now_ns)
+        elif isinstance(message, Proof):
+            source = self._source(message.volume)
+            source.copier.prover.answered(message)
+            source.advance(now_ns)
         elif isinstance(message, Adopted):
             self._source(message.volume).adopted(message, now_ns)
         else:
@@ -283,6 +294,8 @@ class Session:
         elif isinstance(message, Begin):
             target = self._target(message.volume)
             target.begin(message, self._plans[message.volume].mode)
+        elif isinstance(message, Prove):
+            self._target(message.volume).prove(message)
         elif isinstance(message, Adopt):
             self._target(message.volume).adopt(message)
         else:
@@ -318,6 +331,13 @@ class Session:
             self.sources[volume].applied(token, errnos, now_ns)
         else:
             self.targets[volume].applied(token, errnos)
+
+    def examined(self, volume: int, token: object, answer: Examined | int, now_ns: int) -> None:
+        """Answer to `Examine`; an errno where the digests cannot be had."""
+        if self.targets:
+            self.targets[volume].examined(token, answer)
+        else:
+            self.sources[volume].examined(token, answer, now_ns)
 
     def flushed(self, volume: int, token: object, error: int, now_ns: int) -> None:
         """Answer to `Flush`."""
@@ -384,7 +404,11 @@ def _make_source(
     return VolumeSource(index, tracker, standing, copier, window, options, out)
 
 
-def _state(block: Superblock, dirty: DirtyMap | DirtyView) -> VolumeState:
+def _make_target(index: int, setup: VolumeSetup, intake: Intake, out: list[Effect]) -> VolumeTarget:
+    return VolumeTarget(index, setup.superblock, setup.recovered, setup.options, intake, out)
+
+
+def _state(block: Superblock, dirty: DirtyMap | DirtyView, options: VolumeOptions) -> VolumeState:
     return VolumeState(
         block.name,
         block.volume_id,
@@ -394,4 +418,5 @@ def _state(block: Superblock, dirty: DirtyMap | DirtyView) -> VolumeState:
         block.sync_target,
         block.map_base,
         dirty.count,
+        options.digests,
     )

@@ -30,10 +30,12 @@ from .admission import Admission
 from .closer import Closer
 from .copier import Copier
 from .effects import Apply, Complete, DropSession, Effect, Emit, Journal, Send
+from .ending import Ending
 from .events import BehindEvent, TroubleEvent
 from .flushes import Flushes, FlushOp
 from .limits import VolumeOptions
 from .messages import Adopted, SyncMode, VolumePlan, WriteOp
+from .prover import Examined
 from .standing import Phase, Standing
 from .tracker import Tracker
 from .units import NS_PER_S, Extent
@@ -65,9 +67,8 @@ class VolumeSource:
         self.failed: str | None = None  # why nothing is served any more
         self._out = out
         self._flushes = Flushes(index, standing, out, before_barrier=self._send_copied)
-        self._closer = Closer(index, tracker, standing, self._flushes, out)
-        self._closed = False  # no further writes
-        self._closing: list[object] = []  # owners of `close` that wait
+        self._closer = Closer(index, tracker, self._flushes, out)
+        self._ending = Ending(tracker, standing, self._closer, out)
         self._live: dict[Ticket, None] = {}  # noted and not acknowledged, in order of submission
         self._window = window
         self._admission = Admission(tracker, self._window, options)
@@ -91,24 +92,8 @@ class VolumeSource:
         if self.failed is not None:
             self._out.append(Complete(owner, [errno.EIO]))
             return
-        self._closed = True
-        self._closing.append(owner)
+        self._ending.ask(owner)
         self.advance(now_ns)
-
-    def _advance_closing(self, now_ns: int) -> None:
-        tracker = self.tracker
-        if self._live or self._admission.waiting or self._closer.busy:
-            return
-        if not tracker.open.empty:
-            self._closer.cut(now_ns)
-            return
-        if self._closer.save_rest():
-            return
-        if not self.standing.superblock.clean:
-            self.standing.deactivate()
-        if self.standing.settled:
-            owners, self._closing = self._closing, []
-            self._out.extend(Complete(owner, None) for owner in owners)
 
     # ------------------------------------------------------------------ the embedder's side
 
@@ -127,7 +112,7 @@ class VolumeSource:
 
     def write(self, owner: object, ops: Sequence[WriteOp], now_ns: int) -> None:
         """A batch of the embedder; ends in one `Complete`."""
-        if self.failed is not None or self._closed:
+        if self.failed is not None or self._ending.asked:
             self._out.append(Complete(owner, [errno.EIO] * len(ops)))
             return
         ticket = Ticket(owner, ops, now_ns)
@@ -142,7 +127,7 @@ class VolumeSource:
             self._out.append(Complete(owner, [errno.EIO]))
             return
         to_peer = self._admission.sync and self.standing.joined
-        closes = to_peer and self._closer.cut_if_quiet()
+        closes = self._closer.cut_if_quiet() if to_peer else 0
         self._flushes.request(owner, to_peer=to_peer, closes=closes, now_ns=now_ns)
 
     # ------------------------------------------------------------------ the write path
@@ -374,10 +359,10 @@ class VolumeSource:
         if self.tracker.full or self.copier.finishing:
             self._closer.cut(now_ns)
         if not self.copier.idle and self.standing.phase is not Phase.ABSENT:
-            room = self._admission.room_to_copy and not self._closed  # the next start goes on with it
+            room = self._admission.room_to_copy and not self._ending.asked  # the next start goes on with it
             self.copier.advance(now_ns, room=room)
-        if self._closing:
-            self._advance_closing(now_ns)
+        if self._ending.asked:
+            self._ending.advance(now_ns, quiet=not (self._live or self._admission.waiting))
 
     def read_done(self, number: int, covered: Sequence[Extent], ops: Sequence[WriteOp], now_ns: int) -> None:
         """A resync read has found the content of ``covered``."""
@@ -394,6 +379,15 @@ class VolumeSource:
         if self.copier.read_failed(number):
             self._report(f"a read for the resync failed: {_name(error)}", now_ns)
             self._out.append(DropSession(f"cannot read what the peer lacks: {_name(error)}", refused=True))
+
+    def examined(self, token: object, answer: Examined | int, now_ns: int) -> None:
+        """Digests of this replica are there, or why they cannot be had: an errno."""
+        if isinstance(answer, int):
+            self._report(f"the digests cannot be read: {_name(answer)}", now_ns)
+            self._out.append(DropSession(f"nothing can be proven: {_name(answer)}", refused=True))
+        else:
+            self.copier.prover.examined(token, answer)
+            self.advance(now_ns)
 
     def tick(self, now_ns: int) -> None:
         """Time has passed: bounds, deadlines, flushes that are due; at least every half second."""
@@ -439,9 +433,9 @@ class VolumeSource:
         for ticket in (*self._live, *self._admission.waiting.clear()):
             self._out.extend(ticket.fail(errno.EIO))
         self._live.clear()
-        owners = [*self._flushes.abort(), *self._closing, *(o for op in self._held for o in op.owners)]
+        held = [owner for op in self._held for owner in op.owners]
+        owners = [*self._flushes.abort(), *self._ending.give_up(), *held]
         self._held.clear()
-        self._closing.clear()
         self._out.extend(Complete(owner, [errno.EIO]) for owner in owners)
         self._out.append(DropSession(reason, refused=True))
 

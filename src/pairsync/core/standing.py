@@ -7,7 +7,8 @@ The peer's way into the in-sync set and out of it, seen from the active host::
        │ session lost (from any state)          └──────── BEHIND ◀── async bound passed ─┐      durable
        └──────────────────────────────────────────────────────────────────────────────── IN_SYNC ◀──┘
 
-From ADOPTING on every acknowledgement needs the peer (sync level).  On the way out the rule is DESIGN rule
+From ADOPTING on every acknowledgement needs the peer (sync level); a peer that lacked nothing is there while
+its digests are compared, and goes back through BEHIND if they differ.  On the way out the rule is DESIGN rule
 2: **no write is acknowledged without a peer that was in sync before a new generation is durable here.**
 That generation is opened at once if anything is in flight or unflushed, otherwise with the first write: a
 link that flaps over an idle guest leaves no trace.

@@ -4,6 +4,7 @@
   never passes for a whole one (DESIGN rule 3).
 * `Applied` leaves when a batch has been applied, `BarrierDone` when a flush has covered all that came before
   the barrier, `Adopted` when the new lineage is durable: nothing is promised before it is so.
+* A question about digests is put behind the writes that came before it, and answered for that moment.
 * A write of an older term, or out of its turn, is refused (rule 6).
 * What waits here is bounded (`core.intake`, `BARRIERS_MAX`): who asks for more breaks the protocol.
 * Reports that come after the session has ended belong to writes that were issued in it; they are dropped,
@@ -20,9 +21,10 @@ from dataclasses import replace
 from pairsync.errors import ArbitrationError, InternalError, ProtocolError
 
 from .dirty import PAGE_BYTES, DirtyMap
-from .effects import Apply, DropSession, Effect, Emit, Flush, SavePages, Send
+from .effects import Apply, DropSession, Effect, Emit, Examine, Flush, SavePages, Send
 from .events import InSyncEvent, ResyncEvent, TroubleEvent
 from .intake import Intake
+from .limits import VolumeOptions
 from .messages import (
     Adopt,
     Adopted,
@@ -34,13 +36,16 @@ from .messages import (
     Condition,
     Failed,
     Marked,
+    Proof,
+    Prove,
     SyncMode,
     Write,
 )
+from .prover import DIGEST_BYTES, QUESTIONS_MAX, Examined, node_count
 from .standing import SuperblockWriter
 from .superblock import Superblock
 from .tracker import ops_bytes
-from .units import bounded_runs
+from .units import block_count_of, bounded_runs
 
 __all__ = ["BARRIERS_MAX", "MARKED_EXTENTS_MAX", "MARKED_RUNS_MAX", "UNAPPLIED_BATCHES_MAX", "VolumeTarget"]
 
@@ -76,10 +81,17 @@ class VolumeTarget:
     """See the module."""
 
     def __init__(
-        self, index: int, superblock: Superblock, own_dirty: DirtyMap, intake: Intake, out: list[Effect]
+        self,
+        index: int,
+        superblock: Superblock,
+        own_dirty: DirtyMap,
+        options: VolumeOptions,
+        intake: Intake,
+        out: list[Effect],
     ) -> None:
         """``intake`` is shared by the volumes of the guest."""
         self.index = index
+        self.options = options
         self.failed: str | None = None  # why this replica takes nothing any more, until the next session
         self._out = out
         self._intake = intake
@@ -87,16 +99,17 @@ class VolumeTarget:
         self._own_dirty = own_dirty  # blocks written here alone in an earlier role, until a resync ends
         self._session = 0  # counts sessions; tokens of earlier ones are stale
         self._begun = False  # a plan was agreed in this session, and what it needs is recorded
-        self._planned = False  # a plan has come in this session, and no request to adopt since
+        self._planned: SyncMode | None = None  # the last plan of this session, until a request to adopt
         self._asked_to_adopt = False  # in this session: all that came before makes this replica whole
         self.in_sync = False
         """A lineage was adopted in this session, and no further plan has come since."""
         self._received = 0  # number of the last `Write`
         self._applied = 0  # number up to which all is applied
         self._applying = 0  # batches on their way to the disk, of earlier sessions too
-        # (write number to wait for, number of the barrier or the message that asks to adopt), in order
-        self._barriers: deque[tuple[int, int | Adopt]] = deque()
-        self._flushing: list[int | Adopt] = []  # of them, what the running flush will answer
+        # (write number to wait for, the message that asks for a flush), in order
+        self._barriers: deque[tuple[int, Barrier | Adopt]] = deque()
+        self._flushing: list[Barrier | Adopt] = []  # of them, what the running flush will answer
+        self._examining = 0  # questions about digests of this session that have no answer yet
         self._adopt: Adopt | None = None  # the lineage to take over once all before it is durable
         self._when_settled: Callable[[], None] | None = None  # what the superblock on its way allows
 
@@ -128,10 +141,11 @@ class VolumeTarget:
         """The active's plan; ``agreed`` is what this host's own comparison allows at the least.
 
         A further plan comes when this host fell too far behind (`async`); only what was written since it was
-        asked to adopt can be missing then, and that request is given up.
+        asked to adopt can be missing then, and that request is given up.  Or nothing was to be copied, and
+        the digests have told otherwise.
         """
         block = self.superblock
-        if self._planned:
+        if self._planned not in (None, SyncMode.NOTHING):
             raise ProtocolError(f"volume {block.name!r}: a further plan before the last one was carried out")
         least = SyncMode.INCREMENTAL if self._asked_to_adopt else agreed
         if message.plan.mode < least:
@@ -140,7 +154,7 @@ class VolumeTarget:
                 f"at least {least.name.lower()} is needed"
             )
         self._check_term(message.term)
-        self._planned = True
+        self._planned = message.plan.mode
         self._adopt = None
         self._barriers = deque(each for each in self._barriers if not isinstance(each[1], Adopt))
         self.in_sync = False
@@ -200,7 +214,7 @@ class VolumeTarget:
     def barrier(self, message: Barrier) -> None:
         """Make durable what came before."""
         self._check_term(message.term)
-        self._ask(message.barrier)
+        self._ask(message)
 
     def adopt(self, message: Adopt) -> None:
         """Everything that came before makes this replica what ``lineage`` says, once it is durable.
@@ -210,12 +224,42 @@ class VolumeTarget:
         self._check_term(message.term)
         if not self._begun or not message.lineage:
             raise ProtocolError("a lineage to adopt without a plan")
-        self._planned = False
+        self._planned = None
         self._asked_to_adopt = True
         self._adopt = message
         self._ask(message)
 
-    def _ask(self, request: int | Adopt) -> None:
+    def prove(self, message: Prove) -> None:
+        """What digests are there, of what came before?"""
+        self._check_term(message.term)
+        count = node_count(block_count_of(self.superblock.size_bytes), message.level)
+        if not self._begun:
+            raise ProtocolError("a question about digests without a plan")
+        if not message.first < message.stop <= count:
+            raise ProtocolError(
+                f"asked for digests {message.first}..{message.stop} of {count} of level {message.level}"
+            )
+        if self._examining >= QUESTIONS_MAX:
+            raise ProtocolError(f"more than {QUESTIONS_MAX} questions about digests at once")
+        self._examining += 1
+        token = (self._session, message)
+        self._out.append(Examine(self.index, token, message.level, message.first, message.stop, message.read))
+
+    def examined(self, token: object, answer: Examined | int) -> None:
+        """The digests are there; or why they cannot be had: an errno."""
+        session, message = _question_of(token)
+        if session != self._session or self.failed is not None:
+            return
+        self._examining -= 1
+        if isinstance(answer, int):
+            self._fail(answer, "the digests cannot be read")
+            return
+        if not 0 < len(answer.digests) <= (message.stop - message.first) * DIGEST_BYTES:
+            raise InternalError(f"{len(answer.digests)} bytes of digests for {message}")
+        proof = Proof(self.index, message.question, answer.digests, tuple(answer.bad))
+        self._out.append(Send([proof]))
+
+    def _ask(self, request: Barrier | Adopt) -> None:
         """Answer ``request`` once a flush has covered all that was received before it."""
         if len(self._barriers) + len(self._flushing) >= BARRIERS_MAX:
             raise ProtocolError(f"more than {BARRIERS_MAX} flushes asked for and not answered")
@@ -244,9 +288,13 @@ class VolumeTarget:
     def _flush(self) -> None:
         if self._flushing or not self._barriers or self._barriers[0][0] > self._applied:
             return
+        point = 0
         while self._barriers and self._barriers[0][0] <= self._applied:
-            self._flushing.append(self._barriers.popleft()[1])
-        self._out.append(Flush(self.index, _Token(self._session, self._applied)))
+            request = self._barriers.popleft()[1]
+            self._flushing.append(request)
+            if isinstance(request, Barrier):
+                point = max(point, request.point)
+        self._out.append(Flush(self.index, _Token(self._session, self._applied), point))
 
     def flushed(self, token: object, error: int) -> None:
         """A flush has ended."""
@@ -256,7 +304,7 @@ class VolumeTarget:
             self._fail(error, "a flush failed")
             return
         done, self._flushing = self._flushing, []
-        answers = [BarrierDone(self.index, barrier) for barrier in done if isinstance(barrier, int)]
+        answers = [BarrierDone(self.index, each.barrier) for each in done if isinstance(each, Barrier)]
         if answers:
             self._out.append(Send(answers))
         for request in done:
@@ -322,7 +370,9 @@ class VolumeTarget:
     def session_over(self) -> None:
         """The session has ended; the next one starts anew."""
         self._session += 1
-        self._begun = self._planned = self._asked_to_adopt = self.in_sync = False
+        self._begun = self._asked_to_adopt = self.in_sync = False
+        self._planned = None
+        self._examining = 0
         self.failed = None
         self._received = self._applied = 0
         self._barriers.clear()
@@ -330,3 +380,10 @@ class VolumeTarget:
         self._adopt = None
         self._when_settled = None
         self._writer.forget_wishes()  # what only this session wanted must not be written in the next one
+
+
+def _question_of(token: object) -> tuple[int, Prove]:
+    """The session and the question that an answer about digests belongs to."""
+    if not (isinstance(token, tuple) and len(token) == 2 and isinstance(token[1], Prove)):
+        raise InternalError(f"an answer to {token!r}, which is no question about digests")
+    return token

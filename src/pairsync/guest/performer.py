@@ -21,6 +21,7 @@ from pairsync.core.effects import (
     DropSession,
     Effect,
     Emit,
+    Examine,
     Flush,
     Journal,
     MapAllocation,
@@ -31,6 +32,7 @@ from pairsync.core.effects import (
 )
 from pairsync.core.events import Event
 from pairsync.core.messages import Message
+from pairsync.core.prover import Examined
 from pairsync.core.session import Session
 from pairsync.core.units import Extent
 from pairsync.errors import BackendError, ClosedError
@@ -41,6 +43,7 @@ from .replica import (
     Found,
     Replica,
     apply_job,
+    examine_job,
     flush_job,
     journal_job,
     map_job,
@@ -87,6 +90,7 @@ class Performer:
             Apply: self._apply,
             Journal: self._journal,
             Read: self._read,
+            Examine: self._examine,
             Flush: self._flush,
             SavePages: self._save,
             Persist: self._persist,
@@ -164,7 +168,7 @@ class Performer:
         self._report(self._lanes[effect.volume].meta, job, self.session.persisted, effect)
 
     def _flush(self, effect: Flush) -> None:
-        job = partial(flush_job, self._replicas[effect.volume].device)
+        job = partial(flush_job, self._replicas[effect.volume].device, effect.point)
         self._report(self._lanes[effect.volume].side, job, self.session.flushed, effect)
 
     def _report(
@@ -213,6 +217,17 @@ class Performer:
             self._moved()
 
         job = partial(read_job, self._replicas[effect.volume].device, effect.extents)
+        self._lanes[effect.volume].data.submit(job, done)
+
+    def _examine(self, effect: Examine) -> None:
+        def done(result: Examined | int | BaseException) -> None:
+            if isinstance(result, BaseException):
+                _raise_unless_closed(result)
+                return
+            self.session.examined(effect.volume, effect.token, result, self.now_ns())
+            self._moved()
+
+        job = partial(examine_job, self._replicas[effect.volume].device, effect)
         self._lanes[effect.volume].data.submit(job, done)
 
 

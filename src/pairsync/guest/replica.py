@@ -14,10 +14,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from pairsync.core.dirty import DirtyMap
+from pairsync.core.effects import Examine
 from pairsync.core.messages import Condition, OpKind, WriteOp
+from pairsync.core.prover import Examined
 from pairsync.core.resync import PIECE_BYTES
 from pairsync.core.session import VolumeSetup
 from pairsync.core.superblock import Superblock, new_superblock
@@ -25,6 +27,8 @@ from pairsync.core.units import BLOCK_BYTES, KIB, Extent, block_count_of, bounde
 from pairsync.errors import BackendError, ConfigError, MismatchError
 from pairsync.storage.blockfile import OpenFile
 from pairsync.storage.device import Device
+from pairsync.storage.digested import DigestedDevice
+from pairsync.storage.digests import OpenedDigests, create_digests, digests_path, open_digests
 from pairsync.storage.file import create_volume, open_volume
 from pairsync.storage.metadata import (
     MetadataStore,
@@ -44,6 +48,7 @@ __all__ = [
     "apply_job",
     "boot_id",
     "create_replica",
+    "examine_job",
     "flush_job",
     "journal_job",
     "map_job",
@@ -128,8 +133,13 @@ def create_replica(
         size_bytes=size_bytes,
         condition=_condition_of_new(existing=existing, overwrite=overwrite),
     )
+    metadata = metadata_path(path) if metadata is None else os.fspath(metadata)
+    digests = digests_path(metadata)
     try:
-        create_metadata(metadata_path(path) if metadata is None else metadata, block)
+        if Path(metadata).exists():
+            raise ConfigError(f"{metadata}: exists already; nothing was changed")  # noqa: TRY301
+        create_digests(digests, volume_id=volume_id, size_bytes=size_bytes, blank=not existing)
+        create_metadata(metadata, block)
     except BaseException:
         if not existing:
             Path(path).unlink(missing_ok=True)
@@ -149,14 +159,34 @@ def open_replica(volume: VolumeConfig, pair_id: bytes, *, open_file: OpenFile = 
     Raises `BusyError` if it is open elsewhere, `MismatchError` if it is another pair's, another volume or
     of another size, `MetadataError` if the metadata is damaged or newer, else `BackendError`.
     """
-    opened = open_metadata(volume.metadata or metadata_path(volume.path), open_file=open_file)
-    return recover_replica(opened, partial(open_volume, volume.path, open_file=open_file), volume, pair_id)
+    metadata = os.fspath(volume.metadata or metadata_path(volume.path))
+    opened = open_metadata(metadata, open_file=open_file)
+
+    def open_table(block: Superblock, doubtful: DirtyMap) -> OpenedDigests:
+        return open_digests(
+            digests_path(metadata),
+            volume_id=block.volume_id,
+            size_bytes=block.size_bytes,
+            doubtful=doubtful,
+            open_file=open_file,
+        )
+
+    open_device = partial(open_volume, volume.path, open_file=open_file)
+    return recover_replica(opened, open_device, open_table, volume, pair_id)
+
+
+OpenTable: TypeAlias = Callable[[Superblock, DirtyMap], OpenedDigests]
+"""Opens the digests of a volume; the blocks of the map may hold anything."""
 
 
 def recover_replica(
-    opened: OpenedMetadata, open_device: Callable[[int], Device], volume: VolumeConfig, pair_id: bytes
+    opened: OpenedMetadata,
+    open_device: Callable[[int], Device],
+    open_table: OpenTable,
+    volume: VolumeConfig,
+    pair_id: bytes,
 ) -> Replica:
-    """A replica from its opened metadata, which it closes, and its device, which is opened last.
+    """A replica from its opened metadata, which it closes, its device, and its digests if they are kept.
 
     ``open_device`` is given the size that the metadata names.
     """
@@ -169,18 +199,40 @@ def recover_replica(
         for page in opened.pages:
             recovered.load_page(page.number, page.content)
             damaged += page.damaged_sectors
+        doubtful = DirtyMap(recovered.block_count)
         if not block.clean:
             for start, stop in opened.intents:
-                recovered.mark(start, stop)
+                doubtful.mark(start, stop)
+            recovered.merge(doubtful)
+        notes = list(opened.notes)
         device = open_device(block.size_bytes)
+        if volume.options.digests:
+            device = _with_digests(device, partial(open_table, block, doubtful), notes)
     except BaseException:
         opened.store.close()
         raise
     setup = VolumeSetup(block, recovered, volume.options, opened.generation_next)
-    notes = list(opened.notes)
     if damaged:
         notes.append(f"{damaged} sectors of the dirty bitmap were unreadable: their blocks are copied again")
     return Replica(device, opened.store, setup, notes)
+
+
+def _with_digests(device: Device, open_table: Callable[[], OpenedDigests], notes: list[str]) -> Device:
+    """The device, keeping digests.  What a crash has left in doubt is recorded as unknown first: the
+    write-intent log, which tells of it, is given up soon."""
+    try:
+        opened = open_table()
+        digested = DigestedDevice(device, opened.table)
+    except BaseException:
+        device.close()
+        raise
+    try:
+        opened.table.save()
+    except BaseException:
+        digested.close()
+        raise
+    notes += opened.notes
+    return digested
 
 
 def _check_name(block: Superblock, volume: VolumeConfig) -> None:
@@ -220,13 +272,23 @@ def _apply_one(device: Device, op: WriteOp) -> int:
     return 0
 
 
-def flush_job(device: Device) -> int:
-    """Make the data durable; an errno or 0."""
+def flush_job(device: Device, point: int = 0) -> int:
+    """Make the data durable, with a ``point`` the digests of its blocks too; an errno or 0."""
     try:
         device.flush()
+        if point:
+            device.save_digests(point)
     except BackendError as error:
         return error.errno
     return 0
+
+
+def examine_job(device: Device, effect: Examine) -> Examined | int:
+    """Digests of these nodes, or an errno."""
+    try:
+        return device.examine(effect.level, effect.first, effect.stop, read=effect.read)
+    except BackendError as error:
+        return error.errno or errno.EIO
 
 
 def journal_job(store: MetadataStore, segment: int, generation: int, extents: Sequence[Extent]) -> int:
@@ -299,6 +361,7 @@ def _find(device: Device, extent: Extent) -> Found:
         return Found([Extent(extent.start, stop)], [WriteOp(OpKind.ZERO, offset, hole)])
     content = bytearray(piece)
     device.read_into(offset, memoryview(content))
+    device.seen(offset, content)
     stop = -(-(offset + piece) // BLOCK_BYTES)
     ops: list[WriteOp] = []
     _add_without_zeroes(ops, content, 0, piece, offset)
@@ -315,6 +378,7 @@ def _find_all(device: Device, extents: Sequence[Extent]) -> Found:
         offset = start * BLOCK_BYTES
         length = min(stop * BLOCK_BYTES, device.size_bytes) - offset
         device.read_into(offset, view[at : at + length])
+        device.seen(offset, view[at : at + length])
         _add_without_zeroes(ops, content, at, length, offset)
         at += length
     return Found(extents, ops)

@@ -243,4 +243,5 @@ _OPTIONS: dict[str, type] = {
     "lag_bytes": int,
     "intent_window_bytes": int,
     "inflight_bytes": int,
+    "digests": bool,
 }

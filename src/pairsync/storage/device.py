@@ -13,7 +13,9 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 
-from pairsync.core.messages import WriteOp
+from pairsync.core.messages import Buffer, WriteOp
+from pairsync.core.prover import Examined
+from pairsync.errors import InternalError
 
 from .blockfile import Allocation
 
@@ -53,6 +55,16 @@ class Device(abc.ABC):
     @abc.abstractmethod
     def flush(self) -> None:
         """Make durable all that was applied.  After a failure it fails for good: see `BlockFile`."""
+
+    def seen(self, offset: int, content: Buffer) -> None:  # noqa: B027 - nothing to do where none are kept
+        """Between two applies that range was read, and this is what it holds; for who keeps digests."""
+
+    def save_digests(self, point: int) -> None:  # noqa: B027 - likewise
+        """Make durable the digests of all that was applied, and the number ``point`` with them."""
+
+    def examine(self, level: int, first: int, stop: int, *, read: bool) -> Examined:
+        """The digests of these nodes, see `core.effects.Examine`; only where they are kept."""
+        raise InternalError(f"{self.path}: digests {first}..{stop} of level {level} are not kept ({read=})")
 
     @abc.abstractmethod
     def allocation(self, offset: int, length: int) -> Allocation:

@@ -22,7 +22,7 @@ from pairsync.core.dirty import DirtyMap
 from pairsync.core.units import BLOCK_BYTES, block_count_of
 from pairsync.errors import BackendError, InternalError, MetadataError
 
-from .blockfile import BlockFile
+from .blockfile import BlockFile, OpenFile
 from .digestfile import (
     LEAVES_PER_NODE,
     UNKNOWN_DIGEST,
@@ -105,22 +105,29 @@ def create_digests(path: str | os.PathLike[str], *, volume_id: bytes, size_bytes
 
 
 def open_digests(
-    path: str | os.PathLike[str], *, volume_id: bytes, size_bytes: int, doubtful: DirtyMap
+    path: str | os.PathLike[str],
+    *,
+    volume_id: bytes,
+    size_bytes: int,
+    doubtful: DirtyMap,
+    open_file: OpenFile = OsFile,
 ) -> OpenedDigests:
-    """Open the table of a volume of that size for this process alone; see `load_digests`.
+    """Open the table of a volume of that size for this process alone, through ``open_file``.
+
+    See `load_digests`.
 
     `BusyError` if it is in use, `MetadataError` if a newer version wrote it, `BackendError` where none can be
     made.
     """
     notes: tuple[str, ...] = ()
     try:
-        file = OsFile(path)
+        file = open_file(path)
     except BackendError as error:
         if error.errno != errno.ENOENT:
             raise
         create_digests(path, volume_id=volume_id, size_bytes=size_bytes, blank=False)
         notes = (f"{os.fspath(path)}: there was no digest table; all blocks will be read once",)
-        file = OsFile(path)
+        file = open_file(path)
     try:
         opened = load_digests(file, volume_id=volume_id, size_bytes=size_bytes, doubtful=doubtful)
     except BaseException:

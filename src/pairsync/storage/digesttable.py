@@ -384,6 +384,14 @@ class DigestTable:
             self._store(header)
             self.point = header.point
 
+    def distrust(self) -> None:
+        """A `save` has failed: until one succeeds again the file says, durably, that nothing in it is known.
+
+        `BackendError` if not even that can be written.
+        """
+        with self._saving:
+            self._store(Header(self._volume_id, self._state.size_bytes, 0, self.point))
+
     def _write_unknown(self) -> None:
         """Make unknown leaves of few unknown blocks, so that they need not hold down ``known_below``."""
         state = self._state

@@ -54,6 +54,7 @@ from pairsync.core.effects import (
     DropSession,
     Effect,
     Emit,
+    Examine,
     Flush,
     Journal,
     Persist,
@@ -75,6 +76,8 @@ from pairsync.core.messages import (
     Marked,
     Message,
     OpKind,
+    Proof,
+    Prove,
     Role,
     Write,
     WriteOp,
@@ -155,7 +158,9 @@ def describe_message(message: Message) -> str:
             return f"{name} {'<'.join(g.describe() for g in lineage)}"
         case Adopted(generation=generation):
             return f"{name} {generation.describe()}"
-        case Begun():
+        case Prove(level=level, first=first, stop=stop):
+            return f"{name} level {level}: {first}..{stop}"
+        case Begun() | Proof():
             return name
         case _:
             return f"{name}: {message.reason}"
@@ -188,6 +193,8 @@ def describe_effect(effect: Effect) -> list[str]:
             return [f"save{where} {', '.join(pages) or 'nothing'}"]
         case Persist():
             return [f"persist{where} {_superblock(effect.superblock)}"]
+        case Examine():
+            return [f"digests{where} level {effect.level}: {effect.first}..{effect.stop}"]
         case Flush():
             return [f"flush{where}"]
         case _:

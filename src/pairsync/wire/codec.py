@@ -36,6 +36,8 @@ from pairsync.core.messages import (
     Marked,
     Message,
     OpKind,
+    Proof,
+    Prove,
     Role,
     SyncMode,
     VolumePlan,
@@ -43,6 +45,7 @@ from pairsync.core.messages import (
     Write,
     WriteOp,
 )
+from pairsync.core.prover import ANSWER_NODES_MAX, BAD_BLOCKS_MAX, DIGEST_BYTES, LEVEL_TOP
 from pairsync.errors import InternalError, ProtocolError
 
 from .digests import payload_digest, payload_digest_of
@@ -61,6 +64,8 @@ from .limits import (
 from .shapes import (
     Shape,
     binary,
+    boolean,
+    bounded_binary,
     choice,
     optional,
     pack,
@@ -92,6 +97,7 @@ _volume_state = structure(
     ("sync_target", optional(_generation)),
     ("map_base", optional(_generation)),
     ("dirty_blocks", _number),
+    ("proves", boolean),
 )
 _volume_plan = structure(VolumePlan, ("mode", choice(SyncMode)), ("rule", _reason), ("target", _generation))
 
@@ -122,7 +128,10 @@ _TABLE: dict[int, tuple[type[Message], Shape[Any]]] = {
     ),
     2: (Begin, structure(Begin, ("term", _number), ("volume", _volume), ("plan", _volume_plan))),
     3: (Begun, structure(Begun, ("volume", _volume))),
-    6: (Barrier, structure(Barrier, ("term", _number), ("volume", _volume), ("barrier", _number))),
+    6: (
+        Barrier,
+        structure(Barrier, ("term", _number), ("volume", _volume), ("barrier", _number), ("point", _number)),
+    ),
     7: (BarrierDone, structure(BarrierDone, ("volume", _volume), ("barrier", _number))),
     8: (Adopt, structure(Adopt, ("term", _number), ("volume", _volume), ("lineage", _lineage))),
     9: (Adopted, structure(Adopted, ("volume", _volume), ("generation", _generation))),
@@ -131,6 +140,29 @@ _TABLE: dict[int, tuple[type[Message], Shape[Any]]] = {
     12: (
         Marked,
         structure(Marked, ("volume", _volume), ("extents", sequence(_extent, MARKED_EXTENTS_MAX))),
+    ),
+    13: (
+        Prove,
+        structure(
+            Prove,
+            ("term", _number),
+            ("volume", _volume),
+            ("question", _number),
+            ("level", unsigned(LEVEL_TOP)),
+            ("first", _number),
+            ("stop", _number),
+            ("read", boolean),
+        ),
+    ),
+    14: (
+        Proof,
+        structure(
+            Proof,
+            ("volume", _volume),
+            ("question", _number),
+            ("digests", bounded_binary(ANSWER_NODES_MAX * DIGEST_BYTES)),
+            ("bad", sequence(_number, BAD_BLOCKS_MAX)),
+        ),
     ),
 }
 _NUMBER_OF: dict[type[Message], int] = {made: number for number, (made, _) in _TABLE.items()}

@@ -21,6 +21,7 @@ __all__ = [
     "Shape",
     "binary",
     "boolean",
+    "bounded_binary",
     "choice",
     "optional",
     "pack",
@@ -78,6 +79,19 @@ def binary(length_bytes: int) -> Shape[bytes]:
             raise ProtocolError(f"expected a byte string, got {_kind(value)}")
         if len(value) != length_bytes:
             raise ProtocolError(f"byte string of {len(value)} bytes, expected {length_bytes}")
+        return value
+
+    return read
+
+
+def bounded_binary(bytes_max: int) -> Shape[bytes]:
+    """A byte string of at most ``bytes_max`` bytes."""
+
+    def read(value: object) -> bytes:
+        if type(value) is not bytes:
+            raise ProtocolError(f"expected a byte string, got {_kind(value)}")
+        if len(value) > bytes_max:
+            raise ProtocolError(f"byte string of {len(value)} bytes, at most {bytes_max} are allowed")
         return value
 
     return read

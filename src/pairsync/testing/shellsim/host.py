@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from pairsync.core.dirty import DirtyMap
 from pairsync.core.effects import Effect
 from pairsync.core.messages import Message, Role
 from pairsync.core.superblock import Superblock
@@ -26,6 +27,7 @@ from pairsync.errors import PairsyncError
 from pairsync.guest.config import GuestConfig, VolumeConfig
 from pairsync.guest.guest import Guest, open_guest
 from pairsync.guest.replica import Replica, recover_replica
+from pairsync.storage.digests import OpenedDigests, digests_path, load_digests
 from pairsync.storage.metadata import load_metadata, metadata_path
 from pairsync.testing.disks import Fault, PowerCut, SimAction, SimDisk, SimMedium, SimOperation
 
@@ -123,7 +125,14 @@ class Life:
         except BaseException:
             file.close()
             raise
-        replica = recover_replica(opened, lambda _: SimDisk(host.medium, name), volume, pair_id)
+
+        def open_table(block: Superblock, doubtful: DirtyMap) -> OpenedDigests:
+            table = host.medium.open(digests_path(metadata_path(name)))
+            return load_digests(
+                table, volume_id=block.volume_id, size_bytes=block.size_bytes, doubtful=doubtful
+            )
+
+        replica = recover_replica(opened, lambda _: SimDisk(host.medium, name), open_table, volume, pair_id)
         self.replicas[volume.name] = replica
         index = list(self.replicas).index(volume.name)
         self._tap_store(index, replica)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pairsync.core.messages import Condition, Generation
 from pairsync.core.superblock import Superblock, new_superblock
 from pairsync.core.units import BLOCK_BYTES, Extent, block_count_of
+from pairsync.storage.digests import digests_bytes, digests_path, format_digests
 from pairsync.storage.metadata import format_metadata, load_metadata, metadata_bytes, metadata_path
 from pairsync.testing.disks import SECTOR_BYTES
 
@@ -41,13 +42,22 @@ def _blank_superblock(index: int, size: int) -> Superblock:
 
 def _format(host: SimHost, index: int, block: Superblock) -> None:
     medium, name = host.medium, data_name(index)
-    for each in (name, metadata_path(name)):
+    metadata = metadata_path(name)
+    sizes = {
+        name: block.size_bytes,
+        metadata: metadata_bytes(block.size_bytes),
+        digests_path(metadata): digests_bytes(block.size_bytes),
+    }
+    for each, size in sizes.items():
         if each in medium.names():
             medium.remove(each)
-    medium.create(name, block.size_bytes)
-    medium.create(metadata_path(name), metadata_bytes(block.size_bytes))
-    file = medium.open(metadata_path(name))
+        medium.create(each, size)
+    file = medium.open(metadata)
     format_metadata(file, block)
+    file.close()
+    file = medium.open(digests_path(metadata))
+    blank = block.condition is Condition.BLANK
+    format_digests(file, volume_id=block.volume_id, size_bytes=block.size_bytes, blank=blank)
     file.close()
     host.superblocks[index] = block
 

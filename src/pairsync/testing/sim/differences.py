@@ -2,9 +2,9 @@
 
 The rule ``dirty-superset`` (DESIGN rule 7): a block whose contents differ on the two disks - as read, or as
 either disk may remember it after a power cut - is in the active host's dirty set, and in the set that it
-would recover if it crashed now.  It holds from the moment at which a standby is written to; a standby's disk
-that was swapped is told apart by its lineage only, so the rule rests until a session has agreed on a plan
-for it.
+would recover if it crashed now.  It holds from the moment at which a standby is written to.  A standby's disk
+that was swapped is told apart by its lineage, or by its digests only, and so is a dirty map that has lost
+bits: then the rule rests until a session has agreed on a plan, or has proven the standby.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Differences:
         return session <= self._swapped_in[volume]
 
     def agreed(self, volume: int) -> None:
-        """The active begins to write to its peer: a plan was agreed."""
+        """A plan was agreed; where digests are kept: the standby has been proven."""
         if not self._tracked[volume] and not self.from_before(volume, self._world.link.session_of(0)):
             self._tracked[volume] = True
             self.check(volume)

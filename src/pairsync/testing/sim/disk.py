@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from random import Random
 from typing import NamedTuple, TypeAlias
 
@@ -104,6 +104,11 @@ class SimDisk:
         twin.content = self.content[:]
         twin.durable = self.content[:]
         return twin
+
+    def cached(self, blocks: Iterable[int]) -> list[int]:
+        """Of these blocks those that are not durable as they are read."""
+        spans = {block: slice(block * SECTORS_PER_BLOCK, (block + 1) * SECTORS_PER_BLOCK) for block in blocks}
+        return [block for block, span in spans.items() if self.content[span] != self.durable[span]]
 
     def runs_with_content(self) -> list[tuple[int, int]]:
         """Runs of blocks that hold anything but zeroes."""

@@ -10,10 +10,8 @@ from pairsync.core.standing import Phase
 from pairsync.core.units import NS_PER_MS, NS_PER_S
 from pairsync.testing.swarm import Storm
 
-from .disk import SimDisk
 from .host import SimHost
 from .media import Armed, Replica
-from .metadata import SimMetadata
 from .start import blank_replica
 
 if TYPE_CHECKING:
@@ -33,12 +31,15 @@ _SHORT_LIVED = {Phase.BEHIND: 3, Phase.ADOPTING: 2, Phase.CONFIRMING: 3}
 class _Backup:
     """A copy of all volumes of a host, taken while it was down."""
 
-    __slots__ = ("floors", "volumes")
+    __slots__ = ("digests_true", "floors", "volumes")
 
     def __init__(self, world: World, host: SimHost) -> None:
-        self.volumes: list[tuple[SimDisk, SimMetadata]] = [
-            (replica.disk.copy(), replica.metadata.copy()) for replica in host.replicas
-        ]
+        self.volumes = [replica.stores.copy() for replica in host.replicas]
+        # A host that died may keep a digest of a write that its disk has not, or the other way round: that is
+        # made up for by the active's dirty map, which does not know of a restored copy.
+        self.digests_true = not any(
+            stores.digests.wrong(stores.disk, range(stores.digests.block_count)) for stores in self.volumes
+        )
         self.floors = [history.copy_floors() for history in world.guest.histories]
 
 
@@ -77,6 +78,7 @@ class Faults(Storm[SimHost]):
             "replace-standby": self._replace_standby,
             "rollback-standby": lambda: self._roll_back(world.standby),
             "rollback-active": lambda: self._roll_back(world.active),
+            "forget-dirty": self._forget_dirty,
         }
 
     # ------------------------------------------------------------------ when
@@ -283,15 +285,14 @@ class Faults(Storm[SimHost]):
             self._kill(standby, power=self._random.random() < 0.5)
         for replica in standby.replicas:
             size = replica.metadata.superblock.size_bytes
-            replica.disk, replica.metadata = blank_replica(replica.index, size)
+            replica.stores = blank_replica(replica.index, size)
             world.checker.swapped(standby, replica.index)
         self._backups["standby"].clear()
 
     def _roll_back(self, host: SimHost) -> None:
         """All its volumes are restored from a backup.
 
-        Only from one that its labels tell apart (`_told_apart`): a copy taken and restored within one
-        generation looks like the original, and only digests can tell it (DESIGN rule 8).
+        Only from one that can be told apart (`_told_apart`).
         """
         world = self._world
         usable = [backup for backup in self._backups[host.name] if self._told_apart(host, backup)]
@@ -303,8 +304,8 @@ class Faults(Storm[SimHost]):
         backup = self._random.choice(usable)
         if not self._told_apart(host, backup):
             return
-        for replica, (disk, metadata) in zip(host.replicas, backup.volumes, strict=True):
-            replica.disk, replica.metadata = disk.copy(), metadata.copy()
+        for replica, stores in zip(host.replicas, backup.volumes, strict=True):
+            replica.stores = stores.copy()
             if host.role is Role.ACTIVE:
                 world.guest.histories[replica.index].restore_floors(backup.floors[replica.index])
             world.checker.swapped(host, replica.index)
@@ -312,9 +313,13 @@ class Faults(Storm[SimHost]):
             self._restored_active = True
 
     def _told_apart(self, host: SimHost, backup: _Backup) -> bool:
+        """By digests if it is the standby's (rule 8), else by lineage: one taken and restored within one
+        generation has the labels of the original."""
         world = self._world
-        for index, (_, metadata) in enumerate(backup.volumes):
-            old = metadata.superblock
+        if host.role is Role.STANDBY and world.profile.options.digests and backup.digests_true:
+            return True
+        for index, stores in enumerate(backup.volumes):
+            old = stores.metadata.superblock
             active = world.active.replicas[index].metadata.superblock
             standby = world.standby.replicas[index].metadata.superblock
             if host.role is Role.STANDBY:
@@ -324,6 +329,31 @@ class Faults(Storm[SimHost]):
             elif not old.lineage or old.lineage[0] in {standby.sync_target, *standby.lineage[:1]}:
                 return False
         return True
+
+    def _forget_dirty(self) -> None:
+        """Bits of the active's dirty map are cleared on its disk, by hand or by a bug: digests must tell.
+
+        Of blocks that are durable, and whose digests are true, on either disk: what a crash has left there
+        only a scrub can tell.
+        """
+        world = self._world
+        if not world.profile.options.digests:
+            return
+        if world.active.up:
+            self._kill(world.active, power=self._random.random() < 0.5)
+        for mine, theirs in zip(world.active.replicas, world.standby.replicas, strict=True):
+            intents = mine.metadata.intents()
+            dirty = [block for run in mine.metadata.recovered().runs() for block in range(*run)]
+            doubtful = {*mine.doubtful(dirty), *theirs.doubtful(dirty)}
+            blocks = [
+                block
+                for block in dirty
+                if block not in doubtful and block not in intents and self._random.random() < 0.5
+            ]
+            if blocks:
+                mine.metadata.forget(blocks)
+                world.coverage.fault("forget-dirty", mine.index)
+                world.checker.differences.swapped(mine.index)
 
     # ------------------------------------------------------------------ what mends
 

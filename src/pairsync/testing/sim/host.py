@@ -17,6 +17,7 @@ from pairsync.core.effects import (
     Complete,
     DropSession,
     Emit,
+    Examine,
     Flush,
     Journal,
     MapAllocation,
@@ -25,7 +26,7 @@ from pairsync.core.effects import (
     SavePages,
     Send,
 )
-from pairsync.core.messages import Begin, Message, Role, Write
+from pairsync.core.messages import Adopt, Begin, Message, Role, Write
 from pairsync.core.session import Session, VolumeSetup
 from pairsync.core.tracker import ops_bytes
 from pairsync.core.units import BLOCK_BYTES, KIB, NS_PER_MS, NS_PER_S
@@ -64,6 +65,7 @@ class SimHost:
         self._perform: dict[type[Any], Callable[[Any], None]] = {
             Apply: self._on_apply,
             Read: self._on_read,
+            Examine: self._on_examine,
             Flush: self._on_flush,
             Journal: self._on_metadata,
             SavePages: self._on_metadata,
@@ -86,6 +88,9 @@ class SimHost:
     def start(self, term: int) -> None:
         """A process begins: all that it knows is what it finds on the disks."""
         world = self._world
+        for replica in self.replicas:
+            if not replica.metadata.superblock.clean:
+                replica.digests.opened(replica.metadata.intents())
         setups = [
             VolumeSetup(
                 replica.metadata.superblock,
@@ -120,6 +125,7 @@ class SimHost:
         self._down()
         for replica in self.replicas:
             self._interrupt(replica)
+            replica.digests.crashed(self._random)
             if power:
                 keep = self._world.profile.cache_keep
                 replica.disk.lose_cache(self._random, self._random.random() if keep is None else keep)
@@ -133,6 +139,7 @@ class SimHost:
                 self._media.finish(replica, job)
             for job in replica.metadata_lane.clear():
                 self._media.finish(replica, job)
+            replica.digests.crashed(self._random)
         self._down()
         self._world.link.host_down(self.index, silent=False)
 
@@ -193,6 +200,8 @@ class SimHost:
             for message in effect.messages:
                 if isinstance(message, Write):
                     self._world.checker.stream.write_leaves(message)
+                elif isinstance(message, Adopt):
+                    self._world.checker.differences.agreed(message.volume)
                 elif isinstance(message, Begin):
                     self._world.coverage.reach(f"mode:{message.plan.mode.name.lower()}")
                     self._world.coverage.reach(f"rule:{message.plan.rule}")
@@ -228,6 +237,10 @@ class SimHost:
         size = sum(min(extent.block_count, PIECE_BLOCKS) for extent in effect.extents) * BLOCK_BYTES
         replica.lane.push(effect, self._cost(replica, self._world.profile.speeds.disk_ns, size))
 
+    def _on_examine(self, effect: Examine) -> None:
+        replica = self.replicas[effect.volume]
+        replica.lane.push(effect, self._cost(replica, self._world.profile.speeds.disk_ns))
+
     def _io_done(self, replica: Replica, job: object) -> None:
         session = self.session
         if session is None:
@@ -245,18 +258,26 @@ class SimHost:
                 session.read_failed(job.volume, job.number, error, now)
             else:
                 covered = [self._media.covered(replica.disk, extent) for extent in job.extents]
+                for extent in covered:
+                    replica.digests.fill(replica.disk, range(*extent))
                 content = replica.disk.content
                 ops = [op for extent in covered for op in ops_of_content(content, *extent)]
                 session.read_done(job.volume, job.number, covered, ops, now)
+        elif isinstance(job, Examine):
+            self._trace.note(self.name, "examined", job.level, f"{job.first}..{job.stop}")
+            session.examined(job.volume, job.token, self._media.examine(replica, job), now)
         self.perform()
 
     def _on_flush(self, effect: Flush) -> None:
         replica = self.replicas[effect.volume]
         cost = self._cost(replica, self._world.profile.speeds.flush_ns)
-        position = replica.disk.position
-        self._clock.after(cost, self._flush_done, self.incarnation, replica, effect, position)
+        leaves = replica.digests.saving() if effect.point else {}
+        begun = (replica.disk.position, leaves)
+        self._clock.after(cost, self._flush_done, self.incarnation, replica, effect, begun)
 
-    def _flush_done(self, incarnation: int, replica: Replica, effect: Flush, position: int) -> None:
+    def _flush_done(
+        self, incarnation: int, replica: Replica, effect: Flush, begun: tuple[int, dict[int, int]]
+    ) -> None:
         session = self.session
         if incarnation != self.incarnation or session is None:
             return
@@ -269,6 +290,8 @@ class SimHost:
             replica.disk.lose_cache(self._random, self._random.random())
             self._world.checker.cache_lost(self, replica.index)
         else:
+            position, leaves = begun
+            replica.digests.saved(leaves)
             for start, stop in replica.disk.flush(position):
                 self._world.checker.differences.written(replica.index, start, stop)
         session.flushed(effect.volume, effect.token, error, self._clock.now)

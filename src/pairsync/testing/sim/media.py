@@ -8,11 +8,14 @@ change.
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from pairsync.core.effects import Apply, Journal, Persist, SavePages
+from pairsync.core.effects import Apply, Examine, Journal, Persist, SavePages
+from pairsync.core.prover import FAN_OUT, Examined
 from pairsync.core.units import Extent
 
+from .digests import SimDigests
 from .disk import SECTOR_BYTES, SECTORS_PER_BLOCK, SimDisk, values_of_op
 from .lane import Lane
 from .metadata import SimMetadata
@@ -21,10 +24,22 @@ if TYPE_CHECKING:
     from .host import SimHost
     from .world import World
 
-__all__ = ["PIECE_BLOCKS", "Armed", "Media", "Replica", "metadata_text"]
+__all__ = ["PIECE_BLOCKS", "Armed", "Media", "Replica", "Stores", "metadata_text"]
 
 PIECE_BLOCKS = 128
 """Most data blocks that one read finds, as the shell does it."""
+
+
+class Stores(NamedTuple):
+    """What of a volume outlives its host's process."""
+
+    disk: SimDisk
+    metadata: SimMetadata
+    digests: SimDigests
+
+    def copy(self) -> Stores:
+        """Independent copies (for a host that is down)."""
+        return Stores(self.disk.copy(), self.metadata.copy(), self.digests.copy())
 
 
 class Armed:
@@ -39,17 +54,43 @@ class Armed:
 class Replica:
     """One volume on one host: what is on its disks, and the queues in front of them."""
 
-    __slots__ = ("applies_asked", "armed", "disk", "index", "lane", "metadata", "metadata_lane", "slow")
+    __slots__ = (
+        "applies_asked",
+        "armed",
+        "index",
+        "lane",
+        "metadata_lane",
+        "slow",
+        "stores",
+    )
 
-    def __init__(self, index: int, disk: SimDisk, metadata: SimMetadata) -> None:
+    def __init__(self, index: int, stores: Stores) -> None:
         self.index = index
-        self.disk = disk
-        self.metadata = metadata
+        self.stores = stores
         self.armed = Armed()
         self.slow = 1.0  # factor on all times of this volume
         self.applies_asked = 0
         self.lane: Lane
         self.metadata_lane: Lane
+
+    @property
+    def disk(self) -> SimDisk:
+        """Its content."""
+        return self.stores.disk
+
+    @property
+    def metadata(self) -> SimMetadata:
+        """What is recorded beside it."""
+        return self.stores.metadata
+
+    @property
+    def digests(self) -> SimDigests:
+        """Of its blocks."""
+        return self.stores.digests
+
+    def doubtful(self, blocks: Sequence[int]) -> list[int]:
+        """Of these blocks those whose digest is not true, or whose content a power cut would change."""
+        return [*self.digests.wrong(self.disk, blocks), *self.disk.cached(blocks)]
 
     def claims(self) -> bool:
         """Whether any superblock that a crash may leave calls the peer in sync."""
@@ -78,6 +119,20 @@ class Media:
         if self._random.random() < 0.2:
             stop = self._random.randrange(extent.start + 1, stop + 1)
         return Extent(extent.start, stop)
+
+    def examine(self, replica: Replica, job: Examine) -> Examined:
+        """What a question about digests finds: of a first part, sometimes."""
+        stop = (
+            job.stop if self._random.random() < 0.7 else self._random.randrange(job.first + 1, job.stop + 1)
+        )
+        disk, digests = replica.disk, replica.digests
+        span = FAN_OUT**job.level
+        blocks = range(job.first * span, min(stop * span, -(-disk.sector_count // SECTORS_PER_BLOCK)))
+        digests.fill(disk, blocks)
+        wrong = digests.wrong(disk, blocks)
+        if wrong:
+            self._world.checker.wrong_digests(self._host, replica.index, wrong)
+        return Examined(digests.answer(job.level, job.first, stop), wrong if job.read else ())
 
     def finish(self, replica: Replica, job: object) -> list[int] | None:
         """Do it; for an apply that is made to fail: the errnos."""
@@ -109,8 +164,10 @@ class Media:
             start, stop = op.offset // SECTOR_BYTES, (op.offset + op.length) // SECTOR_BYTES
             if index == failing:
                 self._tear_op(replica, start, stop, values_of_op(op))
+                replica.digests.forget(start, stop)
             else:
                 replica.disk.write(start, stop, values_of_op(op), fua=op.fua)
+                replica.digests.note(replica.disk, start, stop)
             checker.differences.written(replica.index, start, stop)
         checker.applied(self._host, job)
         if failing < 0:

@@ -6,7 +6,7 @@ or not, and bitmap pages old or new *for each sector of bits* on its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from random import Random
 
 from pairsync.core.dirty import PAGE_BYTES, DirtyMap
@@ -90,14 +90,28 @@ class SimMetadata:
                     mixed[at : at + BITS_BYTES_PER_SECTOR] = content[at : at + BITS_BYTES_PER_SECTOR]
             self.write_pages({number: bytes(mixed)})
 
+    def forget(self, blocks: Iterable[int]) -> None:
+        """Clear the bits of these blocks on the disk."""
+        for block in blocks:
+            number, bit = divmod(block, PAGE_BYTES * 8)
+            page = bytearray(self._pages.get(number, bytes(PAGE_BYTES)))
+            page[bit >> 3] &= ~(1 << (bit & 7))
+            self.write_pages({number: bytes(page)})
+
+    def intents(self) -> DirtyMap:
+        """What the segments hold."""
+        found = DirtyMap(self._block_count)
+        for segment in self._segments:
+            found.merge(segment.intents)
+        return found
+
     def recovered(self) -> DirtyMap:
         """The dirty set that is found when the volume is opened now."""
         found = DirtyMap(self._block_count)
         for number, content in self._pages.items():
             found.load_page(number, content)
         if not self.superblock.clean:
-            for segment in self._segments:
-                found.merge(segment.intents)
+            found.merge(self.intents())
         return found
 
     def covers(self, block: int) -> bool:

@@ -45,6 +45,7 @@ FAULTS: dict[str, float] = {
     "replace-standby": 0.7,
     "rollback-standby": 1.0,
     "rollback-active": 0.25,
+    "forget-dirty": 0.7,
 }
 """Every fault there is, with its weight in the storm."""
 
@@ -110,6 +111,7 @@ def _options(random: Random) -> VolumeOptions:
         latency_goal_ns=between(random, NS_PER_MS // 2, 20 * NS_PER_MS),
         peer_deadline_ns=random.choice((2, 5, 20)) * NS_PER_S,
         flush_after_ns=between(random, NS_PER_S // 10, 5 * NS_PER_S),
+        digests=random.random() < 0.85,
     )
 
 

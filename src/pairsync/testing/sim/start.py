@@ -10,8 +10,9 @@ from pairsync.core.messages import Condition, Generation
 from pairsync.core.superblock import Superblock, new_superblock
 from pairsync.core.units import Extent, block_count_of
 
+from .digests import SimDigests
 from .disk import SECTOR_BYTES, SECTORS_PER_BLOCK, SimDisk
-from .media import Replica
+from .media import Replica, Stores
 from .metadata import SimMetadata
 
 if TYPE_CHECKING:
@@ -25,9 +26,14 @@ def _superblock(index: int, size_bytes: int) -> Superblock:
     return new_superblock(pair_id=b"p" * 16, volume_id=volume_id, name=f"vd{index}", size_bytes=size_bytes)
 
 
-def blank_replica(index: int, size_bytes: int) -> tuple[SimDisk, SimMetadata]:
+def blank_replica(index: int, size_bytes: int) -> Stores:
     """A volume that was made and never written."""
-    return SimDisk(size_bytes // SECTOR_BYTES), SimMetadata(_superblock(index, size_bytes))
+    return _stores(_superblock(index, size_bytes), SimDisk(size_bytes // SECTOR_BYTES), known=True)
+
+
+def _stores(superblock: Superblock, disk: SimDisk, *, known: bool) -> Stores:
+    digests = SimDigests(block_count_of(superblock.size_bytes), known=known)
+    return Stores(disk, SimMetadata(superblock), digests)
 
 
 def make_replicas(world: World) -> tuple[list[Replica], list[Replica]]:
@@ -37,14 +43,15 @@ def make_replicas(world: World) -> tuple[list[Replica], list[Replica]]:
     for index, size_bytes in enumerate(world.profile.sizes_bytes):
         ours, others = blank_replica(index, size_bytes), blank_replica(index, size_bytes)
         if world.profile.start != "fresh":
-            _fill(world, index, ours[0])
-            ours[1].superblock = replace(ours[1].superblock, condition=Condition.CONSISTENT)
+            _fill(world, index, ours.disk)
+            superblock = replace(ours.metadata.superblock, condition=Condition.CONSISTENT)
+            ours = _stores(superblock, ours.disk, known=False)
         if world.profile.start in {"in-sync", "switched"}:
             others = _same(world, ours)
         if world.profile.start == "switched":
             _write_alone(world, others)
-        mine.append(Replica(index, *ours))
-        theirs.append(Replica(index, *others))
+        mine.append(Replica(index, ours))
+        theirs.append(Replica(index, others))
     if world.profile.start == "switched":
         world.term = 2
     return mine, theirs
@@ -62,20 +69,20 @@ def _fill(world: World, index: int, disk: SimDisk) -> None:
     disk.flush(disk.position)
 
 
-def _same(world: World, ours: tuple[SimDisk, SimMetadata]) -> tuple[SimDisk, SimMetadata]:
+def _same(world: World, ours: Stores) -> Stores:
     """Both in sync under one generation."""
-    disk, metadata = ours
+    disk, metadata, _ = ours
     generation = Generation(1, 1, world.random.getrandbits(64))
     block = replace(
         metadata.superblock, term=1, lineage=(generation,), peer_in_sync=True, map_base=generation
     )
     metadata.superblock = block
-    return disk.copy(), SimMetadata(block)
+    return _stores(block, disk.copy(), known=False)
 
 
-def _write_alone(world: World, others: tuple[SimDisk, SimMetadata]) -> None:
+def _write_alone(world: World, others: Stores) -> None:
     """The standby was active, and died with writes that were not acknowledged: its intents know of them."""
-    disk, metadata = others
+    disk, metadata, _ = others
     random = world.random
     blocks = block_count_of(metadata.superblock.size_bytes)
     marked = DirtyMap(blocks)

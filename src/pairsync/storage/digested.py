@@ -1,0 +1,116 @@
+"""A device that keeps digests of its blocks: what is applied to it is noted, in the same job.
+
+So a digest belongs to the content that was written, whatever the disk makes of it later.  Where the table
+fails, the data goes on: a table that could not be saved says durably that nothing in it is known, until it
+can be saved again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from pairsync.core.messages import Buffer, WriteOp
+from pairsync.core.prover import ANSWER_NODES_MAX, BAD_BLOCKS_MAX, Examined
+from pairsync.core.units import MIB, extent_of
+from pairsync.errors import BackendError
+
+from .blockfile import Allocation
+from .device import Device
+from .digests import DigestTable
+
+__all__ = ["DigestedDevice"]
+
+READ_BYTES_MAX: Final = 4 * MIB
+"""Read for one answer, a millisecond from memory: what the guest writes meanwhile waits behind it."""
+
+PAGES_MAX: Final = 2048
+"""Pages of leaves looked at for one answer (4 GiB of volume): some 10 ms."""
+
+
+class DigestedDevice(Device):
+    """``device`` with its table; owns both.  See the module."""
+
+    def __init__(self, device: Device, table: DigestTable) -> None:
+        self._device = device
+        self._table = table
+
+    @property
+    def path(self) -> str:
+        """As `Device.path`."""
+        return self._device.path
+
+    @property
+    def size_bytes(self) -> int:
+        """As `Device.size_bytes`."""
+        return self._device.size_bytes
+
+    @property
+    def may_block(self) -> bool:
+        """As `Device.may_block`."""
+        return self._device.may_block or self._table.may_block
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """As `Device.read_into`."""
+        self._device.read_into(offset, view)
+
+    def read_nowait(self, offset: int, view: memoryview) -> bool:
+        """As `Device.read_nowait`."""
+        return self._device.read_nowait(offset, view)
+
+    def apply(self, ops: Sequence[WriteOp]) -> None:
+        """As `Device.apply`."""
+        try:
+            self._device.apply(ops)
+        except BackendError:
+            self._table.forget([extent_of(op.offset, op.length) for op in ops])
+            raise
+        self._table.note(self._device, ops)
+
+    def seen(self, offset: int, content: Buffer) -> None:
+        """As `Device.seen`."""
+        self._table.fill(offset, content)
+
+    def flush(self) -> None:
+        """As `Device.flush`."""
+        self._device.flush()
+
+    def save_digests(self, point: int) -> None:
+        """As `Device.save_digests`."""
+        try:
+            self._table.save(point)
+        except BackendError:
+            self._table.distrust()
+
+    def examine(self, level: int, first: int, stop: int, *, read: bool) -> Examined:
+        """As `Device.examine`."""
+        found = self._table.examine(
+            self._device,
+            level,
+            first,
+            min(stop, first + ANSWER_NODES_MAX),
+            read=read,
+            read_bytes_max=READ_BYTES_MAX,
+            pages_max=PAGES_MAX,
+        )
+        if not read and found.bad:
+            bad = found.bad[0]
+            raise BackendError(f"{self.path}: block {bad.block} cannot be read")
+        return Examined(found.digests, [each.block for each in found.bad[:BAD_BLOCKS_MAX]])
+
+    def allocation(self, offset: int, length: int) -> Allocation:
+        """As `Device.allocation`."""
+        return self._device.allocation(offset, length)
+
+    def hole_bytes(self, offset: int, length: int) -> int:
+        """As `Device.hole_bytes`."""
+        return self._device.hole_bytes(offset, length)
+
+    def cache(self, offset: int, length: int) -> None:
+        """As `Device.cache`."""
+        self._device.cache(offset, length)
+
+    def close(self) -> None:
+        """As `Device.close`."""
+        self._device.close()
+        self._table.close()

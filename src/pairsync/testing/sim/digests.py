@@ -1,0 +1,112 @@
+"""Simulated digests of one replica: what ``storage.digests`` promises, and what a crash may leave of them.
+
+A leaf is recorded with the write that it belongs to, and durable with a save that began after it.  A crash
+leaves of what was not saved the old leaf or the new one, block by block; blocks of the write-intent log are
+unknown then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from random import Random
+
+from pairsync.core.dirty import DirtyMap
+from pairsync.core.prover import UNKNOWN_DIGEST
+from pairsync.testing.tree import digests_of
+
+from .disk import SECTORS_PER_BLOCK, SimDisk
+
+__all__ = ["SimDigests"]
+
+_MASK = (1 << 64) - 1
+
+
+def _leaf(content: list[int]) -> int:
+    return max(hash(tuple(content)) & _MASK, UNKNOWN_DIGEST + 1) if any(content) else 0
+
+
+class SimDigests:
+    """See the module."""
+
+    __slots__ = ("_recorded", "_saved", "_unsaved")
+
+    def __init__(self, block_count: int, *, known: bool) -> None:
+        self._recorded = [0 if known else UNKNOWN_DIGEST] * block_count
+        self._saved = self._recorded[:]
+        self._unsaved: set[int] = set()  # blocks whose saved leaf may be another one than the recorded
+
+    @property
+    def block_count(self) -> int:
+        """Leaves in all."""
+        return len(self._recorded)
+
+    def content_of(self, disk: SimDisk, block: int) -> int:
+        """The leaf that the block should have."""
+        return _leaf(disk.content[block * SECTORS_PER_BLOCK : (block + 1) * SECTORS_PER_BLOCK])
+
+    def note(self, disk: SimDisk, start: int, stop: int) -> None:
+        """These sectors were written."""
+        for block in range(start // SECTORS_PER_BLOCK, -(-stop // SECTORS_PER_BLOCK)):
+            self._record(block, self.content_of(disk, block))
+
+    def forget(self, start: int, stop: int) -> None:
+        """What these sectors hold is not known."""
+        for block in range(start // SECTORS_PER_BLOCK, -(-stop // SECTORS_PER_BLOCK)):
+            self._record(block, UNKNOWN_DIGEST)
+
+    def _record(self, block: int, leaf: int) -> None:
+        self._recorded[block] = leaf
+        self._unsaved.add(block)
+
+    # ------------------------------------------------------------------ durability
+
+    def saving(self) -> dict[int, int]:
+        """A save begins: the leaves that it will make durable."""
+        return {block: self._recorded[block] for block in self._unsaved}
+
+    def saved(self, leaves: dict[int, int]) -> None:
+        """It has ended."""
+        for block, leaf in leaves.items():
+            self._saved[block] = leaf
+            if self._recorded[block] == leaf:
+                self._unsaved.discard(block)
+
+    def crashed(self, random: Random) -> None:
+        """The process is gone."""
+        for block in sorted(self._unsaved):
+            if random.random() < 0.5:
+                self._saved[block] = self._recorded[block]
+        self._recorded = self._saved[:]
+        self._unsaved.clear()
+
+    def opened(self, intents: DirtyMap) -> None:
+        """A process begins after one that did not end in order: these blocks may hold anything."""
+        for start, stop in intents.runs():
+            self._recorded[start:stop] = self._saved[start:stop] = [UNKNOWN_DIGEST] * (stop - start)
+
+    def copy(self) -> SimDigests:
+        """An independent copy (for a host that is down)."""
+        twin = SimDigests(0, known=True)
+        twin._recorded, twin._saved = self._recorded[:], self._saved[:]
+        return twin
+
+    # ------------------------------------------------------------------ questions
+
+    def fill(self, disk: SimDisk, blocks: Iterable[int]) -> None:
+        """Read these blocks where their leaf is unknown."""
+        for block in blocks:
+            if self._recorded[block] == UNKNOWN_DIGEST:
+                self._record(block, self.content_of(disk, block))
+
+    def wrong(self, disk: SimDisk, blocks: Iterable[int]) -> list[int]:
+        """Of these blocks those whose content is not what is recorded."""
+        return [
+            block
+            for block in blocks
+            if self._recorded[block] not in (UNKNOWN_DIGEST, self.content_of(disk, block))
+        ]
+
+    def answer(self, level: int, first: int, stop: int) -> bytes:
+        """The digests of these nodes."""
+        recorded = self._recorded
+        return digests_of(recorded.__getitem__, len(recorded), level, first, stop)

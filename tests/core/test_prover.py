@@ -1,0 +1,283 @@
+"""Digests let a standby in, and nothing else does: what no dirty map holds is found and copied first."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+
+import pytest
+
+from pairsync.core.dirty import DirtyMap
+from pairsync.core.effects import DropSession, Effect, Examine, Send
+from pairsync.core.events import DifferenceEvent, InSyncEvent, ResyncEvent
+from pairsync.core.limits import VolumeOptions
+from pairsync.core.messages import (
+    Adopt,
+    Condition,
+    Generation,
+    Message,
+    OpKind,
+    Proof,
+    Prove,
+    Role,
+    WriteOp,
+)
+from pairsync.core.prover import (
+    ANSWER_NODES_MAX,
+    DIGEST_BYTES,
+    FAN_OUT,
+    QUESTIONS_MAX,
+    Examined,
+    Prover,
+    node_count,
+)
+from pairsync.core.standing import Phase, Standing
+from pairsync.core.tracker import Tracker
+from pairsync.core.units import BLOCK_BYTES, NS_PER_S
+from pairsync.errors import InternalError, ProtocolError
+from pairsync.testing.manual import ManualPair, blank_superblock
+
+SIZE = 64 * BLOCK_BYTES
+
+
+def a_write(block: int, byte: int = 1) -> list[WriteOp]:
+    return [WriteOp(OpKind.DATA, block * BLOCK_BYTES, BLOCK_BYTES, bytes([byte]) * BLOCK_BYTES)]
+
+
+def synced(options: VolumeOptions | None = None) -> ManualPair:
+    """In sync, closed dirty maps, the link cut again."""
+    pair = ManualPair(SIZE, options)
+    pair.a.start(Role.ACTIVE, 1)
+    pair.b.start(Role.STANDBY, 0)
+    pair.a.write("w", a_write(3))
+    pair.settle()
+    pair.connect()
+    pair.settle()
+    assert pair.a.session.in_sync
+    pair.tick(6 * NS_PER_S)
+    pair.settle()
+    pair.cut()
+    pair.settle()
+    return pair
+
+
+def phase_of(pair: ManualPair) -> Phase:
+    return pair.a.session.sources[0].standing.phase
+
+
+def spoil(pair: ManualPair, *blocks: int) -> None:
+    """The standby holds something else there, and no map says so."""
+    disk = pair.b.disks[0]
+    for block in blocks:
+        disk.apply(a_write(block, 99))
+    disk.durable[:] = disk.content
+
+
+def test_a_peer_that_lacks_nothing_is_asked_for_its_digests_and_then_counts() -> None:
+    pair = synced()
+    clear = len(pair.a.trace)
+    pair.connect()
+    pair.settle()
+    assert pair.a.session.in_sync
+    sent = [m for e in pair.a.trace[clear:] if isinstance(e, Send) for m in e.messages]
+    assert [type(m) for m in sent if isinstance(m, (Prove, Adopt))] == [Prove, Adopt]
+
+
+@pytest.mark.parametrize("blocks", [(0,), (63,), (5, 6, 40)])
+def test_blocks_that_differ_under_equal_labels_are_copied_before_the_peer_counts(
+    blocks: tuple[int, ...],
+) -> None:
+    pair = synced()
+    spoil(pair, *blocks)
+    pair.connect()
+    pair.settle()
+    assert DifferenceEvent("vda", len(blocks), blocks[0]) in pair.a.events
+    kinds = [type(event) for event in pair.a.events]
+    assert kinds.index(DifferenceEvent) < len(kinds) - 1 - kinds[::-1].index(InSyncEvent)
+    assert any(isinstance(e, ResyncEvent) and e.rule == "digests-differ" for e in pair.a.events)
+    assert not pair.differing()
+    assert pair.a.session.in_sync
+
+
+def test_a_bit_that_was_wrongly_cleared_is_found_beside_those_that_were_not() -> None:
+    pair = synced()
+    pair.a.write("w1", a_write(10) + a_write(20))
+    pair.settle()
+    pair.tick(6 * NS_PER_S)
+    pair.settle()
+    pair.crash(pair.a)
+    page = DirtyMap(SIZE // BLOCK_BYTES)
+    page.load_page(0, pair.a.metadata[0].pages[0])
+    assert 20 in page
+    page.clear(20, 21)
+    pair.a.metadata[0].pages[0] = page.page_bytes(0)
+    pair.a.start(Role.ACTIVE, 2)
+    pair.settle()
+    pair.connect()
+    pair.settle()
+    assert DifferenceEvent("vda", 1, 20) in pair.a.events
+    assert not pair.differing()
+    assert pair.a.session.in_sync
+
+
+def test_writes_while_digests_are_compared_make_no_difference() -> None:
+    pair = synced()
+    pair.connect()
+    while not any(isinstance(effect, Examine) for effect in pair.a.waiting("disk")):
+        assert pair.step()
+    for number in range(5):
+        pair.a.write(f"w{number}", a_write(30 + number, number + 1))
+        pair.a.complete("meta")
+    pair.settle()
+    assert pair.a.session.in_sync
+    assert not [event for event in pair.a.events if isinstance(event, DifferenceEvent)]
+    assert not pair.differing()
+
+
+def test_a_pair_that_differs_again_and_again_is_left() -> None:
+    pair = synced()
+    pair.connect()
+    proofs = 0
+    while proofs < 50 and pair.a.drop is None:
+        if pair.a.outbox and any(isinstance(message, Prove) for message in pair.a.outbox):
+            spoil(pair, 7)  # a disk that does not keep what it is given
+            proofs += 1
+        if not pair.step():
+            break
+    assert pair.a.session.refusal is None
+    reasons = [effect.reason for effect in pair.a.trace if isinstance(effect, DropSession)]
+    assert "again and again" in reasons[-1]
+    assert not pair.a.session.in_sync
+
+
+def test_without_digests_labels_have_to_do() -> None:
+    pair = synced(VolumeOptions(digests=False))
+    spoil(pair, 9)
+    pair.connect()
+    pair.settle()
+    assert pair.a.session.in_sync
+    assert pair.differing() == [9]
+
+
+@pytest.mark.parametrize("host", ["a", "b"])
+def test_digests_that_cannot_be_had_prove_nothing(host: str) -> None:
+    pair = synced()
+    pair.connect()
+    while not any(isinstance(effect, Examine) for effect in pair.host(host).waiting("disk")):
+        assert pair.step()
+    pair.host(host).complete("disk", error=errno.EIO)
+    while pair.step():
+        pass
+    assert not pair.a.session.in_sync
+    assert any(event.kind == "trouble" for event in pair.host(host).events)
+
+
+def test_a_standby_answers_a_bounded_number_of_questions_and_only_about_itself() -> None:
+    pair = synced()
+    pair.connect()
+    pair.settle()
+    target = pair.b.session.targets[0]
+    term = target.superblock.term
+    for level, first, stop in ((3, 0, 1), (0, 0, 65), (0, 5, 5), (2, 1, 2)):
+        with pytest.raises(ProtocolError):
+            target.prove(Prove(term, 0, 9, level, first, stop, read=False))
+    for number in range(QUESTIONS_MAX):
+        target.prove(Prove(term, 0, 10 + number, 0, 0, 64, read=False))
+    with pytest.raises(ProtocolError, match="at once"):
+        target.prove(Prove(term, 0, 99, 0, 0, 64, read=False))
+
+
+# ---------------------------------------------------------------------- the walk
+
+
+class Walk:
+    """A prover of a volume of any size, whose questions are answered by hand."""
+
+    def __init__(self, block_count: int) -> None:
+        self.out: list[Effect] = []
+        first = Generation(1, 1, 1)
+        block = replace(
+            blank_superblock("vda", block_count * BLOCK_BYTES),
+            term=1,
+            condition=Condition.CONSISTENT,
+            lineage=(first,),
+        )
+        standing = Standing(0, block, lambda: 1, self.out)
+        self.tracker = Tracker(block_count, DirtyMap(block_count), window_bytes=1 << 22)
+        self.prover = Prover(0, self.tracker, standing, self.out)
+        self.prover.start()
+
+    def asked(self) -> list[Prove]:
+        self.prover.advance(7)
+        effects, self.out[:] = self.out[:], []
+        messages: list[Message] = [m for e in effects if isinstance(e, Send) for m in e.messages]
+        proves = [m for m in messages if isinstance(m, Prove)]
+        examines = [e for e in effects if isinstance(e, Examine)]
+        assert [(m.question, m.level, m.first, m.stop) for m in proves] == [e[1:5] for e in examines]
+        return proves
+
+    def answer(
+        self, prove: Prove, wrong: set[int], *, mine: int | None = None, theirs: int | None = None
+    ) -> None:
+        """Both answer, for ``mine`` and ``theirs`` nodes; the peer's digests of the ``wrong`` ones differ."""
+        span = FAN_OUT**prove.level
+        nodes = range(prove.first, prove.stop)
+        bad = {block // span for block in wrong}
+        here = b"".join(bytes([7] * DIGEST_BYTES) for _ in nodes)
+        there = b"".join(bytes([8 if node in bad else 7] * DIGEST_BYTES) for node in nodes)
+        self.prover.examined(prove.question, Examined(here[: (mine or len(nodes)) * DIGEST_BYTES]))
+        self.prover.answered(Proof(0, prove.question, there[: (theirs or len(nodes)) * DIGEST_BYTES]))
+
+
+@pytest.mark.parametrize("wrong", [set(), {0}, {1_000_000}, {5, 6, 7, 300_000, 999_999}])
+@pytest.mark.parametrize("most", [None, 1, 700])
+def test_the_walk_finds_exactly_what_differs(wrong: set[int], most: int | None) -> None:
+    walk = Walk(1_000_001)
+    questions = 0
+    while not walk.prover.finished:
+        for prove in walk.asked():
+            questions += 1
+            count = prove.stop - prove.first
+            part = count if most is None else min(most, count)
+            walk.answer(prove, wrong, mine=part, theirs=max(part - 1, 1))
+    assert {b for run in walk.tracker.todo.runs() for b in range(*run)} == wrong
+    assert walk.prover.differing == len(wrong)
+    assert walk.prover.first_differing == min(wrong, default=None)
+    if most is None:
+        assert questions <= 3 * (1 + 2 * len(wrong)), "few round trips"
+
+
+def test_questions_are_bounded_in_number_and_in_size() -> None:
+    walk = Walk(ANSWER_NODES_MAX * FAN_OUT * FAN_OUT * 9 + 1)
+    proves = walk.asked()
+    assert len(proves) == QUESTIONS_MAX
+    assert all(prove.stop - prove.first <= ANSWER_NODES_MAX for prove in proves)
+    assert walk.prover.waiting_since_ns == 7
+    assert walk.asked() == []
+
+
+def test_answers_that_fit_no_question_are_refused_and_late_ones_dropped() -> None:
+    walk = Walk(600)
+    (prove,) = walk.asked()
+    for digests in (b"", bytes(7), bytes(16)):
+        with pytest.raises(ProtocolError):
+            walk.prover.answered(Proof(0, prove.question, digests))
+    with pytest.raises(ProtocolError, match="not asked"):
+        walk.prover.answered(Proof(0, prove.question + 1, bytes(8)))
+    with pytest.raises(InternalError):
+        walk.prover.examined(prove.question, Examined(b""))
+    walk.prover.answered(Proof(0, prove.question, bytes(8)))
+    with pytest.raises(ProtocolError, match="twice"):
+        walk.prover.answered(Proof(0, prove.question, bytes(8)))
+    walk.prover.stop()
+    walk.prover.answered(Proof(0, prove.question, bytes(8)))
+    walk.prover.examined(prove.question, Examined(bytes(8)))
+    assert walk.prover.finished
+    assert not walk.tracker.todo
+
+
+def test_nodes_of_every_level_are_counted_with_the_last_partial_one() -> None:
+    assert [node_count(FAN_OUT * FAN_OUT + 1, level) for level in (0, 1, 2)] == [262_145, 513, 2]
+    for level in (-1, 3):
+        with pytest.raises(ProtocolError):
+            node_count(1, level)

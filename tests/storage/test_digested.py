@@ -1,0 +1,175 @@
+"""A device that keeps digests: they are those of what was written, whatever happens to their table."""
+
+from __future__ import annotations
+
+import errno
+from random import Random
+
+import pytest
+
+from pairsync.core.dirty import DirtyMap
+from pairsync.core.messages import OpKind, WriteOp
+from pairsync.core.prover import node_count
+from pairsync.core.units import BLOCK_BYTES, block_count_of
+from pairsync.errors import BackendError, InternalError
+from pairsync.storage.digested import DigestedDevice
+from pairsync.storage.digests import digests_bytes, format_digests, load_digests
+from pairsync.testing.disks import Fault, SimAction, SimDisk, SimMedium, SimOperation
+from pairsync.testing.manualdisk import ManualDisk
+from pairsync.testing.tree import digests_of
+
+SIZE = 70 * BLOCK_BYTES + 512
+
+
+class Rig:
+    """A digested device on a simulated medium, and a model of it."""
+
+    def __init__(self) -> None:
+        self.medium = SimMedium()
+        self.medium.create("data", SIZE)
+        self.medium.create("table", digests_bytes(SIZE))
+        file = self.medium.open("table")
+        format_digests(file, volume_id=bytes(16), size_bytes=SIZE, blank=True)
+        file.close()
+        self.model = ManualDisk(SIZE)
+        self.device = self.open()
+
+    def open(self, *doubtful: int) -> DigestedDevice:
+        blocks = DirtyMap(block_count_of(SIZE))
+        for block in doubtful:
+            blocks.mark(block, block + 1)
+        file = self.medium.open("table")
+        table = load_digests(file, volume_id=bytes(16), size_bytes=SIZE, doubtful=blocks).table
+        return DigestedDevice(SimDisk(self.medium, "data"), table)
+
+    def apply(self, *ops: WriteOp) -> None:
+        self.device.apply(ops)
+        self.model.apply(ops)
+
+    def check(self, *, read: bool = False) -> None:
+        """The tree is that of the model."""
+        count = block_count_of(SIZE)
+        for level in range(3):
+            stop = node_count(count, level)
+            found = self.device.examine(level, 0, stop, read=read)
+            assert not found.bad
+            assert found.digests == digests_of(self.model.leaf, count, level, 0, stop)
+
+
+def data(offset: int, length: int, byte: int) -> WriteOp:
+    return WriteOp(OpKind.DATA, offset, length, bytes([byte]) * length)
+
+
+def test_digests_follow_what_is_applied() -> None:
+    rig = Rig()
+    random = Random(7)
+    for _ in range(60):
+        offset = random.randrange(SIZE)
+        length = random.randrange(1, min(SIZE - offset, 9 * BLOCK_BYTES) + 1)
+        kind = random.choice(list(OpKind))
+        if kind is OpKind.DATA:
+            rig.apply(data(offset, length, random.randrange(3)))
+        else:
+            rig.apply(WriteOp(kind, offset, length))
+        rig.check(read=random.random() < 0.3)
+
+
+def test_what_was_saved_is_there_after_a_restart_and_what_is_in_doubt_is_read() -> None:
+    rig = Rig()
+    rig.apply(data(0, 3 * BLOCK_BYTES, 1))
+    rig.device.flush()
+    rig.device.save_digests(4)
+    rig.device.close()
+    rig.device = rig.open(1)
+    rig.check()
+
+
+def test_content_that_fell_over_is_told_by_reading_and_by_nothing_else() -> None:
+    rig = Rig()
+    rig.apply(data(0, 5 * BLOCK_BYTES, 1))
+    SimDiskBackdoor(rig).flip(2 * BLOCK_BYTES)
+    rig.check()
+    assert rig.device.examine(0, 0, 5, read=True).bad == [2]
+
+
+class SimDiskBackdoor:
+    """Changes content behind the device's back."""
+
+    def __init__(self, rig: Rig) -> None:
+        self._device = rig.device._device
+
+    def flip(self, offset: int) -> None:
+        self._device.apply([data(offset, 1, 77)])
+
+
+def test_a_failed_write_leaves_unknown_digests_which_are_read() -> None:
+    rig = Rig()
+    rig.apply(data(0, 4 * BLOCK_BYTES, 1))
+    struck: list[SimOperation] = []
+
+    def fault(operation: SimOperation) -> Fault | None:
+        if operation.name == "data" and operation.action is SimAction.WRITE and not struck:
+            struck.append(operation)
+            return Fault(errno=errno.EIO)
+        return None
+
+    rig.medium.fault = fault
+    with pytest.raises(BackendError):
+        rig.device.apply([data(BLOCK_BYTES, BLOCK_BYTES, 9)])
+    content = bytearray(BLOCK_BYTES)
+    rig.device.read_into(BLOCK_BYTES, memoryview(content))
+    rig.model.content[BLOCK_BYTES : 2 * BLOCK_BYTES] = content
+    rig.check()
+
+
+def test_a_table_that_cannot_be_saved_says_so_and_is_made_up_for() -> None:
+    rig = Rig()
+    rig.apply(data(0, BLOCK_BYTES, 1))
+    rig.device.save_digests(1)
+    rig.apply(data(0, BLOCK_BYTES, 2), data(8 * BLOCK_BYTES, BLOCK_BYTES, 3))
+    full = True
+
+    def fault(operation: SimOperation) -> Fault | None:
+        if (
+            full
+            and operation.name == "table"
+            and operation.action is SimAction.WRITE
+            and operation.offset >= 8192
+        ):
+            return Fault(errno=errno.ENOSPC)
+        return None
+
+    rig.medium.fault = fault
+    rig.device.save_digests(2)
+    rig.device.close()
+    rig.device = rig.open()  # killed now: nothing in the table is believed
+    full = False
+    rig.check()
+
+
+def test_a_block_that_cannot_be_read_proves_nothing() -> None:
+    rig = Rig()
+    rig.apply(data(0, BLOCK_BYTES, 1))
+    rig.device.close()
+    rig.device = rig.open(0)
+    rig.medium.fault = lambda operation: (
+        Fault(errno=errno.EIO) if operation.name == "data" and operation.action is SimAction.READ else None
+    )
+    with pytest.raises(BackendError, match="block 0 cannot be read"):
+        rig.device.examine(2, 0, 1, read=False)
+
+
+def test_a_device_without_digests_answers_nothing() -> None:
+    rig = Rig()
+    plain = SimDisk(SimMediumWith("plain", SIZE), "plain")
+    with pytest.raises(InternalError, match="not kept"):
+        plain.examine(0, 0, 1, read=False)
+    plain.seen(0, b"x")
+    plain.save_digests(1)
+    rig.device.close()
+
+
+class SimMediumWith(SimMedium):
+    def __init__(self, name: str, size_bytes: int) -> None:
+        super().__init__()
+        self.create(name, size_bytes)
