@@ -172,7 +172,7 @@ def open_replica(volume: VolumeConfig, pair_id: bytes, *, open_file: OpenFile = 
         )
 
     open_device = partial(open_volume, volume.path, open_file=open_file)
-    return recover_replica(opened, open_device, open_table, volume, pair_id)
+    return recover_replica(opened, open_device, volume, pair_id, open_table)
 
 
 OpenTable: TypeAlias = Callable[[Superblock, DirtyMap], OpenedDigests]
@@ -182,11 +182,11 @@ OpenTable: TypeAlias = Callable[[Superblock, DirtyMap], OpenedDigests]
 def recover_replica(
     opened: OpenedMetadata,
     open_device: Callable[[int], Device],
-    open_table: OpenTable,
     volume: VolumeConfig,
     pair_id: bytes,
+    open_table: OpenTable | None = None,
 ) -> Replica:
-    """A replica from its opened metadata, which it closes, its device, and its digests if they are kept.
+    """A replica from its opened metadata, which it closes, its device, and its digests where they are kept.
 
     ``open_device`` is given the size that the metadata names.
     """
@@ -206,7 +206,7 @@ def recover_replica(
             recovered.merge(doubtful)
         notes = list(opened.notes)
         device = open_device(block.size_bytes)
-        if volume.options.digests:
+        if open_table is not None and volume.options.digests:
             device = _with_digests(device, partial(open_table, block, doubtful), notes)
     except BaseException:
         opened.store.close()

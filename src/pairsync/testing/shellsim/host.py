@@ -132,7 +132,7 @@ class Life:
                 table, volume_id=block.volume_id, size_bytes=block.size_bytes, doubtful=doubtful
             )
 
-        replica = recover_replica(opened, lambda _: SimDisk(host.medium, name), open_table, volume, pair_id)
+        replica = recover_replica(opened, lambda _: SimDisk(host.medium, name), volume, pair_id, open_table)
         self.replicas[volume.name] = replica
         index = list(self.replicas).index(volume.name)
         self._tap_store(index, replica)
