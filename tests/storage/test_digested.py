@@ -84,6 +84,36 @@ def test_what_was_saved_is_there_after_a_restart_and_what_is_in_doubt_is_read() 
     rig.check()
 
 
+def test_what_a_standby_left_in_disorder_is_believed_by_a_standby_and_not_by_an_active_host() -> None:
+    rig = Rig()
+    rig.device.begin_life(active=False)
+    rig.apply(data(0, BLOCK_BYTES, 1))
+    rig.device.save_digests(1)
+    rig.apply(data(0, BLOCK_BYTES, 2))  # in the page cache, and its digest nowhere
+    rig.device.close()
+    rig.device = rig.open()
+    rig.device.begin_life(active=False)
+    assert rig.device.examine(0, 0, 1, read=True).bad == [0]
+    rig.device.close()
+    rig.device = rig.open()
+    rig.device.begin_life(active=True)
+    rig.check(read=True)
+
+
+def test_what_a_standby_left_in_order_is_believed() -> None:
+    rig = Rig()
+    rig.device.begin_life(active=False)
+    rig.apply(data(0, BLOCK_BYTES, 1))
+    rig.device.end_life()
+    rig.device.close()
+    rig.medium.fault = lambda operation: (
+        Fault(errno=errno.EIO) if operation.name == "data" and operation.action is SimAction.READ else None
+    )
+    rig.device = rig.open()
+    rig.device.begin_life(active=True)
+    rig.check()
+
+
 def test_content_that_fell_over_is_told_by_reading_and_by_nothing_else() -> None:
     rig = Rig()
     rig.apply(data(0, 5 * BLOCK_BYTES, 1))

@@ -33,7 +33,7 @@ from pairsync.storage.digestfile import (
 )
 from pairsync.testing.disks import Fault, SimAction, SimFile, SimMedium, SimOperation
 
-HEADER = Header(b"v" * 16, 5 * MIB, 77, 3)
+HEADER = Header(b"v" * 16, 5 * MIB, 77, 3, settled=True)
 
 
 def open_leaves(size_bytes: int = 5 * MIB) -> tuple[SimMedium, LeafFile]:
@@ -94,6 +94,7 @@ def test_a_header_comes_back() -> None:
         {"size_bytes": True},
         {"known_below": 5 * MIB // BLOCK_BYTES + 1},
         {"known_below": -1},
+        {"settled": 1},
         {"point": 1 << 64},
         {"point": None},
     ],

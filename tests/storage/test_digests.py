@@ -222,8 +222,8 @@ def test_one_damaged_slot_does_not_matter(lost: int) -> None:
     format_digests(file, volume_id=ID, size_bytes=SIZE_BYTES, blank=True)
     slot = header_slots(file)
     slot.load()
-    slot.store(encode_header(Header(ID, SIZE_BYTES, 50, 1)))
-    slot.store(encode_header(Header(ID, SIZE_BYTES, 50, 1)))
+    slot.store(encode_header(Header(ID, SIZE_BYTES, 50, 1, settled=True)))
+    slot.store(encode_header(Header(ID, SIZE_BYTES, 50, 1, settled=True)))
     file.close()
     for offset in (lost, 4096 - lost):
         medium.damage("digests", offset + 40, 1)

@@ -15,12 +15,14 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final, NamedTuple, TypeAlias
 
 import trio
 
+from pairsync.core.messages import Role
 from pairsync.core.units import BLOCK_BYTES, NS_PER_S
-from pairsync.errors import BackendError, BusyError, ClosedError
+from pairsync.errors import BackendError, BusyError, ClosedError, InternalError
 from pairsync.storage.lane import InlineLane, Lane, start_lane
 
 from .config import GuestConfig, VolumeConfig
@@ -52,6 +54,7 @@ class Disks:
     def __init__(self, config: GuestConfig, opener: Opener, nursery: trio.Nursery) -> None:
         self._config = config
         self._opener = opener
+        self._active = config.role is Role.ACTIVE
         self._nursery = nursery  # of the lanes
         self.replicas: list[Replica] = []
         self.lanes: list[Lanes] = []
@@ -61,10 +64,27 @@ class Disks:
     async def open(self) -> None:
         """Open all; raises what the opener does."""
         for volume in self._config.volumes:
-            replica = self._opener(volume, self._config.pair_id)
+            replica = self._begin_life(volume)
             self.replicas.append(replica)
             _tell_notes(replica)
             self.lanes.append(await self._start_lanes(replica))
+
+    def _begin_life(self, volume: VolumeConfig) -> Replica:
+        """Open it and record that it is in use; once more if that fails, with files that promise something."""
+        for last in (False, True):
+            replica = self._opener(volume, self._config.pair_id)
+            try:
+                replica.device.begin_life(active=self._active)
+            except BackendError:
+                replica.close()
+                if last:
+                    raise
+            except BaseException:
+                replica.close()
+                raise
+            else:
+                return replica
+        raise InternalError("a loop of two ended by itself")
 
     async def _start_lanes(self, replica: Replica) -> Lanes:
         """The queues of a volume: threads where its disk may keep them waiting."""
@@ -157,9 +177,16 @@ class Disks:
         """Let the lanes end their jobs, but do not wait for a disk that hangs."""
         if any(self.overdue_ns(index) for index in range(len(self.lanes))):
             self._nursery.cancel_scope.cancel()  # the lane says what hangs
-        for lanes in self.lanes:
-            for lane in _each(lanes):
-                await lane.aclose()
+            for lanes in self.lanes:
+                for lane in _each(lanes):
+                    await lane.aclose()
+            return
+        for replica, lanes in zip(self.replicas, self.lanes, strict=False):
+            await lanes.data.aclose()
+            if not self._active:
+                lanes.side.submit(partial(_end_life, replica), _raise_bugs)
+            await lanes.meta.aclose()
+            await lanes.side.aclose()
 
     def close(self) -> None:
         """Give all files back; idempotent."""
@@ -179,10 +206,11 @@ class _Opening:
         self._opened: Replica | None = None
 
     def run(self) -> Replica:
-        """Open it, and prove that its disk works."""
+        """Open it, and prove that its disk works: a standby's, an active host does not mend itself."""
         replica = self._opener(self._volume, self._pair_id)
         try:
             _prove(replica)
+            replica.device.begin_life(active=False)
         except BaseException:
             replica.close()
             raise
@@ -208,6 +236,18 @@ def _prove(replica: Replica) -> None:
     store.write_superblock(store.superblock)
     device.flush()
     device.read_into(0, memoryview(bytearray(min(BLOCK_BYTES, device.size_bytes))))
+
+
+def _end_life(replica: Replica) -> None:
+    try:
+        replica.device.end_life()
+    except BackendError as error:
+        _log.warning("%s: not closed in order: %s", replica.name, error)
+
+
+def _raise_bugs(result: object) -> None:
+    if isinstance(result, BaseException) and not isinstance(result, ClosedError):
+        raise result
 
 
 def _each(lanes: Lanes) -> tuple[Lane, Lane, Lane]:

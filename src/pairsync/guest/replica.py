@@ -218,21 +218,14 @@ def recover_replica(
 
 
 def _with_digests(device: Device, open_table: Callable[[], OpenedDigests], notes: list[str]) -> Device:
-    """The device, keeping digests.  What a crash has left in doubt is recorded as unknown first: the
-    write-intent log, which tells of it, is given up soon."""
+    """The device, keeping digests; `Device.begin_life` records durably what a crash has left in doubt."""
     try:
         opened = open_table()
-        digested = DigestedDevice(device, opened.table)
     except BaseException:
         device.close()
         raise
-    try:
-        opened.table.save()
-    except BaseException:
-        digested.close()
-        raise
     notes += opened.notes
-    return digested
+    return DigestedDevice(device, opened.table)
 
 
 def _check_name(block: Superblock, volume: VolumeConfig) -> None:

@@ -56,10 +56,16 @@ class Device(abc.ABC):
     def flush(self) -> None:
         """Make durable all that was applied.  After a failure it fails for good: see `BlockFile`."""
 
-    def seen(self, offset: int, content: Buffer) -> None:  # noqa: B027 - nothing to do where none are kept
-        """Between two applies that range was read, and this is what it holds; for who keeps digests."""
+    def begin_life(self, *, active: bool) -> None:  # noqa: B027 - for who keeps digests, as the next four
+        """A host takes the device into use; before the first apply."""
 
-    def save_digests(self, point: int) -> None:  # noqa: B027 - likewise
+    def end_life(self) -> None:  # noqa: B027
+        """It was given up in order; after the last apply."""
+
+    def seen(self, offset: int, content: Buffer) -> None:  # noqa: B027
+        """Between two applies that range was read, and this is what it holds."""
+
+    def save_digests(self, point: int) -> None:  # noqa: B027
         """Make durable the digests of all that was applied, and the number ``point`` with them."""
 
     def examine(self, level: int, first: int, stop: int, *, read: bool) -> Examined:

@@ -67,6 +67,14 @@ class DigestedDevice(Device):
             raise
         self._table.note(self._device, ops)
 
+    def begin_life(self, *, active: bool) -> None:
+        """As `Device.begin_life`."""
+        self._table.begin_life(active=active)
+
+    def end_life(self) -> None:
+        """As `Device.end_life`."""
+        self._table.end_life()
+
     def seen(self, offset: int, content: Buffer) -> None:
         """As `Device.seen`."""
         self._table.fill(offset, content)

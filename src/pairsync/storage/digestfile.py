@@ -169,6 +169,9 @@ class Header(NamedTuple):
     """Blocks from here on are unknown, whatever their leaves say."""
     point: int
     """Number of the sync point up to which the leaves are durable, 0 before the first."""
+    settled: bool
+    """False while a standby uses the table: it has no write-intent log, so after its unclean end leaves may
+    be older than their blocks, and only the active host's dirty map knows which."""
 
 
 _KEYS: Final = frozenset(Header._fields)
@@ -197,10 +200,11 @@ def decode_header(payload: bytes) -> Header:
 
 
 def _wrong_with(header: Header) -> str | None:
-    if type(header.volume_id) is not bytes or len(header.volume_id) != ID_BYTES:
+    expected = (bytes, int, int, int, bool)
+    if any(type(value) is not kind for value, kind in zip(header, expected, strict=True)):
+        return "a field of another type"
+    if len(header.volume_id) != ID_BYTES:
         return "volume_id"
-    if any(type(number) is not int for number in header[1:]):
-        return "a field that is no number"
     if not 1 <= header.size_bytes <= SIZE_BYTES_MAX:
         return f"a volume of {header.size_bytes} bytes"
     if not 0 <= header.known_below <= block_count_of(header.size_bytes):

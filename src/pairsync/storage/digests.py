@@ -81,7 +81,7 @@ def format_digests(file: BlockFile, *, volume_id: bytes, size_bytes: int, blank:
 
 
 def _empty(volume_id: bytes, size_bytes: int, *, blank: bool) -> Header:
-    return Header(volume_id, size_bytes, block_count_of(size_bytes) if blank else 0, 0)
+    return Header(volume_id, size_bytes, block_count_of(size_bytes) if blank else 0, 0, settled=True)
 
 
 def create_digests(path: str | os.PathLike[str], *, volume_id: bytes, size_bytes: int, blank: bool) -> None:
@@ -157,7 +157,7 @@ def load_digests(file: BlockFile, *, volume_id: bytes, size_bytes: int, doubtful
     except BackendError as error:
         if isinstance(error, MetadataError) and error.errno == errno.EPROTONOSUPPORT:
             raise
-        header = Header(volume_id, size_bytes, 0, 0)
+        header = _empty(volume_id, size_bytes, blank=False)
         _make_anew(file, header)
         slots = header_slots(file)
         slots.load()

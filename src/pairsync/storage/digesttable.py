@@ -118,6 +118,7 @@ class DigestTable:
         self._unknown_save_max = _MEMORY_UNKNOWN_SAVE_MAX if in_memory else _UNKNOWN_SAVE_MAX
         self.point = header.point
         """Number of the last sync point that a `save` has made durable, 0 before the first."""
+        self._settled = header.settled  # as it is to be stored
 
     @property
     def path(self) -> str:
@@ -378,6 +379,7 @@ class DigestTable:
                     self._state.size_bytes,
                     self.known_below,
                     self.point if point is None else point,
+                    self._settled,
                 )
                 flush = self._state.leaves.begin_flush()
             flush()
@@ -390,7 +392,30 @@ class DigestTable:
         `BackendError` if not even that can be written.
         """
         with self._saving:
-            self._store(Header(self._volume_id, self._state.size_bytes, 0, self.point))
+            self._store(Header(self._volume_id, self._state.size_bytes, 0, self.point, self._settled))
+
+    # ------------------------------------------------------------------ lives
+
+    def begin_life(self, *, active: bool) -> None:
+        """A host takes the volume into use; durable on return.
+
+        What a standby has left that did not end in order is not believed by an active host: all of it is read
+        again.  A standby believes it, because the active host's dirty map holds what may be wrong.
+        """
+        if active and not self._settled:
+            with self._writing:
+                self._write_out()
+                unknown = self._state.unknown
+                with self._lock:
+                    unknown.mark(0, unknown.block_count)
+                self._state.nodes.clear()
+        self._settled = active
+        self.save()
+
+    def end_life(self) -> None:
+        """The host gives the volume up in order: every leaf is true."""
+        self._settled = True
+        self.save()
 
     def _write_unknown(self) -> None:
         """Make unknown leaves of few unknown blocks, so that they need not hold down ``known_below``."""

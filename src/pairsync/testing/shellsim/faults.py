@@ -125,6 +125,10 @@ class Faults(Storm[SimHost]):
         world.checker.crashed(host, cache_lost=cache_lost)
         self._restart_later(host)
 
+    def did_not_open(self, host: SimHost) -> None:
+        """A host was started and could not open its volumes."""
+        self._restart_later(host)
+
     def _restart(self, host: SimHost) -> None:
         if not host.up and not self._world.ending:
             self._world.start(host)

@@ -23,7 +23,7 @@ from pairsync.core.dirty import DirtyMap
 from pairsync.core.effects import Effect
 from pairsync.core.messages import Message, Role
 from pairsync.core.superblock import Superblock
-from pairsync.errors import PairsyncError
+from pairsync.errors import BackendError, PairsyncError
 from pairsync.guest.config import GuestConfig, VolumeConfig
 from pairsync.guest.guest import Guest, open_guest
 from pairsync.guest.replica import Replica, recover_replica
@@ -97,6 +97,7 @@ class Life:
         self.stop = trio.Event()  # close in order
         self.ended = trio.Event()  # no task is left
         self.dead = False
+        self.opened = False  # its guest was opened
         self.failed = False  # a volume has stopped serving
         self.guest: Guest | None = None  # while it is open
         self.replicas: dict[str, Replica] = {}  # that were opened last, by name, in the volumes' order
@@ -251,6 +252,7 @@ class SimHost:
             async with open_guest(config, network=life.network, opener=life.open_replica) as guest:
                 life.tap(guest)
                 life.guest = guest
+                life.opened = True
                 users.start_soon(self._watch, life, guest)
                 world.opened(life, users)
                 await life.stop.wait()
@@ -276,6 +278,10 @@ class SimHost:
             isinstance(e, trio.Cancelled) for e in _leaves(error)
         ):
             raise error  # the whole world ends
+        if not life.dead and not life.opened and all(type(e) is BackendError for e in _leaves(error)):
+            world.trace.note(self.name, "does not open", str(error))
+            world.faults.did_not_open(self)  # a disk failed: whoever starts hosts tries again
+            return
         expected = (PairsyncError, OSError, PowerCut, trio.ClosedResourceError)
         strange = [leaf for leaf in _leaves(error) if not (life.dead and isinstance(leaf, expected))]
         if strange:
