@@ -70,7 +70,7 @@ class Disks:
             self.lanes.append(await self._start_lanes(replica))
 
     def _begin_life(self, volume: VolumeConfig) -> Replica:
-        """Open it and record that it is in use; once more if that fails, with files that promise something."""
+        """Open it and record that it is in use; once more, with sound files, if that fails."""
         for last in (False, True):
             replica = self._opener(volume, self._config.pair_id)
             try:

@@ -37,6 +37,7 @@ from .digestfile import (
     encode_header,
     header_slots,
 )
+from .digestheader import HeaderKeeper
 from .digesttable import DigestTable
 from .digestwalk import BadBlock, Examined, TableState
 from .osfile import OsFile
@@ -170,7 +171,7 @@ def load_digests(file: BlockFile, *, volume_id: bytes, size_bytes: int, doubtful
         known_below = min(known_below, header.size_bytes // BLOCK_BYTES)
     unknown.mark(known_below, unknown.block_count)
     state = TableState(LeafFile(file), size_bytes, unknown, threading.Lock())
-    return OpenedDigests(DigestTable(state, slots, header, stored=header if whole else None), notes)
+    return OpenedDigests(DigestTable(state, HeaderKeeper(slots, header, whole=whole)), notes)
 
 
 def _load_header(

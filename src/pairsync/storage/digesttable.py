@@ -53,17 +53,15 @@ from .digestfile import (
     RESERVED_HASHES,
     UNKNOWN_DIGEST,
     ZERO_DIGEST,
-    Header,
     Resizable,
     block_digest,
     block_digests,
     digests_bytes,
-    encode_header,
     unpack_leaves,
 )
+from .digestheader import HeaderKeeper
 from .digestlayer import WIDE_BLOCKS, Layer
 from .digestwalk import Examined, TableState, Walk
-from .slots import DualSlot
 
 __all__ = ["DigestTable"]
 
@@ -99,12 +97,10 @@ _DATA: Final = OpKind.DATA  # looked up once, see storage.file
 class DigestTable:
     """The open digest table of one volume; made by `storage.digests.open_digests`.  See the module."""
 
-    def __init__(self, state: TableState, slots: DualSlot, header: Header, *, stored: Header | None) -> None:
+    def __init__(self, state: TableState, header: HeaderKeeper) -> None:
         file = state.leaves.file
         self._state = state
-        self._slots = slots
-        self._volume_id = header.volume_id
-        self._stored = stored  # the durable header; None: neither slot can be relied on
+        self._header = header
         self._lock = state.lock  # over `_pending`, `_leaving` and the map of unknown blocks
         self._writing = threading.Lock()  # over writing leaves, and all of `_state`
         self._saving = threading.Lock()  # one `save` at a time
@@ -116,9 +112,11 @@ class DigestTable:
         self._look_first = _MEMORY_LOOK if in_memory else _PENDING_MAX
         self._look_at = self._look_first  # pending leaves at which `_put` looks whether these are too many
         self._unknown_save_max = _MEMORY_UNKNOWN_SAVE_MAX if in_memory else _UNKNOWN_SAVE_MAX
-        self.point = header.point
+
+    @property
+    def point(self) -> int:
         """Number of the last sync point that a `save` has made durable, 0 before the first."""
-        self._settled = header.settled  # as it is to be stored
+        return self._header.point
 
     @property
     def path(self) -> str:
@@ -374,17 +372,10 @@ class DigestTable:
             with self._writing:
                 self._write_out()
                 self._write_unknown()
-                header = Header(
-                    self._volume_id,
-                    self._state.size_bytes,
-                    self.known_below,
-                    self.point if point is None else point,
-                    self._settled,
-                )
+                size_bytes, known_below = self._state.size_bytes, self.known_below
                 flush = self._state.leaves.begin_flush()
             flush()
-            self._store(header)
-            self.point = header.point
+            self._header.store(size_bytes, known_below, point)
 
     def distrust(self) -> None:
         """A `save` has failed: until one succeeds again the file says, durably, that nothing in it is known.
@@ -392,7 +383,7 @@ class DigestTable:
         `BackendError` if not even that can be written.
         """
         with self._saving:
-            self._store(Header(self._volume_id, self._state.size_bytes, 0, self.point, self._settled))
+            self._header.store(self._state.size_bytes, 0)
 
     # ------------------------------------------------------------------ lives
 
@@ -402,19 +393,16 @@ class DigestTable:
         What a standby has left that did not end in order is not believed by an active host: all of it is read
         again.  A standby believes it, because the active host's dirty map holds what may be wrong.
         """
-        if active and not self._settled:
-            with self._writing:
-                self._write_out()
-                unknown = self._state.unknown
-                with self._lock:
-                    unknown.mark(0, unknown.block_count)
+        if active and not self._header.settled:
+            with self._writing, self._lock:  # nothing was noted yet
+                self._state.unknown.mark(0, self._state.block_count)
                 self._state.nodes.clear()
-        self._settled = active
+        self._header.settled = active
         self.save()
 
     def end_life(self) -> None:
         """The host gives the volume up in order: every leaf is true."""
-        self._settled = True
+        self._header.settled = True
         self.save()
 
     def _write_unknown(self) -> None:
@@ -430,16 +418,6 @@ class DigestTable:
             state.leaves.patch(dict.fromkeys(range(run.start, stop), UNKNOWN_DIGEST))
             state.make_known(run.start, stop)
             left -= stop - run.start
-
-    def _store(self, header: Header) -> None:
-        stored = self._stored
-        if header == stored:
-            return
-        payload = encode_header(header)
-        self._slots.store(payload)
-        if stored is None or header.known_below < stored.known_below:
-            self._slots.store(payload)  # no damage to one slot may bring back the one that claims more
-        self._stored = header
 
     # ------------------------------------------------------------------ the whole
 

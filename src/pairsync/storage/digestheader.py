@@ -1,0 +1,39 @@
+"""The header of an open digest table: what is stored, and what is to be stored next.
+
+A header that claims less than the stored one goes to both slots: no later damage to one of them may bring
+back the one that claims more.
+"""
+
+from __future__ import annotations
+
+from .digestfile import Header, encode_header
+from .slots import DualSlot
+
+__all__ = ["HeaderKeeper"]
+
+
+class HeaderKeeper:
+    """See the module.  One thread stores at a time."""
+
+    def __init__(self, slots: DualSlot, header: Header, *, whole: bool) -> None:
+        """``header`` is what the table begins with; ``whole``: both slots say that, or less."""
+        self._slots = slots
+        self._volume_id = header.volume_id
+        self._stored = header if whole else None  # the durable one; None: neither slot can be relied on
+        self.point = header.point
+        """Number of the last sync point that was made durable, 0 before the first."""
+        self.settled = header.settled
+        """As it is to be stored next; see `Header`."""
+
+    def store(self, size_bytes: int, known_below: int, point: int | None = None) -> None:
+        """Make that durable; nothing is written where it is so already.  `BackendError` if it fails."""
+        point = self.point if point is None else point
+        header = Header(self._volume_id, size_bytes, known_below, point, self.settled)
+        stored = self._stored
+        if header != stored:
+            payload = encode_header(header)
+            self._slots.store(payload)
+            if stored is None or known_below < stored.known_below:
+                self._slots.store(payload)
+            self._stored = header
+        self.point = point
