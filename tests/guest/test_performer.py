@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,8 +26,9 @@ from pairsync.core.effects import (
 )
 from pairsync.core.events import AloneEvent, Event
 from pairsync.core.limits import VolumeOptions
-from pairsync.core.messages import BarrierDone, Message, OpKind, WriteOp
+from pairsync.core.messages import BarrierDone, Condition, Generation, Message, OpKind, WriteOp
 from pairsync.core.session import Session
+from pairsync.core.superblock import Superblock
 from pairsync.core.units import BLOCK_BYTES, MIB, Extent
 from pairsync.errors import BackendError, ClosedError, InternalError
 from pairsync.guest.config import VolumeConfig
@@ -315,3 +317,77 @@ def test_what_a_closing_lane_never_ran_is_reported_to_nobody(
     done(ClosedError("the lane was closed before the job ran"))
     assert stage.script.reports == []
     assert stage.moved == 0
+
+
+# ---------------------------------------------------------------------- what a resync overwrites is kept
+
+
+def _syncing(stage: _Stage) -> Superblock:
+    """The superblock of a resync that is about to begin on a consistent replica."""
+    first = Generation(1, 1, 1)
+    block = replace(stage.replica.store.superblock, condition=Condition.CONSISTENT, lineage=(first,))
+    stage.replica.store.write_superblock(block)
+    return replace(block, condition=Condition.SYNCING, sync_target=first)
+
+
+def test_a_resync_waits_for_what_was_written_before_and_for_its_log(stage: _Stage) -> None:
+    keeper, syncing = stage.replica.keeper, _syncing(stage)
+    assert keeper is not None
+    stage.perform(Apply(0, "w", [WriteOp(OpKind.ZERO, 0, BLOCK_BYTES)]), Persist(0, "s", syncing))
+    assert stage.backlog() == (2, 0, 0)
+    cast("SimLane", stage.lanes.data).run_all()
+    assert keeper.undo is not None
+    assert stage.backlog() == (0, 1, 0)
+    cast("SimLane", stage.lanes.meta).run_all()
+    assert stage.replica.store.superblock == syncing
+    assert stage.backlog() == (1, 0, 0)
+    assert stage.script.reports == [("applied", 0, "w", None)]
+    stage.run_lanes()
+    assert stage.script.reports[1:] == [("persisted", 0, "s", 0)]
+    adopted = replace(syncing, condition=Condition.CONSISTENT, sync_target=None)
+    stage.perform(Persist(0, "c", adopted))
+    cast("SimLane", stage.lanes.data).run_all()
+    cast("SimLane", stage.lanes.meta).run_all()
+    assert keeper.undo is not None  # until the superblock is durable, and a turn later
+    stage.run_lanes()
+    assert keeper.infos() == []
+    assert stage.script.reports[2:] == [("persisted", 0, "c", 0)]
+    stage.replica.close()
+
+
+def test_no_resync_where_nothing_can_be_kept(stage: _Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    syncing = _syncing(stage)
+
+    def before(*_: object) -> None:
+        raise BackendError("full", errno.ENOSPC)
+
+    monkeypatch.setattr(stage.replica.keeper, "before", before)
+    stage.perform(Persist(0, "s", syncing))
+    stage.run_lanes()
+    assert stage.script.reports == [("persisted", 0, "s", errno.ENOSPC)]
+    assert stage.replica.store.superblock.condition is Condition.CONSISTENT
+    stage.replica.close()
+
+
+def test_a_log_that_cannot_be_removed_is_told(stage: _Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    syncing = _syncing(stage)
+
+    def after(*_: object) -> None:
+        raise BackendError("broken")
+
+    monkeypatch.setattr(stage.replica.keeper, "after", after)
+    stage.perform(Persist(0, "s", syncing))
+    for _ in range(2):
+        stage.run_lanes()
+    assert stage.script.reports == [("persisted", 0, "s", errno.EIO)]
+    stage.replica.close()
+
+
+async def test_lanes_that_close_in_the_middle_leave_it_for_the_next_opening(stage: _Stage) -> None:
+    syncing = _syncing(stage)
+    stage.perform(Persist(0, "s", syncing))
+    await stage.lanes.meta.aclose()
+    stage.run_lanes()
+    assert stage.script.reports == []
+    assert stage.replica.store.superblock.condition is Condition.CONSISTENT
+    stage.replica.close()

@@ -14,6 +14,9 @@ __all__ = [
     "DifferenceEvent",
     "Event",
     "InSyncEvent",
+    "NoWayBackEvent",
+    "OverlayDroppedEvent",
+    "OverlayKeptEvent",
     "PathEvent",
     "PeerEvent",
     "ProgressEvent",
@@ -142,6 +145,53 @@ class DifferenceEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class OverlayKeptEvent:
+    """A resync of ``volume`` is complete, and what this replica had written on its own is kept."""
+
+    kind: ClassVar[str] = "overlay-kept"
+    volume: str
+    overlay: str
+    blocks: int
+    data_bytes: int
+
+    def describe(self) -> str:
+        """One sentence."""
+        return (
+            f"{self.volume}: {self.blocks} blocks that were written here alone are kept as overlay "
+            f"{self.overlay}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayDroppedEvent:
+    """Room is needed: this overlay is about to be dropped.  ``created_s`` is Unix time."""
+
+    kind: ClassVar[str] = "overlay-dropped"
+    volume: str
+    overlay: str
+    created_s: int
+    data_bytes: int
+    reason: str
+
+    def describe(self) -> str:
+        """One sentence."""
+        return f"{self.volume}: overlay {self.overlay} is dropped to make room: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class NoWayBackEvent:
+    """This replica is being overwritten, and its last consistent point cannot be reached any more."""
+
+    kind: ClassVar[str] = "no-way-back"
+    volume: str
+    reason: str
+
+    def describe(self) -> str:
+        """One sentence."""
+        return f"{self.volume}: no way back to the last consistent point any more: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
 class RefusedEvent:
     """A session was refused, by which rule, with the evidence."""
 
@@ -177,6 +227,9 @@ Event: TypeAlias = (
     | AloneEvent
     | BehindEvent
     | DifferenceEvent
+    | OverlayKeptEvent
+    | OverlayDroppedEvent
+    | NoWayBackEvent
     | RefusedEvent
     | TroubleEvent
 )

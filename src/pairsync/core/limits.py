@@ -47,6 +47,9 @@ class VolumeOptions:
     ``digests``
         Whether a digest of each block is kept.  A peer counts as in sync without proof where one host does
         not keep them (DESIGN rule 8).
+    ``overlay_bytes``
+        Room that overlays may take: the way back of a replica that is being overwritten, and what replicas
+        that lost had written on their own.  None: a quarter of the volume, at least 1 GiB.
     """
 
     level: str = "sync"
@@ -61,6 +64,7 @@ class VolumeOptions:
     disk_deadline_ns: int = 5 * NS_PER_S
     flush_after_ns: int = 5 * NS_PER_S
     digests: bool = True
+    overlay_bytes: int | None = None
 
     @property
     def copying_bytes(self) -> int:
@@ -77,6 +81,8 @@ class VolumeOptions:
                 raise ConfigError(f"{name} {getattr(self, name)}: at least {MIB}, one message")
         if self.intent_window_bytes < 4 * MIB:
             raise ConfigError(f"intent_window_bytes {self.intent_window_bytes}: at least {4 * MIB}")
+        if self.overlay_bytes is not None and self.overlay_bytes < MIB:
+            raise ConfigError(f"overlay_bytes {self.overlay_bytes}: at least {MIB}")
         positive = ("lag_ns", "latency_goal_ns", "peer_deadline_ns", "disk_deadline_ns", "flush_after_ns")
         for name in (*positive, "tickets_max"):
             if getattr(self, name) <= 0:

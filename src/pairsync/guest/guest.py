@@ -249,9 +249,17 @@ class Guest:
             if not self._deaf:
                 self.session.tick(now_ns)
             self.perform()
+            self._tell_kept()
             if now_ns - self._progress_ns >= PROGRESS_NS:
                 self._progress_ns = now_ns
                 self._tell_progress(now_ns)
+
+    def _tell_kept(self) -> None:
+        """What the lanes have told of overlays."""
+        for replica in self._disks.replicas:
+            if replica.keeper is not None:
+                for event in replica.keeper.take_events():
+                    self.emit(event)
 
     def _tell_progress(self, now_ns: int) -> None:
         for source in self.session.sources:

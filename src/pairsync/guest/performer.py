@@ -12,6 +12,7 @@ does not wait: *data* (writes and resync reads, in order), *meta* (journal, bitm
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -31,7 +32,7 @@ from pairsync.core.effects import (
     Send,
 )
 from pairsync.core.events import Event
-from pairsync.core.messages import Message
+from pairsync.core.messages import Condition, Message
 from pairsync.core.prover import Examined
 from pairsync.core.session import Session
 from pairsync.core.units import Extent
@@ -39,6 +40,7 @@ from pairsync.errors import BackendError, ClosedError
 from pairsync.io.link import Link
 from pairsync.storage.lane import Lane
 
+from .keeping import keep_job, kept_job
 from .replica import (
     Found,
     Replica,
@@ -163,9 +165,38 @@ class Performer:
         self._report(self._lanes[effect.volume].meta, job, self.session.saved, effect)
 
     def _persist(self, effect: Persist) -> None:
-        store = self._replicas[effect.volume].store
-        job = partial(persist_job, store, effect.superblock)
-        self._report(self._lanes[effect.volume].meta, job, self.session.persisted, effect)
+        """Before a resync, and at its end, the data lane has something to do too, in its turn: what was
+        written before the resync belongs to the replica's last consistent point."""
+        replica, lanes = self._replicas[effect.volume], self._lanes[effect.volume]
+        keeper, durable, wanted = replica.keeper, replica.store.superblock, effect.superblock
+        job = partial(persist_job, replica.store, wanted)
+        syncing = Condition.SYNCING
+        if keeper is None or syncing not in {durable.condition, wanted.condition}:
+            self._report(lanes.meta, job, self.session.persisted, effect)
+            return
+
+        def end() -> None:
+            self._report(lanes.data, partial(kept_job, keeper, wanted), self.session.persisted, effect)
+
+        def write() -> None:
+            self._go_on(lanes.meta, job, effect, end)
+
+        self._go_on(lanes.data, partial(keep_job, keeper, durable, wanted), effect, write)
+
+    def _go_on(self, lane: Lane, job: Callable[[], int], effect: Persist, then: Callable[[], None]) -> None:
+        """Run a job on the way to a superblock, and then what comes next; a failure is that of the whole."""
+
+        def done(result: int | BaseException) -> None:
+            if isinstance(result, BaseException):
+                _raise_unless_closed(result)
+            elif result:
+                self.session.persisted(effect.volume, effect.token, result, self.now_ns())
+                self._moved()
+            else:
+                with suppress(ClosedError):  # likewise: what is left is dealt with when it is opened again
+                    then()
+
+        lane.submit(job, done)
 
     def _flush(self, effect: Flush) -> None:
         job = partial(flush_job, self._replicas[effect.volume].device, effect.point)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from pairsync.storage.device import Device
 from pairsync.storage.digested import DigestedDevice
 from pairsync.storage.digests import OpenedDigests, create_digests, digests_path, open_digests
 from pairsync.storage.file import create_volume, open_volume
+from pairsync.storage.kept import Keeper
 from pairsync.storage.metadata import (
     MetadataStore,
     OpenedMetadata,
@@ -38,9 +40,11 @@ from pairsync.storage.metadata import (
     open_metadata,
 )
 from pairsync.storage.osfile import OsFile
+from pairsync.storage.overlay import Overlays, overlays_beside
 from pairsync.storage.superblock import check_identity
 
 from .config import VolumeConfig
+from .keeping import with_overlays
 
 __all__ = [
     "Found",
@@ -73,11 +77,17 @@ class Replica:
     """An open volume on this host."""
 
     def __init__(
-        self, device: Device, store: MetadataStore, setup: VolumeSetup, notes: Sequence[str]
+        self,
+        device: Device,
+        store: MetadataStore,
+        setup: VolumeSetup,
+        notes: Sequence[str],
+        keeper: Keeper | None = None,
     ) -> None:
         self.device = device
         self.store = store
         self.setup = setup
+        self.keeper = keeper  # below the device; None: what a resync overwrites is not kept
         self.notes = tuple(notes)  # damage that could be made up for, for the log
 
     @property
@@ -171,8 +181,11 @@ def open_replica(volume: VolumeConfig, pair_id: bytes, *, open_file: OpenFile = 
             open_file=open_file,
         )
 
+    def open_overlays(block: Superblock) -> Overlays:
+        return overlays_beside(metadata, block.size_bytes, bytes_max=volume.options.overlay_bytes)
+
     open_device = partial(open_volume, volume.path, open_file=open_file)
-    return recover_replica(opened, open_device, volume, pair_id, open_table)
+    return recover_replica(opened, open_device, volume, pair_id, open_table, open_overlays)
 
 
 OpenTable: TypeAlias = Callable[[Superblock, DirtyMap], OpenedDigests]
@@ -185,11 +198,15 @@ def recover_replica(
     volume: VolumeConfig,
     pair_id: bytes,
     open_table: OpenTable | None = None,
+    open_overlays: Callable[[Superblock], Overlays] | None = None,
+    now_s: Callable[[], int] = lambda: int(time.time()),
 ) -> Replica:
-    """A replica from its opened metadata, which it closes, its device, and its digests where they are kept.
+    """A replica from its opened metadata, which it closes, its device, its digests where they are kept, and
+    its overlays.
 
-    ``open_device`` is given the size that the metadata names.
+    ``open_device`` is given the size that the metadata names.  ``now_s`` is the Unix time.
     """
+    keeper: Keeper | None = None
     try:
         block = opened.superblock
         check_identity(block, pair_id=pair_id)
@@ -206,6 +223,10 @@ def recover_replica(
             recovered.merge(doubtful)
         notes = list(opened.notes)
         device = open_device(block.size_bytes)
+        if open_overlays is not None:
+            device, keeper = with_overlays(
+                device, partial(open_overlays, block), opened, recovered.copy(), now_s, notes
+            )
         if open_table is not None and volume.options.digests:
             device = _with_digests(device, partial(open_table, block, doubtful), notes)
     except BaseException:
@@ -214,7 +235,7 @@ def recover_replica(
     setup = VolumeSetup(block, recovered, volume.options, opened.generation_next)
     if damaged:
         notes.append(f"{damaged} sectors of the dirty bitmap were unreadable: their blocks are copied again")
-    return Replica(device, opened.store, setup, notes)
+    return Replica(device, opened.store, setup, notes, keeper)
 
 
 def _with_digests(device: Device, open_table: Callable[[], OpenedDigests], notes: list[str]) -> Device:

@@ -244,4 +244,5 @@ _OPTIONS: dict[str, type] = {
     "intent_window_bytes": int,
     "inflight_bytes": int,
     "digests": bool,
+    "overlay_bytes": int,
 }

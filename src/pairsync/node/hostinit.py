@@ -19,6 +19,7 @@ from pairsync.errors import BackendError, ConfigError
 from pairsync.guest.replica import create_replica
 from pairsync.io.keys import open_identity
 from pairsync.io.network import Address
+from pairsync.storage.digests import digests_path
 from pairsync.storage.file import open_volume
 
 from .durable import write_durably
@@ -84,6 +85,7 @@ def init_host(directory: Path, plan: HostPlan) -> list[str]:
                 overwrite=plan.overwrite,
             )
             undo.callback(metadata.unlink)
+            undo.callback(Path(digests_path(str(metadata))).unlink)
             if isinstance(what, int):
                 undo.callback(data.unlink)
         try:

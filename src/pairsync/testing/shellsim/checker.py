@@ -11,6 +11,7 @@
   is not being overwritten; no host whose replica is being overwritten calls itself in sync.
 * ``mixture`` (rule 3): a standby that calls itself blank is not written to.
 * ``term``, ``lineage`` (rules 1, 6): they only grow.
+* ``way-back``, ``own-kept`` (rule 9): see ``wayback``.
 
 The contents of disks are read as lists of authors (`writer`), and judged by the history of the core
 simulator, which knows nothing of replication.
@@ -33,6 +34,7 @@ from pairsync.testing.sim.history import WriteRecord
 
 from .host import Life, SimHost
 from .start import data_name
+from .wayback import WayBack
 from .writer import STAMP_BYTES
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ class Checker:
         self._views = [_View(world.profile.start) for _ in self._sizes]
         self._sync = world.profile.options.level == "sync"
         self._steps = 0
+        self.way_back = WayBack(world)
 
     def _fail(self, rule: str, volume: int, text: str) -> NoReturn:
         self._world.fail(rule, f"volume {volume}: {text}")
@@ -214,6 +217,11 @@ class Checker:
 
     # ------------------------------------------------------------------ superblocks
 
+    def about_to_write(self, host: SimHost, volume: int, before: Superblock, after: Superblock) -> None:
+        """A superblock is about to be replaced."""
+        if host.role is Role.STANDBY:
+            self.way_back.about_to_write(volume, before, after)
+
     def superblock_written(self, host: SimHost, volume: int, before: Superblock, after: Superblock) -> None:
         """A superblock has become durable."""
         view = self._views[volume]
@@ -229,6 +237,8 @@ class Checker:
                 view.intact = view.tracked
                 view.acked_there = True
             view.claims = after.peer_in_sync
+        else:
+            self.way_back.written(volume, after, view.own)
         if view.claims and view.intact:
             self._check_claim(volume)
             self._check_standby(volume)
@@ -304,6 +314,7 @@ class Checker:
 
     def crashed(self, host: SimHost, *, cache_lost: bool) -> None:
         """The host has just died."""
+        self.way_back.host_died(cache_lost=cache_lost and host.role is Role.STANDBY)
         for volume, view in enumerate(self._views):
             if host.role is Role.ACTIVE:
                 view.phase = Phase.ABSENT
@@ -321,6 +332,7 @@ class Checker:
 
     def swapped(self) -> None:
         """The standby's disks were replaced."""
+        self.way_back.swapped()
         guest = self._world.active.guest
         session = None if guest is None or guest.link is None else guest.link.session
         for view in self._views:

@@ -45,9 +45,12 @@ OTHERS = (
     "level:async",
     "session-lost",
     "reopened",
+    "way-back",
+    "own-kept",
 )
 """``took-over``: a session went on over another path; ``died-inside``: in the middle of a disk operation;
-``reopened``: a standby has opened its disks anew."""
+``reopened``: a standby has opened its disks anew; ``way-back``: a half resynced standby was put back;
+``own-kept``: what it had written alone was overwritten."""
 
 
 def required() -> list[str]:

@@ -29,7 +29,9 @@ from pairsync.guest.guest import Guest, open_guest
 from pairsync.guest.replica import Replica, recover_replica
 from pairsync.storage.digests import OpenedDigests, digests_path, load_digests
 from pairsync.storage.metadata import load_metadata, metadata_path
+from pairsync.storage.overlay import Overlays
 from pairsync.testing.disks import Fault, PowerCut, SimAction, SimDisk, SimMedium, SimOperation
+from pairsync.testing.simfiles import SimDirectory
 
 from .network import HostNetwork
 from .show import show_effect, show_message
@@ -133,7 +135,15 @@ class Life:
                 table, volume_id=block.volume_id, size_bytes=block.size_bytes, doubtful=doubtful
             )
 
-        replica = recover_replica(opened, lambda _: SimDisk(host.medium, name), volume, pair_id, open_table)
+        replica = recover_replica(
+            opened,
+            lambda _: SimDisk(host.medium, name),
+            volume,
+            pair_id,
+            open_table,
+            lambda block: Overlays(SimDirectory(host.medium), name, block.size_bytes),
+            lambda: int(trio.current_time()),
+        )
         self.replicas[volume.name] = replica
         index = list(self.replicas).index(volume.name)
         self._tap_store(index, replica)
@@ -147,6 +157,7 @@ class Life:
         def write_superblock(superblock: Superblock) -> None:
             host.superblocks[index] = None  # the old one or the new one
             before = store.superblock
+            host.world.checker.about_to_write(host, index, before, superblock)
             write(superblock)
             host.superblocks[index] = superblock
             host.world.checker.superblock_written(host, index, before, superblock)
@@ -332,6 +343,8 @@ class SimHost:
         if armed.count <= 0:
             self.armed.remove(armed)
         self.world.faults.struck(armed.kind)
+        if self.role is Role.STANDBY and armed.errno == errno.ENOSPC:
+            self.world.checker.way_back.disk_full(operation.name)
         if not metadata and (operation.durable or operation.action is SimAction.FLUSH):
             self.suspect = True
         done_bytes = self.world.disks.randrange(operation.length + 1) if operation.length else 0

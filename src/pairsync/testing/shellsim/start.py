@@ -18,13 +18,16 @@ if TYPE_CHECKING:
     from .host import SimHost
     from .world import World
 
-__all__ = ["PAIR_ID", "data_name", "make_blank", "make_start"]
+__all__ = ["OVERLAY_MARK", "PAIR_ID", "data_name", "make_blank", "make_start"]
 
 PAIR_ID = b"p" * 16
 
 FILLED_RUNS_MAX = 12
 FILLED_SECTORS_MAX = 400
 """What was on a disk before pairsync: so many writes of so many sectors."""
+
+OVERLAY_MARK = ".pairsync-overlay-"
+"""In the name of every overlay."""
 
 ALONE_BLOCKS_MAX = 6
 """Blocks that a host wrote alone before its roles were switched."""
@@ -64,6 +67,9 @@ def _format(host: SimHost, index: int, block: Superblock) -> None:
 
 def make_blank(world: World, host: SimHost) -> None:
     """New disks with volumes that were made and never written."""
+    for name in host.medium.names():
+        if OVERLAY_MARK in name:
+            host.medium.remove(name)
     for index, size in enumerate(world.profile.sizes_bytes):
         _format(host, index, _blank_superblock(index, size))
 

@@ -1,0 +1,299 @@
+"""Keeping what a resync overwrites: a `Keeper` beside a replica, and the `KeepingDevice` that asks it.
+
+What it decides: when the undo log of a replica is begun, what it keeps, when it goes, and what is given up
+where there is no room (DESIGN rule 9).  It is told what the superblock says and is about to say, and sees all
+that is written, between the digests and the disk.
+
+**The order**, which the lanes of the guest keep (``guest.performer``):
+
+1. `Keeper.before` a superblock that says SYNCING: the log is durable first.
+2. `KeepingDevice.apply` while the log is open: what is overwritten is kept first.
+3. `Keeper.before` a superblock that says CONSISTENT again: what the replica had written on its own becomes
+   a kept overlay.  Where it had written nothing the log stays as it is, so that there is a way back for as
+   long as the superblock says SYNCING.
+4. `Keeper.after` that superblock is durable: the log goes.
+
+A crash between 3 and 4, with own writes, leaves SYNCING and no way back: the resync was complete, and is
+repeated.
+
+**What is worth keeping.**  A replica that has lived through nothing has no consistent point and nothing of
+its own: of a blank one nothing is kept.  Of one that has no way back any more only its own blocks are.
+
+**Without room** (the bound of all overlays, or a full disk), in this order: kept overlays are dropped, the
+oldest first; the way back is given up, and only own blocks are kept from there on; the write fails, and the
+replica stays what it is.  Each step is told before it is taken: in the log at once, and as an event.
+
+All methods block and belong to the data lane; `infos` and `take_events` may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from pairsync.core.dirty import DirtyMap
+from pairsync.core.events import Event, NoWayBackEvent, OverlayDroppedEvent, OverlayKeptEvent
+from pairsync.core.messages import Buffer, Condition, WriteOp
+from pairsync.core.superblock import Superblock
+from pairsync.core.units import KIB, MIB
+from pairsync.errors import BackendError, InternalError, MetadataError
+
+from .blockfile import Allocation
+from .device import Device
+from .overlay import Overlays
+from .overlayfile import OverlayInfo, OverlayState
+from .undolog import UndoLog
+
+__all__ = ["Keeper", "KeepingDevice"]
+
+_log = logging.getLogger("pairsync.storage")
+
+ROOM_BYTES_FIRST: Final = 64 * KIB
+ROOM_BYTES: Final = 16 * MIB
+"""Room that is made first, and at most beyond what is written; doubled in between until it is enough, so that
+nothing is dropped that need not be."""
+
+EVENTS_MAX: Final = 256
+"""Events that wait to be told; there are at most `OVERLAYS_MAX` overlays to drop, and somebody looks ten
+times a second."""
+
+
+class Keeper:
+    """See the module.
+
+    ``own`` are the blocks that the replica had written on its own when it was opened, ``device`` is what
+    lies below, and ``now_s`` the Unix time.
+    """
+
+    def __init__(
+        self, overlays: Overlays, device: Device, name: str, own: DirtyMap, now_s: Callable[[], int]
+    ) -> None:
+        self.overlays = overlays
+        self._device = device
+        self._name = name
+        self._own = own  # changed by `after` only: until a resync is complete they are the replica's own
+        self._now_s = now_s
+        self._undo: UndoLog | None = None  # open while the superblock says SYNCING, or is about to
+        self._events: deque[Event] = deque(maxlen=EVENTS_MAX)
+
+    @property
+    def undo(self) -> UndoLog | None:
+        """The way back, while there is one."""
+        return self._undo
+
+    def infos(self) -> Sequence[OverlayInfo]:
+        """All overlays of the replica, the oldest first."""
+        return self.overlays.list()
+
+    def take_events(self) -> list[Event]:
+        """What has happened since the last call."""
+        taken: list[Event] = []
+        while self._events:
+            taken.append(self._events.popleft())
+        return taken
+
+    def _tell(self, event: Event) -> None:
+        _log.warning("%s", event.describe())
+        self._events.append(event)
+
+    def close(self) -> None:
+        """Give the log back, to go on later; idempotent."""
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo.close()
+
+    # ------------------------------------------------------------------ beginning and end
+
+    def recover(self, durable: Superblock) -> None:
+        """Go on with what an earlier use of the replica has left; called once, first."""
+        left = next((info for info in self.infos() if info.state is OverlayState.UNDO), None)
+        if left is None:
+            return
+        if durable.condition is Condition.SYNCING and left.lineage == durable.lineage:
+            self._open(durable, left)
+        elif left.lineage == durable.lineage or not self._own:
+            # Nothing was overwritten yet, or all was put back; or the resync was completed.
+            self.overlays.drop(left.id)
+        else:  # our order leaves nothing like it
+            self.overlays.set_aside(left.id)
+
+    def _open(self, durable: Superblock, left: OverlayInfo) -> None:
+        try:
+            self._undo = self.overlays.open_undo(durable)
+        except MetadataError as error:
+            self._tell(NoWayBackEvent(self._name, f"the undo log is damaged ({error})"))
+            self.overlays.set_aside(left.id)
+        if self._undo is not None and not self._undo.whole:
+            self._keep_own_only(self._undo)
+
+    def before(self, durable: Superblock, wanted: Superblock) -> None:
+        """``wanted`` is about to take the place of ``durable``; raises `BackendError` if it must not."""
+        if wanted.condition is Condition.SYNCING:
+            self._begin(durable, wanted)
+        elif self._undo is not None and self._own:
+            self._finish(self._undo)
+
+    def _begin(self, durable: Superblock, wanted: Superblock) -> None:
+        has_past = durable.condition is not Condition.BLANK and (durable.lineage or self._own)
+        if self._undo is None and not (has_past and (durable.condition is Condition.CONSISTENT or self._own)):
+            return  # there is no way back, and nothing of its own
+        if wanted.sync_target is None:
+            raise InternalError(f"volume {self._name}: a resync towards nothing")
+        if self._undo is not None:
+            self._undo.retarget(wanted.sync_target)
+            return
+        room_bytes = 0
+        while self._undo is None:
+            try:
+                self._undo = self.overlays.begin(durable, wanted.sync_target, self._now_s())
+            except BackendError as error:
+                room_bytes = self._more_room(error, room_bytes, ROOM_BYTES)
+                if not room_bytes:
+                    raise
+        if not self._undo.whole:
+            self._keep_own_only(self._undo)
+
+    def _finish(self, undo: UndoLog) -> None:
+        room_bytes = 0
+        while True:
+            try:
+                info = undo.finish(self._own)
+                break
+            except BackendError as error:
+                room_bytes = self._more_room(error, room_bytes, undo.info.file_bytes)
+                if not room_bytes:
+                    raise
+            except MetadataError as error:  # what can be read is kept; the rest was lost with the disk
+                _log.warning("%s: part of what was kept is lost: %s", self._name, error)
+                info = undo.finish(self._own, salvage=True)
+                break
+        self._undo = None
+        if info is not None:
+            self._tell(OverlayKeptEvent(self._name, info.id, info.block_count, info.data_bytes))
+
+    def after(self, durable: Superblock) -> None:
+        """``durable`` is what it says."""
+        if durable.condition is Condition.SYNCING:
+            return
+        self._own = DirtyMap(self._own.block_count)
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo.discard()
+
+    # ------------------------------------------------------------------ keeping
+
+    def preserve(self, ops: Sequence[WriteOp]) -> None:
+        """Keep what ``ops`` are about to overwrite; raises `BackendError` where that cannot be."""
+        room_bytes = 0
+        while self._undo is not None:
+            try:
+                self._undo.preserve(self._device, ops)
+            except BackendError as error:
+                room_bytes = self._more_room(error, room_bytes, sum(op.length for op in ops))
+                if not room_bytes:
+                    self._give_up_way_back(self._undo, error)
+            else:
+                return
+
+    def _more_room(self, error: BackendError, had_bytes: int, wanted_bytes: int) -> int:
+        """Make more room than ``had_bytes`` by dropping; how much there is now, 0: there is none."""
+        if error.errno != errno.ENOSPC:
+            raise error
+        if had_bytes >= wanted_bytes + ROOM_BYTES:
+            return 0
+        room_bytes = min(2 * had_bytes or ROOM_BYTES_FIRST, wanted_bytes + ROOM_BYTES)
+
+        def warn(info: OverlayInfo) -> None:
+            self._tell(OverlayDroppedEvent(self._name, info.id, info.created_s, info.data_bytes, str(error)))
+
+        overlays = self.overlays
+        used_bytes = overlays.file_bytes
+        full = used_bytes + room_bytes <= overlays.bytes_max  # the disk is, not the bound
+        bound_bytes = used_bytes if full else overlays.bytes_max
+        return room_bytes if overlays.make_room(room_bytes, warn, bytes_max=bound_bytes) else 0
+
+    def _give_up_way_back(self, undo: UndoLog, error: BackendError) -> None:
+        if not undo.whole:
+            raise error
+        self._tell(NoWayBackEvent(self._name, str(error)))
+        self._keep_own_only(undo)
+
+    def _keep_own_only(self, undo: UndoLog) -> None:
+        if not self._own:
+            self._undo = None
+            undo.discard()
+            return
+        try:
+            undo.narrow(self._own)
+        except BackendError as error:
+            if error.errno != errno.ENOSPC or undo.whole:
+                raise
+            # What is kept in vain stays until the end, for want of room to copy the rest aside.
+
+
+class KeepingDevice(Device):
+    """``device``, whose ``keeper`` keeps what is overwritten; owns both.  See the module."""
+
+    def __init__(self, device: Device, keeper: Keeper, *, may_block: bool) -> None:
+        self._device = device
+        self._keeper = keeper
+        self._may_block = may_block  # whether the keeper's files do
+
+    @property
+    def path(self) -> str:
+        """As `Device.path`."""
+        return self._device.path
+
+    @property
+    def size_bytes(self) -> int:
+        """As `Device.size_bytes`."""
+        return self._device.size_bytes
+
+    @property
+    def may_block(self) -> bool:
+        """As `Device.may_block`."""
+        return self._may_block or self._device.may_block
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """As `Device.read_into`."""
+        self._device.read_into(offset, view)
+
+    def read_nowait(self, offset: int, view: memoryview) -> bool:
+        """As `Device.read_nowait`."""
+        return self._device.read_nowait(offset, view)
+
+    def apply(self, ops: Sequence[WriteOp]) -> None:
+        """As `Device.apply`."""
+        if self._keeper.undo is not None:
+            self._keeper.preserve(ops)
+        self._device.apply(ops)
+
+    def seen(self, offset: int, content: Buffer) -> None:
+        """As `Device.seen`."""
+        self._device.seen(offset, content)
+
+    def flush(self) -> None:
+        """As `Device.flush`."""
+        self._device.flush()
+
+    def allocation(self, offset: int, length: int) -> Allocation:
+        """As `Device.allocation`."""
+        return self._device.allocation(offset, length)
+
+    def hole_bytes(self, offset: int, length: int) -> int:
+        """As `Device.hole_bytes`."""
+        return self._device.hole_bytes(offset, length)
+
+    def cache(self, offset: int, length: int) -> None:
+        """As `Device.cache`."""
+        self._device.cache(offset, length)
+
+    def close(self) -> None:
+        """As `Device.close`."""
+        try:
+            self._keeper.close()
+        finally:
+            self._device.close()
