@@ -388,11 +388,8 @@ class DigestTable:
     # ------------------------------------------------------------------ lives
 
     def begin_life(self, *, active: bool) -> None:
-        """A host takes the volume into use; durable on return.
-
-        What a standby has left that did not end in order is not believed by an active host: all of it is read
-        again.  A standby believes it, because the active host's dirty map holds what may be wrong.
-        """
+        """A host takes the volume into use; durable on return.  See `Header.settled`: what a standby has left
+        in disorder is read again by an active host, and believed by a standby."""
         if active and not self._header.settled:
             with self._writing, self._lock:  # nothing was noted yet
                 self._state.unknown.mark(0, self._state.block_count)
