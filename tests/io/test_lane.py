@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from itertools import pairwise
 
 import pytest
 import trio
@@ -61,6 +62,51 @@ async def test_records_arrive_in_order_and_are_counted() -> None:
     assert arrived == [(first, first % 5) for first in range(50)]
     assert left.records_out == right.records_in == 50
     assert left.bytes_out == right.bytes_in
+    close(connections)
+
+
+async def test_others_have_a_turn_between_records_that_came_together() -> None:
+    left, right, connections = lane_pair()
+    for first in range(10):
+        left.transmit(first, 0, frames(100))
+    told: list[int] = []
+    turns: list[int] = []  # how many records had been told at each turn of somebody else
+
+    async def others() -> None:
+        while len(told) < 10:
+            turns.append(len(told))
+            await trio.lowlevel.checkpoint()
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(right.run_reader, lambda plaintext: told.append(parse_record(plaintext).first))
+            await others()
+            nursery.cancel_scope.cancel()
+    assert told == list(range(10))
+    # Two of them where the two tasks change places in a turn; trio orders them as it likes.
+    assert max(after - before for before, after in pairwise([*turns, 10])) <= 2
+    close(connections)
+
+
+async def test_a_gate_that_is_shut_between_two_records_keeps_the_second() -> None:
+    gate = Gate()
+    left, right, connections = lane_pair(gate)
+    for first in range(2):
+        left.transmit(first, 0, frames(100))
+    told: list[int] = []
+
+    def deliver(plaintext: memoryview) -> None:
+        told.append(parse_record(plaintext).first)
+        gate.close()
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(right.run_reader, deliver)
+            while not told:
+                await trio.lowlevel.checkpoint()
+            await trio.testing.wait_all_tasks_blocked()
+            assert told == [0]
+            nursery.cancel_scope.cancel()
     close(connections)
 
 

@@ -105,12 +105,11 @@ class Admission:
     def room_to_copy(self) -> bool:
         """Whether a resync may ask for more.
 
-        At ``async`` a guest that writes faster than the link keeps the window at ``lag_bytes``: what may be
-        under way for the resync is then its own, or it would stand still (DESIGN rule 11).
+        A guest that writes faster than the link keeps the window full: what may be under way for the resync
+        is its own, or it would stand still (DESIGN rule 11).
         """
         window = self._window
-        taken_bytes = window.data_bytes if self.sync else window.copied_bytes
-        return taken_bytes < self._options.copying_bytes and not window.full()
+        return window.copied_bytes < self._options.copying_bytes and not window.full()
 
     def mirrors(self, *, joined: bool) -> bool:
         """Whether a peer that is there is sent a write now; one that is being resynced may be spared."""

@@ -68,8 +68,11 @@ class VolumeOptions:
 
     @property
     def copying_bytes(self) -> int:
-        """Data of a resync that may be under way; at ``async`` it leaves the guest half of the bound."""
-        return self.inflight_bytes if self.level == "sync" else min(self.inflight_bytes, self.lag_bytes // 2)
+        """Data of a resync that may be under way: it leaves the guest a quarter of the window, at ``async``
+        half of the bound.  Else it would take all room that is made, and a writer would wait for its end."""
+        if self.level == "sync":
+            return self.inflight_bytes // 4 * 3
+        return min(self.inflight_bytes, self.lag_bytes // 2)
 
     def __post_init__(self) -> None:
         if self.level not in {"sync", "async"}:

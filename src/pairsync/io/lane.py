@@ -151,26 +151,31 @@ class Lane:
                 raise PeerLost(f"{self._who}: the other end hung up")
             end += received
             self.bytes_in += received
-            start = self._deliver_records(buffer, start, end, deliver)
+            following = self._whole_record(buffer, start, end)
+            while following:
+                self.records_in += 1
+                deliver(self._opener.open(buffer[start + LENGTH_BYTES : following]))
+                start = following
+                following = self._whole_record(buffer, start, end)
+                if following:
+                    # What one record sets off may take a millisecond (a resync reads and sends the next
+                    # piece), and dozens may be here: others, such as the guest's writes, go in between.
+                    await trio.lowlevel.checkpoint()
+                    if gate.shut:
+                        await gate.wait_open()
             if start == end:
                 start = end = 0
             elif RECEIVE_BUFFER_BYTES - start < LENGTH_BYTES + RECORD_BYTES_MAX:
                 buffer[: end - start] = buffer[start:end]
                 start, end = 0, end - start
 
-    def _deliver_records(
-        self, buffer: memoryview, start: int, end: int, deliver: Callable[[memoryview], None]
-    ) -> int:
-        """Open every whole record in ``buffer[start:end]``; returns where the rest begins."""
-        while end - start >= LENGTH_BYTES:
-            body = start + LENGTH_BYTES
-            following = body + record_length(buffer, start)
-            if following > end:
-                break
-            self.records_in += 1
-            deliver(self._opener.open(buffer[body:following]))
-            start = following
-        return start
+    @staticmethod
+    def _whole_record(buffer: memoryview, start: int, end: int) -> int:
+        """Where the record that begins at ``start`` ends; 0 if not all of it is there."""
+        if end - start < LENGTH_BYTES:
+            return 0
+        following = start + LENGTH_BYTES + record_length(buffer, start)
+        return following if following <= end else 0
 
     async def receive_first(self) -> memoryview:
         """The first record of a new lane, read exactly, before any task runs.
