@@ -22,6 +22,7 @@ from pairsync.core.messages import (
     VolumePlan,
     WriteOp,
 )
+from pairsync.core.questions import Questions
 from pairsync.core.resync import PIECE_BLOCKS, Pacer
 from pairsync.core.standing import Phase, Standing
 from pairsync.core.tracker import Tracker
@@ -55,7 +56,8 @@ class Bench:
         tags = itertools.count(2)
         self.standing = Standing(0, superblock, lambda: next(tags), self.out)
         self.pacer = Pacer(NS_PER_MS, 16 * MIB)
-        self.copier = Copier(0, SIZE, self.tracker, self.standing, self.pacer, self.out)
+        questions = Questions(0, self.standing, self.out)
+        self.copier = Copier(0, SIZE, self.tracker, self.standing, questions, self.pacer, self.out)
 
     def begin(self, mode: SyncMode, *, blank: bool = False) -> None:
         self.copier.begin(VolumePlan(mode, "rule", FIRST), blank=blank, now_ns=7)

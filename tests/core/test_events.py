@@ -21,6 +21,8 @@ from pairsync.core.events import (
     ProgressEvent,
     RefusedEvent,
     ResyncEvent,
+    ScrubEvent,
+    ScrubFindingEvent,
     TroubleEvent,
 )
 
@@ -67,6 +69,27 @@ SENTENCES: list[tuple[Event, str, str]] = [
         NoWayBackEvent("vda", "the disk is full"),
         "no-way-back",
         "vda: no way back to the last consistent point any more: the disk is full",
+    ),
+    (
+        ScrubFindingEvent("vda", 7, "here", repair=True),
+        "scrub-finding",
+        "vda: block 7 is wrong here; it is repaired",
+    ),
+    (
+        ScrubFindingEvent("vda", 7, "both", repair=True),
+        "scrub-finding",
+        "vda: block 7 is wrong on both hosts",
+    ),
+    (
+        ScrubFindingEvent("vda", 7, "different", repair=False),
+        "scrub-finding",
+        "vda: block 7 is not the same on the two hosts",
+    ),
+    (ScrubEvent("vda", 4096, 2.04, 0, 0), "scrub", "vda: scrubbed in 2.0 s: all well"),
+    (
+        ScrubEvent("vda", 4096, 2.0, 3, 2),
+        "scrub",
+        "vda: scrubbed in 2.0 s: 3 blocks were wrong, 2 repaired",
     ),
     (RefusedEvent("diverged", "both wrote"), "refused", "refused (diverged): both wrote"),
     (TroubleEvent("vda", fatal=False, reason="EIO"), "trouble", "vda: EIO"),

@@ -22,19 +22,19 @@ from pairsync.core.messages import (
     Role,
     WriteOp,
 )
-from pairsync.core.prover import (
+from pairsync.core.prover import Prover
+from pairsync.core.questions import (
     ANSWER_NODES_MAX,
     DIGEST_BYTES,
     FAN_OUT,
     QUESTIONS_MAX,
     Examined,
-    Prover,
-    node_count,
+    Questions,
 )
 from pairsync.core.standing import Phase, Standing
 from pairsync.core.tracker import Tracker
 from pairsync.core.units import BLOCK_BYTES, NS_PER_S
-from pairsync.errors import InternalError, ProtocolError
+from pairsync.errors import ProtocolError
 from pairsync.testing.manual import ManualPair, blank_superblock
 
 SIZE = 64 * BLOCK_BYTES
@@ -204,7 +204,8 @@ class Walk:
         )
         standing = Standing(0, block, lambda: 1, self.out)
         self.tracker = Tracker(block_count, DirtyMap(block_count), window_bytes=1 << 22)
-        self.prover = Prover(0, self.tracker, standing, self.out)
+        self.questions = Questions(0, standing, self.out)
+        self.prover = Prover(self.tracker, self.questions)
         self.prover.start()
 
     def asked(self) -> list[Prove]:
@@ -225,8 +226,8 @@ class Walk:
         bad = {block // span for block in wrong}
         here = b"".join(bytes([7] * DIGEST_BYTES) for _ in nodes)
         there = b"".join(bytes([8 if node in bad else 7] * DIGEST_BYTES) for node in nodes)
-        self.prover.examined(prove.question, Examined(here[: (mine or len(nodes)) * DIGEST_BYTES]))
-        self.prover.answered(Proof(0, prove.question, there[: (theirs or len(nodes)) * DIGEST_BYTES]))
+        self.questions.examined(prove.question, Examined(here[: (mine or len(nodes)) * DIGEST_BYTES]))
+        self.questions.answered(Proof(0, prove.question, there[: (theirs or len(nodes)) * DIGEST_BYTES]))
 
 
 @pytest.mark.parametrize("wrong", [set(), {0}, {1_000_000}, {5, 6, 7, 300_000, 999_999}])
@@ -252,32 +253,5 @@ def test_questions_are_bounded_in_number_and_in_size() -> None:
     proves = walk.asked()
     assert len(proves) == QUESTIONS_MAX
     assert all(prove.stop - prove.first <= ANSWER_NODES_MAX for prove in proves)
-    assert walk.prover.waiting_since_ns == 7
+    assert walk.questions.waiting_since_ns == 7
     assert walk.asked() == []
-
-
-def test_answers_that_fit_no_question_are_refused_and_late_ones_dropped() -> None:
-    walk = Walk(600)
-    (prove,) = walk.asked()
-    for digests in (b"", bytes(7), bytes(16)):
-        with pytest.raises(ProtocolError):
-            walk.prover.answered(Proof(0, prove.question, digests))
-    with pytest.raises(ProtocolError, match="not asked"):
-        walk.prover.answered(Proof(0, prove.question + 1, bytes(8)))
-    with pytest.raises(InternalError):
-        walk.prover.examined(prove.question, Examined(b""))
-    walk.prover.answered(Proof(0, prove.question, bytes(8)))
-    with pytest.raises(ProtocolError, match="twice"):
-        walk.prover.answered(Proof(0, prove.question, bytes(8)))
-    walk.prover.stop()
-    walk.prover.answered(Proof(0, prove.question, bytes(8)))
-    walk.prover.examined(prove.question, Examined(bytes(8)))
-    assert walk.prover.finished
-    assert not walk.tracker.todo
-
-
-def test_nodes_of_every_level_are_counted_with_the_last_partial_one() -> None:
-    assert [node_count(FAN_OUT * FAN_OUT + 1, level) for level in (0, 1, 2)] == [262_145, 513, 2]
-    for level in (-1, 3):
-        with pytest.raises(ProtocolError):
-            node_count(1, level)

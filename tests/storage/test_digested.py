@@ -9,7 +9,7 @@ import pytest
 
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.messages import OpKind, WriteOp
-from pairsync.core.prover import node_count
+from pairsync.core.questions import node_count
 from pairsync.core.units import BLOCK_BYTES, block_count_of
 from pairsync.errors import BackendError, InternalError
 from pairsync.storage.digested import DigestedDevice

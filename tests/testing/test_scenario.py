@@ -32,6 +32,7 @@ from pairsync.core.messages import (
     Begin,
     Begun,
     Failed,
+    Fetch,
     Generation,
     Introduce,
     Leave,
@@ -42,14 +43,16 @@ from pairsync.core.messages import (
     Prove,
     Role,
     SyncMode,
+    Unfetched,
     VolumePlan,
     Write,
     WriteOp,
 )
 from pairsync.core.units import Extent
 from pairsync.errors import ConfigError
+from pairsync.testing.describe import describe_effect, describe_message
 from pairsync.testing.manual import blank_superblock
-from pairsync.testing.scenario import describe_effect, describe_message, run_scenario
+from pairsync.testing.scenario import run_scenario
 
 GENERATION = Generation(1, 2, 0x03)
 OPS = [WriteOp(OpKind.DATA, 4096, 8192, bytes(8192), fua=True), WriteOp(OpKind.TRIM, 100, 5)]
@@ -66,6 +69,8 @@ MESSAGES: list[tuple[Message, str]] = [
     (BarrierDone(0, 3), "BarrierDone 3"),
     (Prove(1, 0, 4, 1, 0, 7, read=False), "Prove level 1: 0..7"),
     (Proof(0, 4, bytes(56)), "Proof"),
+    (Fetch(1, 0, 4, ((1, 2), (5, 9))), "Fetch 4: 1..2 5..9"),
+    (Unfetched(0, 4, 5), "Unfetched 4: EIO"),
     (Adopt(1, 0, (GENERATION, Generation(1, 1, 2))), "Adopt 1.2/03<1.1/02"),
     (Adopted(0, GENERATION), "Adopted 1.2/03"),
     (Failed(0, 5, "a write failed: EIO"), "Failed: a write failed: EIO"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pairsync.core import messages
 from pairsync.core.messages import Message, OpKind, Write, WriteOp
-from pairsync.core.prover import LEVEL_TOP
+from pairsync.core.questions import LEVEL_TOP
 from pairsync.wire.limits import NUMBER_MAX, OP_BYTES_MAX, REASON_BYTES_MAX, VOLUMES_MAX
 
 NUMBERS = st.one_of(st.integers(0, 5), st.integers(0, NUMBER_MAX))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -82,8 +82,17 @@ def _as_text(line: Mapping[str, Any]) -> str:
     return f"{host}{line.get('text', line['event'])}"
 
 
-def _ask(directory: Path, request: Mapping[str, Any], seconds: float = 60.0) -> dict[str, Any]:
-    """Ask the supervisor; `ConfigError` if the lab is not up."""
+PROGRESS_S = 0.5
+"""Between two looks at how far something is."""
+
+
+def _ask(
+    directory: Path,
+    request: Mapping[str, Any],
+    seconds: float = 60.0,
+    progress: Callable[[Mapping[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Ask the supervisor; `ConfigError` if the lab is not up.  ``progress`` is shown its status meanwhile."""
     import trio
 
     from pairsync.errors import PeerLost
@@ -92,10 +101,23 @@ def _ask(directory: Path, request: Mapping[str, Any], seconds: float = 60.0) -> 
 
     LabFile.load(directory)
 
+    async def watch() -> None:
+        while progress is not None:
+            await trio.sleep(PROGRESS_S)
+            progress(await ask(control_socket_of(directory), {"do": "status"}))
+
+    async def watched() -> dict[str, Any]:
+        answer: dict[str, Any] = {}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            answer = await ask(control_socket_of(directory), request)
+            nursery.cancel_scope.cancel()
+        return answer
+
     async def main() -> dict[str, Any]:
         try:
             with trio.fail_after(seconds):
-                return await ask(control_socket_of(directory), request)
+                return await (watched() if progress else ask(control_socket_of(directory), request))
         except PeerLost as error:
             raise ConfigError(f"the lab in {directory} is not up") from error
         except trio.TooSlowError as error:
@@ -194,6 +216,60 @@ def disk(
     answer.pop("ok", None)
     print(json.dumps(answer) if json_ else f"host {host}, disk of {volume}: {what}")
     return 0
+
+
+@lab.command
+def scrub(
+    directory: Path,
+    /,
+    *,
+    volume: Annotated[list[str] | None, Parameter(negative=(), help="Only these volumes.")] = None,
+    repair: Annotated[
+        bool, Parameter(negative=(), help="Mend what is wrong on one host from the other.")
+    ] = False,
+    timeout: Annotated[float, Parameter(help="Seconds.")] = 3600.0,
+    json_: _Json = False,
+) -> int:
+    """Have both hosts read everything and compare it with their digests, and with each other's.
+
+    Runs beside the guest, which comes first. What is wrong is told with its place and the host that is wrong:
+    here (a), peer (b), both, or different (each is what its own digest says). Exit status 0 if nothing is
+    wrong, or everything was mended.
+    """
+    from pairsync.node.labfile import LabFile
+
+    known = LabFile.load(directory).volumes
+    results: dict[str, Any] = {}
+    for name in volume or list(known):
+        request = {"do": "scrub", "volume": name, "repair": repair}
+        results[name] = _ask(directory, request, seconds=timeout, progress=_scrub_progress(name, quiet=json_))
+        results[name].pop("ok", None)
+    clean = all(each["findings"] == each["repaired"] for each in results.values())
+    if json_:
+        print(json.dumps({"clean": clean, "volumes": results}))
+        return 0 if clean else 1
+    for name, each in results.items():
+        rate = show_bytes(each["bytes"] / max(each["seconds"], 0.001))
+        wrong = f"{each['findings']} blocks are wrong, {each['repaired']} repaired"
+        print(f"{name}: {wrong if each['findings'] else 'all well'} ({each['seconds']:.1f} s, {rate}/s)")
+        for finding in each["found"]:
+            print(f"  byte {finding['offset']}: {finding['fault']}")
+    return 0 if clean else 1
+
+
+def _scrub_progress(name: str, *, quiet: bool) -> Callable[[Mapping[str, Any]], None] | None:
+    """Percentages on a terminal's standard error, from the lab's status."""
+    show = _progress(name, quiet=quiet)
+    if show is None:
+        return None
+
+    def look(status: Mapping[str, Any]) -> None:
+        guest = status["hosts"]["a"]["guest"]
+        for each in guest["volumes"] if guest else ():
+            if each["name"] == name and each["scrub_fraction"] is not None:
+                show(int(1000 * each["scrub_fraction"]), 1000)
+
+    return look
 
 
 @lab.command

@@ -25,6 +25,8 @@ def _parts(volume: Mapping[str, Any]) -> Iterator[str]:
         yield f"{show_bytes(volume['resync_bytes_per_s'])}/s"
         if volume["resync_remaining_s"] is not None:
             yield f"{volume['resync_remaining_s']:.0f} s left"
+    if volume.get("scrub_fraction") is not None:
+        yield f"scrub {100 * volume['scrub_fraction']:.1f} %"
     yield f"{volume['dirty_blocks']} dirty blocks, generation {volume['generation'] or 'none'}"
     if volume["failed"]:
         yield f"FAILED: {volume['failed']}"

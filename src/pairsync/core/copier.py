@@ -18,14 +18,16 @@ Labels and dirty maps say what to copy; that nothing else differs is proven befo
 from __future__ import annotations
 
 import enum
+import errno
 from collections.abc import Iterator, Sequence
 
 from pairsync.errors import InternalError, ProtocolError
 
 from .effects import DropSession, Effect, Emit, MapAllocation, Read, SavePages, Send
-from .events import DifferenceEvent, ResyncEvent
+from .events import DifferenceEvent, ResyncEvent, TroubleEvent
 from .messages import Adopt, Begin, SyncMode, VolumePlan, WriteOp
 from .prover import Prover
+from .questions import Examined, Questions
 from .resync import Pacer, Progress, ResyncSource
 from .standing import Phase, Standing
 from .tracker import Tracker, ops_bytes
@@ -62,6 +64,7 @@ class Copier:
         size_bytes: int,
         tracker: Tracker,
         standing: Standing,
+        questions: Questions,
         pacer: Pacer,
         out: list[Effect],
     ) -> None:
@@ -72,7 +75,8 @@ class Copier:
         self._standing = standing
         self._out = out
         self._resync = ResyncSource(tracker.todo, pacer)
-        self.prover = Prover(index, tracker, standing, out)
+        self._prover = Prover(tracker, questions)
+        self.questions = questions
         self.proves = False  # whether both hosts keep digests; set before a session begins
         self._rounds = 0  # proofs of this session that have found a difference
         self._stage = _Stage.IDLE
@@ -164,15 +168,13 @@ class Copier:
         self._plan = self._token = None
         self._ready, self._ready_bytes = [], 0  # its blocks are "sent" without a flush: they become todo
         self._resync.stop()
-        self.prover.stop()
+        self._prover.stop()
         self._waiting_since_ns = None
 
     @property
     def waiting_since_ns(self) -> int | None:
         """Since when the peer owes Begun, Adopted or digests."""
-        if self._stage is _Stage.PROVING:
-            return self.prover.waiting_since_ns
-        return self._waiting_since_ns
+        return self.questions.waiting_since_ns if self.questions.count else self._waiting_since_ns
 
     # ------------------------------------------------------------------ copying
 
@@ -194,6 +196,20 @@ class Copier:
         return self._stage is _Stage.IDLE and not self._tracker.todo
 
     @property
+    def at_rest(self) -> bool:
+        """Whether the peer lacks nothing that is not in the stream, and nothing is being proven."""
+        return self.idle and not self._resync.reading and not self._ready
+
+    def examined(self, token: object, answer: Examined | int) -> None:
+        """Digests of this replica are there, or why they cannot be had: an errno."""
+        if isinstance(answer, int):
+            reason = f"nothing can be proven: {errno.errorcode.get(answer, answer)}"
+            self._out.append(Emit(TroubleEvent(self._standing.name, fatal=False, reason=reason)))
+            self._out.append(DropSession(reason, refused=True))
+        else:
+            self.questions.examined(token, answer)
+
+    @property
     def finishing(self) -> bool:
         """Whether all has been sent, and only a flush of what was sent is missing."""
         if self._stage is not _Stage.COPYING or self._tracker.todo or self._resync.reading:
@@ -212,16 +228,16 @@ class Copier:
             self._adopt(now_ns)
             return
         self._stage = _Stage.PROVING
-        self.prover.start()
+        self._prover.start()
         self._advance_proof(now_ns)
 
     def _advance_proof(self, now_ns: int) -> None:
-        prover = self.prover
+        prover = self._prover
         if not prover.finished:
             if not self._tracker.todo:
                 prover.advance(now_ns)
                 return
-            if prover.waiting_since_ns is not None:
+            if self.questions.count:
                 return  # what is being asked is answered first
         if prover.differing:
             self._copy_differences(now_ns)
@@ -232,7 +248,7 @@ class Copier:
 
     def _copy_differences(self, now_ns: int) -> None:
         """Blocks differ that no dirty map held."""
-        prover, name = self.prover, self._standing.name
+        prover, name = self._prover, self._standing.name
         self._out.append(Emit(DifferenceEvent(name, prover.differing, prover.first_differing or 0)))
         self._rounds += 1
         if self._rounds >= PROOF_ROUNDS_MAX:

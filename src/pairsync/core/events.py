@@ -22,6 +22,8 @@ __all__ = [
     "ProgressEvent",
     "RefusedEvent",
     "ResyncEvent",
+    "ScrubEvent",
+    "ScrubFindingEvent",
     "TroubleEvent",
 ]
 
@@ -192,6 +194,43 @@ class NoWayBackEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class ScrubFindingEvent:
+    """A block is not what its digest says: ``here``, on the ``peer``, on ``both``; or they differ."""
+
+    kind: ClassVar[str] = "scrub-finding"
+    volume: str
+    block: int
+    fault: str
+    repair: bool
+
+    def describe(self) -> str:
+        """One sentence."""
+        where = {"here": "is wrong here", "peer": "is wrong on the peer", "both": "is wrong on both hosts"}
+        what = where.get(self.fault, "is not the same on the two hosts")
+        mended = "; it is repaired" if self.repair and self.fault != "both" else ""
+        return f"{self.volume}: block {self.block} {what}{mended}"
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubEvent:
+    """A scrub has ended."""
+
+    kind: ClassVar[str] = "scrub"
+    volume: str
+    bytes: int
+    seconds: float
+    findings: int
+    repaired: int
+
+    def describe(self) -> str:
+        """One sentence."""
+        found = (
+            f"{self.findings} blocks were wrong, {self.repaired} repaired" if self.findings else "all well"
+        )
+        return f"{self.volume}: scrubbed in {self.seconds:.1f} s: {found}"
+
+
+@dataclass(frozen=True, slots=True)
 class RefusedEvent:
     """A session was refused, by which rule, with the evidence."""
 
@@ -230,6 +269,8 @@ Event: TypeAlias = (
     | OverlayKeptEvent
     | OverlayDroppedEvent
     | NoWayBackEvent
+    | ScrubFindingEvent
+    | ScrubEvent
     | RefusedEvent
     | TroubleEvent
 )

@@ -50,6 +50,8 @@ class VolumeOptions:
     ``overlay_bytes``
         Room that overlays may take: the way back of a replica that is being overwritten, and what replicas
         that lost had written on their own.  None: a quarter of the volume, at least 1 GiB.
+    ``scrub_interval_ns``
+        Between two scrubs that begin by themselves and repair what they find; 0: none does.
     """
 
     level: str = "sync"
@@ -65,6 +67,7 @@ class VolumeOptions:
     flush_after_ns: int = 5 * NS_PER_S
     digests: bool = True
     overlay_bytes: int | None = None
+    scrub_interval_ns: int = 7 * 24 * 3600 * NS_PER_S
 
     @property
     def copying_bytes(self) -> int:
@@ -90,3 +93,5 @@ class VolumeOptions:
         for name in (*positive, "tickets_max"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive")
+        if self.scrub_interval_ns < 0:
+            raise ConfigError("scrub_interval_ns must not be negative")

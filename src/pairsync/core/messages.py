@@ -11,6 +11,8 @@ never overtakes the writes before it.  The order of a session::
     standby   Applied* BarrierDone*
     active    Prove*                         what digests do you have? (`core.prover`)
     standby   Proof*
+    active    Fetch*                         what do you hold there?  (Once in sync: this host has lost it.)
+    standby   (Write | Unfetched)*
     active    Adopt                          nothing is missing any more: take over this lineage
     standby   Adopted                        durable: from now on the standby is in sync
     either    Failed | Leave                 a volume of mine is in trouble | I refuse to go on
@@ -37,6 +39,7 @@ __all__ = [
     "Buffer",
     "Condition",
     "Failed",
+    "Fetch",
     "Generation",
     "Introduce",
     "Leave",
@@ -47,6 +50,7 @@ __all__ = [
     "Prove",
     "Role",
     "SyncMode",
+    "Unfetched",
     "VolumePlan",
     "VolumeState",
     "Write",
@@ -263,6 +267,28 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True)
+class Fetch:
+    """What does the standby hold in these blocks, after all that came before this message?
+
+    Answered by a `Write` with that ``number`` to the active host, or `Unfetched`.
+    """
+
+    term: int
+    volume: int
+    number: int
+    extents: tuple[tuple[int, int], ...]  # half-open runs of blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Unfetched:
+    """That `Fetch` cannot be answered: the standby's disk said ``errno``."""
+
+    volume: int
+    number: int
+    errno: int
+
+
+@dataclass(frozen=True, slots=True)
 class Adopt:
     """The standby's ``volume`` is complete and durable: it takes over this lineage."""
 
@@ -306,6 +332,8 @@ Message: TypeAlias = (
     | BarrierDone
     | Prove
     | Proof
+    | Fetch
+    | Unfetched
     | Adopt
     | Adopted
     | Failed

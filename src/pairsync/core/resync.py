@@ -100,7 +100,7 @@ class Pacer:
 
     def foreground(self, latency_ns: int, now_ns: int) -> None:
         """A write of the guest was acknowledged after ``latency_ns``."""
-        idle = self._foreground_ns is None or now_ns - self._foreground_ns > self._IDLE_NS
+        idle = not self.busy(now_ns)
         self._foreground_ns = now_ns
         if idle:
             self._quota_bytes = min(self._quota_bytes, 4 * PIECE_BYTES)  # start gently beside the guest
@@ -114,9 +114,18 @@ class Pacer:
         else:
             self._quota_bytes = min(self._quota_bytes + PIECE_BYTES, self.quota_bytes_max)
 
+    def busy(self, now_ns: int) -> bool:
+        """Whether the guest writes."""
+        return self._foreground_ns is not None and now_ns - self._foreground_ns <= self._IDLE_NS
+
+    @property
+    def pressed(self) -> bool:
+        """Whether its writes have taken longer than the goal for long."""
+        return self._quota_bytes <= PIECE_BYTES
+
     def quota_bytes(self, now_ns: int) -> int:
         """Bytes that may be read or sent and not yet applied."""
-        if self._foreground_ns is None or now_ns - self._foreground_ns > self._IDLE_NS:
+        if not self.busy(now_ns):
             self._quota_bytes = self.quota_bytes_max
         return self._quota_bytes
 

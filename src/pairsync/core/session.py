@@ -28,6 +28,7 @@ from .copier import Copier
 from .dirty import DirtyMap, DirtyView
 from .effects import DropSession, Effect, Emit, Send
 from .events import PeerEvent, RefusedEvent
+from .fetcher import Fetcher
 from .intake import Intake
 from .limits import VolumeOptions
 from .lineage import Verdict, plan_session
@@ -41,6 +42,7 @@ from .messages import (
     Begun,
     Condition,
     Failed,
+    Fetch,
     Introduce,
     Leave,
     Marked,
@@ -48,13 +50,15 @@ from .messages import (
     Proof,
     Prove,
     Role,
+    Unfetched,
     VolumePlan,
     VolumeState,
     Write,
     WriteOp,
 )
-from .prover import Examined
+from .questions import Examined, Questions
 from .resync import Pacer
+from .scrubber import Scrubber
 from .source import VolumeSource
 from .standing import Phase, Standing
 from .superblock import Superblock
@@ -279,7 +283,11 @@ class Session:
             self._source(message.volume).begun(now_ns)
         elif isinstance(message, Proof):
             source = self._source(message.volume)
-            source.copier.prover.answered(message)
+            source.copier.questions.answered(message)
+            source.advance(now_ns)
+        elif isinstance(message, (Write, Unfetched)):
+            source = self._source(message.volume)
+            source.scrubber.fetched(message)
             source.advance(now_ns)
         elif isinstance(message, Adopted):
             self._source(message.volume).adopted(message, now_ns)
@@ -296,6 +304,8 @@ class Session:
             target.begin(message, self._plans[message.volume].mode)
         elif isinstance(message, Prove):
             self._target(message.volume).prove(message)
+        elif isinstance(message, Fetch):
+            self._target(message.volume).fetch(message)
         elif isinstance(message, Adopt):
             self._target(message.volume).adopt(message)
         else:
@@ -337,7 +347,8 @@ class Session:
         if self.targets:
             self.targets[volume].examined(token, answer)
         else:
-            self.sources[volume].examined(token, answer, now_ns)
+            self.sources[volume].copier.examined(token, answer)
+            self.sources[volume].advance(now_ns)
 
     def flushed(self, volume: int, token: object, error: int, now_ns: int) -> None:
         """Answer to `Flush`."""
@@ -372,11 +383,17 @@ class Session:
         self, volume: int, number: int, covered: Sequence[Extent], ops: Sequence[WriteOp], now_ns: int
     ) -> None:
         """Answer to `Read`: ``ops`` is the content of ``covered``, the first part of each extent, or all."""
-        self.sources[volume].read_done(number, covered, ops, now_ns)
+        if self.targets:
+            self.targets[volume].read_done(number, ops)
+        else:
+            self.sources[volume].read_done(number, covered, ops, now_ns)
 
     def read_failed(self, volume: int, number: int, error: int, now_ns: int) -> None:
         """Answer to `Read` that could not be read."""
-        self.sources[volume].read_failed(number, error, now_ns)
+        if self.targets:
+            self.targets[volume].read_failed(number, error)
+        else:
+            self.sources[volume].read_failed(number, error, now_ns)
 
     # ------------------------------------------------------------------ questions
 
@@ -400,8 +417,11 @@ def _make_source(
     )
     standing = Standing(index, block, draw_tag, out)
     pacer = Pacer(options.latency_goal_ns, quota_bytes_max=options.copying_bytes)
-    copier = Copier(index, block.size_bytes, tracker, standing, pacer, out)
-    return VolumeSource(index, tracker, standing, copier, window, options, out)
+    questions = Questions(index, standing, out)
+    fetcher = Fetcher(index, tracker.block_count, standing, out)
+    copier = Copier(index, block.size_bytes, tracker, standing, questions, pacer, out)
+    scrubber = Scrubber(index, tracker, standing, questions, fetcher, pacer, out)
+    return VolumeSource(index, tracker, standing, copier, scrubber, window, options, out)
 
 
 def _make_target(index: int, setup: VolumeSetup, intake: Intake, out: list[Effect]) -> VolumeTarget:

@@ -35,7 +35,7 @@ from .events import BehindEvent, TroubleEvent
 from .flushes import Flushes, FlushOp
 from .limits import VolumeOptions
 from .messages import Adopted, SyncMode, VolumePlan, WriteOp
-from .prover import Examined
+from .scrubber import Repair, Scrubber
 from .standing import Phase, Standing
 from .tracker import Tracker
 from .units import NS_PER_S, Extent
@@ -55,6 +55,7 @@ class VolumeSource:
         tracker: Tracker,
         standing: Standing,
         copier: Copier,
+        scrubber: Scrubber,
         window: Window,
         options: VolumeOptions,
         out: list[Effect],
@@ -63,6 +64,7 @@ class VolumeSource:
         self.tracker = tracker
         self.standing = standing
         self.copier = copier
+        self.scrubber = scrubber
         self.options = options
         self.failed: str | None = None  # why nothing is served any more
         self._out = out
@@ -174,6 +176,7 @@ class VolumeSource:
     def _release(self, ticket: Ticket, now_ns: int) -> None:
         """Issue the batch to both disks; from here its place in the order is fixed."""
         self.copier.written(ticket.ops)
+        self.scrubber.written(ticket.ops)
         if self._admission.falls_behind and self._admission.too_much:
             self._check_lag(now_ns)  # the bound holds for every write, not from tick to tick
         standing = self.standing
@@ -187,6 +190,10 @@ class VolumeSource:
 
     def applied(self, token: object, errnos: Sequence[int] | None, now_ns: int) -> None:
         """A batch was applied here; ``errnos``: one for each op, if any failed."""
+        if isinstance(token, Repair):
+            self.scrubber.repaired(token, errnos)
+            self.advance(now_ns)
+            return
         ticket = ticket_of(token)
         self.tracker.applied(ticket.generation)
         ticket.local = True
@@ -344,6 +351,7 @@ class VolumeSource:
         at_once = bool(self._live) or self.tracker.unflushed or self._flushes.any
         self.tracker.peer_lost()
         self.copier.stop()
+        self.scrubber.peer_lost()
         self.standing.leave(phase, at_once=at_once)
 
     # ------------------------------------------------------------------ progress
@@ -361,6 +369,8 @@ class VolumeSource:
         if not self.copier.idle and self.standing.phase is not Phase.ABSENT:
             room = self._admission.room_to_copy and not self._ending.asked  # the next start goes on with it
             self.copier.advance(now_ns, room=room)
+        if self.scrubber.running:
+            self.scrubber.advance(now_ns, peer_has_all=self.copier.at_rest)
         if self._ending.asked:
             self._ending.advance(now_ns, quiet=not (self._live or self._admission.waiting))
 
@@ -380,15 +390,6 @@ class VolumeSource:
             self._report(f"a read for the resync failed: {_name(error)}", now_ns)
             self._out.append(DropSession(f"cannot read what the peer lacks: {_name(error)}", refused=True))
 
-    def examined(self, token: object, answer: Examined | int, now_ns: int) -> None:
-        """Digests of this replica are there, or why they cannot be had: an errno."""
-        if isinstance(answer, int):
-            self._report(f"the digests cannot be read: {_name(answer)}", now_ns)
-            self._out.append(DropSession(f"nothing can be proven: {_name(answer)}", refused=True))
-        else:
-            self.copier.prover.examined(token, answer)
-            self.advance(now_ns)
-
     def tick(self, now_ns: int) -> None:
         """Time has passed: bounds, deadlines, flushes that are due; at least every half second."""
         options, standing = self.options, self.standing
@@ -398,8 +399,10 @@ class VolumeSource:
             self._closer.cut(now_ns)
         if standing.phase is Phase.ABSENT:
             return
+        self.scrubber.tick(options.scrub_interval_ns, now_ns)
         self._check_lag(now_ns)
         asked = [self.copier.waiting_since_ns, self._flushes.oldest_peer_wait_ns()]
+        asked.append(self.scrubber.waiting_since_ns)
         asked_ns = min((each for each in asked if each is not None), default=None)
         since_ns = self._window.owed_since_ns(asked_ns)
         if since_ns is not None and now_ns - since_ns > options.peer_deadline_ns:
@@ -429,6 +432,7 @@ class VolumeSource:
         if self.failed is not None:
             return
         self.failed = reason
+        self.scrubber.stop(errno.EIO)
         self._out.append(Emit(TroubleEvent(self.standing.name, fatal=True, reason=reason)))
         for ticket in (*self._live, *self._admission.waiting.clear()):
             self._out.extend(ticket.fail(errno.EIO))

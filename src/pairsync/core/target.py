@@ -21,8 +21,9 @@ from dataclasses import replace
 from pairsync.errors import ArbitrationError, InternalError, ProtocolError
 
 from .dirty import PAGE_BYTES, DirtyMap
-from .effects import Apply, DropSession, Effect, Emit, Examine, Flush, SavePages, Send
+from .effects import Apply, DropSession, Effect, Emit, Examine, Flush, Read, SavePages, Send
 from .events import InSyncEvent, ResyncEvent, TroubleEvent
+from .fetcher import FETCH_BLOCKS_MAX, FETCHES_MAX
 from .intake import Intake
 from .limits import VolumeOptions
 from .messages import (
@@ -35,17 +36,20 @@ from .messages import (
     Begun,
     Condition,
     Failed,
+    Fetch,
     Marked,
     Proof,
     Prove,
     SyncMode,
+    Unfetched,
     Write,
+    WriteOp,
 )
-from .prover import DIGEST_BYTES, QUESTIONS_MAX, Examined, node_count
+from .questions import DIGEST_BYTES, QUESTIONS_MAX, Examined, node_count
 from .standing import SuperblockWriter
 from .superblock import Superblock
 from .tracker import ops_bytes
-from .units import block_count_of, bounded_runs
+from .units import Extent, block_count_of, bounded_runs
 
 __all__ = ["BARRIERS_MAX", "MARKED_EXTENTS_MAX", "MARKED_RUNS_MAX", "UNAPPLIED_BATCHES_MAX", "VolumeTarget"]
 
@@ -110,6 +114,7 @@ class VolumeTarget:
         self._barriers: deque[tuple[int, Barrier | Adopt]] = deque()
         self._flushing: list[Barrier | Adopt] = []  # of them, what the running flush will answer
         self._examining = 0  # questions about digests of this session that have no answer yet
+        self._fetching: set[int] = set()  # numbers of requests for content of this session, likewise
         self._adopt: Adopt | None = None  # the lineage to take over once all before it is durable
         self._when_settled: Callable[[], None] | None = None  # what the superblock on its way allows
 
@@ -259,6 +264,33 @@ class VolumeTarget:
         proof = Proof(self.index, message.question, answer.digests, tuple(answer.bad))
         self._out.append(Send([proof]))
 
+    def fetch(self, message: Fetch) -> None:
+        """What does this replica hold there?"""
+        self._check_term(message.term)
+        limit = block_count_of(self.superblock.size_bytes)
+        blocks = sum(stop - start for start, stop in message.extents)
+        if not self._begun or not message.extents or blocks > FETCH_BLOCKS_MAX:
+            raise ProtocolError(f"a request for {blocks} blocks of content")
+        if any(stop > limit for _, stop in message.extents):
+            raise ProtocolError(f"a request for content behind block {limit}")
+        if message.number in self._fetching or len(self._fetching) >= FETCHES_MAX:
+            raise ProtocolError(f"request {message.number} for content, with {len(self._fetching)} before it")
+        self._fetching.add(message.number)
+        self._out.append(Read(self.index, message.number, [Extent(*each) for each in message.extents]))
+
+    def read_done(self, number: int, ops: Sequence[WriteOp]) -> None:
+        """Content that was asked for."""
+        if number in self._fetching and self.failed is None:
+            self._fetching.discard(number)
+            write = Write(self.superblock.term, self.index, number, resync=True, ops=ops)
+            self._out.append(Send([write]))
+
+    def read_failed(self, number: int, error: int) -> None:
+        """It cannot be had."""
+        if number in self._fetching and self.failed is None:
+            self._fetching.discard(number)
+            self._out.append(Send([Unfetched(self.index, number, error)]))
+
     def _ask(self, request: Barrier | Adopt) -> None:
         """Answer ``request`` once a flush has covered all that was received before it."""
         if len(self._barriers) + len(self._flushing) >= BARRIERS_MAX:
@@ -373,6 +405,7 @@ class VolumeTarget:
         self._begun = self._asked_to_adopt = self.in_sync = False
         self._planned = None
         self._examining = 0
+        self._fetching.clear()
         self.failed = None
         self._received = self._applied = 0
         self._barriers.clear()

@@ -33,7 +33,7 @@ from pairsync.core.effects import (
 )
 from pairsync.core.events import Event
 from pairsync.core.messages import Condition, Message
-from pairsync.core.prover import Examined
+from pairsync.core.questions import Examined
 from pairsync.core.session import Session
 from pairsync.core.units import Extent
 from pairsync.errors import BackendError, ClosedError

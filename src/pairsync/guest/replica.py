@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeAlias
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.effects import Examine
 from pairsync.core.messages import Condition, OpKind, WriteOp
-from pairsync.core.prover import Examined
+from pairsync.core.questions import Examined
 from pairsync.core.resync import PIECE_BYTES
 from pairsync.core.session import VolumeSetup
 from pairsync.core.superblock import Superblock, new_superblock

@@ -15,7 +15,7 @@ __all__ = ["GuestStatistics", "VolumeStatistics"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeStatistics:
-    """One volume.  ``state`` is one word; the resync figures are None while none runs."""
+    """One volume.  ``state`` is one word; the figures of a resync and of a scrub are None while none runs."""
 
     name: str
     state: str
@@ -27,6 +27,10 @@ class VolumeStatistics:
     resync_fraction: float | None = None
     resync_bytes_per_s: float | None = None
     resync_remaining_s: float | None = None
+    scrub_fraction: float | None = None
+    scrub_bytes_per_s: float | None = None
+    scrub_remaining_s: float | None = None
+    scrub_findings: int | None = None
     failed: str | None = None
 
     @classmethod
@@ -34,6 +38,8 @@ class VolumeStatistics:
         """The view of the active host."""
         block = source.standing.superblock
         progress = source.copier.progress(now_ns)
+        scrub = source.scrubber.report if source.scrubber.running else None
+        rate = scrub.bytes / max(scrub.seconds(now_ns), 1e-9) if scrub else 0.0
         return cls(
             name=name,
             state="failed" if source.failed else source.standing.phase.value,
@@ -45,6 +51,10 @@ class VolumeStatistics:
             resync_fraction=None if progress is None else progress.fraction,
             resync_bytes_per_s=None if progress is None else progress.bytes_per_s,
             resync_remaining_s=None if progress is None else progress.remaining_s,
+            scrub_fraction=None if scrub is None else scrub.fraction,
+            scrub_bytes_per_s=None if scrub is None else rate,
+            scrub_remaining_s=None if scrub is None or not rate else (scrub.total_bytes - scrub.bytes) / rate,
+            scrub_findings=None if scrub is None else scrub.findings,
             failed=source.failed,
         )
 

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from pairsync.core.messages import Buffer, OpKind, WriteOp
+from pairsync.core.scrubber import ScrubReport
 from pairsync.core.source import VolumeSource
 from pairsync.core.units import BLOCK_BYTES, extent_of
 from pairsync.core.window import FRAME_DATA_BYTES_MAX, FRAME_OPS_MAX, RANGE_BYTES_MAX
-from pairsync.errors import ArbitrationError, BackendError, ClosedError, ConfigError
+from pairsync.errors import ArbitrationError, BackendError, ClosedError, ConfigError, InternalError
 
 from .config import PART_BYTES_MAX
 from .replica import Replica
@@ -237,6 +238,27 @@ class Volume:
         """Let those go on who wait for `wait_writable` (called by the guest when something has moved)."""
         if self._welcome and (self._guest.closed or self._source().accepting):
             self._welcome.unpark_all()
+
+    async def scrub(self, *, repair: bool = False) -> ScrubReport:
+        """Have both hosts read all of the volume and compare it with its digests; what was found.
+
+        ``repair``: mend what is wrong on one host from the other.  It waits while the peer is not in sync.
+        Cancelled, the scrub goes on by itself.  Raises `ConfigError` where no digests are kept,
+        `BackendError` if the volume fails meanwhile.
+        """
+        source = self._source()
+        if not source.options.digests:
+            raise ConfigError(f"volume {self.name} keeps no digests: there is nothing to compare with")
+        waiter = _Waiter()
+        now_ns = self._guest.now_ns()
+        source.scrubber.start(waiter, repair=repair, now_ns=now_ns)
+        source.advance(now_ns)
+        self._guest.perform()
+        await waiter.wait(f"volume {self.name}: scrub")
+        report = source.scrubber.report
+        if report is None:
+            raise InternalError(f"volume {self.name}: a scrub has ended without a report")
+        return report
 
     async def cache(self, offset: int, length: int) -> None:
         """Read ahead."""

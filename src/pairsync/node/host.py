@@ -20,6 +20,7 @@ import trio
 
 from pairsync.core.events import Event
 from pairsync.core.messages import Role
+from pairsync.core.units import BLOCK_BYTES
 from pairsync.errors import ConfigError
 from pairsync.guest.config import GuestConfig
 from pairsync.guest.disks import Opener
@@ -102,6 +103,10 @@ def _tls_context(directory: Path) -> ssl.SSLContext:
     return context
 
 
+SCRUB_FOUND_MAX = 100
+"""Findings of a scrub that an answer names one by one; the events name ten times as many."""
+
+
 def _handlers(guest: Guest) -> dict[str, Handler]:
     """What the control socket understands."""
 
@@ -123,7 +128,22 @@ def _handlers(guest: Guest) -> dict[str, Handler]:
         _link_of(guest).heal()
         return {}
 
-    return {"status": status, "wait-in-sync": wait, "cut": cut, "heal": heal}
+    async def scrub(request: Mapping[str, Any]) -> Answer:
+        volume = guest.volume(str(request.get("volume")))
+        report = await volume.scrub(repair=request.get("repair") is True)
+        found = [
+            {"block": each.block, "offset": each.block * BLOCK_BYTES, "fault": each.fault.value}
+            for each in (report.found or [])[:SCRUB_FOUND_MAX]
+        ]
+        return {
+            "bytes": report.total_bytes,
+            "seconds": round(report.seconds(guest.now_ns()), 3),
+            "findings": report.findings,
+            "repaired": report.repaired,
+            "found": found,
+        }
+
+    return {"status": status, "wait-in-sync": wait, "cut": cut, "heal": heal, "scrub": scrub}
 
 
 def _process_status() -> dict[str, int]:

@@ -225,7 +225,7 @@ def _volume(table: _Table, base: Path) -> VolumeConfig:
         value = table.take(key, kind, None)
         if value is not None:
             options[key] = value
-    for key in ("lag", "latency_goal", "peer_deadline", "disk_deadline", "flush_after"):
+    for key in ("lag", "latency_goal", "peer_deadline", "disk_deadline", "flush_after", "scrub_interval"):
         seconds = table.take(f"{key}_s", float, None)
         if seconds is not None:
             options[f"{key}_ns"] = int(seconds * NS_PER_S)

@@ -232,6 +232,15 @@ class Lab:
         text = f"the disk of {volume}: {what} (by command)"
         self._tell({"event": "disk", "host": name, "volume": volume, "disk": what, "text": text})
 
+    async def scrub(self, volume: str, *, repair: bool) -> Answer:
+        """Have both hosts read a volume and compare it with its digests; whoever asks sets a time limit."""
+        if self._lab.single:
+            raise ConfigError("this lab has a single host: there is nothing to compare")
+        if volume not in self._lab.volumes:
+            raise ConfigError(f"no volume {volume!r}; there are {', '.join(self._lab.volumes)}")
+        request = {"do": "scrub", "volume": volume, "repair": repair}
+        return await ask(control_socket_of(self._directory, "a"), request)
+
     # ------------------------------------------------------------------ what is told
 
     def tell_ready(self) -> None:
@@ -310,7 +319,10 @@ class Lab:
             await self.disk(host, volume, what)
             return {"host": host, "volume": volume, "disk": what}
 
-        link = {"cut": cut, "heal": heal, "wait": wait}
+        async def scrub(request: Mapping[str, Any]) -> Answer:
+            return await self.scrub(str(request.get("volume")), repair=request.get("repair") is True)
+
+        link = {"cut": cut, "heal": heal, "wait": wait, "scrub": scrub}
         return {"status": status, "kill": kill, "start": start, "disk": disk, **link}
 
     async def _both(self, what: str) -> Answer:

@@ -14,7 +14,7 @@ import abc
 from collections.abc import Sequence
 
 from pairsync.core.messages import Buffer, WriteOp
-from pairsync.core.prover import Examined
+from pairsync.core.questions import Examined
 from pairsync.errors import InternalError
 
 from .blockfile import Allocation

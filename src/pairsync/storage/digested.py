@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from pairsync.core.messages import Buffer, WriteOp
-from pairsync.core.prover import ANSWER_NODES_MAX, BAD_BLOCKS_MAX, Examined
+from pairsync.core.questions import ANSWER_NODES_MAX, BAD_BLOCKS_MAX, Examined
 from pairsync.core.units import MIB, extent_of
 from pairsync.errors import BackendError
 

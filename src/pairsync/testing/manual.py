@@ -45,7 +45,7 @@ from pairsync.core.effects import (
 from pairsync.core.events import Event
 from pairsync.core.limits import VolumeOptions
 from pairsync.core.messages import Message, Role, WriteOp
-from pairsync.core.prover import Examined
+from pairsync.core.questions import FAN_OUT, Examined
 from pairsync.core.session import Session, VolumeSetup
 from pairsync.core.superblock import Superblock
 from pairsync.core.units import BLOCK_BYTES, block_count_of
@@ -203,7 +203,9 @@ class ManualHost:
         elif isinstance(effect, Examine):
             count = block_count_of(len(disk.content))
             digests = digests_of(disk.leaf, count, effect.level, effect.first, effect.stop)
-            session.examined(volume, effect.token, error or Examined(digests), now_ns)
+            blocks = range(*(node * FAN_OUT**effect.level for node in (effect.first, effect.stop)))
+            bad = disk.wrong(blocks.start, min(blocks.stop, count)) if effect.read else ()
+            session.examined(volume, effect.token, error or Examined(digests, bad), now_ns)
         elif isinstance(effect, Journal):
             if not error:
                 metadata.append(effect)

@@ -33,10 +33,19 @@ class ManualDisk:
         self.content = bytearray(size_bytes)
         self.durable = bytearray(size_bytes)
         self.written: set[int] = set()  # blocks ever written: allocated
+        self._recorded: dict[int, int] = {}  # digests of blocks that were written
+
+    def found(self, block: int) -> int:
+        """The digest of what a block holds."""
+        return leaf_of(self.content[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES])
 
     def leaf(self, block: int) -> int:
-        """The digest of a block."""
-        return leaf_of(self.content[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES])
+        """Its digest as it was recorded when it was written."""
+        return self._recorded.get(block, 0)
+
+    def wrong(self, start: int, stop: int) -> list[int]:
+        """Blocks that do not hold what is recorded: somebody has changed `content`."""
+        return [block for block in range(start, stop) if self.found(block) != self.leaf(block)]
 
     def apply(self, ops: Sequence[WriteOp]) -> None:
         """Write the ops in their order."""
@@ -49,7 +58,9 @@ class ManualDisk:
             if op.fua:
                 self.durable[op.offset : stop] = data
             if op.length:
-                self.written.update(range(op.offset // BLOCK_BYTES, -(-stop // BLOCK_BYTES)))
+                blocks = range(op.offset // BLOCK_BYTES, -(-stop // BLOCK_BYTES))
+                self.written.update(blocks)
+                self._recorded.update((block, self.found(block)) for block in blocks)
 
     def find(self, extent: Extent) -> tuple[Extent, list[WriteOp]]:
         """What a resync read finds: a prefix of ``extent``, zeroes in one go, data in pieces."""
@@ -67,6 +78,7 @@ class ManualDisk:
     def power_cut(self) -> None:
         """All that was not made durable is gone."""
         self.content[:] = self.durable
+        self._recorded = {block: self.found(block) for block in self._recorded}
 
 
 @dataclass

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from xxhash import xxh3_64_intdigest
 
-from pairsync.core.prover import DIGEST_BYTES, FAN_OUT, UNKNOWN_DIGEST, node_count
+from pairsync.core.questions import DIGEST_BYTES, FAN_OUT, UNKNOWN_DIGEST, node_count
 
 __all__ = ["digests_of", "leaf_of"]
 

@@ -19,6 +19,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from pairsync.core.fetcher import FETCH_BLOCKS_MAX
 from pairsync.core.messages import (
     Adopt,
     Adopted,
@@ -30,6 +31,7 @@ from pairsync.core.messages import (
     Buffer,
     Condition,
     Failed,
+    Fetch,
     Generation,
     Introduce,
     Leave,
@@ -40,12 +42,13 @@ from pairsync.core.messages import (
     Prove,
     Role,
     SyncMode,
+    Unfetched,
     VolumePlan,
     VolumeState,
     Write,
     WriteOp,
 )
-from pairsync.core.prover import ANSWER_NODES_MAX, BAD_BLOCKS_MAX, DIGEST_BYTES, LEVEL_TOP
+from pairsync.core.questions import ANSWER_NODES_MAX, BAD_BLOCKS_MAX, DIGEST_BYTES, LEVEL_TOP
 from pairsync.errors import InternalError, ProtocolError
 
 from .digests import payload_digest, payload_digest_of
@@ -162,6 +165,25 @@ _TABLE: dict[int, tuple[type[Message], Shape[Any]]] = {
             ("question", _number),
             ("digests", bounded_binary(ANSWER_NODES_MAX * DIGEST_BYTES)),
             ("bad", sequence(_number, BAD_BLOCKS_MAX)),
+        ),
+    ),
+    15: (
+        Fetch,
+        structure(
+            Fetch,
+            ("term", _number),
+            ("volume", _volume),
+            ("number", unsigned(NUMBER_MAX, minimum=1)),
+            ("extents", sequence(_extent, FETCH_BLOCKS_MAX)),
+        ),
+    ),
+    16: (
+        Unfetched,
+        structure(
+            Unfetched,
+            ("volume", _volume),
+            ("number", unsigned(NUMBER_MAX, minimum=1)),
+            ("errno", unsigned(0xFFFF)),
         ),
     ),
 }

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from random import Random
 
 from pairsync.core.dirty import DirtyMap
-from pairsync.core.prover import UNKNOWN_DIGEST
+from pairsync.core.questions import UNKNOWN_DIGEST
 from pairsync.testing.tree import digests_of
 
 from .disk import SECTORS_PER_BLOCK, SimDisk

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pairsync.core.effects import Apply, Examine, Journal, Persist, SavePages
-from pairsync.core.prover import FAN_OUT, Examined
+from pairsync.core.questions import FAN_OUT, Examined
 from pairsync.core.units import Extent
 
 from .digests import SimDigests

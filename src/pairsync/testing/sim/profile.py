@@ -112,6 +112,7 @@ def _options(random: Random) -> VolumeOptions:
         peer_deadline_ns=random.choice((2, 5, 20)) * NS_PER_S,
         flush_after_ns=between(random, NS_PER_S // 10, 5 * NS_PER_S),
         digests=random.random() < 0.85,
+        scrub_interval_ns=random.choice((0, 1, 5, 20)) * NS_PER_S,
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import NoReturn
 
-from pairsync.core.events import Event, InSyncEvent, RefusedEvent
+from pairsync.core.events import Event, InSyncEvent, RefusedEvent, ScrubEvent, ScrubFindingEvent
 from pairsync.core.messages import Role
 from pairsync.core.standing import Phase
 from pairsync.core.units import NS_PER_S
@@ -123,6 +123,10 @@ class World:
                 self.checker.stream.refused()
         elif isinstance(event, InSyncEvent) and host is self.active:
             self.coverage.reach("in-sync")
+        elif isinstance(event, ScrubEvent):
+            self.coverage.reach("scrub")
+        elif isinstance(event, ScrubFindingEvent):
+            self.fail("false-alarm", event.describe())
 
     def phase_changed(self, volume: int, before: Phase, after: Phase) -> None:
         """The peer's phase of one volume has changed."""

@@ -1,0 +1,106 @@
+"""Fetcher: content that this host has lost, read from the peer's replica while both are in sync.
+
+The peer reads behind all writes that were sent before the request, so what comes back is what the block held
+at that place of the stream.  A block that the guest writes before the answer has been put in place is left
+out of it: what was written is newer (the same rule as for the reads of a resync).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pairsync.errors import InternalError, ProtocolError
+
+from .dirty import DirtyMap
+from .effects import Effect, Send
+from .messages import Fetch, Unfetched, Write, WriteOp
+from .standing import Standing
+from .units import BLOCK_BYTES, Extent
+
+__all__ = ["FETCHES_MAX", "FETCH_BLOCKS_MAX", "Fetched", "Fetcher"]
+
+FETCHES_MAX = 64
+"""Requests that the peer has not answered; who wants more waits (`Fetcher.room`)."""
+
+FETCH_BLOCKS_MAX = 128
+"""Blocks of one request, 512 KiB: as a resync reads them."""
+
+Fetched = Callable[[Sequence[WriteOp] | None, int], None]
+"""Hears the content of whole blocks, or None and an errno."""
+
+
+class _Request:
+    __slots__ = ("asked_ns", "extents", "then", "written")
+
+    def __init__(self, extents: Sequence[Extent], block_count: int, asked_ns: int, then: Fetched) -> None:
+        self.extents = extents
+        self.asked_ns = asked_ns
+        self.then = then
+        self.written = DirtyMap(block_count)  # blocks of the request that the guest has written since
+
+
+class Fetcher:
+    """Requests of one volume; see the module."""
+
+    def __init__(self, index: int, block_count: int, standing: Standing, out: list[Effect]) -> None:
+        self._index = index
+        self._block_count = block_count
+        self._standing = standing
+        self._out = out
+        self._next_number = 1  # never repeats, in later sessions neither
+        self._asked: dict[int, _Request] = {}  # by number; at most FETCHES_MAX
+
+    @property
+    def room(self) -> bool:
+        """Whether another request may be made."""
+        return len(self._asked) < FETCHES_MAX
+
+    @property
+    def waiting_since_ns(self) -> int | None:
+        """Since when the peer owes an answer."""
+        return min((each.asked_ns for each in self._asked.values()), default=None)
+
+    def ask(self, extents: Sequence[Extent], now_ns: int, then: Fetched) -> None:
+        """Ask for these blocks, `FETCH_BLOCKS_MAX` at most; the peer must be in sync."""
+        if not self.room or sum(extent.block_count for extent in extents) > FETCH_BLOCKS_MAX:
+            raise InternalError(f"too much to fetch: {len(extents)} extents, {len(self._asked)} requests")
+        number = self._next_number
+        self._next_number += 1
+        self._asked[number] = _Request(extents, self._block_count, now_ns, then)
+        term = self._standing.superblock.term
+        runs = tuple((start, stop) for start, stop in extents)
+        self._out.append(Send([Fetch(term, self._index, number, runs)]))
+
+    def written(self, ops: Sequence[WriteOp]) -> None:
+        """A live write is issued: what is being fetched does not speak for its blocks any more."""
+        for request in self._asked.values():
+            for op in ops:
+                if op.length > 0:
+                    start = op.offset // BLOCK_BYTES
+                    request.written.mark(start, (op.offset + op.length - 1) // BLOCK_BYTES + 1)
+
+    def answered(self, message: Write | Unfetched) -> None:
+        """The peer's answer."""
+        request = self._asked.pop(message.number, None)
+        if request is None:
+            raise ProtocolError(f"content for request {message.number}, which was not made")
+        if isinstance(message, Unfetched):
+            request.then(None, message.errno)
+            return
+        for op in message.ops:
+            if not any(
+                start * BLOCK_BYTES <= op.offset and op.offset + op.length <= stop * BLOCK_BYTES
+                for start, stop in request.extents
+            ):
+                raise ProtocolError(f"content of {op.offset}+{op.length}, which was not asked for")
+        request.then([op for op in message.ops if not self._is_written(request, op)], 0)
+
+    def _is_written(self, request: _Request, op: WriteOp) -> bool:
+        start = op.offset // BLOCK_BYTES
+        return request.written.intersects(start, (op.offset + op.length - 1) // BLOCK_BYTES + 1)
+
+    def lost(self, errno: int) -> None:
+        """The session is over: nobody answers any more."""
+        asked, self._asked = list(self._asked.values()), {}
+        for request in asked:
+            request.then(None, errno)

@@ -1,0 +1,184 @@
+"""A scrub finds what has fallen over where it has, mends it from the other side, and tells nothing else."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from pairsync.core.effects import Apply
+from pairsync.core.events import ScrubEvent, ScrubFindingEvent
+from pairsync.core.messages import OpKind, Role, Write, WriteOp
+from pairsync.core.scrubber import Fault, Finding, Scrubber
+from pairsync.core.units import BLOCK_BYTES, NS_PER_S
+from pairsync.testing.manual import ManualPair
+
+BLOCKS = 1100  # three nodes of level 1, the last one partial
+SIZE = BLOCKS * BLOCK_BYTES
+
+
+def a_write(block: int, byte: int = 1) -> list[WriteOp]:
+    return [WriteOp(OpKind.DATA, block * BLOCK_BYTES, BLOCK_BYTES, bytes([byte]) * BLOCK_BYTES)]
+
+
+@pytest.fixture
+def pair() -> ManualPair:
+    pair = ManualPair(SIZE)
+    pair.a.start(Role.ACTIVE, 1)
+    pair.b.start(Role.STANDBY, 0)
+    pair.settle()
+    for block in (0, 3, 600, 1099):
+        pair.a.write(f"w{block}", a_write(block, block % 250 + 1))
+    pair.settle()
+    pair.connect()
+    pair.settle()
+    assert pair.a.session.in_sync
+    return pair
+
+
+def scrubber_of(pair: ManualPair) -> Scrubber:
+    return pair.a.session.sources[0].scrubber
+
+
+def flip(pair: ManualPair, host: str, block: int) -> None:
+    """A bit falls over on the disk."""
+    pair.host(host).disks[0].content[block * BLOCK_BYTES + 77] ^= 4
+
+
+def scrub(pair: ManualPair, *, repair: bool) -> list[Finding]:
+    source = pair.a.session.sources[0]
+    source.scrubber.start("scrub", repair=repair, now_ns=pair.now_ns)
+    source.advance(pair.now_ns)
+    pair.a.perform()
+    for _ in range(100):
+        pair.settle()
+        if any(complete.ticket == "scrub" for complete in pair.a.completed):
+            break
+        pair.tick(NS_PER_S)
+    pair.a.completed = [complete for complete in pair.a.completed if complete.ticket != "scrub"]
+    report = source.scrubber.report
+    assert report is not None
+    assert report.complete
+    assert report.fraction == 1.0
+    assert report.found is not None
+    return report.found
+
+
+def test_clean_replicas_raise_no_alarm(pair: ManualPair) -> None:
+    assert scrub(pair, repair=True) == []
+    assert [event for event in pair.a.events if isinstance(event, ScrubEvent)][-1].findings == 0
+
+
+@pytest.mark.parametrize("block", [0, 3, 600, 1099, 500])
+@pytest.mark.parametrize(("host", "fault"), [("a", Fault.HERE), ("b", Fault.PEER)])
+def test_one_flipped_bit_is_found_where_it_is_and_mended(
+    pair: ManualPair, host: str, fault: Fault, block: int
+) -> None:
+    before = bytes(pair.a.disks[0].content)
+    flip(pair, host, block)
+    assert scrub(pair, repair=False) == [Finding(block, fault)]
+    assert pair.differing() == [block], "told, and nothing was touched"
+    assert scrub(pair, repair=True) == [Finding(block, fault)]
+    pair.tick(6 * NS_PER_S)
+    pair.settle()
+    assert not pair.differing()
+    assert bytes(pair.a.disks[0].content) == before
+    assert ScrubFindingEvent("vda", block, fault.value, repair=True) in pair.a.events
+    assert pair.a.session.in_sync, "it counts all the while"
+    assert scrub(pair, repair=True) == []
+
+
+def test_a_block_that_is_wrong_on_both_hosts_is_only_told(pair: ManualPair) -> None:
+    flip(pair, "a", 600)
+    pair.b.disks[0].content[600 * BLOCK_BYTES] ^= 1
+    assert scrub(pair, repair=True) == [Finding(600, Fault.BOTH)]
+    assert pair.differing() == [600]
+
+
+def test_content_that_differs_under_true_digests_is_copied_from_the_active(pair: ManualPair) -> None:
+    pair.b.disks[0].apply(a_write(3, 99))  # a misdirected write, say
+    assert scrub(pair, repair=True) == [Finding(3, Fault.DIFFERENT)]
+    pair.settle()
+    assert not pair.differing()
+    assert pair.a.disks[0].content[3 * BLOCK_BYTES] == 4
+
+
+def test_a_block_that_is_written_while_it_is_fetched_keeps_what_was_written(pair: ManualPair) -> None:
+    flip(pair, "a", 3)
+    source = pair.a.session.sources[0]
+    source.scrubber.start("scrub", repair=True, now_ns=0)
+    source.advance(0)
+    pair.a.perform()
+    while not any(isinstance(message, Write) for message in pair.b.outbox):
+        assert pair.step()
+    pair.a.write("late", a_write(3, 200))
+    while pair.step():
+        pass
+    assert pair.a.disks[0].content[3 * BLOCK_BYTES] == 200
+    assert not pair.differing()
+
+
+def test_a_fetch_that_fails_leaves_the_block_and_ends_the_scrub(pair: ManualPair) -> None:
+    flip(pair, "a", 3)
+    source = pair.a.session.sources[0]
+    source.scrubber.start("scrub", repair=True, now_ns=0)
+    source.advance(0)
+    pair.a.perform()
+    while not [effect for effect in pair.b.waiting("disk") if type(effect).__name__ == "Read"]:
+        assert pair.step()
+    pair.b.complete("disk", error=errno.EIO)
+    pair.settle()
+    pair.tick(NS_PER_S)
+    pair.settle()
+    report = source.scrubber.report
+    assert report is not None
+    assert (report.complete, report.findings, report.repaired) == (True, 1, 0)
+    assert pair.differing() == [3]
+
+
+def test_a_scrub_goes_on_where_it_was_when_the_peer_is_back(pair: ManualPair) -> None:
+    flip(pair, "b", 1099)
+    source = pair.a.session.sources[0]
+    source.scrubber.start("scrub", repair=False, now_ns=0)
+    source.advance(0)
+    pair.a.perform()
+    pair.step()
+    pair.cut()
+    pair.settle()
+    assert source.scrubber.running
+    pair.connect()
+    for _ in range(10):
+        pair.settle()
+        pair.tick(NS_PER_S)
+    report = source.scrubber.report
+    assert report is not None
+    assert report.complete
+    assert report.found == [Finding(1099, Fault.PEER)]
+
+
+def test_a_busy_guest_has_the_disks_for_itself_most_of_the_time(pair: ManualPair) -> None:
+    source = pair.a.session.sources[0]
+    pair.a.write("w", a_write(7))
+    pair.settle()
+    source.scrubber.start("scrub", repair=False, now_ns=pair.now_ns)
+    source.advance(pair.now_ns)
+    pair.a.perform()
+    assert len(pair.a.waiting("disk")) == 1, "one piece at a time"
+    pair.now_ns = pair.a.now_ns = pair.b.now_ns = 10_000_000  # it took 10 ms
+    pair.settle()
+    source.advance(20_000_000)
+    pair.a.perform()
+    assert not pair.a.waiting("disk")
+    source.advance(41_000_000)
+    pair.a.perform()
+    assert len(pair.a.waiting("disk")) == 1
+
+
+def test_a_volume_that_fails_ends_its_scrub(pair: ManualPair) -> None:
+    source = pair.a.session.sources[0]
+    source.scrubber.start("scrub", repair=False, now_ns=0)
+    source.flush("f", 0)
+    pair.a.perform()
+    pair.a.complete("side", error=errno.EIO)
+    assert ("scrub", [errno.EIO]) in [(c.ticket, c.errnos) for c in pair.a.completed]
+    assert not any(isinstance(effect, Apply) for effect in pair.a.waiting("disk"))
