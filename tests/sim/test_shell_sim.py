@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast
 
 import pytest
 
-from pairsync.core.effects import Apply, Journal
+from pairsync.core.effects import Apply, Flush, Journal
 from pairsync.core.messages import OpKind, WriteOp
 from pairsync.core.stream import StreamReceiver, StreamSender
 from pairsync.guest import performer, replica
@@ -24,6 +24,7 @@ from pairsync.guest.performer import Performer
 from pairsync.guest.volume import Volume
 from pairsync.io.hub import Hub
 from pairsync.storage.device import Device
+from pairsync.storage.kept import Keeper
 from pairsync.storage.metadata import MetadataStore
 from pairsync.testing.shellsim import Outcome, simulate
 from pairsync.testing.shellsim.coverage import missing, required
@@ -259,6 +260,28 @@ def writes_are_answered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Volume, "submit", submit)
 
 
+def what_is_overwritten_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Keeper, "preserve", lambda *_: None)
+
+
+def the_way_back_goes_before_adoption(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the first flush of a resync."""
+    real = Performer._flush
+
+    def flush(self: Performer, effect: Flush) -> None:
+        keeper = self._replicas[effect.volume].keeper
+        if keeper is not None and keeper.undo is not None:
+            keeper.undo.discard()
+            keeper._undo = None
+        real(self, effect)
+
+    monkeypatch.setattr(Performer, "_flush", flush)
+
+
+def what_was_written_alone_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Keeper, "_finish", lambda *_: None)
+
+
 MUTANTS: list[Patch] = [
     journal_is_not_durable,
     journal_comes_after_the_write,
@@ -272,6 +295,9 @@ MUTANTS: list[Patch] = [
     nobody_is_told_that_a_session_is_lost,
     zeroes_are_not_written,
     writes_are_answered_at_once,
+    what_is_overwritten_is_not_kept,
+    the_way_back_goes_before_adoption,
+    what_was_written_alone_is_not_kept,
 ]
 
 
