@@ -17,6 +17,7 @@ from cyclopts import App, Parameter
 from pairsync.errors import PairsyncError
 
 from .lab import lab
+from .promote import host_promote
 
 __all__ = ["app", "run"]
 
@@ -33,6 +34,9 @@ app.command(lab)
 
 host = App(name="host", help="One host of a pair, in the foreground.")
 app.command(host)
+
+
+host.command(host_promote, name="promote")
 
 
 @host.command(name="init")
