@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests.cli.conftest import Command
 
+from pairsync.cli.promote import host_promote
 from pairsync.guest import promote as guest_promote
 from pairsync.guest.promote import Reversion
 
@@ -60,3 +61,10 @@ def test_a_replica_that_was_never_written(host_file: Path, command: Command) -> 
     done = command("host", "promote", str(host_file))
     assert (done.status, done.out) == (1, "")
     assert done.err == "pairsync: volume vda: was never written: there is nothing to go back to\n"
+
+
+def test_its_help_says_what_is_lost(command: Command) -> None:
+    done = command("host", "promote", "--help")
+    assert done.status == 0
+    assert host_promote.__doc__ is not None
+    assert "What it had written since" in host_promote.__doc__
