@@ -24,7 +24,7 @@ from pairsync.errors import InternalError
 
 from .effects import Apply, Complete, Effect, Emit
 from .events import ScrubEvent, ScrubFindingEvent
-from .fetcher import FETCH_BLOCKS_MAX, Fetcher
+from .fetcher import FETCH_BLOCKS_MAX, Fetched, Fetcher
 from .messages import Unfetched, Write, WriteOp
 from .prover import differing_nodes
 from .questions import ANSWER_NODES_MAX, FAN_OUT, Answer, Questions, node_count
@@ -44,6 +44,10 @@ QUESTIONS_AHEAD = 2
 BUSY_WAITS = 3
 PRESSED_WAITS = 15
 """Times of reading that are waited between two pieces, while the guest writes, and while that is slow."""
+
+
+REPAIRS_AT_ONCE = 8
+"""Pieces that are fetched to be written again; guests whose reads fail want the others."""
 
 
 class Fault(enum.Enum):
@@ -181,6 +185,10 @@ class Scrubber:
         """Since when the peer owes content."""
         return self._fetcher.waiting_since_ns
 
+    def fetch(self, extents: Sequence[Extent], now_ns: int, then: Fetched) -> None:
+        """Ask the peer for content that cannot be read here, on somebody else's account."""
+        self._fetcher.ask(extents, now_ns, then)
+
     def fetched(self, message: Write | Unfetched) -> None:
         """Content that was asked for has come, or cannot be had."""
         self._fetcher.answered(message)
@@ -277,7 +285,7 @@ class Scrubber:
     # ------------------------------------------------------------------ repairing here
 
     def _fetch(self, now_ns: int) -> None:
-        while self._to_fetch and self._fetcher.room:
+        while self._to_fetch and self._repairing < REPAIRS_AT_ONCE:
             count = min(len(self._to_fetch), FETCH_BLOCKS_MAX)
             blocks = sorted({self._to_fetch.popleft() for _ in range(count)})
             self._repairing += 1

@@ -158,7 +158,7 @@ class VolumeSource:
             self.tracker.applied(ticket.generation)
             if self._live.pop(ticket, self) is None:
                 self._out.extend(ticket.fail(error))
-            self._report(f"the write-intent log cannot be written: {_name(error)}", now_ns)
+            self.report(f"the write-intent log cannot be written: {_name(error)}", now_ns)
             self.advance(now_ns)
             return
         self.tracker.recorded(ticket.generation, ticket.intents)
@@ -202,7 +202,7 @@ class VolumeSource:
             # replicas are made equal again by copying those blocks.
             ticket.errnos = errnos
             self.tracker.lacking(ticket.ops)
-            self._report(f"a write failed: {_name(next(e for e in errnos if e))}", now_ns)
+            self.report(f"a write failed: {_name(next(e for e in errnos if e))}", now_ns)
         self._settle(ticket, now_ns)
         self.advance(now_ns)
 
@@ -387,7 +387,7 @@ class VolumeSource:
     def read_failed(self, number: int, error: int, now_ns: int) -> None:
         """A resync read failed: without the source's content the copy cannot be completed."""
         if self.copier.read_failed(number):
-            self._report(f"a read for the resync failed: {_name(error)}", now_ns)
+            self.report(f"a read for the resync failed: {_name(error)}", now_ns)
             self._out.append(DropSession(f"cannot read what the peer lacks: {_name(error)}", refused=True))
 
     def tick(self, now_ns: int) -> None:
@@ -422,7 +422,8 @@ class VolumeSource:
             self._part(Phase.BEHIND)
             self._settle_all(now_ns)
 
-    def _report(self, reason: str, now_ns: int) -> None:
+    def report(self, reason: str, now_ns: int) -> None:
+        """Tell of trouble, now and then."""
         if self._trouble_ns is None or now_ns - self._trouble_ns >= TROUBLE_EVENT_NS:
             self._trouble_ns = now_ns
             self._out.append(Emit(TroubleEvent(self.standing.name, fatal=False, reason=reason)))

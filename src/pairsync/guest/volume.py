@@ -25,6 +25,7 @@ from pairsync.core.window import FRAME_DATA_BYTES_MAX, FRAME_OPS_MAX, RANGE_BYTE
 from pairsync.errors import ArbitrationError, BackendError, ClosedError, ConfigError, InternalError
 
 from .config import PART_BYTES_MAX
+from .remote import PeerReader
 from .replica import Replica
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class Volume:
         self._guest = guest
         self._index = index
         self._replica = replica
+        self._peer = PeerReader(guest, index)
         self._readers = trio.CapacityLimiter(READS_AT_ONCE)
         self._welcome = trio.lowlevel.ParkingLot()  # those who wait in `wait_writable`
 
@@ -125,7 +127,7 @@ class Volume:
         return self._replica.device.path
 
     async def read(self, offset: int, length: int) -> bytes:
-        """``length`` bytes from ``offset``.  Raises `BackendError` if the disk fails."""
+        """``length`` bytes from ``offset``; `BackendError` if the disk fails and the peer cannot help."""
         self._check(offset, length)  # before room is made for it
         content = bytearray(length)
         await self.read_into(offset, memoryview(content))
@@ -136,10 +138,13 @@ class Volume:
         self._check(offset, len(into))
         if self._guest.closed:
             raise ClosedError(f"guest {self._guest.name} is closed")
-        if self._replica.device.read_nowait(offset, into):
+        if self.read_nowait(offset, into):
             await trio.lowlevel.checkpoint()
-        else:
+            return
+        try:
             await self._in_thread(partial(self._replica.device.read_into, offset, into))
+        except BackendError as error:
+            await self._peer.read_into(offset, into, error)
 
     async def _in_thread(self, job: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(job, limiter=self._readers)
@@ -201,8 +206,13 @@ class Volume:
     # ------------------------------------------------------------------ in batches, without a task
 
     def read_nowait(self, offset: int, into: memoryview) -> bool:
-        """Fill ``into`` if the page cache has the range; else False."""
-        return self._replica.device.read_nowait(offset, into)
+        """Fill ``into`` if the page cache has the range; else False, also where the peer has to be asked."""
+        try:
+            return self._replica.device.read_nowait(offset, into)
+        except BackendError:
+            if self._peer.ready:
+                return False
+            raise
 
     def submit(self, ops: Sequence[WriteOp], done: Done) -> None:
         """Take a batch, in this order; ``done`` hears an errno for each op, or None: all well.

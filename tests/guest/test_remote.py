@@ -1,0 +1,99 @@
+"""A read that this host's disk cannot answer is answered by the peer, as new as it would be here."""
+
+from __future__ import annotations
+
+import errno
+import random
+
+import pytest
+import trio
+from tests.guest.harness import Pair, in_time
+
+from pairsync.core.events import TroubleEvent
+from pairsync.core.fetcher import FETCH_BLOCKS_MAX
+from pairsync.core.units import BLOCK_BYTES, MIB
+from pairsync.errors import BackendError
+from pairsync.guest.guest import Guest
+from pairsync.storage.file import RawFile
+
+
+class BadSectors:
+    """Reads of these blocks fail on one host."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, guest: Guest) -> None:
+        self.blocks: set[int] = set()
+        self.failed = 0
+        path = guest.volume("vda").path
+        read_into, read_nowait = RawFile.read_into, RawFile.read_nowait
+
+        def check(file: RawFile, offset: int, length: int) -> None:
+            touched = range(offset // BLOCK_BYTES, -(-(offset + length) // BLOCK_BYTES))
+            if file.path == path and not self.blocks.isdisjoint(touched):
+                self.failed += 1
+                raise BackendError(f"{path}: Input/output error", errno.EIO)
+
+        def failing_read(file: RawFile, offset: int, view: memoryview) -> None:
+            check(file, offset, len(view))
+            read_into(file, offset, view)
+
+        def failing_nowait(file: RawFile, offset: int, view: memoryview) -> bool:
+            check(file, offset, len(view))
+            return read_nowait(file, offset, view)
+
+        monkeypatch.setattr(RawFile, "read_into", failing_read)
+        monkeypatch.setattr(RawFile, "read_nowait", failing_nowait)
+
+
+async def test_bad_sectors_are_read_from_the_peer(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = random.Random(3).randbytes(2 * MIB)
+    async with in_time(), pair.both() as (active, _):
+        volume = active.volume("vda")
+        await volume.write(4096, content)
+        bad = BadSectors(monkeypatch, active)
+        bad.blocks = {3, 70, FETCH_BLOCKS_MAX + 5, 400}
+        with active.subscribe() as events:
+            for offset, length in ((0, 0), (5000, 20_000), (3 * BLOCK_BYTES, 1), (0, len(content))):
+                expected = (bytes(4096) + content)[offset : offset + length]
+                assert await volume.read(offset, length) == expected
+            assert bad.failed
+            while not isinstance(event := await events.receive(), TroubleEvent):
+                pass
+            assert "answered by the peer" in event.reason
+        assert active.in_sync, "it is a read that failed, no write"
+
+
+async def test_what_is_written_meanwhile_is_what_is_read(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with in_time(), pair.both() as (active, _):
+        volume = active.volume("vda")
+        await volume.write(0, bytes([0]) * BLOCK_BYTES)
+        bad = BadSectors(monkeypatch, active)
+        bad.blocks = {0}
+        for version in range(1, 30):
+            seen: list[int] = []
+
+            async def read(seen: list[int] = seen) -> None:
+                seen.append((await volume.read(0, BLOCK_BYTES))[0])
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read)
+                nursery.start_soon(volume.write, 0, bytes([version]) * BLOCK_BYTES)
+            assert seen[0] in {version - 1, version}
+            assert (await volume.read(0, BLOCK_BYTES)) == bytes([version]) * BLOCK_BYTES
+
+
+async def test_without_a_peer_that_counts_the_error_is_told(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with in_time(), pair.both() as (active, standby):
+        volume = active.volume("vda")
+        await volume.write(0, bytes(BLOCK_BYTES))
+        bad = BadSectors(monkeypatch, active)
+        bad.blocks = {0}
+        assert standby.link is not None
+        standby.link.cut()
+        while active.in_sync:
+            await trio.sleep(0.01)
+        with pytest.raises(BackendError, match="Input/output"):
+            await volume.read(0, BLOCK_BYTES)
+        assert volume.size_bytes > BLOCK_BYTES
+        assert await volume.read(BLOCK_BYTES, 10) == bytes(10)
