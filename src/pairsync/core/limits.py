@@ -50,6 +50,9 @@ class VolumeOptions:
     ``overlay_bytes``
         Room that overlays may take: the way back of a replica that is being overwritten, and what replicas
         that lost had written on their own.  None: a quarter of the volume, at least 1 GiB.
+    ``verify_reads``
+        Whether what the guest reads is compared with its digest first; what is wrong is read from the peer,
+        and mended.  Costs reads from memory most of their speed.
     ``scrub_interval_ns``
         Between two scrubs that begin by themselves and repair what they find; 0: none does.
     """
@@ -67,6 +70,7 @@ class VolumeOptions:
     flush_after_ns: int = 5 * NS_PER_S
     digests: bool = True
     overlay_bytes: int | None = None
+    verify_reads: bool = False
     scrub_interval_ns: int = 7 * 24 * 3600 * NS_PER_S
 
     @property
@@ -93,5 +97,7 @@ class VolumeOptions:
         for name in (*positive, "tickets_max"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive")
+        if self.verify_reads and not self.digests:
+            raise ConfigError("verify_reads needs digests")
         if self.scrub_interval_ns < 0:
             raise ConfigError("scrub_interval_ns must not be negative")

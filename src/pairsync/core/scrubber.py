@@ -46,6 +46,9 @@ PRESSED_WAITS = 15
 """Times of reading that are waited between two pieces, while the guest writes, and while that is slow."""
 
 
+MENDING_MAX = 1024
+"""Blocks that reads have found wrong and that wait for their repair; others are found again."""
+
 REPAIRS_AT_ONCE = 8
 """Pieces that are fetched to be written again; guests whose reads fail want the others."""
 
@@ -140,6 +143,18 @@ class Scrubber:
         """Whether a scrub has begun and not ended."""
         return self.report is not None and not self.report.complete
 
+    @property
+    def idle(self) -> bool:
+        """Whether `advance` would find nothing to do."""
+        return not (self.running or self._to_fetch)
+
+    def mend(self, block: int) -> None:
+        """A read has found that this host's copy of a block is wrong: fetch it, unless that waits already."""
+        if len(self._to_fetch) < MENDING_MAX and block not in self._to_fetch:
+            event = ScrubFindingEvent(self._standing.name, block, Fault.HERE.value, repair=True)
+            self._out.append(Emit(event))
+            self._to_fetch.append(block)
+
     def tick(self, interval_ns: int, now_ns: int) -> None:
         """Time has passed: begin one that repairs so long after the last one, or after the first tick."""
         if self._idle_since_ns is None:
@@ -202,10 +217,12 @@ class Scrubber:
 
     def advance(self, now_ns: int, *, peer_has_all: bool) -> None:
         """Go on as far as possible; ``peer_has_all``: nothing is missing there that is not in the stream."""
-        report = self.report
-        if report is None or report.complete or self._standing.phase is not Phase.IN_SYNC:
+        if self._standing.phase is not Phase.IN_SYNC:
             return
         self._fetch(now_ns)
+        report = self.report
+        if report is None or report.complete:
+            return
         if self._answered_ns is not None:
             self._pace(self._answered_ns, now_ns)
             self._answered_ns = None
@@ -300,6 +317,7 @@ class Scrubber:
     def repaired(self, token: Repair, errnos: Sequence[int] | None) -> None:
         """Blocks were written again, or could not be."""
         self._repairing -= 1
-        if self._repairing < 0 or self.report is None:
+        if self._repairing < 0:
             raise InternalError("a repair was reported that was not asked for")
-        self.report.repaired += token.blocks if errnos is None else errnos.count(0)
+        if self.report is not None:
+            self.report.repaired += token.blocks if errnos is None else errnos.count(0)

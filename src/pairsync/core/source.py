@@ -369,7 +369,7 @@ class VolumeSource:
         if not self.copier.idle and self.standing.phase is not Phase.ABSENT:
             room = self._admission.room_to_copy and not self._ending.asked  # the next start goes on with it
             self.copier.advance(now_ns, room=room)
-        if self.scrubber.running:
+        if not self.scrubber.idle:
             self.scrubber.advance(now_ns, peer_has_all=self.copier.at_rest)
         if self._ending.asked:
             self._ending.advance(now_ns, quiet=not (self._live or self._admission.waiting))

@@ -13,9 +13,10 @@ module is the guest's life and its face.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from typing import TypeVar
 
 import trio
 
@@ -40,6 +41,8 @@ from .volume import Volume
 __all__ = ["Guest", "open_guest"]
 
 _log = logging.getLogger("pairsync.guest")
+
+T = TypeVar("T")
 
 TICK_S = 0.1
 """Between two looks at deadlines and bounds: a fifth of the shortest that is checked."""
@@ -158,6 +161,10 @@ class Guest:
             volumes=volumes,
             link=None if self.link is None else self.link.statistics(),
         )
+
+    async def in_data_lane(self, index: int, job: Callable[[], T]) -> T:
+        """Run ``job`` between two writes of that volume."""
+        return await self._disks.lanes[index].data.run(job)
 
     def perform(self) -> None:
         """Perform what the session machine wants done; called after every input to it."""

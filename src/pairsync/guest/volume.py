@@ -27,6 +27,7 @@ from pairsync.errors import ArbitrationError, BackendError, ClosedError, ConfigE
 from .config import PART_BYTES_MAX
 from .remote import PeerReader
 from .replica import Replica
+from .verified import VerifiedReader
 
 if TYPE_CHECKING:
     from .guest import Guest
@@ -104,6 +105,8 @@ class Volume:
         self._index = index
         self._replica = replica
         self._peer = PeerReader(guest, index)
+        self._verifies = replica.setup.options.verify_reads
+        self._verified = VerifiedReader(guest, index, self._peer, self._in_thread)
         self._readers = trio.CapacityLimiter(READS_AT_ONCE)
         self._welcome = trio.lowlevel.ParkingLot()  # those who wait in `wait_writable`
 
@@ -142,7 +145,10 @@ class Volume:
             await trio.lowlevel.checkpoint()
             return
         try:
-            await self._in_thread(partial(self._replica.device.read_into, offset, into))
+            if self._verifies:
+                await self._verified.read_into(self._replica.device, offset, into)
+            else:
+                await self._in_thread(partial(self._replica.device.read_into, offset, into))
         except BackendError as error:
             await self._peer.read_into(offset, into, error)
 
@@ -207,6 +213,8 @@ class Volume:
 
     def read_nowait(self, offset: int, into: memoryview) -> bool:
         """Fill ``into`` if the page cache has the range; else False, also where the peer has to be asked."""
+        if self._verifies:
+            return False
         try:
             return self._replica.device.read_nowait(offset, into)
         except BackendError:

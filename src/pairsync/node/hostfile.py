@@ -244,5 +244,6 @@ _OPTIONS: dict[str, type] = {
     "intent_window_bytes": int,
     "inflight_bytes": int,
     "digests": bool,
+    "verify_reads": bool,
     "overlay_bytes": int,
 }

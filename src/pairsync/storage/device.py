@@ -56,7 +56,7 @@ class Device(abc.ABC):
     def flush(self) -> None:
         """Make durable all that was applied.  After a failure it fails for good: see `BlockFile`."""
 
-    def begin_life(self, *, active: bool) -> None:  # noqa: B027 - for who keeps digests, as the next four
+    def begin_life(self, *, active: bool) -> None:  # noqa: B027 - for who keeps digests, as the next few
         """A host takes the device into use; before the first apply."""
 
     def end_life(self) -> None:  # noqa: B027
@@ -64,6 +64,13 @@ class Device(abc.ABC):
 
     def seen(self, offset: int, content: Buffer) -> None:  # noqa: B027
         """Between two applies that range was read, and this is what it holds."""
+
+    def mismatches(self, offset: int, view: memoryview) -> list[int]:
+        """Blocks within a range just read, in any thread, whose content is perhaps not what is recorded.
+
+        A write may have come between.  `BackendError` if that cannot be known; only where digests are kept.
+        """
+        raise InternalError(f"{self.path}: digests are not kept ({len(view)} bytes at {offset})")
 
     def save_digests(self, point: int) -> None:  # noqa: B027
         """Make durable the digests of all that was applied, and the number ``point`` with them."""

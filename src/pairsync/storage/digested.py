@@ -83,6 +83,10 @@ class DigestedDevice(Device):
         """As `Device.flush`."""
         self._device.flush()
 
+    def mismatches(self, offset: int, view: memoryview) -> list[int]:
+        """As `Device.mismatches`."""
+        return self._table.mismatches(offset, view)
+
     def save_digests(self, point: int) -> None:
         """As `Device.save_digests`."""
         try:
