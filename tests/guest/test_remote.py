@@ -14,6 +14,7 @@ from pairsync.core.fetcher import FETCH_BLOCKS_MAX
 from pairsync.core.units import BLOCK_BYTES, MIB
 from pairsync.errors import BackendError
 from pairsync.guest.guest import Guest
+from pairsync.guest.remote import QUESTIONS_AT_ONCE
 from pairsync.storage.file import RawFile
 
 
@@ -60,6 +61,21 @@ async def test_bad_sectors_are_read_from_the_peer(pair: Pair, monkeypatch: pytes
                 pass
             assert "answered by the peer" in event.reason
         assert active.in_sync, "it is a read that failed, no write"
+
+
+async def test_many_reads_at_once_share_what_the_peer_takes(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with in_time(), pair.both() as (active, _):
+        volume = active.volume("vda")
+        await volume.write(0, bytes(range(256)) * 16)
+        bad = BadSectors(monkeypatch, active)
+        bad.blocks = {0}
+        async with trio.open_nursery() as nursery:
+            for _ in range(5 * QUESTIONS_AT_ONCE):
+                nursery.start_soon(volume.read, 0, BLOCK_BYTES)
+        assert bad.failed >= 5 * QUESTIONS_AT_ONCE
+        assert await volume.read(1, 3) == bytes([1, 2, 3])
 
 
 async def test_what_is_written_meanwhile_is_what_is_read(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

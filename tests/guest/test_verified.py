@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import trio
@@ -12,6 +14,9 @@ from pairsync.core.events import ScrubFindingEvent
 from pairsync.core.limits import VolumeOptions
 from pairsync.core.units import BLOCK_BYTES, MIB
 from pairsync.errors import BackendError
+from pairsync.guest.remote import PeerReader
+from pairsync.guest.verified import VerifiedReader
+from pairsync.storage.file import RawFile
 
 VERIFY = VolumeOptions(verify_reads=True)
 
@@ -44,6 +49,15 @@ async def test_what_has_fallen_over_is_read_from_the_peer_and_mended(pair: Pair)
             assert found == {0, 17, 255}
         while pair.image("a").read_bytes()[:MIB] != content:
             await trio.sleep(0.01)
+
+
+async def test_nothing_is_read_where_nothing_is_wanted(pair: Pair) -> None:
+    async def in_thread(job: Callable[[], Any]) -> Any:
+        raise AssertionError("nothing is to be read")
+
+    async with in_time(), pair.both() as (active, _):
+        reader = VerifiedReader(active, 0, PeerReader(active, 0), in_thread)
+        await reader.read_into(RawFile.__new__(RawFile), 5, memoryview(bytearray()))
 
 
 async def test_a_busy_guest_sees_no_false_alarm(pair: Pair) -> None:
