@@ -35,6 +35,7 @@ from pairsync.guest.replica import (
     save_job,
 )
 from pairsync.storage.blockfile import Allocation
+from pairsync.storage.digestfile import block_digest, pack_leaves
 from pairsync.storage.file import open_volume
 from pairsync.testing.disks import Fault, SimAction, SimDisk, SimMedium
 
@@ -56,6 +57,22 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "vda.img"
     _create(path, size_bytes=SIZE)
     return path
+
+
+def test_what_was_written_without_digests_is_read_once_they_are_kept_again(image: Path) -> None:
+    old, new = (WriteOp(OpKind.DATA, 0, BLOCK_BYTES, bytes([each]) * BLOCK_BYTES) for each in (1, 2))
+    replica = _open(image)
+    replica.device.apply([old])
+    replica.device.save_digests(1)
+    replica.close()
+    replica = open_replica(VolumeConfig("vda", image, VolumeOptions(digests=False)), PAIR)
+    replica.device.apply([new])
+    replica.close()
+    replica = _open(image)
+    assert "there was no digest table" in " ".join(replica.notes)
+    found = replica.device.examine(0, 0, 1, read=True)
+    assert (found.digests, list(found.bad)) == (pack_leaves([block_digest(new.data or b"")]), [])
+    replica.close()
 
 
 # -- making one ----------------------------------------------------------------------------------------------

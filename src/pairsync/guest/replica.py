@@ -29,7 +29,13 @@ from pairsync.errors import BackendError, ConfigError, MismatchError
 from pairsync.storage.blockfile import OpenFile
 from pairsync.storage.device import Device
 from pairsync.storage.digested import DigestedDevice
-from pairsync.storage.digests import OpenedDigests, create_digests, digests_path, open_digests
+from pairsync.storage.digests import (
+    OpenedDigests,
+    create_digests,
+    digests_path,
+    discard_digests,
+    open_digests,
+)
 from pairsync.storage.file import create_volume, open_volume
 from pairsync.storage.kept import Keeper
 from pairsync.storage.metadata import (
@@ -171,6 +177,12 @@ def open_replica(volume: VolumeConfig, pair_id: bytes, *, open_file: OpenFile = 
     """
     metadata = os.fspath(volume.metadata or metadata_path(volume.path))
     opened = open_metadata(metadata, open_file=open_file)
+    if not volume.options.digests:
+        try:
+            discard_digests(digests_path(metadata))
+        except BaseException:
+            opened.store.close()
+            raise
 
     def open_table(block: Superblock, doubtful: DirtyMap) -> OpenedDigests:
         return open_digests(

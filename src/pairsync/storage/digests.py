@@ -40,7 +40,7 @@ from .digestfile import (
 from .digestheader import HeaderKeeper
 from .digesttable import DigestTable
 from .digestwalk import BadBlock, Examined, TableState
-from .osfile import OsFile
+from .osfile import OsFile, backend_error, sync_directory
 from .slots import DualSlot
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "create_digests",
     "digests_bytes",
     "digests_path",
+    "discard_digests",
     "format_digests",
     "load_digests",
     "open_digests",
@@ -103,6 +104,19 @@ def create_digests(path: str | os.PathLike[str], *, volume_id: bytes, size_bytes
         raise
     finally:
         file.close()
+
+
+def discard_digests(path: str | os.PathLike[str]) -> None:
+    """The volume is about to be written without its table, which would be wrong ever after: remove it.
+
+    Durable on return; nothing if there is none.  `BackendError` if it cannot be removed.
+    """
+    file = Path(path).absolute()
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise backend_error(f"{file}: removing", error) from error
+    sync_directory(file)
 
 
 def open_digests(
