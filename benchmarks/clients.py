@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.procs import BenchError, cpu_seconds, run
 
-__all__ = ["Load", "Sample", "copy_in", "fill", "probe_write", "random_io", "scatter", "trim"]
+__all__ = ["Load", "Sample", "copy_in", "fill", "probe_write", "random_io", "scatter", "sprinkle", "trim"]
 
 _JOBS = Path(__file__).parent / "jobs"
 _SLACK_S = 60.0
@@ -105,6 +105,23 @@ def scatter(uri: str, *, size_bytes: int, count: int, seed: int) -> int:
     if written != count * 4096:
         raise BenchError(f"fio wrote {written} bytes, not {count} blocks")
     return written
+
+
+def sprinkle(uri: str, *, size_bytes: int, piece_bytes: int, bytes_: int, seed: int) -> None:
+    """Write ``bytes_`` of random data in different pieces all over the volume."""
+    result = _fio(
+        "sprinkle",
+        uri,
+        timeout_s=_SLACK_S + bytes_ / _SLOWEST_BYTES_S,
+        values={
+            "SIZE": size_bytes,
+            "PIECE": piece_bytes,
+            "COUNT": max(1, bytes_ // piece_bytes),
+            "SEED": seed,
+        },
+    )
+    if not result["write"]["io_bytes"]:
+        raise BenchError("fio wrote nothing")
 
 
 def probe_write(uri: str, *, timeout_s: float) -> None:

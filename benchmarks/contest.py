@@ -22,6 +22,7 @@ from benchmarks.report import Figure, Judge
 __all__ = [
     "ALONE",
     "MIB",
+    "NO_DIGESTS",
     "OURS",
     "SETTLE_S",
     "Bench",
@@ -36,6 +37,7 @@ __all__ = [
 MIB = 1 << 20
 OURS = "pairsync"
 ALONE = "pairsync, no replication"
+NO_DIGESTS = "pairsync, no digests"
 SETTLE_S = 120.0
 """How long a pair may take to be in sync where that is not what is measured."""
 
@@ -51,6 +53,8 @@ class Sizes:
     full_sync: int = 1024 * MIB
     scattered: int = 4096 * MIB
     sparse: int = 1 << 40
+    sparse_data: int = 4096 * MIB
+    resynced: int = 1536 * MIB
 
     def shrunk(self, divisor: int) -> Sizes:
         """For trying the harness: everything but the sparse volume smaller by `divisor`."""
@@ -59,6 +63,8 @@ class Sizes:
             sequential=self.sequential // divisor,
             full_sync=self.full_sync // divisor,
             scattered=self.scattered // divisor,
+            sparse_data=self.sparse_data // divisor,
+            resynced=self.resynced // divisor,
         )
 
 
@@ -154,18 +160,20 @@ def hold(goal: Goal, samples: Mapping[str, Sequence[float]], details: Mapping[st
 
 
 @contextlib.contextmanager
-def pair(bench: Bench, size_bytes: int, *, single: bool = False) -> Iterator[tuple[Lab, Contender] | None]:
+def pair(
+    bench: Bench, size_bytes: int, *, single: bool = False, digests: bool = True
+) -> Iterator[tuple[Lab, Contender] | None]:
     """Our pair, in sync (or one host without replication); None if the peers are measured alone."""
     if bench.command is None:
         yield None
         return
     with (
         bench.directory("single" if single else "pair") as directory,
-        Lab(bench.command, directory, {"vda": size_bytes}, single=single) as lab,
+        Lab(bench.command, directory, {"vda": size_bytes}, single=single, digests=digests) as lab,
     ):
         if not single:
             lab.wait_in_sync(SETTLE_S)
-        yield lab, Contender(ALONE if single else OURS, lab.uri(), lab.pids)
+        yield lab, Contender(ALONE if single else OURS if digests else NO_DIGESTS, lab.uri(), lab.pids)
 
 
 @contextlib.contextmanager

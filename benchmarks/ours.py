@@ -43,6 +43,7 @@ _Found = TypeVar("_Found")
 # What marks the ends of a catch-up in the events of the active host.
 IN_SYNC = "in-sync"
 LINK_UP = "connected"
+LINK_DOWN = "peer-lost"
 RESYNC = "resync"
 SETBACKS = frozenset({"peer-lost", "refused", "trouble"})
 """What should not happen in a catch-up: shown, for it explains an odd time."""
@@ -117,6 +118,7 @@ class Lab:
         *,
         level: str = "sync",
         single: bool = False,
+        digests: bool = True,
     ) -> None:
         self._command = command
         self._directory = directory
@@ -124,6 +126,7 @@ class Lab:
         for name, size_bytes in volumes.items():
             self._argv += ["--volume", f"{name}={size_bytes >> 20}M"]
         self._argv += ["--single"] if single else ["--level", level]
+        self._argv += [] if digests else ["--no-digests"]
         self._argv += ["--json"]
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
@@ -268,11 +271,42 @@ class Lab:
         """Wait until both hosts are in sync."""
         self._lab("wait", "--in-sync", "--timeout", f"{timeout_s:.0f}", timeout_s=timeout_s + COMMAND_S)
 
-    def catch_up(self, *, timeout_s: float) -> CatchUp:
-        """Start host b and time how long the pair takes to be in sync."""
+    def empty_disk(self, host: str, volume: str = "vda") -> None:
+        """Put an empty disk in the place of a replica."""
+        self._lab("disk", host, volume, "replace")
+
+    def cut(self) -> None:
+        """Cut the link; return when the active host has noticed."""
+        seen = len(self._events)
+        self._lab("cut")
+        if self._await(lambda events: _first(events[seen:], LINK_DOWN), COMMAND_S) is None:
+            raise BenchError("the link was cut and the active host has not told")
+
+    def scrub(self, *, timeout_s: float) -> list[dict[str, Any]]:
+        """Scrub all volumes on demand; what is told of each."""
+        lines = self._lab("scrub", "--json", timeout_s=timeout_s).splitlines()
+        told: list[dict[str, Any]] = [json.loads(line) for line in lines if line.strip()]
+        if not told or not all({"bytes", "seconds", "bad"} <= line.keys() for line in told):
+            raise BenchError(f"`lab scrub` told {lines}")
+        return told
+
+    def events_since(self, seen: int) -> tuple[list[Event], int]:
+        """What was told after the first ``seen`` events, and how many there are now."""
+        with self._changed:
+            return self._events[seen:], len(self._events)
+
+    def await_event(self, name: str, *, seen: int, timeout_s: float) -> Event:
+        """The first event of that name by the active host after the first ``seen``."""
+        found = self._await(lambda events: _first(events[seen:], name), timeout_s)
+        if found is None:
+            raise BenchError(f"no {name} within {timeout_s:g} s")
+        return found
+
+    def catch_up(self, *, timeout_s: float, command: Sequence[str] = ("start", "b")) -> CatchUp:
+        """Start host b (or ``heal`` the link) and time how long the pair takes to be in sync."""
         seen = len(self._events)
         started_ns = time.monotonic_ns()
-        self._lab("start", "b")
+        self._lab(*command)
         self.wait_in_sync(timeout_s)
         waited_ns = time.monotonic_ns()
         synced = self._await(lambda events: _first(events[seen:], IN_SYNC), EVENT_S)

@@ -9,17 +9,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-import shutil
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import clients, peers
+from benchmarks import clients, peers, repairrows
 from benchmarks.contest import ALONE, MIB, OURS, SETTLE_S, Bench, Goal, alternate, hold, mirrors, pair
 from benchmarks.counters import LinkCounter
-from benchmarks.ours import CatchUp, Lab
+from benchmarks.loads import fitting, iops, latencies, lose_standby, random_load, sample, sync_fully, times
+from benchmarks.ours import CatchUp
 from benchmarks.peers import Contender
 from benchmarks.procs import BenchError, log, until, with_children
 from benchmarks.report import Figure, Judge
@@ -29,38 +28,6 @@ __all__ = ["ROWS", "Row"]
 BLOCK_BYTES = 4096
 RESYNC_SHARE = 100
 """One block in this many is dirty in row 6."""
-
-_Samples = Mapping[str, Sequence[clients.Sample]]
-
-
-def _random(bench: Bench, contenders: Sequence[Contender], job: str, depth: int) -> _Samples:
-    load = clients.Load(job=job, depth=depth, size_bytes=bench.sizes.random, seconds=bench.seconds)
-
-    def measure(contender: Contender, turn: int) -> clients.Sample:
-        return _sample(load, contender, turn)
-
-    return alternate(contenders, bench.rounds, measure)
-
-
-def _sample(load: clients.Load, contender: Contender, turn: int) -> clients.Sample:
-    sample = clients.random_io(load, contender.uri, seed=turn + 1, pids=contender.pids)
-    log(f"  {contender.name}: {sample}")
-    return sample
-
-
-def _iops(samples: _Samples) -> dict[str, list[float]]:
-    return {name: [sample.iops for sample in taken] for name, taken in samples.items()}
-
-
-def _latencies(samples: _Samples) -> dict[str, Any]:
-    return {
-        name: {
-            "p50_us": statistics.median(sample.p50_us for sample in taken),
-            "p99_us": statistics.median(sample.p99_us for sample in taken),
-            "servers_cpu_us": statistics.median(sample.cpu_us for sample in taken),
-        }
-        for name, taken in samples.items()
-    }
 
 
 def random_writes_deep(bench: Bench) -> list[Figure]:
@@ -74,8 +41,8 @@ def random_writes_deep(bench: Bench) -> list[Figure]:
         aim=4.0,
     )
     with mirrors(bench, bench.sizes.random) as contenders:
-        samples = _random(bench, contenders, "randwrite", 32)
-    return hold(goal, _iops(samples), _latencies(samples))
+        samples = random_load(bench, contenders, "randwrite", 32)
+    return hold(goal, iops(samples), latencies(samples))
 
 
 def random_writes_single(bench: Bench) -> list[Figure]:
@@ -97,8 +64,8 @@ def random_writes_single(bench: Bench) -> list[Figure]:
         aim=None,
     )
     with mirrors(bench, bench.sizes.random) as contenders:
-        samples = _random(bench, contenders, "randwrite", 1)
-    figures = hold(goal, _iops(samples), _latencies(samples))
+        samples = random_load(bench, contenders, "randwrite", 1)
+    figures = hold(goal, iops(samples), latencies(samples))
     peer_name = figures[0].peer_name if figures[0].bar is not None else figures[1].peer_name
     slowest = tail.figure(
         ours=[sample.p99_us for sample in samples.get(OURS, ())],
@@ -129,12 +96,12 @@ def random_reads(bench: Bench) -> list[Figure]:
         contenders = [*([ours[1]] if ours else []), memory_disk, plain_disk]
         for contender in contenders:
             contender.fill(size_bytes)
-        samples = _random(bench, contenders, "randread", 32)
-    rates = _iops(samples)
+        samples = random_load(bench, contenders, "randread", 32)
+    rates = iops(samples)
     mine = rates.get(OURS, [])
     named, other = memory_disk.name, plain_disk.name
     return [
-        goal.figure(ours=mine, peer=rates[named], peer_name=named, details=_latencies(samples)),
+        goal.figure(ours=mine, peer=rates[named], peer_name=named, details=latencies(samples)),
         goal.figure(ours=mine, peer=rates[other], peer_name=other, judged=False),
     ]
 
@@ -182,21 +149,6 @@ def _random_file(directory: Path, size_bytes: int) -> Path:
     return path
 
 
-def _lose_standby(lab: Lab) -> None:
-    """Kill host b and return once the active host acknowledges writes alone."""
-    lab.kill("b")
-    clients.probe_write(lab.uri(), timeout_s=SETTLE_S)
-
-
-def _times(catch_ups: Sequence[CatchUp]) -> dict[str, Any]:
-    return {
-        "timed_from": sorted({one.judged_from for one in catch_ups}),
-        "from_command_s": [one.wall for one in catch_ups],
-        "from_link_s": [one.link for one in catch_ups],
-        "from_resync_s": [one.resync for one in catch_ups],
-    }
-
-
 def full_sync(bench: Bench) -> list[Figure]:
     """Row 5: every block of the volume is written anew while the standby is away; then it comes back.
 
@@ -222,35 +174,13 @@ def full_sync(bench: Bench) -> list[Figure]:
             source = _random_file(directory, size_bytes)
         for turn in range(1 + bench.heavy_rounds):
             if pair_now:
-                catch_ups.append(_sync_fully(pair_now[0], size_bytes, seed=turn + 1))
+                catch_ups.append(sync_fully(pair_now[0], size_bytes, seed=turn + 1))
                 ours.append(size_bytes / 1e6 / catch_ups[-1].judged)
                 log(f"  {OURS}: {ours[-1]:.0f} MB/s, {catch_ups[-1]}")
             peer.append(peers.tcp_copy(source, directory / "target") / 1e6)
             log(f"  plain TCP copy: {peer[-1]:.0f} MB/s")
-    details = _times(catch_ups[1:])
+    details = times(catch_ups[1:])
     return [goal.figure(ours=ours[1:], peer=peer[1:], peer_name="plain TCP copy", details=details)]
-
-
-def _sync_fully(lab: Lab, size_bytes: int, *, seed: int) -> CatchUp:
-    """Write every block while the standby is away, then let it catch up."""
-    _lose_standby(lab)
-    clients.fill(lab.uri(), size_bytes=size_bytes, seed=seed)
-    return lab.catch_up(timeout_s=2 * SETTLE_S)
-
-
-def _fitting(bench: Bench, wanted_bytes: int) -> int:
-    """Halve the size until both replicas fit where the volumes lie, with an eighth to spare."""
-    free = shutil.disk_usage(bench.base).free
-    if bench.base.is_relative_to("/dev/shm"):
-        # A file there takes memory, of which there may be less than the file system would allow.
-        available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-        free = min(free, int(available[1]) * 1024) if available else free
-    size_bytes = wanted_bytes
-    while size_bytes * 2.25 > free and size_bytes > 64 * MIB:
-        size_bytes //= 2
-    if size_bytes < wanted_bytes:
-        log(f"  note: {size_bytes // MIB} instead of {wanted_bytes // MIB} MiB: {free // MIB} MiB are free")
-    return size_bytes
 
 
 def resync(bench: Bench) -> list[Figure]:
@@ -258,7 +188,7 @@ def resync(bench: Bench) -> list[Figure]:
 
     The full sync runs twice and the second counts, for the first is slowed down by allocation.
     """
-    size_bytes = _fitting(bench, bench.sizes.scattered)
+    size_bytes = fitting(bench, bench.sizes.scattered)
     what = f"resync of 1 % scattered blocks of {size_bytes // MIB} MiB"
     count = size_bytes // BLOCK_BYTES // RESYNC_SHARE
     dirty_bytes = float(count * BLOCK_BYTES)
@@ -269,8 +199,8 @@ def resync(bench: Bench) -> list[Figure]:
     with pair(bench, size_bytes) as pair_now:
         if pair_now:
             lab, _ = pair_now
-            log(f"  full sync, not taken: {_sync_fully(lab, size_bytes, seed=1)}")
-            full.append(_sync_fully(lab, size_bytes, seed=2))
+            log(f"  full sync, not taken: {sync_fully(lab, size_bytes, seed=1)}")
+            full.append(sync_fully(lab, size_bytes, seed=2))
             log(f"  full sync: {full[0]}")
             for turn in range(bench.heavy_rounds):
                 lab.kill("b")
@@ -303,7 +233,7 @@ def _resync_time(what: str, full: Sequence[CatchUp], partial: Sequence[CatchUp])
         ours=[one.judged if alike else one.wall for one in partial],
         peer=[one.judged if alike else one.wall for one in full] * len(partial),
         peer_name="its full sync",
-        details={"full": _times(full), "resync": _times(partial)},
+        details={"full": times(full), "resync": times(partial)},
     )
 
 
@@ -332,11 +262,11 @@ def standby_away(bench: Bench) -> list[Figure]:
                 if turn:
                     lab.start("b")
                 lab.wait_in_sync(SETTLE_S)
-                _lose_standby(lab)
-            return _sample(load, contender, turn)
+                lose_standby(lab)
+            return sample(load, contender, turn)
 
         samples = alternate(contenders, bench.rounds, measure)
-    return hold(goal, _iops(samples), _latencies(samples))
+    return hold(goal, iops(samples), latencies(samples))
 
 
 def _memory(pid: int) -> dict[str, float]:
@@ -366,14 +296,14 @@ def memory(bench: Bench) -> list[Figure]:
             return [goal.figure()]
         lab, contender = pair_now
         load = clients.Load(job="randwrite", depth=32, size_bytes=size_bytes, seconds=bench.seconds)
-        sample = _sample(load, contender, 0)
+        before = sample(load, contender, 0)
         lab.wait_in_sync(SETTLE_S)
         pids = [lab.pid(host) for host in ("a", "b")]
         _settle(pids)
         hosts = {host: _memory(pid) for host, pid in zip("ab", pids, strict=True)}
     log(f"  {hosts}")
     ours = [max(host["VmRSS"] for host in hosts.values())]
-    return [goal.figure(ours=ours, details={"hosts": hosts, "iops_before": sample.iops})]
+    return [goal.figure(ours=ours, details={"hosts": hosts, "iops_before": before.iops})]
 
 
 def _settle(pids: Sequence[int]) -> None:
@@ -407,4 +337,10 @@ ROWS = (
     Row("6", "resync of 1 % of the blocks", resync),
     Row("7", "writes with the standby away", standby_away, on_disk_too=True),
     Row("8", "memory of a host with 1 TiB", memory),
+    Row("9", "writes with digests kept against without", repairrows.writes_with_digests, on_disk_too=True),
+    Row("10", "proof at reconnect of an unchanged volume", repairrows.proof_at_reconnect),
+    Row("11", "latency while a resync runs against without", repairrows.latency_beside_resync),
+    Row("12", "rate of a resync against the first full sync", repairrows.resync_rate),
+    Row("13", "scrub of clean data against cat", repairrows.scrub_rate),
+    Row("14", "false alarms of a scrub under full write load", repairrows.scrub_under_load),
 )

@@ -45,7 +45,7 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=4.0, help="seconds of a timed load (default: 4)")
     parser.add_argument("--quick", action="store_true", help="2 rounds of 2 s")
     parser.add_argument("--dir", type=Path, default=Path("/dev/shm"), help="where volumes lie (/dev/shm)")
-    parser.add_argument("--also-disk", action="store_true", help="repeat rows 1, 2, 4 and 7 in --disk-dir")
+    parser.add_argument("--also-disk", action="store_true", help="repeat rows 1, 2, 4, 7 and 9 in --disk-dir")
     parser.add_argument("--disk-dir", type=Path, default=Path("/var/tmp"), help="a real disk (/var/tmp)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a bar is missed")

@@ -107,6 +107,19 @@ def test_catch_up_takes_the_clock_of_the_active_host(tmp_path: Path) -> None:
     assert (took.link, took.resync) == (2.0, 1.75)
 
 
+def test_a_scrub_tells_of_every_volume(tmp_path: Path) -> None:
+    told = [{"volume": name, "bytes": 4096, "seconds": 0.5, "bad": 0} for name in ("vda", "data")]
+    with _double(tmp_path, scrub=told) as lab:
+        assert lab.scrub(timeout_s=5.0) == told
+    assert _commands(tmp_path)[-1] == "lab scrub --json"
+
+
+@pytest.mark.parametrize("told", [[], [{"volume": "vda", "bytes": 4096}]])
+def test_a_scrub_that_tells_nothing_is_an_error(tmp_path: Path, told: list[object]) -> None:
+    with _double(tmp_path, scrub=told) as lab, pytest.raises(BenchError, match="`lab scrub` told"):
+        lab.scrub(timeout_s=5.0)
+
+
 def test_catch_up_without_events_is_timed_by_the_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

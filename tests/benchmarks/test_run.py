@@ -25,12 +25,14 @@ def test_peers_are_measured(tmp_path: Path) -> None:
     work = tmp_path / "volumes"
     work.mkdir()
     options = ["--peers-only", "--rounds", "1", "--seconds", "0.3", "--shrink", "64", "--dir", str(work)]
-    argv = [*_RUN, *options, "--only", "2,3,4,5,8", "--json", str(result), "--check"]
+    argv = [*_RUN, *options, "--only", "2,3,4,5,8,9,10,11,12,13,14", "--json", str(result), "--check"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=_DEADLINE_S, check=False)
     assert done.returncode == 0, done.stderr
     document = json.loads(result.read_text())
     rows = {(figure["row"], figure["peer_name"]): figure for figure in document["figures"]}
-    assert {row for row, _ in rows} == {"2", "2 p99", "3", "4", "4 fresh", "5", "8"}
+    of_peers = {"2", "2 p99", "3", "4", "4 fresh", "5"}
+    of_ours_alone = {"8", "9", "9 wide", "10 cold", "10 flap", "11 depth 1", "11 depth 8", "12", "13", "14"}
+    assert {row for row, _ in rows} == of_peers | of_ours_alone
     for key in [("2", "quorum, nbdkit remote"), ("2", "quorum, qemu-nbd remote"), ("3", "nbdkit memory")]:
         assert rows[key]["peer_median"] > 10
     assert {figure["verdict"] for figure in document["figures"]} == {"not run", "info"}
@@ -53,6 +55,24 @@ def test_ours_is_measured(tmp_path: Path) -> None:
     assert figures["6 bytes"]["ratio_median"] > 1, "no block gets to the other host without crossing the link"
     assert figures["6 time"]["details"]["resync"]["timed_from"] == ["link"]
     assert figures["7"]["ours_median"] > 10
+    assert list(tmp_path.iterdir()) == [result]
+
+
+@pytest.mark.slow
+@pytest.mark.tools(*_TOOLS)
+def test_digests_and_resyncs_are_measured(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    options = ["--rounds", "1", "--seconds", "0.3", "--shrink", "64", "--dir", str(tmp_path)]
+    argv = [*_RUN, *options, "--only", "9,10,12", "--json", str(result)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=3 * _DEADLINE_S, check=False)
+    assert done.returncode == 0, done.stderr
+    figures = {figure["row"]: figure for figure in json.loads(result.read_text())["figures"]}
+    assert set(figures) == {"9", "9 wide", "10 cold", "10 flap", "12"}
+    assert figures["9"]["peer_name"] == "pairsync, no digests"
+    for row in ("10 cold", "10 flap"):
+        assert figures[row]["details"]["timed_from"] == ["link"]
+        assert 0 < figures[row]["ours_median"] < 60
+    assert figures["12"]["ours_median"] > 1
     assert list(tmp_path.iterdir()) == [result]
 
 

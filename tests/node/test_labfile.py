@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import socket
 from pathlib import Path
@@ -81,6 +82,28 @@ def test_volumes_can_be_added_and_the_level_changed(tmp_path: Path) -> None:
         ("vda", "async"),
         ("vdb", "async"),
     ]
+
+
+def test_digests_are_kept_unless_told_otherwise(tmp_path: Path) -> None:
+    _new(tmp_path)
+
+    def kept(digests: bool | None) -> list[bool]:
+        prepare(tmp_path, open_lab_file(tmp_path, {}, None, single=False, digests=digests))
+        (volume,) = read_host_file(tmp_path / "b" / "host.toml").volumes
+        return [volume.options.digests, LabFile.load(tmp_path).digests]
+
+    assert kept(None) == [True, True]
+    assert kept(False) == [False, False]
+    assert kept(None) == [False, False], "as it was"
+    assert kept(True) == [True, True]
+
+
+def test_a_lab_of_before_keeps_digests(tmp_path: Path) -> None:
+    _new(tmp_path)
+    before = json.loads((tmp_path / "lab.json").read_text())
+    del before["digests"]
+    (tmp_path / "lab.json").write_text(json.dumps(before))
+    assert LabFile.load(tmp_path).digests
 
 
 def test_ports_that_somebody_else_has_taken_are_replaced(tmp_path: Path) -> None:

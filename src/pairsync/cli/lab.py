@@ -36,6 +36,9 @@ def up(
     single: Annotated[
         bool, Parameter(negative=(), help="One host, no replication (to compare with).")
     ] = False,
+    digests: Annotated[
+        bool | None, Parameter(help="Keep digests of all blocks (default), or none (to compare with).")
+    ] = None,
     json_: Annotated[bool, Parameter(name="--json", negative=(), help="JSON also on a terminal.")] = False,
 ) -> int:
     """Start both hosts and stay in the foreground.
@@ -58,7 +61,7 @@ def up(
     except OSError as error:
         raise ConfigError(f"{directory}: {error.strerror}") from error
     with DirectoryLock(directory):
-        what = open_lab_file(directory, volumes, level, single=single)
+        what = open_lab_file(directory, volumes, level, single=single, digests=digests)
         prepare(directory, what)
         as_text = sys.stdout.isatty() and not json_
         lines = LineWriter(render=_as_text if as_text else None)

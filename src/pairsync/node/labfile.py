@@ -13,7 +13,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Self
@@ -62,6 +62,7 @@ class LabFile:
     single: bool
     pair_id: str
     ports: dict[str, int]  # link port of each host
+    digests: bool = True  # whether the hosts keep digests of their blocks; files of before do not say it
 
     def save(self, directory: Path) -> None:
         """Write it durably, whole or not at all."""
@@ -115,7 +116,14 @@ def control_socket_of(directory: Path, host: str = "lab") -> Path:
     return sockets_of(directory) / f"{host}.control"
 
 
-def open_lab_file(directory: Path, volumes: Mapping[str, int], level: str | None, *, single: bool) -> LabFile:
+def open_lab_file(
+    directory: Path,
+    volumes: Mapping[str, int],
+    level: str | None,
+    *,
+    single: bool,
+    digests: bool | None = None,
+) -> LabFile:
     """What the lab is: as asked for the first time, as it was afterwards.
 
     `ConfigError` if what is asked for contradicts what is there.
@@ -124,7 +132,8 @@ def open_lab_file(directory: Path, volumes: Mapping[str, int], level: str | None
         if not volumes:
             raise ConfigError("a new lab needs at least one --volume NAME=SIZE")
         ports = dict(zip(HOSTS, free_ports(len(HOSTS)), strict=True))
-        return LabFile(dict(volumes), level or "sync", single, secrets.token_hex(16), ports)
+        kept = digests is not False
+        return LabFile(dict(volumes), level or "sync", single, secrets.token_hex(16), ports, kept)
     lab = LabFile.load(directory)
     for name, size in volumes.items():
         if lab.volumes.get(name, size) != size:
@@ -132,7 +141,14 @@ def open_lab_file(directory: Path, volumes: Mapping[str, int], level: str | None
     ports = lab.ports
     if not all(_is_free(port) for port in ports.values()):
         ports = dict(zip(HOSTS, free_ports(len(HOSTS)), strict=True))
-    return LabFile({**lab.volumes, **volumes}, level or lab.level, single or lab.single, lab.pair_id, ports)
+    return replace(
+        lab,
+        volumes={**lab.volumes, **volumes},
+        level=level or lab.level,
+        single=single or lab.single,
+        ports=ports,
+        digests=lab.digests if digests is None else digests,
+    )
 
 
 def free_ports(count: int) -> list[int]:
@@ -263,6 +279,8 @@ def _host_toml(directory: Path, host: str, lab: LabFile) -> str:
     for name in lab.volumes:
         lines += ["", "[[volumes]]", f"name = {json.dumps(name)}", f"path = {json.dumps(name + '.img')}"]
         lines += [f"level = {json.dumps(lab.level)}"]
+        if not lab.digests:
+            lines += ["digests = false"]
     return "\n".join(lines) + "\n"
 
 
