@@ -284,10 +284,11 @@ class Lab:
 
     def scrub(self, *, timeout_s: float) -> list[dict[str, Any]]:
         """Scrub all volumes on demand; what is told of each."""
-        lines = self._lab("scrub", "--json", timeout_s=timeout_s).splitlines()
-        told: list[dict[str, Any]] = [json.loads(line) for line in lines if line.strip()]
-        if not told or not all({"bytes", "seconds", "bad"} <= line.keys() for line in told):
-            raise BenchError(f"`lab scrub` told {lines}")
+        text = self._lab("scrub", "--json", timeout_s=timeout_s)
+        volumes: dict[str, dict[str, Any]] = json.loads(text).get("volumes", {})
+        told = list(volumes.values())
+        if not told or not all({"bytes", "seconds", "findings"} <= each.keys() for each in told):
+            raise BenchError(f"`lab scrub` told {text}")
         return told
 
     def events_since(self, seen: int) -> tuple[list[Event], int]:

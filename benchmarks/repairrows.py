@@ -270,7 +270,7 @@ def scrub_rate(bench: Bench) -> list[Figure]:
             scrubs.append(float(of_volume["seconds"]))
             cats.append(_cat([lab.path(host=host) for host in ("a", "b")]))
             log(f"  scrub {scrubs[-1]:.3f} s ({of_volume}), cat of both files {cats[-1]:.3f} s")
-    if any(each["bad"] for each in told):
+    if any(each["findings"] for each in told):
         raise BenchError(f"clean data is called bad: {told}")
     return [goal.figure(ours=scrubs, peer=cats, peer_name="cat of both files", details={"told": told})]
 
@@ -313,7 +313,7 @@ def scrub_under_load(bench: Bench) -> list[Figure]:
             seen_by_fio = sample(load, ours, 0)
         events, _ = lab.events_since(seen)
     setbacks = [event.body for event in events if event.name in {"difference", "trouble", "refused"}]
-    alarms = sum(int(each["bad"]) for each in told)
+    alarms = sum(int(each["findings"]) for each in told)
     log(f"  {len(told)} scrubs of {size_bytes // MIB} MiB, {alarms} called bad, events {setbacks}")
     if not told:
         raise BenchError("no scrub came to its end beside the load")

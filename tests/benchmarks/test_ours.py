@@ -108,13 +108,13 @@ def test_catch_up_takes_the_clock_of_the_active_host(tmp_path: Path) -> None:
 
 
 def test_a_scrub_tells_of_every_volume(tmp_path: Path) -> None:
-    told = [{"volume": name, "bytes": 4096, "seconds": 0.5, "bad": 0} for name in ("vda", "data")]
-    with _double(tmp_path, scrub=told) as lab:
-        assert lab.scrub(timeout_s=5.0) == told
+    told = {name: {"bytes": 4096, "seconds": 0.5, "findings": 0, "found": []} for name in ("vda", "data")}
+    with _double(tmp_path, scrub=[{"clean": True, "volumes": told}]) as lab:
+        assert lab.scrub(timeout_s=5.0) == list(told.values())
     assert _commands(tmp_path)[-1] == "lab scrub --json"
 
 
-@pytest.mark.parametrize("told", [[], [{"volume": "vda", "bytes": 4096}]])
+@pytest.mark.parametrize("told", [[{}], [{"clean": True, "volumes": {"vda": {"bytes": 4096}}}]])
 def test_a_scrub_that_tells_nothing_is_an_error(tmp_path: Path, told: list[object]) -> None:
     with _double(tmp_path, scrub=told) as lab, pytest.raises(BenchError, match="`lab scrub` told"):
         lab.scrub(timeout_s=5.0)
