@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 
 import pytest
 
-from pairsync.core.effects import Apply
+from pairsync.core.effects import Apply, Examine
 from pairsync.core.events import ScrubEvent, ScrubFindingEvent
 from pairsync.core.messages import OpKind, Role, Write, WriteOp
 from pairsync.core.scrubber import Fault, Finding, Scrubber
@@ -182,3 +183,23 @@ def test_a_volume_that_fails_ends_its_scrub(pair: ManualPair) -> None:
     pair.a.complete("side", error=errno.EIO)
     assert ("scrub", [errno.EIO]) in [(c.ticket, c.errnos) for c in pair.a.completed]
     assert not any(isinstance(effect, Apply) for effect in pair.a.waiting("disk"))
+
+
+def test_without_digests_on_both_hosts_nothing_is_scrubbed() -> None:
+    pair = ManualPair(SIZE)
+    pair.b.options = replace(pair.b.options, digests=False)
+    pair.a.start(Role.ACTIVE, 1)
+    pair.b.start(Role.STANDBY, 0)
+    pair.settle()
+    pair.connect()
+    pair.settle()
+    assert pair.a.session.in_sync
+    source = pair.a.session.sources[0]
+    source.scrubber.tick(1, 1)
+    source.scrubber.tick(1, NS_PER_S)
+    assert not source.scrubber.running, "a peer that is asked for digests that it does not keep ends there"
+    source.scrubber.start("scrub", repair=True, now_ns=1)
+    source.advance(1)
+    pair.a.perform()
+    assert [(each.ticket, each.errnos) for each in pair.a.completed] == [("scrub", [errno.ENOTSUP])]
+    assert not any(isinstance(effect, Examine) for effect in pair.a.trace)

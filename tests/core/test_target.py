@@ -9,7 +9,17 @@ from dataclasses import replace
 import pytest
 
 from pairsync.core.dirty import DirtyMap
-from pairsync.core.effects import Apply, DropSession, Effect, Emit, Flush, Persist, SavePages, Send
+from pairsync.core.effects import (
+    Apply,
+    DropSession,
+    Effect,
+    Emit,
+    Examine,
+    Flush,
+    Persist,
+    SavePages,
+    Send,
+)
 from pairsync.core.events import InSyncEvent, TroubleEvent
 from pairsync.core.intake import Intake
 from pairsync.core.limits import UNAPPLIED_BYTES_MAX, VolumeOptions
@@ -27,6 +37,7 @@ from pairsync.core.messages import (
     Marked,
     Message,
     OpKind,
+    Prove,
     SyncMode,
     VolumePlan,
     Write,
@@ -549,3 +560,11 @@ def test_the_next_session_waits_for_the_disk_to_be_done_with_the_last() -> None:
     assert not standby.target.settled
     standby.apply()
     assert standby.target.settled
+
+
+def test_a_replica_without_digests_is_not_asked_for_them() -> None:
+    standby = Standby().syncing()
+    standby.target.options = replace(standby.target.options, digests=False)
+    with pytest.raises(ProtocolError, match="none are kept"):
+        standby.target.prove(Prove(1, 0, 1, 0, 0, 1, read=False))
+    assert not standby.has(Examine)

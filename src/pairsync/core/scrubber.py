@@ -129,6 +129,7 @@ class Scrubber:
         self._out = out
         self.report: ScrubReport | None = None
         """Of the scrub that runs, or of the last one."""
+        self.possible = False  # whether both hosts keep digests; set before a session begins
         self._owners: list[object] = []  # who waits for its end
         # What is still to be looked at, in nodes of level 1, and then leaves of nodes that differ.
         self._waiting: deque[tuple[int, int, int]] = deque()
@@ -159,11 +160,12 @@ class Scrubber:
         """Time has passed: begin one that repairs so long after the last one, or after the first tick."""
         if self._idle_since_ns is None:
             self._idle_since_ns = now_ns
-        if interval_ns and not self.running and now_ns - self._idle_since_ns >= interval_ns:
+        if interval_ns and self.possible and not self.running and now_ns - self._idle_since_ns >= interval_ns:
             self.start(None, repair=True, now_ns=now_ns)
 
     def start(self, owner: object | None, *, repair: bool, now_ns: int) -> None:
-        """Begin a scrub, or share the one that runs; ends in one `Complete` for the owner."""
+        """Begin a scrub, or share the one that runs; ends in one `Complete` for the owner: with ENOTSUP where
+        the peer keeps no digests."""
         if owner is not None:
             self._owners.append(owner)
         if self.report is not None and not self.report.complete:
@@ -180,7 +182,7 @@ class Scrubber:
             self._waiting.append((1, first, stop))
 
     def stop(self, error: int) -> None:
-        """The volume serves nothing any more."""
+        """The volume serves nothing any more, or there is nothing to compare with."""
         if self.report is not None:
             self.report.complete = True
         self._waiting.clear()
@@ -218,6 +220,9 @@ class Scrubber:
     def advance(self, now_ns: int, *, peer_has_all: bool) -> None:
         """Go on as far as possible; ``peer_has_all``: nothing is missing there that is not in the stream."""
         if self._standing.phase is not Phase.IN_SYNC:
+            return
+        if not self.possible:
+            self.stop(errno.ENOTSUP)
             return
         self._fetch(now_ns)
         report = self.report

@@ -244,7 +244,7 @@ class Session:
         self._plans = decision.plans
         self._out.append(Emit(PeerEvent(connected=True, reason=decision.evidence)))
         for source, plan, theirs in zip(self.sources, decision.plans, peer.volumes, strict=False):
-            source.copier.proves = source.options.digests and theirs.proves
+            source.copier.proves = source.scrubber.possible = source.options.digests and theirs.proves
             source.begin(plan, blank=theirs.condition is Condition.BLANK, now_ns=now_ns)
 
     def _refuse(self, rule: str, evidence: str, now_ns: int, *, tell: bool = True) -> None:

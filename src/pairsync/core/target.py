@@ -238,8 +238,8 @@ class VolumeTarget:
         """What digests are there, of what came before?"""
         self._check_term(message.term)
         count = node_count(block_count_of(self.superblock.size_bytes), message.level)
-        if not self._begun:
-            raise ProtocolError("a question about digests without a plan")
+        if not self._begun or not self.options.digests:
+            raise ProtocolError("a question about digests without a plan, or where none are kept")
         if not message.first < message.stop <= count:
             raise ProtocolError(
                 f"asked for digests {message.first}..{message.stop} of {count} of level {message.level}"
