@@ -20,10 +20,10 @@ BLOCKS = 4096
 
 
 class Desk:
-    def __init__(self) -> None:
+    def __init__(self, size_bytes: int = BLOCKS * BLOCK_BYTES) -> None:
         self.out: list[Effect] = []
         block = replace(
-            blank_superblock("vda", BLOCKS * BLOCK_BYTES),
+            blank_superblock("vda", size_bytes),
             term=4,
             condition=Condition.CONSISTENT,
             lineage=(Generation(1, 1, 1),),
@@ -96,3 +96,11 @@ def test_requests_are_bounded() -> None:
     assert not desk.fetcher.room
     with pytest.raises(InternalError):
         desk.ask((5, 6))
+
+
+def test_content_behind_the_end_of_the_volume_is_refused() -> None:
+    """The last block may be a partial one: what lies behind it would end the process that writes it."""
+    desk = Desk(BLOCKS * BLOCK_BYTES - 512)
+    number = desk.ask((BLOCKS - 1, BLOCKS))
+    with pytest.raises(ProtocolError, match="not asked for"):
+        desk.answer(number, content(BLOCKS - 1))

@@ -33,6 +33,7 @@ class Desk:
         )
         self.questions = Questions(2, Standing(2, block, lambda: 1, self.out), self.out)
         self.answers: list[Answer] = []
+        self.bad: tuple[int, ...] = ()
 
     def ask(self, first: int = 0, stop: int = 8, now_ns: int = 5) -> int:
         self.questions.ask(0, first, stop, read=True, now_ns=now_ns, then=self.answers.append)
@@ -47,7 +48,7 @@ class Desk:
         return prove.question
 
     def proof(self, question: int, count: int) -> None:
-        self.questions.answered(Proof(2, question, bytes(count * DIGEST_BYTES), (3,)))
+        self.questions.answered(Proof(2, question, bytes(count * DIGEST_BYTES), self.bad))
 
     def examined(self, question: int, count: int) -> None:
         self.questions.examined(question, Examined(bytes(count * DIGEST_BYTES)))
@@ -57,6 +58,7 @@ class Desk:
 @pytest.mark.parametrize(("mine", "theirs"), [(8, 8), (2, 8), (8, 3)])
 def test_the_smaller_part_counts_whoever_answers_first(mine_first: bool, mine: int, theirs: int) -> None:
     desk = Desk()
+    desk.bad = (16,)
     number = desk.ask(16, 24)
     assert desk.questions.waiting_since_ns == 5
     for ours in (mine_first, not mine_first):
@@ -64,7 +66,7 @@ def test_the_smaller_part_counts_whoever_answers_first(mine_first: bool, mine: i
         desk.examined(number, mine) if ours else desk.proof(number, theirs)
     (answer,) = desk.answers
     assert (answer.first, answer.stop, answer.asked_stop) == (16, 16 + min(mine, theirs), 24)
-    assert (answer.theirs.bad, answer.asked_ns) == ((3,), 5)
+    assert (answer.theirs.bad, answer.asked_ns) == ((16,), 5)
     assert desk.questions.count == 0
     assert desk.questions.waiting_since_ns is None
 
@@ -83,6 +85,9 @@ def test_answers_that_fit_no_question_are_refused_and_late_ones_dropped() -> Non
     for size in (0, 7, 72):
         with pytest.raises(ProtocolError):
             desk.questions.answered(Proof(2, number, bytes(size)))
+    for bad in (-1, 8, 1 << 40):
+        with pytest.raises(ProtocolError, match="was not about"):
+            desk.questions.answered(Proof(2, number, bytes(8), (bad,)))
     for unknown in (0, number + 1):
         with pytest.raises(ProtocolError, match="not asked"):
             desk.proof(unknown, 1)

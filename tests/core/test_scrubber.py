@@ -9,7 +9,7 @@ import pytest
 
 from pairsync.core.effects import Apply, Examine
 from pairsync.core.events import ScrubEvent, ScrubFindingEvent
-from pairsync.core.messages import OpKind, Role, Write, WriteOp
+from pairsync.core.messages import OpKind, Proof, Role, Write, WriteOp
 from pairsync.core.scrubber import Fault, Finding, Scrubber
 from pairsync.core.units import BLOCK_BYTES, NS_PER_S
 from pairsync.testing.manual import ManualPair
@@ -203,3 +203,21 @@ def test_without_digests_on_both_hosts_nothing_is_scrubbed() -> None:
     pair.a.perform()
     assert [(each.ticket, each.errnos) for each in pair.a.completed] == [("scrub", [errno.ENOTSUP])]
     assert not any(isinstance(effect, Examine) for effect in pair.a.trace)
+
+
+def test_a_bad_block_behind_the_end_of_the_volume_hurts_nobody(pair: ManualPair) -> None:
+    """The last node covers more blocks than there are; a peer may name any of them."""
+    pair.tick(10 * NS_PER_S)  # the guest is idle: all in one question
+    pair.settle()
+    source = pair.a.session.sources[0]
+    source.scrubber.start("scrub", repair=True, now_ns=pair.now_ns)
+    source.advance(pair.now_ns)
+    pair.a.perform()
+    while not (proofs := [message for message in pair.b.outbox if isinstance(message, Proof)]):
+        assert pair.step()
+    pair.b.outbox[pair.b.outbox.index(proofs[0])] = replace(proofs[0], bad=(BLOCKS,))
+    pair.settle()
+    pair.tick(NS_PER_S)
+    pair.settle()
+    assert source.scrubber.report is not None
+    assert (source.scrubber.report.complete, source.scrubber.report.found) == (True, [])

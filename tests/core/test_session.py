@@ -30,6 +30,7 @@ from pairsync.core.messages import (
     Marked,
     Message,
     OpKind,
+    Prove,
     Role,
     SyncMode,
     VolumePlan,
@@ -186,7 +187,7 @@ def test_a_peer_that_says_nothing_is_left() -> None:
 
 @pytest.mark.parametrize(
     "message",
-    [Write(1, 0, 1, False, []), Barrier(1, 0, 1), Begin(1, 0, PLAN), Adopt(1, 0, (SOME,))],
+    [Barrier(1, 0, 1), Begin(1, 0, PLAN), Adopt(1, 0, (SOME,)), Prove(1, 0, 1, 0, 0, 1, read=False)],
     ids=lambda message: type(message).__name__,
 )
 def test_the_active_takes_no_orders(message: Message) -> None:

@@ -87,9 +87,11 @@ class Fetcher:
         if isinstance(message, Unfetched):
             request.then(None, message.errno)
             return
+        size_bytes = self._standing.superblock.size_bytes
         for op in message.ops:
             if not any(
-                start * BLOCK_BYTES <= op.offset and op.offset + op.length <= stop * BLOCK_BYTES
+                start * BLOCK_BYTES <= op.offset
+                and op.offset + op.length <= min(stop * BLOCK_BYTES, size_bytes)
                 for start, stop in request.extents
             ):
                 raise ProtocolError(f"content of {op.offset}+{op.length}, which was not asked for")

@@ -158,6 +158,9 @@ class Questions:
         size, most = len(message.digests), (question.stop - question.first) * DIGEST_BYTES
         if size % DIGEST_BYTES or not 0 < size <= most:
             raise ProtocolError(f"{size} bytes for digests {question.first}..{question.stop}")
+        span = SPAN_BLOCKS[question.level]
+        if any(not question.first * span <= block < question.stop * span for block in message.bad):
+            raise ProtocolError(f"a bad block that question {message.question} was not about")
         if question.theirs is not None:
             raise ProtocolError(f"question {message.question} was answered twice")
         question.theirs = message

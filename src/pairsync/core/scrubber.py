@@ -278,7 +278,7 @@ class Scrubber:
             for start, end in runs:
                 self._found(report, range(start, end), Fault.DIFFERENT)
             return
-        limit = answer.stop * FAN_OUT
+        limit = min(answer.stop * FAN_OUT, self._tracker.block_count)
         here = {block for block in answer.mine.bad if block < limit}
         there = {block for block in answer.theirs.bad if block < limit}
         self._found(report, sorted(here & there), Fault.BOTH)
