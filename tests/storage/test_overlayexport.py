@@ -16,7 +16,7 @@ from pairsync.core.units import BLOCK_BYTES, KIB, MIB
 from pairsync.errors import ConfigError, MetadataError, MismatchError
 from pairsync.storage.file import RawFile, create_volume, open_volume
 from pairsync.storage.overlay import Overlays, overlays_beside
-from pairsync.storage.overlayexport import UNFINISHED_SUFFIX
+from pairsync.storage.overlayexport import UNFINISHED_SUFFIX, overlay_ops
 from pairsync.storage.overlayfile import RECORDS_AT
 
 SIZE = 8 * MIB
@@ -135,3 +135,27 @@ def test_what_is_not_damaged_is_exported_on_request(
     assert (tmp_path / "image").read_bytes() == expected
     assert [each.what for each in overlays.damage("1")] == [damage.what]
     device.close()
+
+
+def test_the_content_of_a_file_by_itself(
+    kept: tuple[Path, RawFile, Overlays, bytes], tmp_path: Path, make_superblock: Callable[..., Superblock]
+) -> None:
+    _, _, overlays, old = kept
+    file = tmp_path / "v.pairsync-overlay-1"
+    volume_id = make_superblock(size_bytes=SIZE).volume_id
+    found = [op for ops in overlay_ops(file, volume_id, SIZE) for op in ops]
+    assert sum(op.length for op in found) == len(OWN) * BLOCK_BYTES
+    for op in found:
+        content = bytes(op.length) if op.data is None else bytes(op.data)
+        assert content == old[op.offset : op.offset + op.length]
+    for other, size_bytes in ((b"another".ljust(16), SIZE), (volume_id, SIZE - BLOCK_BYTES)):
+        with pytest.raises(MismatchError, match="another volume"):
+            next(overlay_ops(file, other, size_bytes))
+    overlays.begin(make_superblock(size_bytes=SIZE), Generation(2, 1, 1), 5).close()
+    with pytest.raises(ConfigError, match="not complete"):
+        next(overlay_ops(tmp_path / "v.pairsync-overlay-2", volume_id, SIZE))
+    with file.open("r+b") as damaged:
+        damaged.seek(RECORDS_AT + BLOCK_BYTES)
+        damaged.write(b"???")
+    with pytest.raises(MetadataError):
+        list(overlay_ops(file, volume_id, SIZE))

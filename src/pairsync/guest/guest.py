@@ -24,7 +24,7 @@ from pairsync.core.events import Event, PathEvent, ProgressEvent, TroubleEvent
 from pairsync.core.messages import Message, Role
 from pairsync.core.session import Session
 from pairsync.core.units import BLOCK_BYTES, NS_PER_S
-from pairsync.errors import ConfigError
+from pairsync.errors import BackendError, ConfigError
 from pairsync.io.link import Link, open_link
 from pairsync.io.network import Network, TcpNetwork
 from pairsync.io.session import SessionInfo
@@ -34,7 +34,7 @@ from .disks import Disks, Opener, open_disks
 from .events import EventHub, Subscription
 from .performer import Performer
 from .reopen import Mender
-from .replica import boot_id, open_replica
+from .replica import Replica, boot_id, open_replica
 from .statistics import GuestStatistics, VolumeStatistics
 from .volume import Volume
 
@@ -118,6 +118,14 @@ class Guest:
         except KeyError:
             known = ", ".join(self.volumes)
             raise ConfigError(f"guest {self.name} has no volume {name!r}; it has {known}") from None
+
+    def replica(self, name: str) -> Replica:
+        """This host's replica of that volume, for what lies beside it: overlays, digests."""
+        self.volume(name)
+        for replica in self._disks.replicas:
+            if replica.name == name:
+                return replica
+        raise BackendError(f"volume {name}: its disk is being opened anew")
 
     # ------------------------------------------------------------------ events and figures
 

@@ -38,6 +38,7 @@ from pairsync.nbd.server import serve_nbd
 from .control import Answer, Handler, serve_control
 from .hostfile import HostFile, LinkFile, NbdFile
 from .memory import resident_bytes, trim_memory
+from .overlays import overlay_handlers
 
 __all__ = ["More", "event_line", "guest_config", "no_more", "run_host", "status_of"]
 
@@ -192,7 +193,9 @@ async def run_host(
             if cut:
                 _link_of(guest).cut()
             subscription = guest.subscribe()
-            await nursery.start(serve_control, host.control, {**_handlers(guest), **more(guest)})
+            await nursery.start(
+                serve_control, host.control, {**_handlers(guest), **overlay_handlers(guest), **more(guest)}
+            )
             doors = await _open_doors(nursery, guest, host.nbd, tls) if guest.role is Role.ACTIVE else []
             await nursery.start(_await_signal, nursery.cancel_scope)
             nursery.start_soon(trim_memory)

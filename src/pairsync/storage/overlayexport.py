@@ -6,20 +6,22 @@ all.  What reads as zero is left out as far as it is found cheaply: holes, and w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from pairsync.core.messages import OpKind
+from pairsync.core.messages import OpKind, WriteOp
 from pairsync.core.units import KIB, MIB
-from pairsync.errors import ConfigError, MetadataError
+from pairsync.errors import ConfigError, MetadataError, MismatchError
 
 from .device import Device
+from .directory import OsDirectory
 from .osfile import OsFile
-from .overlaylog import Damage, OverlayLog, write_ops
+from .overlayfile import OverlayState
+from .overlaylog import Damage, OverlayLog, open_log, write_ops
 
-__all__ = ["UNFINISHED_SUFFIX", "write_image"]
+__all__ = ["UNFINISHED_SUFFIX", "overlay_ops", "write_image"]
 
 UNFINISHED_SUFFIX: Final = ".pairsync-unfinished"
 """Of an image that is being written; a cut one is begun anew."""
@@ -97,3 +99,28 @@ def _copy(device: Device, file: OsFile) -> Iterator[int]:
                 file.write(at + start, (part,))
         at += len(piece)
         yield at
+
+
+def overlay_ops(path: Path, volume_id: bytes, size_bytes: int) -> Generator[list[WriteOp], None, None]:
+    """The content of a kept overlay's file as batches of writes, with at most 1 MiB of data each.
+
+    Close the generator if it is not walked to its end.  `MismatchError` if it is another volume's or of a
+    larger one, `ConfigError` for an undo log, `MetadataError` for damaged content, `BusyError` if in use.
+    """
+    where = path.absolute()
+    log = open_log(OsDirectory(where.parent), where.name)
+    try:
+        header = log.header
+        if header.volume_id != volume_id or header.size_bytes > size_bytes:
+            raise MismatchError(f"{where}: is of another volume, or of a larger one")
+        if header.state is not OverlayState.KEPT:
+            raise ConfigError(f"{where}: is the way back of a resync that is not complete")
+        if log.damage:
+            raise MetadataError(log.damage[0].what)
+        for record in log.records():
+            chunks, lost = log.read(record)
+            if lost is not None:
+                raise MetadataError(lost.what)
+            yield write_ops(chunks, header.size_bytes)
+    finally:
+        log.close()

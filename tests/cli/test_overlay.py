@@ -1,0 +1,66 @@
+"""`pairsync lab overlay` of a lab that is down: what it shows, and what it refuses; more in tests/e2e."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cli.conftest import Command
+
+from pairsync.cli import overlay as overlay_module
+from pairsync.node.labfile import LabFile, prepare
+
+LAB = LabFile({"vda": 1 << 20}, "sync", single=False, pair_id="0f" * 16, ports={"a": 1, "b": 2})
+
+KEPT: dict[str, Any] = {
+    "id": "b/vda/3",
+    "host": "b",
+    "volume": "vda",
+    "state": "kept",
+    "whole": True,
+    "created_s": 1_700_000_000,
+    "lineage": ["1.2/03"],
+    "target": "1.3/04",
+    "blocks": 2,
+    "data_bytes": 8192,
+    "file_bytes": 20480,
+}
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    prepare(tmp_path, LAB)
+    LAB.save(tmp_path)
+    return tmp_path
+
+
+def test_a_lab_without_any(directory: Path, command: Command) -> None:
+    assert command("lab", "overlay", "list", str(directory)) == (0, "no overlays\n", "")
+    done = command("lab", "overlay", "list", str(directory), "--json")
+    assert json.loads(done.out) == {"overlays": []}
+    for words in (["export", str(directory), "b/vda/1", str(directory / "x")], ["undo", str(directory), "1"]):
+        done = command("lab", "overlay", *words)
+        assert (done.status, done.out) == (1, "")
+        assert "no overlay " in done.err
+        assert "there is none" in done.err
+
+
+def test_how_they_look(directory: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    undo = {**KEPT, "id": "a/vda/1", "state": "undo", "lineage": []}
+    shown = [KEPT, undo, {**undo, "whole": False}]
+    monkeypatch.setattr(overlay_module, "_list", lambda _: shown)
+    lines = command("lab", "overlay", "list", str(directory)).out.splitlines()
+    assert lines == [
+        "b/vda/3          kept, 8 KiB in 2 blocks, 2023-11-14 22:13:20 UTC, of generation 1.2/03",
+        "a/vda/1          undo, 8 KiB in 2 blocks, 2023-11-14 22:13:20 UTC, of generation none",
+        "a/vda/1          undo, not whole, 8 KiB in 2 blocks, 2023-11-14 22:13:20 UTC, of generation none",
+    ]
+    done = command("lab", "overlay", "undo", str(directory), "b/vda/3")
+    assert done.err == "pairsync: host a is not running: an overlay is written back through the active host\n"
+    done = command("lab", "overlay", "undo", str(directory), "a/vda/1")
+    assert "see host promote" in done.err
+    done = command("lab", "overlay", "export", str(directory), "b/vda/3", str(directory / "x"))
+    assert (done.status, done.out) == (1, "")
+    assert "no overlay '3'" in done.err

@@ -1,0 +1,82 @@
+"""Overlays of a host: what its control socket answers, and what of one that is down."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pairsync.core.messages import Condition, Generation, OpKind, Role, WriteOp
+from pairsync.core.units import BLOCK_BYTES, MIB
+from pairsync.errors import BusyError, ConfigError, MismatchError
+from pairsync.guest.config import GuestConfig, VolumeConfig
+from pairsync.guest.guest import open_guest
+from pairsync.guest.replica import create_replica, open_replica
+from pairsync.node.overlays import describe_overlay, open_stopped, overlay_handlers, overlay_path
+
+PAIR = b"p" * 16
+FIRST, SECOND = Generation(1, 1, 1), Generation(1, 2, 2)
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> VolumeConfig:
+    """A replica that was overwritten with b, and keeps one block of a."""
+    path = tmp_path / "vda.img"
+    create_replica(path, name="vda", pair_id=PAIR, volume_id=b"v" * 16, size_bytes=MIB)
+    config = VolumeConfig("vda", path)
+    replica = open_replica(config, PAIR)
+    replica.device.apply([WriteOp(OpKind.DATA, 0, 8 * BLOCK_BYTES, memoryview(b"a" * 8 * BLOCK_BYTES))])
+    durable = replace(replica.store.superblock, condition=Condition.CONSISTENT, lineage=(FIRST,))
+    replica.store.write_superblock(replace(durable, clean=False))
+    replica.store.append_intents(1, replica.setup.first_generation, [(2, 3)])
+    replica.close()
+    replica = open_replica(config, PAIR)
+    assert replica.keeper is not None
+    syncing = replace(durable, condition=Condition.SYNCING, sync_target=SECOND)
+    replica.keeper.before(durable, syncing)
+    replica.device.apply([WriteOp(OpKind.DATA, 0, 8 * BLOCK_BYTES, memoryview(b"b" * 8 * BLOCK_BYTES))])
+    replica.keeper.before(syncing, durable)
+    replica.keeper.after(durable)
+    replica.store.write_superblock(durable)
+    replica.close()
+    return config
+
+
+def _own(image: bytes) -> bool:
+    expected = b"b" * 2 * BLOCK_BYTES + b"a" * BLOCK_BYTES + b"b" * 5 * BLOCK_BYTES
+    return image[: 8 * BLOCK_BYTES] == expected
+
+
+async def test_a_host_that_runs(volume: VolumeConfig, tmp_path: Path) -> None:
+    config = GuestConfig("guest", PAIR, Role.ACTIVE, [volume])
+    async with open_guest(config) as guest:
+        handlers = overlay_handlers(guest)
+        (info,) = (await handlers["overlays"]({}))["volumes"]["vda"]
+        assert (info["id"], info["state"], info["blocks"]) == ("1", "kept", 1)
+        assert info["lineage"] == [FIRST.describe()]
+        image = tmp_path / "image"
+        answer = await handlers["overlay-export"]({"volume": "vda", "id": "1", "file": str(image)})
+        assert answer == {"file": str(image)}
+        assert _own(image.read_bytes())
+        assert await handlers["overlay-progress"]({"file": str(image)}) == {"done": 0, "total": 0}
+        with pytest.raises(ConfigError, match="exists already"):
+            await handlers["overlay-export"]({"volume": "vda", "id": "1", "file": str(image)})
+        file = overlay_path(volume, "1")
+        assert await handlers["overlay-undo"]({"volume": "vda", "file": str(file)}) == {"bytes": BLOCK_BYTES}
+        assert _own(await guest.volume("vda").read(0, 8 * BLOCK_BYTES))
+        with pytest.raises(BusyError), open_stopped(volume, PAIR):
+            pass
+
+
+async def test_a_host_that_is_down(volume: VolumeConfig, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    seen: list[tuple[int, int]] = []
+    with open_stopped(volume, PAIR) as stopped:
+        (info,) = stopped.overlays.list()
+        assert describe_overlay(info)["data_bytes"] == BLOCK_BYTES
+        stopped.export("1", image, lambda done, total: seen.append((done, total)))
+    assert _own(image.read_bytes())
+    assert seen[-1][0] == seen[-1][1]
+    with pytest.raises(MismatchError, match="another pair"), open_stopped(volume, b"q" * 16):
+        pass
