@@ -100,6 +100,23 @@ def test_what_a_standby_left_in_disorder_is_believed_by_a_standby_and_not_by_an_
     rig.check(read=True)
 
 
+def test_disorder_outlives_a_standby_that_ends_in_order() -> None:
+    rig = Rig()
+    rig.device.begin_life(active=False)
+    rig.apply(data(0, BLOCK_BYTES, 1))
+    rig.device.save_digests(1)
+    rig.apply(data(0, BLOCK_BYTES, 2))
+    rig.device.close()
+    for _ in range(2):  # lives that never see their active host, and write nothing
+        rig.device = rig.open()
+        rig.device.begin_life(active=False)
+        rig.device.end_life()
+        rig.device.close()
+    rig.device = rig.open()
+    rig.device.begin_life(active=True)
+    rig.check(read=True)
+
+
 def test_what_a_standby_left_in_order_is_believed() -> None:
     rig = Rig()
     rig.device.begin_life(active=False)

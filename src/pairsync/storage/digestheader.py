@@ -24,6 +24,22 @@ class HeaderKeeper:
         """Number of the last sync point that was made durable, 0 before the first."""
         self.settled = header.settled
         """As it is to be stored next; see `Header`."""
+        self._true = header.settled  # every leaf is, if this life ends in order
+
+    def begin_life(self, *, active: bool) -> bool:
+        """A host takes the volume into use; whether it must not believe any leaf.
+
+        A standby believes what an earlier one has left in disorder, and leaves it in disorder: that its own
+        life ends in order says nothing of blocks that nobody has written since.
+        """
+        doubted = active and not self.settled
+        self._true = active or self.settled
+        self.settled = active
+        return doubted
+
+    def end_life(self) -> None:
+        """It gives the volume up in order."""
+        self.settled = self._true
 
     def store(self, size_bytes: int, known_below: int, point: int | None = None) -> None:
         """Make that durable; nothing is written where it is so already.  `BackendError` if it fails."""

@@ -391,16 +391,15 @@ class DigestTable:
     def begin_life(self, *, active: bool) -> None:
         """A host takes the volume into use; durable on return.  See `Header.settled`: what a standby has left
         in disorder is read again by an active host, and believed by a standby."""
-        if active and not self._header.settled:
+        if self._header.begin_life(active=active):
             with self._writing, self._lock:  # nothing was noted yet
                 self._state.unknown.mark(0, self._state.block_count)
                 self._state.nodes.clear()
-        self._header.settled = active
         self.save()
 
     def end_life(self) -> None:
-        """The host gives the volume up in order: every leaf is true."""
-        self._header.settled = True
+        """The host gives the volume up in order; see `HeaderKeeper.begin_life`."""
+        self._header.end_life()
         self.save()
 
     def _write_unknown(self) -> None:
