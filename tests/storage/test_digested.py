@@ -131,6 +131,26 @@ def test_what_a_standby_left_in_order_is_believed() -> None:
     rig.check()
 
 
+@pytest.mark.parametrize("active", [True, False])
+def test_what_an_active_host_left_in_the_page_cache_is_durable_before_it_is_read(active: bool) -> None:
+    """It becomes a digest, and a power cut must not take it away behind that digest's back."""
+    rig = Rig()
+    rig.apply(data(0, BLOCK_BYTES, 1))
+    rig.device.close()
+    rig.device = rig.open(0)
+    done: list[tuple[str, SimAction]] = []
+
+    def note(operation: SimOperation) -> None:
+        done.append((operation.name, operation.action))
+
+    rig.medium.fault = note
+    rig.device.begin_life(active=active)
+    flushed = ("data", SimAction.FLUSH)
+    assert (done[0] == flushed) is active
+    assert done.count(flushed) == active
+    assert ("table", SimAction.FLUSH) in done
+
+
 def test_content_that_fell_over_is_told_by_reading_and_by_nothing_else() -> None:
     rig = Rig()
     rig.apply(data(0, 5 * BLOCK_BYTES, 1))

@@ -371,11 +371,15 @@ class DirtyView:
 
     def page_numbers(self) -> Iterable[int]:
         """As `DirtyMap.page_numbers`."""
-        return set(self._few_by_page()).union(*(each._pages for each in self._maps))
+        intents = (each.page_numbers() for each in self._intents)
+        return set[int]().union(*intents, *(each._pages for each in self._maps))
 
     def page_bytes(self, number: int) -> bytes:
         """As `DirtyMap.page_bytes`."""
-        few = self._few_by_page()
+        first = number << _PAGE_SHIFT
+        last = first + _PAGE_MASK
+        here = {block & _PAGE_MASK for each in self._intents for block in each._few if first <= block <= last}
+        few = {number: here} if here else {}
         return self._page(number, few).tobytes() if self._has(number, few) else bytes(PAGE_BYTES)
 
     def describe(self) -> str:

@@ -68,7 +68,13 @@ class DigestedDevice(Device):
         self._table.note(self._device, ops)
 
     def begin_life(self, *, active: bool) -> None:
-        """As `Device.begin_life`."""
+        """As `Device.begin_life`.
+
+        What an earlier process of the active host has left in the page cache is made durable first: it will
+        be read and become a digest, and could still be lost when no write-intent log tells of it any more.
+        """
+        if active:
+            self._device.flush()
         self._table.begin_life(active=active)
 
     def end_life(self) -> None:

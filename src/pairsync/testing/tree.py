@@ -5,7 +5,8 @@ See ``core.prover`` for the levels; ``storage.digests`` is the fast one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 
 from xxhash import xxh3_64_intdigest
 
@@ -21,7 +22,7 @@ def leaf_of(content: bytes | bytearray) -> int:
 
 def digests_of(leaf: Callable[[int], int], block_count: int, level: int, first: int, stop: int) -> bytes:
     """The digests of these nodes, as `core.effects.Examined` gives them; ``leaf``: that of a block."""
-    return b"".join(_packed(_node(leaf, block_count, level, number)) for number in range(first, stop))
+    return _packed([_node(leaf, block_count, level, number) for number in range(first, stop)])
 
 
 def _node(leaf: Callable[[int], int], block_count: int, level: int, number: int) -> int:
@@ -32,9 +33,8 @@ def _node(leaf: Callable[[int], int], block_count: int, level: int, number: int)
     children = [_node(leaf, block_count, level - 1, child) for child in below]
     if UNKNOWN_DIGEST in children:
         return UNKNOWN_DIGEST
-    packed = b"".join(_packed(child) for child in children).ljust(FAN_OUT * DIGEST_BYTES, b"\0")
-    return leaf_of(packed)
+    return leaf_of(_packed(children).ljust(FAN_OUT * DIGEST_BYTES, b"\0"))
 
 
-def _packed(digest: int) -> bytes:
-    return digest.to_bytes(DIGEST_BYTES, "little")
+def _packed(digests: Sequence[int]) -> bytes:
+    return struct.pack(f"<{len(digests)}Q", *digests)

@@ -11,9 +11,11 @@ Names of rules are those of the design; each failure says which rule, where and 
 * ``window`` (rule 7): a crash of the active in sync costs no more than the write-intent window.
 
 * ``digest`` (rule 8): a digest that is recorded is true, on a disk that counts.
+* ``false-alarm`` (rule 8): a proof finds a difference only where the dirty map or a disk was tampered with.
 
 Others: ``dirty-superset`` in `differences`; ``mixture``, ``refused`` and ``lag`` in `stream_checks`; ``hang``
-and ``liveness`` in `world`; ``journal`` in `metadata`; ``complete`` in `guest`.
+and ``liveness`` in `world`; ``journal`` in `metadata`; ``complete`` in `guest`; ``strange-disk`` and
+``operator`` in `operators`.
 """
 
 from __future__ import annotations
@@ -181,7 +183,7 @@ class Checker:
             return
         view.claims = True
         if self.differences.tracked(volume):  # it has adopted what the active has
-            view.intact = view.acked_there = True
+            view.intact = True
             self._check_claim(volume)
             self._check_standby(volume, self._pair(volume)[1])
 
@@ -197,6 +199,15 @@ class Checker:
             self._fail(
                 "in-sync-claim", volume, f"{theirs.lineage[:2]} is called in sync with {mine.lineage[:2]}"
             )
+
+    def adopted(self, volume: int) -> None:
+        """The standby has taken over what the active is: from here on it owes what is acknowledged."""
+        self._views[volume].acked_there = True
+
+    def alarm(self, volume: int) -> None:
+        """A proof has found blocks that differ: where the dirty set held every difference there are none."""
+        if self.differences.tracked(volume):
+            self._fail("false-alarm", volume, "a proof has found what does not differ, or was known")
 
     def persisted(self, host: SimHost, volume: int, before: Superblock, after: Superblock) -> None:
         """A superblock has become durable."""
@@ -311,6 +322,19 @@ class Checker:
         if host.role is Role.ACTIVE:
             view.claims = host.replicas[volume].claims()
         self.differences.swapped(volume)
+
+    def mislaid(self, volume: int) -> tuple[bool, bool]:
+        """The standby has a wrong disk for a while; what `found` is to be told."""
+        view = self._views[volume]
+        known = self.differences.tracked(volume), view.intact
+        view.intact = False
+        self.differences.swapped(volume)
+        return known
+
+    def found(self, volume: int, known: tuple[bool, bool]) -> None:
+        """It has its own one again."""
+        tracked, self._views[volume].intact = known
+        self.differences.found(volume, tracked=tracked)
 
     def closed(self, host: SimHost) -> None:
         """The host has closed its volumes in order."""

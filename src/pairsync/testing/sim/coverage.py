@@ -44,6 +44,12 @@ _WHERE: dict[str, tuple[Phase, ...]] = {
     "replace-standby": tuple(phase for phase in Phase if phase is not Phase.BEHIND),
     "rollback-standby": _LASTING,
     "rollback-active": _LASTING,
+    # A person does it, at no particular moment.
+    "power-in-turn": (Phase.ABSENT, Phase.SYNCING, Phase.IN_SYNC),
+    "wrong-active": (Phase.ABSENT, Phase.IN_SYNC),
+    "swap-volumes": (Phase.ABSENT,),
+    "strange-volume": (Phase.ABSENT,),
+    "resized-volume": (Phase.ABSENT,),
 }
 
 MODES = ("mode:full", "mode:incremental", "mode:nothing")
@@ -57,6 +63,10 @@ RULES = (
     "rule:interrupted-for-another",
     "rule:fell-behind",
     "refused:active-behind",
+    "refused:another-volume",
+    "refused:size-differs",
+    "refused:two-owners",
+    "refused:volumes-differ",
     "refused:diverged",
     "refused:interrupted-unrelated",
     "refused:peer-failed",

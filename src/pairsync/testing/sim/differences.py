@@ -55,6 +55,12 @@ class Differences:
         self._swapped_in[volume] = self._world.link.last_session
         self.recompute(volume)
 
+    def found(self, volume: int, *, tracked: bool) -> None:
+        """The disk that was swapped is there again."""
+        self._tracked[volume] = tracked
+        self.recompute(volume)
+        self.check(volume)
+
     def from_before(self, volume: int, session: int) -> bool:
         """Whether that session of the link began before a disk was swapped."""
         return session <= self._swapped_in[volume]
@@ -81,20 +87,21 @@ class Differences:
         ):
             self._unequal[volume] &= ~(((1 << (last - first)) - 1) << first)
             return
-        fresh = 0
+        found = 0  # bit 0 is the first block: the volume's own mask is long
         for block in range(first, last):
             low = block * SECTORS_PER_BLOCK
             high = low + SECTORS_PER_BLOCK
             content = ours.content[low:high]
             if (
-                content == theirs.content[low:high]
-                and content == ours.durable[low:high]
-                and content == theirs.durable[low:high]
+                content != theirs.content[low:high]
+                or content != ours.durable[low:high]
+                or content != theirs.durable[low:high]
             ):
-                self._unequal[volume] &= ~(1 << block)
-            elif not self._unequal[volume] >> block & 1:
-                self._unequal[volume] |= 1 << block
-                fresh |= 1 << block
+                found |= 1 << (block - first)
+        before = self._unequal[volume]
+        known = before >> first & ((1 << (last - first)) - 1)
+        self._unequal[volume] = before ^ (known ^ found) << first
+        fresh = (found & ~known) << first
         if fresh and self._tracked[volume]:
             if fresh & (fresh - 1):
                 self._check_mask(volume, fresh)
@@ -161,6 +168,9 @@ class Differences:
 
     def check_all(self, volume: int) -> None:
         """Compare everything, the slow way."""
+        active, standby = self._pair(volume)
+        if active.disk.sector_count != standby.disk.sector_count:
+            return  # a wrong disk, for a while: there is nothing to compare
         unequal = self._compare(volume)
         if unequal != self._unequal[volume]:
             lost = _blocks(unequal ^ self._unequal[volume])

@@ -20,6 +20,9 @@ __all__ = ["SimDigests"]
 
 _MASK = (1 << 64) - 1
 
+_PIECE_BLOCKS = 64
+"""Looked at together: a volume is mostly empty."""
+
 
 def _leaf(content: list[int]) -> int:
     return max(hash(tuple(content)) & _MASK, UNKNOWN_DIGEST + 1) if any(content) else 0
@@ -92,19 +95,32 @@ class SimDigests:
 
     # ------------------------------------------------------------------ questions
 
-    def fill(self, disk: SimDisk, blocks: Iterable[int]) -> None:
+    def fill(self, disk: SimDisk, blocks: range) -> None:
         """Read these blocks where their leaf is unknown."""
+        if UNKNOWN_DIGEST not in self._recorded[blocks.start : blocks.stop]:
+            return
         for block in blocks:
             if self._recorded[block] == UNKNOWN_DIGEST:
                 self._record(block, self.content_of(disk, block))
 
     def wrong(self, disk: SimDisk, blocks: Iterable[int]) -> list[int]:
         """Of these blocks those whose content is not what is recorded."""
+        recorded = self._recorded
         return [
             block
             for block in blocks
-            if self._recorded[block] not in (UNKNOWN_DIGEST, self.content_of(disk, block))
+            if recorded[block] != UNKNOWN_DIGEST and recorded[block] != self.content_of(disk, block)
         ]
+
+    def wrong_in(self, disk: SimDisk, blocks: range) -> list[int]:
+        """Likewise, of many: quick where there is nothing."""
+        found: list[int] = []
+        for start in range(blocks.start, blocks.stop, _PIECE_BLOCKS):
+            piece = range(start, min(start + _PIECE_BLOCKS, blocks.stop))
+            content = disk.content[start * SECTORS_PER_BLOCK : piece.stop * SECTORS_PER_BLOCK]
+            if any(content) or any(self._recorded[start : piece.stop]):
+                found += self.wrong(disk, piece)
+        return found
 
     def answer(self, level: int, first: int, stop: int) -> bytes:
         """The digests of these nodes."""

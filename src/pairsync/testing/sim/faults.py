@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from pairsync.core.messages import Generation, Role
 from pairsync.core.standing import Phase
 from pairsync.core.units import NS_PER_MS, NS_PER_S
-from pairsync.testing.swarm import Storm
 
 from .host import SimHost
 from .media import Armed, Replica
+from .operators import Operators
 from .start import blank_replica
 
 if TYPE_CHECKING:
@@ -38,17 +38,16 @@ class _Backup:
         # A host that died may keep a digest of a write that its disk has not, or the other way round: that is
         # made up for by the active's dirty map, which does not know of a restored copy.
         self.digests_true = not any(
-            stores.digests.wrong(stores.disk, range(stores.digests.block_count)) for stores in self.volumes
+            stores.digests.wrong_in(stores.disk, range(stores.digests.block_count)) for stores in self.volumes
         )
         self.floors = [history.copy_floors() for history in world.guest.histories]
 
 
-class Faults(Storm[SimHost]):
+class Faults(Operators):
     """See the module."""
 
     def __init__(self, world: World) -> None:
-        super().__init__(world.profile, world.random, world.clock)
-        self._world = world
+        super().__init__(world)
         self._clock = world.clock
         self._enabled = list(world.profile.faults)
         self._crashes = [
@@ -66,6 +65,7 @@ class Faults(Storm[SimHost]):
             "power-active": lambda: self._kill(world.active, power=True),
             "power-standby": lambda: self._kill(world.standby, power=True),
             "power-both": lambda: self._kill_both(world.hosts, power=True),
+            "power-in-turn": self._power_in_turn,
             "stop-active": lambda: self._stop(world.active),
             "stop-standby": lambda: self._stop(world.standby),
             "cut": self._cut,
@@ -85,6 +85,7 @@ class Faults(Storm[SimHost]):
 
     def _mend(self) -> None:
         world = self._world
+        self.put_right()
         world.link.slow = 1.0
         world.link.heal()
         for host in world.hosts:
@@ -152,6 +153,20 @@ class Faults(Storm[SimHost]):
             world.guest.host_died()
         world.checker.crashed(host, power=power or suspect, in_sync=in_sync)
         self._restart_later(host)
+
+    def _power_in_turn(self) -> None:
+        """Both lose their power, a moment apart: what the first one lost is still being told."""
+        hosts = self._world.hosts
+        if all(host.up for host in hosts):
+            self._count("power-in-turn")
+            first = self._random.randrange(2)
+            self._kill(hosts[first], power=True)
+            delay_ns = self._random.randrange(self._random.choice((NS_PER_MS, 100 * NS_PER_MS)))
+            self._clock.after(delay_ns, self._cut_power, hosts[1 - first], hosts[1 - first].incarnation)
+
+    def _cut_power(self, host: SimHost, incarnation: int) -> None:
+        if host.incarnation == incarnation:
+            self._kill(host, power=True)
 
     def _count(self, kind: str) -> None:
         self._world.coverage.fault(kind)
@@ -270,6 +285,8 @@ class Faults(Storm[SimHost]):
     # ------------------------------------------------------------------ disks that are swapped
 
     def _back_up(self, host: SimHost) -> None:
+        if self._mislaid is not None:
+            return
         if self._random.random() < 0.3 and f"rollback-{host.name}" in self._world.profile.faults:
             backups = self._backups[host.name]
             backups.append(_Backup(self._world, host))
@@ -370,6 +387,9 @@ class Faults(Storm[SimHost]):
                 self._restart(host)
             elif session is not None and host.suspect:
                 self._kill(host, power=False)
+        if self._refusal == "stale-term" and not self._restored_active:
+            self._refusal = None  # somebody has used a higher term: the active host is given it too
+            self._kill(world.active, power=False)
         active = world.active.session
         if active is not None and active.refusal is None:
             self._refusal = None  # a session has been agreed on since

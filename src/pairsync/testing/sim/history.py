@@ -128,13 +128,14 @@ class History:
         owed = max(floor[start:stop])
         if owed < 0 or min(self.zero_ended[start:stop]) > owed:
             return None
-        for sector in range(start, stop):
-            if self.zero_ended[sector] <= floor[sector] >= 0 and not self._zeroing(sector):
+        live = [span for span in self._live_zeroes.values() if span[0] < stop and start < span[1]]
+        if any(low <= start and stop <= high for low, high in live):
+            return None
+        ends = zip(self.zero_ended[start:stop], floor[start:stop], strict=True)
+        for sector, (ended, last) in enumerate(ends, start):
+            if ended <= last >= 0 and not any(low <= sector < high for low, high in live):
                 return sector
         return None
-
-    def _zeroing(self, sector: int) -> bool:
-        return any(start <= sector < stop for start, stop in self._live_zeroes.values())
 
     def explain(self, sector: int, value: int, floor: list[int]) -> str:
         """Why a content is wrong, for people."""

@@ -85,11 +85,19 @@ class SimHost:
 
     # ------------------------------------------------------------------ life
 
-    def start(self, term: int) -> None:
-        """A process begins: all that it knows is what it finds on the disks."""
+    def start(self, term: int, *, role: Role | None = None) -> None:
+        """A process begins: all that it knows is what it finds on the disks.
+
+        ``role``: which an operator gives it, instead of its own.  Raises `ArbitrationError` where the core
+        refuses that.
+        """
         world = self._world
         for replica in self.replicas:
             if not replica.metadata.superblock.clean:
+                # What an active host reads now becomes a digest, and no log will say that it is in doubt.
+                position = replica.disk.position if self.role is Role.ACTIVE else 0
+                for written in replica.disk.flush(position):
+                    world.checker.differences.written(replica.index, *written)
                 replica.digests.opened(replica.metadata.intents())
         setups = [
             VolumeSetup(
@@ -100,21 +108,22 @@ class SimHost:
             )
             for replica in self.replicas
         ]
+        session = Session(
+            guest="g",
+            pair_id=self.replicas[0].metadata.superblock.pair_id,
+            role=role or self.role,
+            term=term,
+            boot_id="boot",
+            volumes=setups,
+            draw_tag=lambda: self._random.getrandbits(64),
+        )
         self.incarnation += 1
         self.up = True
         self.suspect = False
         self.closing = False
         self.stopping.clear()
         self._trace.note(self.name, "start", self.incarnation)
-        self.session = Session(
-            guest="g",
-            pair_id=self.replicas[0].metadata.superblock.pair_id,
-            role=self.role,
-            term=term,
-            boot_id="boot",
-            volumes=setups,
-            draw_tag=lambda: self._random.getrandbits(64),
-        )
+        self.session = session
         self.perform()
         self._clock.after(self._random.randrange(TICK_NS), self._tick, self.incarnation)
         world.link.host_up()

@@ -33,8 +33,8 @@ class Lane:
             self._done(self.jobs.popleft())
 
     def stall(self, delay_ns: int) -> None:
-        """What is pushed from now on takes that much longer to begin."""
-        self._free_ns = max(self._free_ns, self._clock.now) + delay_ns
+        """What is pushed from now on does not begin before that; hangs that overlap do not add up."""
+        self._free_ns = max(self._free_ns, self._clock.now + delay_ns)
 
     def clear(self) -> list[object]:
         """The host died: the jobs that were not reported, in order."""

@@ -129,7 +129,7 @@ class Media:
         span = FAN_OUT**job.level
         blocks = range(job.first * span, min(stop * span, -(-disk.sector_count // SECTORS_PER_BLOCK)))
         digests.fill(disk, blocks)
-        wrong = digests.wrong(disk, blocks)
+        wrong = digests.wrong_in(disk, blocks)
         if wrong:
             self._world.checker.wrong_digests(self._host, replica.index, wrong)
         return Examined(digests.answer(job.level, job.first, stop), wrong if job.read else ())

@@ -46,6 +46,11 @@ FAULTS: dict[str, float] = {
     "rollback-standby": 1.0,
     "rollback-active": 0.25,
     "forget-dirty": 0.7,
+    "power-in-turn": 1.0,
+    "wrong-active": 0.5,
+    "swap-volumes": 0.7,
+    "strange-volume": 0.3,
+    "resized-volume": 0.3,
 }
 """Every fault there is, with its weight in the storm."""
 

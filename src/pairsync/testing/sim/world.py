@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from random import Random
 from typing import NoReturn
 
-from pairsync.core.events import Event, InSyncEvent, RefusedEvent, ScrubEvent, ScrubFindingEvent
+from pairsync.core.events import (
+    DifferenceEvent,
+    Event,
+    InSyncEvent,
+    RefusedEvent,
+    ScrubEvent,
+    ScrubFindingEvent,
+)
 from pairsync.core.messages import Role
 from pairsync.core.standing import Phase
 from pairsync.core.units import NS_PER_S
@@ -40,6 +47,7 @@ PLAN_RULES = frozenset(
         "interrupted-unrelated",
         "size-differs",
         "stale-term",
+        "two-owners",
         "unrelated",
         "volumes-differ",
     }
@@ -121,12 +129,22 @@ class World:
             self.faults.refused(event.rule)
             if event.rule in PLAN_RULES:
                 self.checker.stream.refused()
-        elif isinstance(event, InSyncEvent) and host is self.active:
-            self.coverage.reach("in-sync")
+        elif isinstance(event, InSyncEvent):
+            if host is self.active:
+                self.coverage.reach("in-sync")
+            else:
+                self.checker.adopted(self.volume_of(host, event.volume))
+        elif isinstance(event, DifferenceEvent):
+            self.coverage.reach("differences-found")
+            self.checker.alarm(self.volume_of(host, event.volume))
         elif isinstance(event, ScrubEvent):
             self.coverage.reach("scrub")
         elif isinstance(event, ScrubFindingEvent):
             self.fail("false-alarm", event.describe())
+
+    def volume_of(self, host: SimHost, name: str) -> int:
+        """The number of a volume that an event names."""
+        return next(each.index for each in host.replicas if each.metadata.superblock.name == name)
 
     def phase_changed(self, volume: int, before: Phase, after: Phase) -> None:
         """The peer's phase of one volume has changed."""
