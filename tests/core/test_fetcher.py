@@ -85,6 +85,17 @@ def test_content_that_was_not_asked_for_is_refused() -> None:
     with pytest.raises(ProtocolError, match="not asked"):
         desk.answer(number, content(5, 2))
     assert not desk.heard
+    desk.fetcher.lost(errno.ENOTCONN)  # the session ends with what was refused
+    assert desk.heard == [(None, errno.ENOTCONN)], "nobody is left waiting"
+
+
+def test_the_answer_to_a_request_that_was_given_up_is_dropped() -> None:
+    desk = Desk()
+    number = desk.ask((5, 6))
+    desk.fetcher.lost(errno.ENOTCONN)  # the peer fell behind
+    desk.answer(number, content(5))
+    desk.fetcher.answered(Unfetched(0, number, errno.EIO))
+    assert desk.heard == [(None, errno.ENOTCONN)]
 
 
 def test_requests_are_bounded() -> None:

@@ -221,3 +221,22 @@ def test_a_bad_block_behind_the_end_of_the_volume_hurts_nobody(pair: ManualPair)
     pair.settle()
     assert source.scrubber.report is not None
     assert (source.scrubber.report.complete, source.scrubber.report.found) == (True, [])
+
+
+def test_what_was_being_fetched_when_the_peer_was_lost_is_fetched_when_it_is_back(pair: ManualPair) -> None:
+    flip(pair, "a", 3)
+    source = pair.a.session.sources[0]
+    source.scrubber.start("scrub", repair=True, now_ns=0)
+    source.advance(0)
+    pair.a.perform()
+    while not any(isinstance(message, Write) for message in pair.b.outbox):
+        assert pair.step()
+    pair.cut()
+    pair.settle()
+    pair.connect()
+    for _ in range(5):
+        pair.settle()
+        pair.tick(NS_PER_S)
+    assert source.scrubber.report is not None
+    assert source.scrubber.report.complete
+    assert not pair.differing()

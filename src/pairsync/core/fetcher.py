@@ -80,11 +80,14 @@ class Fetcher:
                     request.written.mark(start, (op.offset + op.length - 1) // BLOCK_BYTES + 1)
 
     def answered(self, message: Write | Unfetched) -> None:
-        """The peer's answer."""
-        request = self._asked.pop(message.number, None)
-        if request is None:
+        """The peer's answer; one that is refused leaves the request to `lost`."""
+        if not 0 < message.number < self._next_number:
             raise ProtocolError(f"content for request {message.number}, which was not made")
+        request = self._asked.get(message.number)
+        if request is None:
+            return  # given up meanwhile: the peer fell behind, and its session goes on
         if isinstance(message, Unfetched):
+            del self._asked[message.number]
             request.then(None, message.errno)
             return
         size_bytes = self._standing.superblock.size_bytes
@@ -95,6 +98,7 @@ class Fetcher:
                 for start, stop in request.extents
             ):
                 raise ProtocolError(f"content of {op.offset}+{op.length}, which was not asked for")
+        del self._asked[message.number]
         request.then([op for op in message.ops if not self._is_written(request, op)], 0)
 
     def _is_written(self, request: _Request, op: WriteOp) -> bool:
@@ -102,7 +106,7 @@ class Fetcher:
         return request.written.intersects(start, (op.offset + op.length - 1) // BLOCK_BYTES + 1)
 
     def lost(self, errno: int) -> None:
-        """The session is over: nobody answers any more."""
+        """The session is over, or the peer fell behind: no answer counts any more."""
         asked, self._asked = list(self._asked.values()), {}
         for request in asked:
             request.then(None, errno)

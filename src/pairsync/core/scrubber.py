@@ -19,6 +19,7 @@ import errno
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pairsync.errors import InternalError
 
@@ -311,10 +312,13 @@ class Scrubber:
             count = min(len(self._to_fetch), FETCH_BLOCKS_MAX)
             blocks = sorted({self._to_fetch.popleft() for _ in range(count)})
             self._repairing += 1
-            self._fetcher.ask([Extent(block, block + 1) for block in blocks], now_ns, self._put_in_place)
+            extents = [Extent(block, block + 1) for block in blocks]
+            self._fetcher.ask(extents, now_ns, partial(self._put_in_place, blocks))
 
-    def _put_in_place(self, ops: Sequence[WriteOp] | None, _errno: int) -> None:
+    def _put_in_place(self, blocks: Sequence[int], ops: Sequence[WriteOp] | None, error: int) -> None:
         self._repairing -= 1
+        if error == errno.ENOTCONN:  # `peer_lost`: they are asked for again when it is back
+            self._to_fetch.extend(blocks)
         if ops:
             self._repairing += 1
             self._out.append(Apply(self._index, Repair(len(ops)), list(ops)))
