@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from contextlib import closing
 from random import Random
 
 import pytest
@@ -240,3 +241,47 @@ class SimMediumWith(SimMedium):
     def __init__(self, name: str, size_bytes: int) -> None:
         super().__init__()
         self.create(name, size_bytes)
+
+
+def test_no_bad_block_is_left_out_of_an_answer_that_covers_it() -> None:
+    """What was lost is a hole now, and holes cost nothing to read: only their number ends an answer."""
+    size = 5 * 512 * BLOCK_BYTES
+    medium = SimMedium()
+    medium.create("data", size)
+    medium.create("table", digests_bytes(size))
+    with closing(medium.open("table")) as file:
+        format_digests(file, volume_id=bytes(16), size_bytes=size, blank=True)
+    nothing = DirtyMap(size // BLOCK_BYTES)
+    table = load_digests(medium.open("table"), volume_id=bytes(16), size_bytes=size, doubtful=nothing).table
+    disk = SimDisk(medium, "data")
+    device = DigestedDevice(disk, table)
+    device.apply([data(0, size, 7)])
+    disk.apply([WriteOp(OpKind.ZERO, 0, size)])
+    bad: list[int] = []
+    at = 0
+    while at < 5:
+        found = device.examine(1, at, 5, read=True)
+        bad += found.bad
+        at += len(found.digests) // 8
+    assert bad == list(range(5 * 512))
+
+
+def test_a_repair_that_fails_does_not_make_a_bad_block_a_good_one() -> None:
+    """What was recorded is what was to be written: it stays, or a flipped bit would be believed."""
+    rig = Rig()
+    rig.apply(data(0, 3 * BLOCK_BYTES, 1))
+    rig.apply(data(5 * BLOCK_BYTES, BLOCK_BYTES, 1))
+    SimDiskBackdoor(rig).flip(BLOCK_BYTES)
+    rig.medium.fault = lambda operation: (
+        Fault(errno=errno.EIO) if operation.name == "data" and operation.action is SimAction.WRITE else None
+    )
+    for ops in (
+        [data(BLOCK_BYTES, BLOCK_BYTES, 1)],
+        [data(BLOCK_BYTES, BLOCK_BYTES, 1), data(5 * BLOCK_BYTES, BLOCK_BYTES, 9)],
+    ):
+        with pytest.raises(BackendError):
+            rig.device.apply(ops)
+        assert rig.device.examine(1, 0, 1, read=True).bad == [1]
+    with pytest.raises(BackendError):  # it may hold the first of two
+        rig.device.apply([data(BLOCK_BYTES, BLOCK_BYTES, 9), data(BLOCK_BYTES, BLOCK_BYTES, 1)])
+    assert not rig.device.examine(1, 0, 1, read=True).bad

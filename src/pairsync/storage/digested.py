@@ -8,11 +8,12 @@ can be saved again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
 
-from pairsync.core.messages import Buffer, WriteOp
+from pairsync.core.messages import Buffer, OpKind, WriteOp
 from pairsync.core.questions import ANSWER_NODES_MAX, BAD_BLOCKS_MAX, Examined
-from pairsync.core.units import MIB, extent_of
+from pairsync.core.units import BLOCK_BYTES, MIB, extent_of
 from pairsync.errors import BackendError
 
 from .blockfile import Allocation
@@ -63,9 +64,36 @@ class DigestedDevice(Device):
         try:
             self._device.apply(ops)
         except BackendError:
-            self._table.forget([extent_of(op.offset, op.length) for op in ops])
+            self._forget(ops)
             raise
         self._table.note(self._device, ops)
+
+    def _forget(self, ops: Sequence[WriteOp]) -> None:
+        """They were not applied, or in part: what their blocks hold is unknown.
+
+        But not where the same was to be written that is recorded (the repair of a bad block): that stays, or
+        what is wrong there would be taken for right when it is read next.
+        """
+        extents = [extent_of(op.offset, op.length) for op in ops]
+        doubtful = set(extents)
+        ascending = sorted(extents)
+        if all(one.stop <= other.start for one, other in pairwise(ascending)):
+            same = {each for op, each in zip(ops, extents, strict=True) if self._is_recorded(op)}
+            doubtful -= same
+        self._table.forget(sorted(doubtful))
+
+    def _is_recorded(self, op: WriteOp) -> bool:
+        """Whether the op would write what its blocks, all of it whole, are recorded to hold."""
+        if op.length > READ_BYTES_MAX or op.offset % BLOCK_BYTES or op.kind not in {OpKind.DATA, OpKind.ZERO}:
+            return False
+        end = op.offset + op.length
+        if end % BLOCK_BYTES and end != self.size_bytes:
+            return False
+        try:
+            with memoryview(bytes(op.length) if op.data is None else op.data) as view:
+                return not self._table.mismatches(op.offset, view)
+        except BackendError:
+            return False
 
     def begin_life(self, *, active: bool) -> None:
         """As `Device.begin_life`.

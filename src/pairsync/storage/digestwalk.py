@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from pairsync.core.dirty import DirtyMap
+from pairsync.core.questions import BAD_BLOCKS_MAX
 from pairsync.core.units import BLOCK_BYTES, KIB, block_count_of
 from pairsync.errors import BackendError, InternalError
 
@@ -45,8 +46,8 @@ __all__ = ["ANSWER_NODES_MAX", "BadBlock", "Examined", "NodeCache", "TableState"
 ANSWER_NODES_MAX: Final = 65_536
 """Nodes in one answer: 512 KiB, half of what a frame holds; at level 1 the sum of 128 GiB."""
 
-_BAD_MAX: Final = 4096
-"""Bad blocks after which an answer ends at the next node: a disk that fails altogether is known by then."""
+_BAD_MAX: Final = BAD_BLOCKS_MAX - LEAVES_PER_NODE
+"""Bad blocks after which an answer ends at the next node of level 1: a message has room for all of them."""
 
 _PIECE_BYTES: Final = 128 * KIB
 """Read and hashed at a time: stays in the processor's cache between the two."""
