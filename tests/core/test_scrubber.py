@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from pairsync.core.effects import Apply, Examine
+from pairsync.core.effects import Apply, Examine, Send
 from pairsync.core.events import ScrubEvent, ScrubFindingEvent
-from pairsync.core.messages import OpKind, Proof, Role, Write, WriteOp
+from pairsync.core.messages import Fetch, OpKind, Proof, Role, Write, WriteOp
 from pairsync.core.scrubber import Fault, Finding, Scrubber
-from pairsync.core.units import BLOCK_BYTES, NS_PER_S
+from pairsync.core.units import BLOCK_BYTES, NS_PER_S, Extent
 from pairsync.testing.manual import ManualPair
 
 BLOCKS = 1100  # three nodes of level 1, the last one partial
@@ -240,3 +240,60 @@ def test_what_was_being_fetched_when_the_peer_was_lost_is_fetched_when_it_is_bac
     assert source.scrubber.report is not None
     assert source.scrubber.report.complete
     assert not pair.differing()
+
+
+def test_a_repair_and_a_resync_of_one_block_leave_it_equal(pair: ManualPair) -> None:
+    """A block is fetched from the peer while this host's copy of it is on its way there."""
+    source = pair.a.session.sources[0]
+    source.scrubber.mend(3)
+    source.advance(0)  # asks the peer for it
+    source.tracker.want([(3, 4)])  # a write failed here, say
+    flip(pair, "a", 3)
+    source.advance(0)
+    pair.a.perform()
+    for order in range(2):
+        pair.deliver(pair.a, len(pair.a.outbox))
+        if order == 0:
+            pair.b.complete("disk")
+            pair.deliver(pair.b, 1)
+    pair.settle()
+    pair.tick(6 * NS_PER_S)
+    pair.settle()
+    assert not pair.differing()
+    assert pair.a.session.in_sync
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_repair_makes_a_read_of_the_resync_speak_for_nothing(pair: ManualPair, answered: bool) -> None:
+    """The read stands in the lane before the repair: what it finds is what the repair puts away."""
+    source = pair.a.session.sources[0]
+    flip(pair, "a", 3)
+    source.scrubber.mend(3)
+    source.advance(0)
+    pair.a.perform()
+    pair.deliver(pair.a, len(pair.a.outbox))
+    pair.b.complete("disk")
+    source.tracker.want([(3, 4)])
+    source.advance(0)
+    pair.a.perform()
+    if answered:
+        pair.deliver(pair.b, len(pair.b.outbox))
+    pair.a.complete("disk")
+    pair.settle()
+    pair.tick(6 * NS_PER_S)
+    pair.settle()
+    assert not pair.differing()
+
+
+def test_nothing_is_fetched_that_the_peer_lacks(pair: ManualPair) -> None:
+    source = pair.a.session.sources[0]
+    source.tracker.want([(3, 4)])
+    heard: list[tuple[object, int]] = []
+    source.scrubber.fetch([Extent(2, 5)], 0, lambda ops, error: heard.append((ops, error)))
+    assert heard == [(None, errno.EIO)]
+    source.scrubber.mend(3)
+    source.advance(0)
+    pair.a.perform()
+    assert not any(isinstance(message, Fetch) for message in pair.a.outbox)
+    pair.settle()
+    assert any(isinstance(each, Send) and isinstance(each.messages[0], Fetch) for each in pair.a.trace)

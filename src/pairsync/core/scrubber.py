@@ -17,7 +17,7 @@ from __future__ import annotations
 import enum
 import errno
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -119,14 +119,17 @@ class Scrubber:
         questions: Questions,
         fetcher: Fetcher,
         pacer: Pacer,
+        repairing: Callable[[Sequence[WriteOp]], None],
         out: list[Effect],
     ) -> None:
+        """``repairing`` hears what is written again here, before it is."""
         self._index = index
         self._tracker = tracker
         self._standing = standing
         self._questions = questions
         self._fetcher = fetcher
         self._pacer = pacer
+        self._will_repair = repairing
         self._out = out
         self.report: ScrubReport | None = None
         """Of the scrub that runs, or of the last one."""
@@ -204,7 +207,11 @@ class Scrubber:
         return self._fetcher.waiting_since_ns
 
     def fetch(self, extents: Sequence[Extent], now_ns: int, then: Fetched) -> None:
-        """Ask the peer for content that cannot be read here, on somebody else's account."""
+        """Ask the peer for content that cannot be read here, on somebody else's account; what the peer lacks
+        ends with EIO at once."""
+        if any(self._tracker.todo.intersects(*extent) for extent in extents):
+            then(None, errno.EIO)
+            return
         self._fetcher.ask(extents, now_ns, then)
 
     def fetched(self, message: Write | Unfetched) -> None:
@@ -212,7 +219,7 @@ class Scrubber:
         self._fetcher.answered(message)
 
     def written(self, ops: Sequence[WriteOp]) -> None:
-        """A live write is issued: what is being fetched does not speak for its blocks any more."""
+        """They are sent to the peer: what is being fetched does not speak for their blocks any more."""
         if self._fetcher.waiting_since_ns is not None:
             self._fetcher.written(ops)
 
@@ -225,7 +232,8 @@ class Scrubber:
         if not self.possible:
             self.stop(errno.ENOTSUP)
             return
-        self._fetch(now_ns)
+        if peer_has_all:  # else its copy may be one that is being copied over
+            self._fetch(now_ns)
         report = self.report
         if report is None or report.complete:
             return
@@ -321,6 +329,7 @@ class Scrubber:
             self._to_fetch.extend(blocks)
         if ops:
             self._repairing += 1
+            self._will_repair(ops)
             self._out.append(Apply(self._index, Repair(len(ops)), list(ops)))
 
     def repaired(self, token: Repair, errnos: Sequence[int] | None) -> None:

@@ -420,7 +420,7 @@ def _make_source(
     questions = Questions(index, standing, out)
     fetcher = Fetcher(index, tracker.block_count, standing, out)
     copier = Copier(index, block.size_bytes, tracker, standing, questions, pacer, out)
-    scrubber = Scrubber(index, tracker, standing, questions, fetcher, pacer, out)
+    scrubber = Scrubber(index, tracker, standing, questions, fetcher, pacer, copier.written, out)
     return VolumeSource(index, tracker, standing, copier, scrubber, window, options, out)
 
 

@@ -377,6 +377,7 @@ class VolumeSource:
     def read_done(self, number: int, covered: Sequence[Extent], ops: Sequence[WriteOp], now_ns: int) -> None:
         """A resync read has found the content of ``covered``."""
         self.copier.found(number, covered, ops)
+        self.scrubber.written(ops)  # what the peer gets now is newer than what was asked of it
         self._send_copied(now_ns, all_of_it=False)
         self.advance(now_ns)
 
