@@ -176,7 +176,8 @@ class Writer:
         stop = min(start + 1 + self._random.randrange(64), sectors)
         buffer = memoryview(bytearray(min(stop * SECTOR_BYTES, size) - start * SECTOR_BYTES))
         try:
-            volume.read_nowait(start * SECTOR_BYTES, buffer)
+            if not volume.read_nowait(start * SECTOR_BYTES, buffer):
+                return False  # the peer would have to be asked
         except BackendError:
             return False
         self._world.checker.read(index, start, stop, buffer)

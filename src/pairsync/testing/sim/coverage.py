@@ -44,6 +44,7 @@ _WHERE: dict[str, tuple[Phase, ...]] = {
     "replace-standby": tuple(phase for phase in Phase if phase is not Phase.BEHIND),
     "rollback-standby": _LASTING,
     "rollback-active": _LASTING,
+    "forget-dirty": (),  # while the active is down: see RULES
     # A person does it, at no particular moment.
     "power-in-turn": (Phase.ABSENT, Phase.SYNCING, Phase.IN_SYNC),
     "wrong-active": (Phase.ABSENT, Phase.IN_SYNC),
@@ -71,6 +72,8 @@ RULES = (
     "refused:interrupted-unrelated",
     "refused:peer-failed",
     "operator-gives-standby-up",
+    "forget-dirty@down",
+    "scrub",
 )
 GENERATIONS = (
     "crash-active@generation:open",
