@@ -181,7 +181,7 @@ def test_a_standby_answers_a_bounded_number_of_questions_and_only_about_itself()
     for level, first, stop in ((3, 0, 1), (0, 0, 65), (0, 5, 5), (2, 1, 2)):
         with pytest.raises(ProtocolError):
             target.prove(Prove(term, 0, 9, level, first, stop, read=False))
-    for number in range(QUESTIONS_MAX):
+    for number in range(2 * QUESTIONS_MAX):
         target.prove(Prove(term, 0, 10 + number, 0, 0, 64, read=False))
     with pytest.raises(ProtocolError, match="at once"):
         target.prove(Prove(term, 0, 99, 0, 0, 64, read=False))

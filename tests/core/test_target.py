@@ -44,7 +44,13 @@ from pairsync.core.messages import (
     WriteOp,
 )
 from pairsync.core.superblock import Superblock
-from pairsync.core.target import BARRIERS_MAX, MARKED_EXTENTS_MAX, UNAPPLIED_BATCHES_MAX, VolumeTarget
+from pairsync.core.target import (
+    BARRIERS_MAX,
+    EXAMINING_MAX,
+    MARKED_EXTENTS_MAX,
+    UNAPPLIED_BATCHES_MAX,
+    VolumeTarget,
+)
 from pairsync.core.units import BLOCK_BYTES, block_count_of
 from pairsync.errors import ArbitrationError, InternalError, ProtocolError
 from pairsync.testing.manual import blank_superblock
@@ -568,3 +574,11 @@ def test_a_replica_without_digests_is_not_asked_for_them() -> None:
     with pytest.raises(ProtocolError, match="none are kept"):
         standby.target.prove(Prove(1, 0, 1, 0, 0, 1, read=False))
     assert not standby.has(Examine)
+
+
+def test_questions_of_a_plan_that_was_given_up_leave_room_for_those_of_the_next() -> None:
+    standby = Standby().syncing()
+    for number in range(1, EXAMINING_MAX + 1):
+        standby.target.prove(Prove(1, 0, number, 0, 0, 1, read=False))
+    with pytest.raises(ProtocolError, match="at once"):
+        standby.target.prove(Prove(1, 0, 99, 0, 0, 1, read=False))

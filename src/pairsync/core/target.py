@@ -51,7 +51,14 @@ from .superblock import Superblock
 from .tracker import ops_bytes
 from .units import Extent, block_count_of, bounded_runs
 
-__all__ = ["BARRIERS_MAX", "MARKED_EXTENTS_MAX", "MARKED_RUNS_MAX", "UNAPPLIED_BATCHES_MAX", "VolumeTarget"]
+__all__ = [
+    "BARRIERS_MAX",
+    "EXAMINING_MAX",
+    "MARKED_EXTENTS_MAX",
+    "MARKED_RUNS_MAX",
+    "UNAPPLIED_BATCHES_MAX",
+    "VolumeTarget",
+]
 
 MARKED_EXTENTS_MAX = 1024
 """Runs of blocks in one `Marked` message."""
@@ -67,6 +74,11 @@ what it is copying at most 70,000 messages; a lane takes 131,072 jobs.  For data
 BARRIERS_MAX = 16
 """Barriers and requests to adopt that no flush has answered.  An active host has two flushes under way at
 most (``core.flushes``) and one request to adopt: a further plan gives up the last one."""
+
+
+EXAMINING_MAX = 2 * QUESTIONS_MAX
+"""Questions about digests that have no answer.  Those that an active host gave up when this one fell behind
+are still being looked at when it asks again, after a flush at the earliest."""
 
 
 class _Token:
@@ -244,8 +256,8 @@ class VolumeTarget:
             raise ProtocolError(
                 f"asked for digests {message.first}..{message.stop} of {count} of level {message.level}"
             )
-        if self._examining >= QUESTIONS_MAX:
-            raise ProtocolError(f"more than {QUESTIONS_MAX} questions about digests at once")
+        if self._examining >= EXAMINING_MAX:
+            raise ProtocolError(f"more than {EXAMINING_MAX} questions about digests at once")
         self._examining += 1
         token = (self._session, message)
         self._out.append(Examine(self.index, token, message.level, message.first, message.stop, message.read))
