@@ -297,3 +297,11 @@ def test_nothing_is_fetched_that_the_peer_lacks(pair: ManualPair) -> None:
     assert not any(isinstance(message, Fetch) for message in pair.a.outbox)
     pair.settle()
     assert any(isinstance(each, Send) and isinstance(each.messages[0], Fetch) for each in pair.a.trace)
+
+
+def test_a_bad_block_here_is_not_copied_to_the_peer_because_digests_differ_too(pair: ManualPair) -> None:
+    pair.b.disks[0].apply(a_write(3, 99))
+    flip(pair, "a", 3)
+    assert scrub(pair, repair=True) == [Finding(3, Fault.HERE)]
+    assert not pair.differing()
+    assert pair.a.disks[0].content[3 * BLOCK_BYTES] == 99, "from the side whose copy is what it recorded"

@@ -251,7 +251,7 @@ class Scrubber:
             if busy and level and stop > first + 1:
                 self._waiting.appendleft((level, first + 1, stop))
                 stop = first + 1
-            self._questions.ask(level, first, stop, read=level == 1, now_ns=now_ns, then=self._compare)
+            self._questions.ask(level, first, stop, read=True, now_ns=now_ns, then=self._compare)
         if not (self._waiting or self._questions.count or self._to_fetch or self._repairing):
             self._end(report, now_ns)
 
@@ -284,8 +284,11 @@ class Scrubber:
             self._waiting.appendleft((answer.level, answer.stop, answer.asked_stop))
         runs = differing_nodes(answer)
         if answer.level == 0:
+            # A bad block is told already; its content must not be copied as if it was only a different one.
+            bad = {*answer.mine.bad, *answer.theirs.bad}
             for start, end in runs:
-                self._found(report, range(start, end), Fault.DIFFERENT)
+                different = [block for block in range(start, end) if block not in bad]
+                self._found(report, different, Fault.DIFFERENT)
             return
         limit = min(answer.stop * FAN_OUT, self._tracker.block_count)
         here = {block for block in answer.mine.bad if block < limit}
@@ -293,7 +296,7 @@ class Scrubber:
         self._found(report, sorted(here & there), Fault.BOTH)
         self._found(report, sorted(here - there), Fault.HERE)
         self._found(report, sorted(there - here), Fault.PEER)
-        for start, end in reversed(runs):  # a block that is told already is not told again: its digest is
+        for start, end in reversed(runs):
             stop = min(end * FAN_OUT, self._tracker.block_count)
             self._waiting.appendleft((0, start * FAN_OUT, stop))
         report.bytes = max(report.bytes, min(limit * BLOCK_BYTES, report.total_bytes))
