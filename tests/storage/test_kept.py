@@ -301,3 +301,14 @@ def test_the_device_passes_on_what_concerns_the_disk(host: Host) -> None:
     device.cache(0, BLOCK_BYTES)
     assert device.allocation(0, SIZE) == [(SIZE, False)]
     assert device.hole_bytes(0, SIZE) == 0
+
+
+def test_a_failing_disk_keeps_nothing_from_being_closed(host: Host) -> None:
+    host.begin()
+    host.device.apply([write(7, b"b")])
+    host.medium.fault = lambda operation: Fault(errno.EIO) if "overlay" in operation.name else None
+    host.device.close()
+    host.medium.fault = None
+    host.reopen(SYNCING)
+    assert host.keeper.undo is not None
+    assert 7 in host.keeper.undo.kept

@@ -100,10 +100,14 @@ class Keeper:
         self._events.append(event)
 
     def close(self) -> None:
-        """Give the log back, to go on later; idempotent."""
+        """Give the log back, to go on later; idempotent.  It is closed whatever the disk says."""
         undo, self._undo = self._undo, None
-        if undo is not None:
+        if undo is None:
+            return
+        try:
             undo.close()
+        except BackendError as error:  # it is closed, and its end is as after a crash
+            _log.warning("%s: the way back was not closed in order: %s", self._name, error)
 
     # ------------------------------------------------------------------ beginning and end
 
