@@ -108,7 +108,7 @@ def test_what_a_cut_held_up_is_not_overtaken() -> None:
 
 
 @pytest.mark.slow
-def test_fifty_seeds_hold_and_reach_everything() -> None:
+def test_many_seeds_hold_and_reach_everything() -> None:
     failed: list[Outcome] = []
 
     def progress(outcome: Outcome) -> None:

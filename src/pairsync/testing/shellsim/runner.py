@@ -17,7 +17,7 @@ from .world import Outcome, simulate
 
 __all__ = ["COVERAGE_SEEDS", "Summary", "be_quiet", "replay_command", "run_seeds"]
 
-COVERAGE_SEEDS = 50
+COVERAGE_SEEDS = 64
 """Seeds from which on a run has to have reached everything that is required."""
 
 
