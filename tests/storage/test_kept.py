@@ -312,3 +312,15 @@ def test_a_failing_disk_keeps_nothing_from_being_closed(host: Host) -> None:
     host.reopen(SYNCING)
     assert host.keeper.undo is not None
     assert 7 in host.keeper.undo.kept
+
+
+def test_without_room_for_a_way_back_a_resync_goes_on_where_nothing_was_written_alone() -> None:
+    host = Host()
+    host.medium.fault = lambda operation: Fault(errno.ENOSPC) if "overlay" in operation.name else None
+    host.begin()
+    host.device.apply([write(7, b"b")])
+    host.end()
+    assert [type(event) for event in host.keeper.take_events()] == [NoWayBackEvent]
+    host.medium.fault = None
+    assert host.states() == []
+    host.device.close()

@@ -155,8 +155,11 @@ class Keeper:
                 self._undo = self.overlays.begin(durable, wanted.sync_target, self._now_s())
             except BackendError as error:
                 room_bytes = self._more_room(error, room_bytes, ROOM_BYTES)
-                if not room_bytes:
+                if not room_bytes and self._own:
                     raise
+                if not room_bytes:  # the resync may be what makes room again
+                    self._tell(NoWayBackEvent(self._name, str(error)))
+                    return
         if not self._undo.whole:
             self._keep_own_only(self._undo)
 
