@@ -214,8 +214,8 @@ def disk(
 
     Data and metadata of the replica lie on it. A disk stays as it is when its host is killed and started
     again, and works again with the next `up`; `status` shows it. The standby (b) takes itself out, the guest
-    goes on, and both are in sync again some seconds after `ok` or `replace`. Reads of the active host (a)
-    are answered by the peer, other errors reach the guest; after one of a flush it must be killed and started.
+    goes on, and both are in sync again some seconds after `ok` or `replace`. Reads of the active host (a) are
+    answered by the peer, other errors reach the guest; after one of a flush it must be killed and started.
     """
     answer = _ask(directory, {"do": "disk", "host": host, "volume": volume, "disk": what})
     answer.pop("ok", None)
