@@ -46,6 +46,7 @@ class WayBack:
     def __init__(self, world: World) -> None:
         self._world = world
         self._points: dict[int, _Point] = {}  # by volume; while the superblock says SYNCING, or might
+        self._full: set[int] = set()  # volumes whose next way back may have found no room to begin
 
     # ------------------------------------------------------------------ what happens
 
@@ -59,6 +60,8 @@ class WayBack:
             platter = medium.platter(data_name(volume), medium.life)
             older = {sector: list(contents) for sector, contents in platter.older.items()}
             self._points[volume] = _Point(bytes(platter.live), older)
+            self._points[volume].excused = volume in self._full
+        self._full.discard(volume)
 
     def written(self, volume: int, after: Superblock, own: frozenset[int]) -> None:
         """A superblock of the standby is durable; it had written ``own`` alone."""
@@ -69,9 +72,13 @@ class WayBack:
 
     def disk_full(self, name: str) -> None:
         """A write of the standby to a file of that name has found no room."""
-        for volume, point in self._points.items():
-            if name.startswith(data_name(volume) + OVERLAY_MARK):
-                point.excused = True
+        for volume in range(len(self._world.profile.sizes_bytes)):
+            if not name.startswith(data_name(volume) + OVERLAY_MARK):
+                continue
+            if volume in self._points:
+                self._points[volume].excused = True
+            else:
+                self._full.add(volume)
 
     def swapped(self) -> None:
         """The standby's disks were replaced."""
