@@ -46,6 +46,7 @@ class _Script:
     """In the place of the session machine: hands out bundles, and notes what is reported."""
 
     def __init__(self) -> None:
+        self.targets: list[object] = []  # as of an active host
         self.bundles: list[list[Effect]] = []
         self.reports: list[tuple[Any, ...]] = []
         self.on_report: Callable[[], None] = lambda: None

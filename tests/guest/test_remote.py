@@ -113,3 +113,20 @@ async def test_without_a_peer_that_counts_the_error_is_told(
             await volume.read(0, BLOCK_BYTES)
         assert volume.size_bytes > BLOCK_BYTES
         assert await volume.read(BLOCK_BYTES, 10) == bytes(10)
+
+
+async def test_content_that_has_fallen_over_at_the_peer_is_an_error_and_no_data(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with in_time(), pair.both() as (active, _):
+        volume = active.volume("vda")
+        await volume.write(0, b"x" * 2 * BLOCK_BYTES)
+        with pair.image("b").open("r+b") as file:
+            file.seek(100)
+            file.write(b"y")
+        bad = BadSectors(monkeypatch, active)
+        bad.blocks = {0, 1}
+        with pytest.raises(BackendError, match="Input/output"):
+            await volume.read(0, BLOCK_BYTES)
+        assert await volume.read(BLOCK_BYTES, 5) == b"xxxxx"
+        assert active.in_sync

@@ -247,7 +247,10 @@ class Performer:
                 )
             self._moved()
 
-        job = partial(read_job, self._replicas[effect.volume].device, effect.extents)
+        replica = self._replicas[effect.volume]
+        # A standby reads for its peer, which has lost the content: nobody else would notice what is wrong.
+        verify = bool(self.session.targets) and replica.setup.options.digests
+        job = partial(read_job, replica.device, effect.extents, verify=verify)
         self._lanes[effect.volume].data.submit(job, done)
 
     def _examine(self, effect: Examine) -> None:

@@ -364,15 +364,22 @@ def _allocated(device: Device) -> Iterator[tuple[int, int]]:
             at += length
 
 
-def read_job(device: Device, extents: Sequence[Extent]) -> Found | int:
+def read_job(device: Device, extents: Sequence[Extent], *, verify: bool = False) -> Found | int:
     """Find out about ``extents``: of one the beginning (a hole of any length, at most a piece of data).
 
-    Several are read whole.
+    Several are read whole.  ``verify``: EIO where a block is not what its digest says.
     """
     try:
-        return _find(device, extents[0]) if len(extents) == 1 else _find_all(device, extents)
+        found = _find(device, extents[0]) if len(extents) == 1 else _find_all(device, extents)
+        if verify and any(device.mismatches(op.offset, _content_of(op)) for op in found.ops):
+            return errno.EIO
     except BackendError as error:
         return error.errno or errno.EIO
+    return found
+
+
+def _content_of(op: WriteOp) -> memoryview:
+    return memoryview(bytes(op.length) if op.data is None else op.data)
 
 
 def _find(device: Device, extent: Extent) -> Found:
