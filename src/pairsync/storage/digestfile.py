@@ -34,6 +34,7 @@ import msgpack
 from xxhash import xxh3_64_intdigest
 
 from pairsync.core.messages import Buffer
+from pairsync.core.questions import DIGEST_BYTES, FAN_OUT, UNKNOWN_DIGEST
 from pairsync.core.units import BLOCK_BYTES, KIB, block_count_of
 from pairsync.errors import BackendError, InternalError, MetadataError
 
@@ -66,11 +67,8 @@ __all__ = [
 
 ZERO_DIGEST: Final = 0
 """The block reads as zero."""
-UNKNOWN_DIGEST: Final = 1
-"""What the block holds has to be read."""
-
-LEAVES_PER_NODE: Final = 512
-LEAF_BYTES: Final = 8
+LEAVES_PER_NODE: Final = FAN_OUT
+LEAF_BYTES: Final = DIGEST_BYTES
 PAGE_BYTES: Final = LEAVES_PER_NODE * LEAF_BYTES
 
 _LEAVES_AT: Final = 8 * KIB

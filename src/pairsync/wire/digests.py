@@ -1,22 +1,18 @@
 """Digests of payloads: xxh3, because it runs at memory speed; keys and seals protect against malice.
 
 A digest here finds bits that fell over between two hosts' memories (a seal ends where the plaintext
-begins), and tells whether two blocks are equal.  64 bits serve a message; 128 bits serve blocks, where
-billions are compared and nothing else vouches for equality.
+begins), nothing else: 64 bits serve.  Digests of blocks are those of ``storage.digests``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from xxhash import xxh3_64, xxh3_64_intdigest, xxh3_128_digest
+from xxhash import xxh3_64, xxh3_64_intdigest
 
 from pairsync.core.messages import Buffer
 
-__all__ = ["BLOCK_DIGEST_BYTES", "block_digest", "payload_digest", "payload_digest_of"]
-
-BLOCK_DIGEST_BYTES = 16
-"""Size of `block_digest`."""
+__all__ = ["payload_digest", "payload_digest_of"]
 
 
 def payload_digest(payload: Buffer) -> int:
@@ -32,8 +28,3 @@ def payload_digest_of(parts: Iterable[Buffer]) -> int:
         state.update(part)
         length_bytes += len(part)
     return state.intdigest() if length_bytes else 0
-
-
-def block_digest(block: Buffer) -> bytes:
-    """xxh3_128 of one block, 16 bytes."""
-    return xxh3_128_digest(block)
