@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from pairsync.core.effects import Effect, Emit, Persist
+from pairsync.core.effects import AskAlone, Effect, Emit, Persist
 from pairsync.core.events import AloneEvent, InSyncEvent
 from pairsync.core.messages import Condition, Generation
+from pairsync.core.permit import Permit
 from pairsync.core.standing import Phase, Standing, SuperblockWriter
 from pairsync.core.superblock import LINEAGE_GENERATIONS_MAX, Superblock
 from pairsync.errors import ArbitrationError, InternalError
@@ -357,3 +358,69 @@ def test_wishes_that_are_forgotten_are_not_written_but_a_write_under_way_ends() 
     writes.persisted(first)
     assert is_settled(writes)
     assert len(out) == 1
+
+
+# ---------------------------------------------------------------------- arbitration
+
+
+class Arbitrated(Bench):
+    """The same where a permit is needed to go on alone."""
+
+    def __init__(self, block: Superblock) -> None:
+        super().__init__(block)
+        self.permit = Permit(self.out, alone=False)
+        self.standing = Standing(0, block, lambda: 0x31, self.out, self.permit)
+        self.activate()
+
+    @property
+    def asked(self) -> int:
+        return self.out.count(AskAlone())
+
+    def give(self) -> None:
+        self.permit.give(alone=True)
+        self.standing.permitted()
+
+
+def test_no_generation_without_the_peer_is_opened_before_the_permit_is_given() -> None:
+    bench = Arbitrated(in_sync_block())
+    bench.standing.request_alone()
+    bench.standing.request_alone()  # by another write
+    assert bench.asked == 1
+    assert not bench.persists()
+    assert not bench.may_go_on_alone()
+    bench.give()
+    assert [each.lineage[0].epoch for each in bench.persists()] == [2]
+    assert not bench.may_go_on_alone()  # it is not durable yet
+    bench.write_all()
+    assert bench.may_go_on_alone()
+
+
+def test_a_permit_that_nobody_asked_for_opens_no_generation() -> None:
+    bench = Arbitrated(in_sync_block())
+    bench.give()
+    assert not bench.persists()
+    bench.standing.request_alone()
+    assert len(bench.persists()) == 1
+    assert not bench.asked
+
+
+def test_a_permit_is_not_used_once_the_peer_is_needed_again() -> None:
+    bench = Arbitrated(in_sync_block())
+    bench.standing.request_alone()
+    bench.standing.prepare()
+    bench.standing.begun()
+    bench.standing.adopt()  # it lacked nothing
+    bench.give()
+    assert not bench.persists()
+    assert bench.standing.adopted(FIRST)
+    assert bench.standing.phase is Phase.IN_SYNC
+
+
+def test_a_grant_that_counts_the_peer_again_takes_the_permit_back() -> None:
+    bench = Arbitrated(replace(in_sync_block(), peer_in_sync=False))
+    bench.give()
+    assert bench.may_go_on_alone()
+    bench.permit.give(alone=False)
+    assert not bench.may_go_on_alone()
+    bench.standing.request_alone()
+    assert bench.asked == 1

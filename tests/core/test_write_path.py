@@ -336,7 +336,7 @@ def test_a_failure_is_told_once_and_ends_the_session_once() -> None:
     pair.a.flush("f")
     pair.a.write("w", data(3))
     pair.a.complete("side", error=errno.EIO)
-    pair.a.session.sources[0]._fail("again")
+    pair.a.session.sources[0].abandon("again", fatal=True)
     assert len(wanted(pair.a, DropSession)) == 1
     assert pair.a.session.sources[0].failed == "a flush failed: EIO"
 

@@ -102,6 +102,7 @@ class _Stage:
             [self.replica],
             [self.lanes],
             self.events.append,
+            lambda: None,
             lambda: NOW_NS,
             self._move,
         )

@@ -12,7 +12,7 @@ from tests.io.harness import MemoryNetwork, Pair, Recorder, make_write
 
 from pairsync.core.units import NS_PER_S
 from pairsync.io import Link, LinkTimings
-from pairsync.io.path import Path
+from pairsync.io.path import VOTES_WAITING_MAX, Path
 from pairsync.wire.hello import Hello, Ping, Pong
 
 TIMINGS = LinkTimings()
@@ -114,3 +114,33 @@ async def test_an_error_of_the_handler_is_not_swallowed(
             await active.until_up()
             link.send([make_write(1)])
             await trio.sleep_forever()
+
+
+async def test_votes_arrive_beside_the_stream_and_not_through_a_cut(
+    pair: Pair, memory: MemoryNetwork, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with two(pair) as hosts:
+        heard: list[bytes] = []
+        hosts.listening.set_vote_handler(heard.append)
+        hosts.link.vote(b"one")
+        hosts.link.vote(b"two")
+        await trio.sleep(0.1)
+        assert heard == [b"one", b"two"]
+        hosts.link.cut()
+        hosts.link.vote(b"lost")
+        hosts.link.heal()
+        hosts.link.vote(b"three")
+        await trio.sleep(0.1)
+        assert heard == [b"one", b"two", b"three"]
+
+
+async def test_a_path_that_takes_nothing_keeps_a_bounded_number_of_votes(
+    pair: Pair, memory: MemoryNetwork, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with two(pair) as hosts:
+        heard: list[bytes] = []
+        hosts.listening.set_vote_handler(heard.append)
+        for number in range(3 * VOTES_WAITING_MAX):  # no other task has a turn meanwhile
+            hosts.link.vote(b"%d" % number)
+        await trio.sleep(0.1)
+        assert heard == [b"%d" % number for number in range(2 * VOTES_WAITING_MAX, 3 * VOTES_WAITING_MAX)]

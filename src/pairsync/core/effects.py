@@ -22,6 +22,7 @@ from .units import Extent
 
 __all__ = [
     "Apply",
+    "AskAlone",
     "Complete",
     "DropSession",
     "Effect",
@@ -125,6 +126,10 @@ class Send(NamedTuple):
     messages: Sequence[Message]
 
 
+class AskAlone(NamedTuple):
+    """The guest has to go on without its peer: `Session.permitted`, once the grant register allows it."""
+
+
 class Complete(NamedTuple):
     """The request that the embedder gave ``ticket`` to has ended: an errno for each op, or None: all well."""
 
@@ -155,6 +160,7 @@ Effect: TypeAlias = (
     | Persist
     | MapAllocation
     | Send
+    | AskAlone
     | Complete
     | DropSession
     | Emit

@@ -24,13 +24,9 @@ from collections.abc import Callable, Sequence
 
 from pairsync.errors import ArbitrationError, ProtocolError
 
-from .copier import Copier
-from .dirty import DirtyMap, DirtyView
 from .effects import DropSession, Effect, Emit, Send
 from .events import PeerEvent, RefusedEvent
-from .fetcher import Fetcher
 from .intake import Intake
-from .limits import VolumeOptions
 from .lineage import Verdict, plan_session
 from .messages import (
     Adopt,
@@ -52,22 +48,19 @@ from .messages import (
     Role,
     Unfetched,
     VolumePlan,
-    VolumeState,
     Write,
     WriteOp,
 )
-from .questions import Examined, Questions
-from .resync import Pacer
-from .scrubber import Scrubber
+from .permit import Permit
+from .questions import Examined
+from .setup import VolumeSetup, make_source, make_target, state_of
 from .source import VolumeSource
-from .standing import Phase, Standing
-from .superblock import Superblock
+from .standing import Phase
 from .target import VolumeTarget
-from .tracker import Tracker
-from .units import NS_PER_S, Extent, block_count_of
+from .units import NS_PER_S, Extent
 from .window import Window
 
-__all__ = ["Session", "SessionPhase", "VolumeSetup"]
+__all__ = ["Session", "SessionPhase"]
 
 HOLD_OFF_NS_MIN = 1 * NS_PER_S
 HOLD_OFF_NS_MAX = 60 * NS_PER_S
@@ -75,20 +68,6 @@ HOLD_OFF_NS_MAX = 60 * NS_PER_S
 
 GREETING_NS_MAX = 70 * NS_PER_S
 """How long the peer may take to introduce itself: longer than its own longest wait."""
-
-
-class VolumeSetup:
-    """What is known of a volume when its guest is opened."""
-
-    __slots__ = ("first_generation", "options", "recovered", "superblock")
-
-    def __init__(
-        self, superblock: Superblock, recovered: DirtyMap, options: VolumeOptions, first_generation: int = 1
-    ) -> None:
-        self.superblock = superblock
-        self.recovered = recovered  # dirty map on disk, with the write-intent log unless closed in order
-        self.options = options
-        self.first_generation = first_generation  # of the write-intent log: above every recorded one
 
 
 class SessionPhase(enum.Enum):
@@ -113,7 +92,9 @@ class Session:
         boot_id: str,
         volumes: Sequence[VolumeSetup],
         draw_tag: Callable[[], int],
+        arbitrated: bool = False,
     ) -> None:
+        """``arbitrated``: the owner goes on without its peer only when it is `permitted` to."""
         self.guest = guest
         self.pair_id = pair_id
         self.role = role
@@ -130,14 +111,15 @@ class Session:
         self._ran = False  # in it both hosts agreed on a plan
         self._peer: Introduce | None = None
         self._plans: tuple[VolumePlan, ...] = ()
+        self._permit = Permit(self._out, alone=not arbitrated)
         windows: list[Window] = []  # of all volumes, whose messages share the stream
         intake = Intake()  # of all volumes, which share this host's memory
         for index, setup in enumerate(volumes):
             if role is Role.ACTIVE:
                 window = Window(index, windows)
-                self.sources.append(_make_source(index, setup, window, draw_tag, self._out))
+                self.sources.append(make_source(index, setup, window, draw_tag, self._permit, self._out))
             else:
-                self.targets.append(_make_target(index, setup, intake, self._out))
+                self.targets.append(make_target(index, setup, intake, self._out))
         for source in self.sources:
             source.open(term, boot_id)
         for target in self.targets:
@@ -184,10 +166,10 @@ class Session:
     def introduction(self) -> Introduce:
         """What this host says of itself."""
         states = [
-            _state(source.standing.superblock, source.tracker.dirty(), source.options)
+            state_of(source.standing.superblock, source.tracker.dirty(), source.options)
             for source in self.sources
         ]
-        states += [_state(target.superblock, target.own_dirty, target.options) for target in self.targets]
+        states += [state_of(target.superblock, target.own_dirty, target.options) for target in self.targets]
         return Introduce(self.pair_id, self.guest, self.role, self.term, tuple(states))
 
     def lost(self, reason: str, now_ns: int) -> None:
@@ -323,6 +305,18 @@ class Session:
 
     # ------------------------------------------------------------------ reports of the shell
 
+    def permitted(self, now_ns: int, *, alone: bool) -> None:
+        """The grant register: may this host acknowledge without its peer (see `core.permit`)?"""
+        self._permit.give(alone=alone)
+        if alone:
+            for source in self.sources:
+                source.permitted(now_ns)
+
+    def abandon(self, reason: str) -> None:
+        """The guest does not run here any more: nothing is served, whatever was asked for ends with EIO."""
+        for source in self.sources:
+            source.abandon(reason)
+
     def tick(self, now_ns: int) -> None:
         """Time has passed; to be called at least every half second."""
         self._greet(now_ns)
@@ -403,40 +397,3 @@ class Session:
         if self.sources:
             return all(source.standing.phase is Phase.IN_SYNC for source in self.sources)
         return self.phase is SessionPhase.RUNNING and all(target.in_sync for target in self.targets)
-
-
-def _make_source(
-    index: int, setup: VolumeSetup, window: Window, draw_tag: Callable[[], int], out: list[Effect]
-) -> VolumeSource:
-    block, options = setup.superblock, setup.options
-    tracker = Tracker(
-        block_count_of(block.size_bytes),
-        setup.recovered,
-        window_bytes=options.intent_window_bytes,
-        first_generation=setup.first_generation,
-    )
-    standing = Standing(index, block, draw_tag, out)
-    pacer = Pacer(options.latency_goal_ns, quota_bytes_max=options.copying_bytes)
-    questions = Questions(index, standing, out)
-    fetcher = Fetcher(index, tracker.block_count, standing, out)
-    copier = Copier(index, block.size_bytes, tracker, standing, questions, pacer, out)
-    scrubber = Scrubber(index, tracker, standing, questions, fetcher, pacer, copier.written, out)
-    return VolumeSource(index, tracker, standing, copier, scrubber, window, options, out)
-
-
-def _make_target(index: int, setup: VolumeSetup, intake: Intake, out: list[Effect]) -> VolumeTarget:
-    return VolumeTarget(index, setup.superblock, setup.recovered, setup.options, intake, out)
-
-
-def _state(block: Superblock, dirty: DirtyMap | DirtyView, options: VolumeOptions) -> VolumeState:
-    return VolumeState(
-        block.name,
-        block.volume_id,
-        block.size_bytes,
-        block.condition,
-        block.lineage,
-        block.sync_target,
-        block.map_base,
-        dirty.count,
-        options.digests,
-    )

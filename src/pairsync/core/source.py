@@ -31,19 +31,18 @@ from .closer import Closer
 from .copier import Copier
 from .effects import Apply, Complete, DropSession, Effect, Emit, Journal, Send
 from .ending import Ending
-from .events import BehindEvent, TroubleEvent
+from .events import BehindEvent
 from .flushes import Flushes, FlushOp
 from .limits import VolumeOptions
 from .messages import Adopted, SyncMode, VolumePlan, WriteOp
 from .scrubber import Repair, Scrubber
 from .standing import Phase, Standing
 from .tracker import Tracker
+from .trouble import TroubleLog
 from .units import NS_PER_S, Extent
 from .window import Ticket, Window, ticket_of
 
 __all__ = ["VolumeSource"]
-
-TROUBLE_EVENT_NS = NS_PER_S  # failing writes are reported once in that time, not once each
 
 
 class VolumeSource:
@@ -75,7 +74,7 @@ class VolumeSource:
         self._window = window
         self._admission = Admission(tracker, self._window, options)
         self._held: list[FlushOp] = []  # guest flushes that wait for the permit to go on alone
-        self._trouble_ns: int | None = None  # when trouble was last reported
+        self.trouble = TroubleLog(standing.name, out)
 
     # ------------------------------------------------------------------ opening and closing
 
@@ -158,7 +157,7 @@ class VolumeSource:
             self.tracker.applied(ticket.generation)
             if self._live.pop(ticket, self) is None:
                 self._out.extend(ticket.fail(error))
-            self.report(f"the write-intent log cannot be written: {_name(error)}", now_ns)
+            self.trouble.report(f"the write-intent log cannot be written: {_name(error)}", now_ns)
             self.advance(now_ns)
             return
         self.tracker.recorded(ticket.generation, ticket.intents)
@@ -202,7 +201,7 @@ class VolumeSource:
             # replicas are made equal again by copying those blocks.
             ticket.errnos = errnos
             self.tracker.lacking(ticket.ops)
-            self.report(f"a write failed: {_name(next(e for e in errnos if e))}", now_ns)
+            self.trouble.report(f"a write failed: {_name(next(e for e in errnos if e))}", now_ns)
         self._settle(ticket, now_ns)
         self.advance(now_ns)
 
@@ -240,7 +239,7 @@ class VolumeSource:
     def saved(self, token: object, error: int, now_ns: int) -> None:
         """Bitmap pages are durable, or could not be written."""
         if error:
-            self._fail(f"the dirty bitmap cannot be written: {_name(error)}")
+            self.abandon(f"the dirty bitmap cannot be written: {_name(error)}", fatal=True)
             return
         if not self._closer.saved(token):
             self.copier.saved(token)
@@ -256,7 +255,7 @@ class VolumeSource:
         if error:
             # After a failed flush the kernel may have dropped what it could not write: nothing here can be
             # trusted any more, and trying again would report success for data that is gone.
-            self._fail(f"a flush failed: {_name(error)}")
+            self.abandon(f"a flush failed: {_name(error)}", fatal=True)
             return
         if self.failed is None:
             self._flush_step(self._flushes.local_done(token), now_ns)
@@ -327,10 +326,16 @@ class VolumeSource:
     def persisted(self, token: object, error: int, now_ns: int) -> None:
         """The superblock is durable, or could not be written."""
         if error:
-            self._fail(f"the metadata cannot be written: {_name(error)}")
+            self.abandon(f"the metadata cannot be written: {_name(error)}", fatal=True)
             return
         self.standing.persisted(token)
         self._check_opened()
+        self._settle_all(now_ns)
+        self.advance(now_ns)
+
+    def permitted(self, now_ns: int) -> None:
+        """The grant register has said whether the guest may go on without its peer."""
+        self.standing.permitted()
         self._settle_all(now_ns)
         self.advance(now_ns)
 
@@ -388,7 +393,7 @@ class VolumeSource:
     def read_failed(self, number: int, error: int, now_ns: int) -> None:
         """A resync read failed: without the source's content the copy cannot be completed."""
         if self.copier.read_failed(number):
-            self.report(f"a read for the resync failed: {_name(error)}", now_ns)
+            self.trouble.report(f"a read for the resync failed: {_name(error)}", now_ns)
             self._out.append(DropSession(f"cannot read what the peer lacks: {_name(error)}", refused=True))
 
     def tick(self, now_ns: int) -> None:
@@ -423,19 +428,14 @@ class VolumeSource:
             self._part(Phase.BEHIND)
             self._settle_all(now_ns)
 
-    def report(self, reason: str, now_ns: int) -> None:
-        """Tell of trouble, now and then."""
-        if self._trouble_ns is None or now_ns - self._trouble_ns >= TROUBLE_EVENT_NS:
-            self._trouble_ns = now_ns
-            self._out.append(Emit(TroubleEvent(self.standing.name, fatal=False, reason=reason)))
-
-    def _fail(self, reason: str) -> None:
-        """Serve nothing any more: every request ends with EIO."""
+    def abandon(self, reason: str, *, fatal: bool = False) -> None:
+        """Serve nothing any more: every request ends with EIO; ``fatal``: something here has failed."""
         if self.failed is not None:
             return
         self.failed = reason
+        if fatal:
+            self.trouble.fatal(reason)
         self.scrubber.stop(errno.EIO)
-        self._out.append(Emit(TroubleEvent(self.standing.name, fatal=True, reason=reason)))
         for ticket in (*self._live, *self._admission.waiting.clear()):
             self._out.extend(ticket.fail(errno.EIO))
         self._live.clear()

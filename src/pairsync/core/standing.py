@@ -10,6 +10,7 @@ The peer's way into the in-sync set and out of it, seen from the active host::
 From ADOPTING on every acknowledgement needs the peer (sync level); a peer that lacked nothing is there while
 its digests are compared, and goes back through BEHIND if they differ.  On the way out the rule is DESIGN rule
 2: **no write is acknowledged without a peer that was in sync before a new generation is durable here.**
+Where grants are arbitrated, that takes a permit first (`core.permit`).
 That generation is opened at once if anything is in flight or unflushed, otherwise with the first write: a
 link that flaps over an idle guest leaves no trace.
 
@@ -29,6 +30,7 @@ from pairsync.errors import ArbitrationError, InternalError
 from .effects import Effect, Emit, Persist
 from .events import AloneEvent, InSyncEvent
 from .messages import Condition, Generation
+from .permit import Permit
 from .superblock import LINEAGE_GENERATIONS_MAX, Superblock
 
 __all__ = ["Phase", "Standing", "SuperblockWriter"]
@@ -124,8 +126,14 @@ class Standing:
     """Membership of the peer for one volume of which this host is active."""
 
     def __init__(
-        self, volume: int, superblock: Superblock, draw_tag: Callable[[], int], out: list[Effect]
+        self,
+        volume: int,
+        superblock: Superblock,
+        draw_tag: Callable[[], int],
+        out: list[Effect],
+        permit: Permit | None = None,
     ) -> None:
+        """``permit`` is shared by the volumes of the guest; None: nobody has to be asked."""
         if superblock.condition is Condition.SYNCING:
             raise ArbitrationError(
                 f"volume {superblock.name!r} was being overwritten by a resync: it cannot be active"
@@ -142,6 +150,8 @@ class Standing:
         self._writer = SuperblockWriter(volume, superblock, out)
         # A peer that was in sync is owed a new generation before anything is acknowledged without it.
         self._renewal_due = superblock.peer_in_sync
+        self._permit = Permit(out, alone=True) if permit is None else permit
+        self._renewal_asked = False  # it is wanted at once, and waits for the permit
 
     # ------------------------------------------------------------------ questions
 
@@ -159,7 +169,7 @@ class Standing:
     def may_acknowledge_alone(self) -> bool:
         """Whether no superblock that may be on disk counts the peer as in sync."""
         writer = self._writer
-        if self._renewal_due or writer.durable.peer_in_sync:
+        if self._renewal_due or writer.durable.peer_in_sync or not self._permit.alone:
             return False
         if writer.writing is not None and writer.writing.peer_in_sync:
             return False
@@ -201,11 +211,24 @@ class Standing:
 
     def request_alone(self) -> None:
         """An acknowledgement wants to leave without the peer: open the generation that allows it."""
-        if self._renewal_due and not self.joined:
+        if self.joined:
+            return
+        if self._renewal_due:
+            self._renew()
+        else:
+            self._permit.ask()
+
+    def permitted(self) -> None:
+        """The permit was given: open the generation that has been waiting for it."""
+        if self._renewal_asked and self._renewal_due and not self.joined:
             self._renew()
 
     def _renew(self) -> None:
-        self._renewal_due = False
+        if not self._permit.alone:
+            self._renewal_asked = True
+            self._permit.ask()
+            return
+        self._renewal_due = self._renewal_asked = False
         block = self.superblock
         newest = block.lineage[0]
         epoch = newest.epoch + 1 if newest.term == block.term else 1
@@ -241,7 +264,7 @@ class Standing:
         if self.phase is not Phase.ADOPTING or generation != self.newest:
             return False
         self._become(Phase.CONFIRMING)
-        self._renewal_due = False
+        self._renewal_due = self._renewal_asked = False
         block = replace(self.superblock, peer_in_sync=True, map_base=self.newest)
         if block == self._writer.durable and self._writer.settled:  # it never left (the link flapped)
             self._become(Phase.IN_SYNC)

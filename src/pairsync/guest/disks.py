@@ -1,8 +1,9 @@
 """The disks of a guest: its open replicas and the queues in which jobs wait for them.
 
-A guest's own are opened with it and closed with it.  In between a standby may close all of them and open them
-anew (`Disks.reopen`): what a file has promised after a failed flush cannot be trusted any more, and a disk
-that vanished may be there again, with its files or without.
+A guest's own are opened with it and closed with it.  In between all of them may be closed and opened anew
+(`Disks.reopen`), by a standby whose disk has failed and by a guest that changes its role: what a file has
+promised after a failed flush cannot be trusted any more, and a disk that vanished may be there again, with
+its files or without.
 
 Invariants: `replicas` and `lanes` go by the volume's index; while no replica is open there are no lanes; a
 replica is closed only when no job of its lanes runs, because the operating system keeps its lock as long, and
@@ -54,7 +55,8 @@ class Disks:
     def __init__(self, config: GuestConfig, opener: Opener, nursery: trio.Nursery) -> None:
         self._config = config
         self._opener = opener
-        self._active = config.role is Role.ACTIVE
+        self.active = config.role is Role.ACTIVE
+        """Whether the guest runs here; of what is opened from now on (`reopen`)."""
         self._nursery = nursery  # of the lanes
         self.replicas: list[Replica] = []
         self.lanes: list[Lanes] = []
@@ -74,7 +76,7 @@ class Disks:
         for last in (False, True):
             replica = self._opener(volume, self._config.pair_id)
             try:
-                replica.device.begin_life(active=self._active)
+                replica.device.begin_life(active=self.active)
             except BackendError:
                 replica.close()
                 if last:
@@ -162,7 +164,7 @@ class Disks:
         return None
 
     async def _open_anew(self, volume: VolumeConfig, *, in_thread: bool) -> Replica:
-        opening = _Opening(self._opener, volume, self._config.pair_id)
+        opening = _Opening(self._opener, volume, self._config.pair_id, active=self.active)
         if not in_thread:
             return opening.run()
         try:
@@ -172,6 +174,13 @@ class Disks:
         except trio.Cancelled:
             opening.abandon()
             raise
+
+    async def end_lives(self) -> None:
+        """Of disks that work: record that they are given up in order; while `idle`, before `reopen`."""
+        if self.active:
+            return
+        for replica, lanes in zip(self.replicas, self.lanes, strict=True):
+            await lanes.side.run(partial(_end_life, replica))
 
     async def drain(self) -> None:
         """Let the lanes end their jobs, but do not wait for a disk that hangs."""
@@ -183,7 +192,7 @@ class Disks:
             return
         for replica, lanes in zip(self.replicas, self.lanes, strict=False):
             await lanes.data.aclose()
-            if not self._active:
+            if not self.active:
                 lanes.side.submit(partial(_end_life, replica), _raise_bugs)
             await lanes.meta.aclose()
             await lanes.side.aclose()
@@ -197,8 +206,9 @@ class Disks:
 class _Opening:
     """An attempt to open a replica, in a thread that may have to be left behind."""
 
-    def __init__(self, opener: Opener, volume: VolumeConfig, pair_id: bytes) -> None:
+    def __init__(self, opener: Opener, volume: VolumeConfig, pair_id: bytes, *, active: bool) -> None:
         self._opener = opener
+        self._active = active
         self._volume = volume
         self._pair_id = pair_id
         self._lock = threading.Lock()  # guards the next two
@@ -206,11 +216,11 @@ class _Opening:
         self._opened: Replica | None = None
 
     def run(self) -> Replica:
-        """Open it, and prove that its disk works: a standby's, an active host does not mend itself."""
+        """Open it, and prove that its disk works."""
         replica = self._opener(self._volume, self._pair_id)
         try:
             _prove(replica)
-            replica.device.begin_life(active=False)
+            replica.device.begin_life(active=self._active)
         except BaseException:
             replica.close()
             raise

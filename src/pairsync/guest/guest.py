@@ -13,18 +13,18 @@ module is the guest's life and its face.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import trio
 
 from pairsync.core.events import Event, PathEvent, ProgressEvent, TroubleEvent
 from pairsync.core.messages import Message, Role
 from pairsync.core.session import Session
-from pairsync.core.units import BLOCK_BYTES, NS_PER_S
-from pairsync.errors import BackendError, ConfigError
+from pairsync.core.units import NS_PER_S
+from pairsync.errors import BackendError, ConfigError, InternalError
 from pairsync.io.link import Link, open_link
 from pairsync.io.network import Network, TcpNetwork
 from pairsync.io.session import SessionInfo
@@ -35,10 +35,11 @@ from .events import EventHub, Subscription
 from .performer import Performer
 from .reopen import Mender
 from .replica import Replica, boot_id, open_replica
-from .statistics import GuestStatistics, VolumeStatistics
+from .roles import change_role, finish
+from .statistics import GuestStatistics, VolumeStatistics, progress_of
 from .volume import Volume
 
-__all__ = ["Guest", "open_guest"]
+__all__ = ["Arbiter", "Guest", "open_guest"]
 
 _log = logging.getLogger("pairsync.guest")
 
@@ -50,8 +51,15 @@ TICK_S = 0.1
 PROGRESS_NS = NS_PER_S // 2
 """Between two progress events of a resync."""
 
-CLOSE_S = 30.0
-"""How long closing waits for flushes and metadata before the volume is left as after a crash."""
+
+class Arbiter(Protocol):
+    """What an open guest needs of whoever speaks for it in the grant register.  Must not block."""
+
+    def ask_alone(self) -> None:
+        """The guest has to go on without its peer; `Guest.permitted` answers."""
+
+    def peer_in_sync(self, in_sync: bool) -> None:
+        """Whether every volume is in sync with the peer."""
 
 
 class Guest:
@@ -64,33 +72,50 @@ class Guest:
         self._events = EventHub()
         self._progress_ns = 0  # when progress was last told
         self.closed = False
-        self.session = self._make_session(config.term)
+        self.arbiter: Arbiter | None = None
+        """Who decides whether this host may go on without its peer; None: this host alone."""
+        self.session = self._make_session(config.role, config.term)
         self.volumes = {
             replica.name: Volume(self, index, replica) for index, replica in enumerate(disks.replicas)
         }
         """The guest's volumes, by name."""
         self._performer = self._make_performer()
-        self._mender = Mender(self, disks) if config.role is Role.STANDBY else None
+        self._nursery: trio.Nursery | None = None  # of the guest's own tasks, while it lives
+        self._mender: Mender | None = None  # of a standby
+        self._mending = trio.CancelScope()  # of its task
+        self.paused = False
+        """Nothing is taken for the moment: the guest is changing its role."""
         # What the link's session brings is not for us: a disk was ill when it began, or has become so.
         self._deaf = False
 
-    def _make_session(self, term: int) -> Session:
+    def _make_session(self, role: Role, term: int) -> Session:
         config = self._config
         return Session(
             guest=config.name,
             pair_id=config.pair_id,
-            role=config.role,
+            role=role,
             term=term,
             boot_id=boot_id(),
             volumes=[replica.setup for replica in self._disks.replicas],
             draw_tag=lambda: int.from_bytes(self._network.entropy(8), "big"),
+            arbitrated=self.arbiter is not None,
         )
 
     def _make_performer(self) -> Performer:
         disks = self._disks
         return Performer(
-            self.session, disks.replicas, disks.lanes, self.emit, self._network.now_ns, self.perform
+            self.session,
+            disks.replicas,
+            disks.lanes,
+            self.emit,
+            self._ask_alone,
+            self._network.now_ns,
+            self.perform,
         )
+
+    def _ask_alone(self) -> None:
+        if self.arbiter is not None:
+            self.arbiter.ask_alone()
 
     @property
     def name(self) -> str:
@@ -100,7 +125,7 @@ class Guest:
     @property
     def role(self) -> Role:
         """Whether it runs here."""
-        return self._config.role
+        return self.session.role
 
     @property
     def link(self) -> Link | None:
@@ -179,6 +204,8 @@ class Guest:
         if self._performer.perform() and self.session.sources:
             for volume in self.volumes.values():
                 volume.wake_writers()
+            if self.arbiter is not None:
+                self.arbiter.peer_in_sync(self.in_sync)
 
     def emit(self, event: Event) -> None:
         """Tell the subscribers, and whoever looks after the disks."""
@@ -194,7 +221,7 @@ class Guest:
     def connected(self, session: SessionInfo) -> None:
         """The link has a session."""
         _log.info("%s: session over path %s, protocol %d", self.name, session.path, session.protocol)
-        self._deaf = self._mender is not None and self._mender.ill
+        self._deaf = self.paused or (self._mender is not None and self._mender.ill)
         if self._deaf:
             return
         self.session.connected(self.now_ns())
@@ -238,23 +265,56 @@ class Guest:
         """A random number in [0, 1), for back-offs."""
         return int.from_bytes(self._network.entropy(4), "big") / (1 << 32)
 
-    def renew(self) -> None:
-        """Begin anew with disks that have been opened anew: another session machine, the same link."""
+    def permitted(self, *, alone: bool) -> None:
+        """The grant register has said whether this host may acknowledge without its peer."""
+        self.session.permitted(self.now_ns(), alone=alone)
+        self.perform()
+
+    def start_mending(self) -> None:
+        """Look after the disks of a standby from now on; an active host's are not mended."""
+        if self._nursery is None:
+            raise InternalError(f"guest {self.name} does not live")
+        if self.role is Role.STANDBY:
+            self._mender = Mender(self, self._disks)
+            self._mending = trio.CancelScope()
+            self._nursery.start_soon(self._mend, self._mender, self._mending)
+
+    async def _mend(self, mender: Mender, scope: trio.CancelScope) -> None:
+        with scope:
+            await mender.run()
+
+    def stop_mending(self) -> None:
+        """Leave the disks alone from now on."""
+        self._mending.cancel()
+        self._mender = None
+
+    def leave_session(self, reason: str) -> None:
+        """End the link's session; what it still brings is not heard."""
+        self._deaf = self.link is not None and self.link.session is not None
+        if self.link is not None:
+            self.link.drop_session(reason)
+
+    def renew(self, role: Role | None = None, term: int = 0) -> None:
+        """Begin anew with disks that have been opened anew: another session machine, the same link.
+
+        In another ``role`` or under a higher ``term``, if they are given.
+        """
         link = self.link
-        self.session = self._make_session(
-            self.session.term
-        )  # an empty disk has forgotten it: terms only grow
+        # An empty disk has forgotten the term: terms only grow.
+        self.session = self._make_session(self.role if role is None else role, max(term, self.session.term))
         self._performer = self._make_performer()
         self._performer.link = link
         for volume, replica in zip(self.volumes.values(), self._disks.replicas, strict=True):
             volume.use(replica)
 
-    def rejoin(self) -> None:
+    def rejoin(self, reason: str) -> None:
         """Take part again after `renew`, in a new session of the link: in this one the peer was heard."""
         self.perform()
-        self._deaf = self.link is not None and self.link.session is not None
-        if self.link is not None:
-            self.link.drop_session("the disks work again")
+        self.leave_session(reason)
+
+    async def become(self, role: Role, term: int, *, in_order: bool) -> None:
+        """Change the role; see `guest.roles.change_role`."""
+        await change_role(self, self._disks, role, term, in_order=in_order)
 
     async def _run(self) -> None:
         """Look at bounds and deadlines, and tell how far a resync is."""
@@ -267,7 +327,8 @@ class Guest:
             self._tell_kept()
             if now_ns - self._progress_ns >= PROGRESS_NS:
                 self._progress_ns = now_ns
-                self._tell_progress(now_ns)
+                for event in progress_of(self.session.sources, now_ns):
+                    self.emit(event)
 
     def _tell_kept(self) -> None:
         """What the lanes have told of overlays."""
@@ -276,45 +337,10 @@ class Guest:
                 for event in replica.keeper.take_events():
                     self.emit(event)
 
-    def _tell_progress(self, now_ns: int) -> None:
-        for source in self.session.sources:
-            progress = source.copier.progress(now_ns)
-            if progress is not None:
-                self.emit(
-                    ProgressEvent(
-                        source.standing.name,
-                        progress.fraction,
-                        progress.remaining_blocks * BLOCK_BYTES,
-                        progress.bytes_per_s,
-                        progress.remaining_s,
-                    )
-                )
-
     async def _close(self) -> None:
         """Flush, and write the exact dirty map; the link tells the peer that it was closed."""
-        now_ns = self.now_ns()
         self.closed = True  # nothing new is taken; what was taken gets its real answer
-        for volume in self.volumes.values():
-            volume.wake_writers()
-        ended = trio.Event()
-        waiting = len(self.session.sources)
-        failed: list[int] = []
-
-        def done(errnos: Sequence[int] | None) -> None:
-            nonlocal waiting
-            failed.extend(errnos or ())
-            waiting -= 1
-            if not waiting:
-                ended.set()
-
-        for source in self.session.sources:
-            source.close(done, now_ns) if source.failed is None else done([0])
-        self.perform()
-        if waiting:
-            with trio.move_on_after(CLOSE_S):
-                await ended.wait()
-            if not ended.is_set() or any(failed):
-                _log.warning("%s: not closed in order: the next start will find more to resync", self.name)
+        await finish(self)
         self._events.close()
 
 
@@ -369,11 +395,10 @@ async def _live(
         async with AsyncExitStack() as stack:
             disks = await stack.enter_async_context(open_disks(config, opener))
             guest = Guest(config, disks, world)
-            nursery = await stack.enter_async_context(trio.open_nursery())
+            nursery = guest._nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)  # once the link is closed
             nursery.start_soon(guest._run)  # the guest's own factory
-            if guest._mender is not None:
-                nursery.start_soon(guest._mender.run)
+            guest.start_mending()
             guest.perform()
             if config.link is not None:
                 guest.attach(await stack.enter_async_context(open_link(config.link, network=world)))

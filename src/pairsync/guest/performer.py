@@ -18,6 +18,7 @@ from typing import Any
 
 from pairsync.core.effects import (
     Apply,
+    AskAlone,
     Complete,
     DropSession,
     Effect,
@@ -77,6 +78,7 @@ class Performer:
         replicas: Sequence[Replica],
         lanes: Sequence[Lanes],
         emit: Callable[[Event], None],
+        ask_alone: Callable[[], None],
         now_ns: Callable[[], int],
         moved: Callable[[], None],
     ) -> None:
@@ -85,6 +87,7 @@ class Performer:
         self._replicas = list(replicas)
         self._lanes = list(lanes)
         self._emit = emit
+        self._ask_alone = ask_alone
         self.now_ns = now_ns
         self._moved = moved  # called when a report of a lane has been dealt with
         self._performing = False  # the loop in `perform` runs, further up the stack
@@ -126,6 +129,8 @@ class Performer:
                 effect.ticket(effect.errnos)  # type: ignore[operator]  # every owner is a callable
             elif type(effect) is Emit:
                 self._emit(effect.event)
+            elif type(effect) is AskAlone:
+                self._ask_alone()
             else:
                 table[type(effect)](effect)
         if outgoing:

@@ -56,7 +56,7 @@ class PeerReader:
         source = self._source()
         if source is None:
             raise error
-        source.report(f"a read failed and is answered by the peer: {error}", self._guest.now_ns())
+        source.trouble.report(f"a read failed and is answered by the peer: {error}", self._guest.now_ns())
         self._guest.perform()
         end = offset + len(into)
         start, stop = extent_of(offset, len(into))

@@ -169,7 +169,7 @@ class Mender:
         self.ailments.clear()
         _log.info("%s: its disks work again", guest.name)
         guest.renew()
-        guest.rejoin()
+        guest.rejoin("the disks work again")
 
     async def _reopen(self) -> Unopened | None:
         async with trio.open_nursery() as nursery:

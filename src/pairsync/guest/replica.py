@@ -22,7 +22,7 @@ from pairsync.core.effects import Examine
 from pairsync.core.messages import Condition, OpKind, WriteOp
 from pairsync.core.questions import Examined
 from pairsync.core.resync import PIECE_BYTES
-from pairsync.core.session import VolumeSetup
+from pairsync.core.setup import VolumeSetup
 from pairsync.core.superblock import Superblock, new_superblock
 from pairsync.core.units import BLOCK_BYTES, KIB, Extent, block_count_of, bounded_runs
 from pairsync.errors import BackendError, ConfigError, MismatchError

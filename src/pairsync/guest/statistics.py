@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from pairsync.core.events import ProgressEvent
 from pairsync.core.messages import Condition
 from pairsync.core.source import VolumeSource
 from pairsync.core.target import VolumeTarget
+from pairsync.core.units import BLOCK_BYTES
 from pairsync.io.link import LinkStatistics
 
-__all__ = ["GuestStatistics", "VolumeStatistics"]
+__all__ = ["GuestStatistics", "VolumeStatistics", "progress_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,3 +88,17 @@ class GuestStatistics:
     refusal: str | None
     volumes: tuple[VolumeStatistics, ...]
     link: LinkStatistics | None
+
+
+def progress_of(sources: Sequence[VolumeSource], now_ns: int) -> Iterator[ProgressEvent]:
+    """How far the resyncs are that run."""
+    for source in sources:
+        progress = source.copier.progress(now_ns)
+        if progress is not None:
+            yield ProgressEvent(
+                source.standing.name,
+                progress.fraction,
+                progress.remaining_blocks * BLOCK_BYTES,
+                progress.bytes_per_s,
+                progress.remaining_s,
+            )

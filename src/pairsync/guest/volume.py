@@ -139,7 +139,7 @@ class Volume:
     async def read_into(self, offset: int, into: memoryview) -> None:
         """Fill ``into``; waits for the disk in a worker thread where it has to."""
         self._check(offset, len(into))
-        if self._guest.closed:
+        if self._guest.closed or self._guest.paused:
             raise ClosedError(f"guest {self._guest.name} is closed")
         if self.read_nowait(offset, into):
             await trio.lowlevel.checkpoint()
@@ -205,6 +205,8 @@ class Volume:
         sources = self._guest.session.sources
         if self._guest.closed:
             raise ClosedError(f"guest {self._guest.name} is closed")
+        if self._guest.paused:
+            raise ClosedError(f"guest {self._guest.name} is changing its role")
         if not sources:
             raise ArbitrationError(f"guest {self._guest.name} does not run here: this host is its standby")
         return sources[self._index]
@@ -254,7 +256,8 @@ class Volume:
 
     def wake_writers(self) -> None:
         """Let those go on who wait for `wait_writable` (called by the guest when something has moved)."""
-        if self._welcome and (self._guest.closed or self._source().accepting):
+        guest = self._guest
+        if self._welcome and (guest.closed or guest.paused or self._source().accepting):
             self._welcome.unpark_all()
 
     async def scrub(self, *, repair: bool = False) -> ScrubReport:

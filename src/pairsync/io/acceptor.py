@@ -260,6 +260,7 @@ class Acceptor:
             timings=hub.config.timings,
             network=hub.network,
             gate=hub.gate,
+            voted=hub.voted,
         )
         session = hub.open_path(
             path,

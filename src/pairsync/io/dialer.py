@@ -130,6 +130,7 @@ class Dialer:
             timings=hub.config.timings,
             network=hub.network,
             gate=hub.gate,
+            voted=hub.voted,
         )
         session = hub.open_path(
             opened,

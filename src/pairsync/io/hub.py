@@ -8,6 +8,7 @@ runs their paths.  It alone calls the handler, and it never calls it from inside
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pairsync.errors import InternalError, PeerLost, ProtocolError
@@ -63,6 +64,7 @@ class Hub:
         self.refusals = Refusals(network.now_ns)
         self.totals = Totals()
         self.handler: LinkHandler | None = None
+        self.vote_handler: Callable[[bytes], None] = lambda _content: None
         # Invariants: `session` is the one that the handler was told of last and not told the end of;
         # `paths` holds its paths that are up, by name.
         self.session: Session | None = None
@@ -72,6 +74,17 @@ class Hub:
         if self.handler is None:
             raise InternalError("a link does nothing before it has a handler")
         return self.handler
+
+    def voted(self, content: bytes) -> None:
+        """The peer's half of the grant register has said something, on whichever path."""
+        if not self.gate.shut:
+            self.vote_handler(content)
+
+    def vote(self, content: bytes) -> None:
+        """Say something to it, on every path that is up; what is lost is said again by who needs it."""
+        if not self.gate.shut:
+            for path in self.paths.values():
+                path.vote(content)
 
     def running(self) -> Session | None:
         """The session, unless it has ended and is about to be announced as lost."""

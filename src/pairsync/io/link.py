@@ -17,7 +17,7 @@ A link does nothing until `Link.set_handler`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -121,6 +121,17 @@ class Link:
         if session is None:
             raise PeerLost("there is no session")
         session.send(messages)
+
+    def set_vote_handler(self, handler: Callable[[bytes], None]) -> None:
+        """Say who hears what the peer's half of the grant register says; must not block."""
+        self._hub.vote_handler = handler
+
+    def vote(self, content: bytes) -> None:
+        """Say something to the peer's half of the grant register: on every path, beside all bulk data.
+
+        Like a datagram: it may be lost or come twice, and nothing tells.  At most `VOTE_BYTES_MAX` bytes.
+        """
+        self._hub.vote(content)
 
     @property
     def room_bytes(self) -> int:

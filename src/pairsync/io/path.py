@@ -8,13 +8,14 @@ Both connections are then given up together, and `run` returns the reason.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 import trio
 
 from pairsync.core.liveness import PathMonitor, Verdict
 from pairsync.errors import PeerError, PeerLost, ProtocolError
-from pairsync.wire.hello import Bye, Ping, Pong, shorten
+from pairsync.wire.hello import Bye, Ping, Pong, Vote, shorten
 
 from .config import LinkTimings
 from .control import ControlChannel
@@ -27,6 +28,9 @@ __all__ = ["Path"]
 
 _NAP_NS_MIN = 1_000_000
 """No loop of a path runs more often than this, whatever its deadlines say."""
+
+VOTES_WAITING_MAX = 64
+"""Votes that a path which takes nothing may keep; older ones go first: their senders ask again."""
 
 _log = logging.getLogger("pairsync.link")
 
@@ -45,7 +49,9 @@ class Path:
         timings: LinkTimings,
         network: Network,
         gate: Gate,
+        voted: Callable[[bytes], None] = lambda _content: None,
     ) -> None:
+        """``voted`` hears what the peer's half of the grant register says."""
         self.name = name
         self.rank = rank
         self.lane = lane
@@ -61,6 +67,9 @@ class Path:
         self._gate = gate
         self._scope = trio.CancelScope()
         self._farewell = False
+        self._voted = voted
+        self._votes: deque[bytes] = deque(maxlen=VOTES_WAITING_MAX)  # to be sent
+        self._vote_waits = trio.Event()
         now_ns = network.now_ns()
         self.monitor = PathMonitor(
             interval_ns=timings.heartbeat_ns, silence_ns=timings.silence_ns, now_ns=now_ns
@@ -79,6 +88,11 @@ class Path:
             self._farewell = farewell
             self._scope.cancel()
 
+    def vote(self, content: bytes) -> None:
+        """Send a vote as soon as the control connection takes it; never blocks."""
+        self._votes.append(content)
+        self._vote_waits.set()
+
     async def run(self, session: Session) -> None:
         """Keep the path until it goes down; then `reason` says why, and `hang_up` is to be called."""
         with self._scope:
@@ -87,6 +101,7 @@ class Path:
                 nursery.start_soon(self._guard, lambda: self.lane.run_writer(session.pump))
                 nursery.start_soon(self._guard, self._listen)
                 nursery.start_soon(self._guard, lambda: self._beat(session))
+                nursery.start_soon(self._guard, self._send_votes)
                 nursery.start_soon(self._guard, lambda: self._watch(session))
 
     async def hang_up(self) -> None:
@@ -117,6 +132,9 @@ class Path:
                 await self._control.send(Pong(message.number))
             elif isinstance(message, Pong):
                 self.monitor.pong(message.number, now_ns)
+            elif isinstance(message, Vote):
+                self.monitor.heard(now_ns)
+                self._voted(message.content)
             elif isinstance(message, Bye):
                 raise PeerLost(f"the peer said: {message.reason}")
             else:
@@ -131,6 +149,15 @@ class Path:
             session.keep_alive(lane, idle=lane.records_out == self._seen_records_out)
             self._seen_records_out = lane.records_out
             await self._control.send(Ping(self.monitor.ping(self._network.now_ns())))
+
+    async def _send_votes(self) -> None:
+        """Apart from `_beat`, for a vote does not wait for a heartbeat."""
+        while True:
+            await self._vote_waits.wait()
+            self._vote_waits = trio.Event()
+            while self._votes:
+                await self._gate.wait_open()
+                await self._control.send(Vote(self._votes.popleft()))
 
     async def _watch(self, session: Session) -> None:
         suspected = False

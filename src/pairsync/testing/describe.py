@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.effects import (
     Apply,
+    AskAlone,
     Complete,
     DropSession,
     Effect,
@@ -131,6 +132,8 @@ def describe_effect(effect: Effect) -> list[str]:
         case Complete():
             result = "ok" if effect.errnos is None else " ".join(error_name(e) for e in effect.errnos)
             return [f"done {effect.ticket}: {result}"]
+        case AskAlone():
+            return ["ask whether to go on alone"]
         case DropSession():
             return [f"drop the session: {effect.reason}"]
     where = f" volume {effect.volume}" if effect.volume else ""

@@ -29,6 +29,7 @@ from typing import TypeAlias
 
 from pairsync.core.effects import (
     Apply,
+    AskAlone,
     Complete,
     DropSession,
     Effect,
@@ -46,7 +47,8 @@ from pairsync.core.events import Event
 from pairsync.core.limits import VolumeOptions
 from pairsync.core.messages import Message, Role, WriteOp
 from pairsync.core.questions import FAN_OUT, Examined
-from pairsync.core.session import Session, VolumeSetup
+from pairsync.core.session import Session
+from pairsync.core.setup import VolumeSetup
 from pairsync.core.superblock import Superblock
 from pairsync.core.units import BLOCK_BYTES, block_count_of
 from pairsync.errors import InternalError
@@ -90,6 +92,7 @@ class ManualHost:
         self.drop: DropSession | None = None  # the session is to be ended
         self.trace: list[Effect] = []  # everything the session wanted, in order
         self.linked = False
+        self.asked_alone = 0  # times that it wanted to go on without its peer
         self._session: Session | None = None
         self._draw_tag = draw_tag
         self._lanes: dict[tuple[int, str], deque[_Waiting]] = {}
@@ -161,6 +164,8 @@ class ManualHost:
                 self.drop = effect
             if effect.refused:
                 self.session.dropped(self.now_ns)
+        elif isinstance(effect, AskAlone):
+            self.asked_alone += 1
         else:
             self._lanes[effect.volume, _LANE_OF[type(effect)]].append(effect)
 

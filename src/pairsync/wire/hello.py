@@ -9,6 +9,7 @@ A control connection is TLS 1.3 between two pinned keys; on it travel messages o
     listener  LaneAccept | LaneRefuse        its half of the secret | why not, and whether the session is gone
     dialer    (opens the lane: plain TCP, `LanePreamble`, first sealed record; answered by a sealed record)
     both      Ping, Pong ...                 heartbeats, until silence, a hang-up or
+    both      Vote ...                       what the two halves of the grant register say to each other
     either    Bye                            a farewell with its reason
 
 `Hello` is the one message whose form never changes: a host of any version can read the versions of any
@@ -31,9 +32,10 @@ from .limits import (
     PATHS_MAX,
     REASON_BYTES_MAX,
     SOFTWARE_BYTES_MAX,
+    VOTE_BYTES_MAX,
 )
 from .seals import FINGERPRINT_BYTES, LANE_ID_BYTES, SECRET_BYTES, SESSION_ID_BYTES
-from .shapes import Shape, binary, boolean, pack, structure, text, unpack_array, unsigned
+from .shapes import Shape, binary, boolean, bounded_binary, pack, structure, text, unpack_array, unsigned
 
 __all__ = [
     "LANE_PREAMBLE_BYTES",
@@ -50,6 +52,7 @@ __all__ = [
     "Ping",
     "Pong",
     "Refuse",
+    "Vote",
     "Welcome",
     "encode_control",
     "negotiate",
@@ -156,7 +159,20 @@ class Bye:
     reason: str
 
 
-ControlMessage: TypeAlias = Hello | Welcome | Refuse | LaneOffer | LaneAccept | LaneRefuse | Ping | Pong | Bye
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """What this host's half of the grant register says to the peer's.
+
+    Like a datagram: it may be lost with its path, come twice (over two paths) or late; ``content`` is
+    opaque here.
+    """
+
+    content: bytes
+
+
+ControlMessage: TypeAlias = (
+    Hello | Welcome | Refuse | LaneOffer | LaneAccept | LaneRefuse | Ping | Pong | Bye | Vote
+)
 
 _version = unsigned(0xFFFF)
 _lane_id = binary(LANE_ID_BYTES)
@@ -210,6 +226,7 @@ _TABLE: dict[int, tuple[type[ControlMessage], Shape[Any]]] = {
     7: (Ping, structure(Ping, ("number", _number))),
     8: (Pong, structure(Pong, ("number", _number))),
     9: (Bye, structure(Bye, ("reason", _reason))),
+    10: (Vote, structure(Vote, ("content", bounded_binary(VOTE_BYTES_MAX)))),
 }
 _NUMBER_OF: dict[type[ControlMessage], int] = {made: number for number, (made, _) in _TABLE.items()}
 _FIELDS_MAX = 8

@@ -32,6 +32,7 @@ __all__ = [
     "SOFTWARE_BYTES_MAX",
     "TAG_BYTES",
     "VOLUMES_MAX",
+    "VOTE_BYTES_MAX",
     "WRITE_OPS_MAX",
 ]
 
@@ -102,7 +103,10 @@ KEY_RECORDS_MAX = 1 << 32
 """Records under one lane key: NIST SP 800-38D section 8.3 bounds invocations with one key."""
 
 CONTROL_MESSAGE_BYTES_MAX = 4 * KIB
-"""One message of a control connection: the longest holds two short texts and 100 bytes of keys."""
+"""One message of a control connection: the longest are a vote, and two short texts with 100 bytes of keys."""
+
+VOTE_BYTES_MAX = 2 * KIB
+"""One message between the halves of a grant register: two grants of three voters each are 600 bytes."""
 
 PATHS_MAX = 4
 """Network paths of a link."""

@@ -6,6 +6,7 @@ import errno
 
 from pairsync.core.effects import (
     Apply,
+    AskAlone,
     Complete,
     DropSession,
     Effect,
@@ -68,6 +69,8 @@ def show_effect(effect: Effect) -> str:
         return "" if effect.errnos is None else _several([errno.errorcode.get(e, "0") for e in effect.errnos])
     if isinstance(effect, DropSession):
         return effect.reason
+    if isinstance(effect, AskAlone):
+        return ""
     if isinstance(effect, Emit):
         return effect.event.kind
     return str(effect.volume)

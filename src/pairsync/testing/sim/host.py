@@ -27,7 +27,8 @@ from pairsync.core.effects import (
     Send,
 )
 from pairsync.core.messages import Adopt, Begin, Message, Role, Write
-from pairsync.core.session import Session, VolumeSetup
+from pairsync.core.session import Session
+from pairsync.core.setup import VolumeSetup
 from pairsync.core.tracker import ops_bytes
 from pairsync.core.units import BLOCK_BYTES, KIB, NS_PER_MS, NS_PER_S
 

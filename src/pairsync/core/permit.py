@@ -1,0 +1,37 @@
+"""Permit: whether the owner of a guest may acknowledge without its peer (DESIGN rules 2 and 4).
+
+A replica leaves the in-sync set by a new grant only, agreed before the next acknowledgement.  Who agrees is
+not known here (`core.arbitration`, and where there is no arbitration nobody): a volume that wants to go on
+alone asks, once, and waits until the permit is given.
+
+One a guest, shared by its volumes, whose memberships make one grant.
+"""
+
+from __future__ import annotations
+
+from .effects import AskAlone, Effect
+
+__all__ = ["Permit"]
+
+
+class Permit:
+    """See the module."""
+
+    __slots__ = ("_asked", "_out", "alone")
+
+    def __init__(self, out: list[Effect], *, alone: bool) -> None:
+        self.alone = alone
+        """The grant in force does not count the peer, and none that does can still be chosen."""
+        self._asked = False  # since it was given or withdrawn last
+        self._out = out
+
+    def ask(self) -> None:
+        """A volume has to go on without the peer."""
+        if not self.alone and not self._asked:
+            self._asked = True
+            self._out.append(AskAlone())
+
+    def give(self, *, alone: bool) -> None:
+        """The grant register has spoken."""
+        self.alone = alone
+        self._asked = False

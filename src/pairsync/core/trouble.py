@@ -1,0 +1,35 @@
+"""Telling of trouble with a disk: what goes on now and then, what ends it once."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .effects import Effect, Emit
+from .events import TroubleEvent
+from .units import NS_PER_S
+
+__all__ = ["TROUBLE_EVENT_NS", "TroubleLog"]
+
+TROUBLE_EVENT_NS: Final = NS_PER_S
+"""Failing requests of one volume are told once in that time, not once each."""
+
+
+class TroubleLog:
+    """Of one volume."""
+
+    __slots__ = ("_name", "_out", "_told_ns")
+
+    def __init__(self, name: str, out: list[Effect]) -> None:
+        self._name = name
+        self._out = out
+        self._told_ns: int | None = None  # when it was last told
+
+    def report(self, reason: str, now_ns: int) -> None:
+        """Something went wrong that the volume lives with."""
+        if self._told_ns is None or now_ns - self._told_ns >= TROUBLE_EVENT_NS:
+            self._told_ns = now_ns
+            self._out.append(Emit(TroubleEvent(self._name, fatal=False, reason=reason)))
+
+    def fatal(self, reason: str) -> None:
+        """The volume serves nothing any more."""
+        self._out.append(Emit(TroubleEvent(self._name, fatal=True, reason=reason)))

@@ -1,0 +1,127 @@
+"""A guest changes its role while its host, its link and its front door stay.
+
+::
+
+    paused ──in order: finished, flushed──▶ session over, no job runs ──▶ disks opened anew ──▶ the other role
+                └── else: abandoned (EIO)
+
+What a replica is, is read from its disk again, exactly as after a restart of the host: there is one way to
+become active, and one to become standby, whatever was before.  Ownership is not decided here: whoever calls
+holds the grant, or has lost it (DESIGN rules 1 and 3).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from pairsync.core.messages import Role
+from pairsync.core.session import SessionPhase
+from pairsync.errors import BackendError
+
+from .disks import Disks
+
+if TYPE_CHECKING:
+    from .guest import Guest
+
+__all__ = ["CLOSE_S", "change_role", "finish"]
+
+_log = logging.getLogger("pairsync.guest")
+
+CLOSE_S: Final = 30.0
+"""How long closing waits for flushes and metadata before the volume is left as after a crash."""
+
+SETTLE_S: Final = 10.0
+"""How long jobs that run may take before the change is given up: two deadlines of a disk.  A job that hangs
+could still write when the next owner does."""
+
+SERVING_S: Final = 10.0
+"""How long a new owner may take to record that it is one."""
+
+LOOK_S: Final = 0.005
+"""Between two looks whether something has ended: short, for the guest stands still meanwhile."""
+
+
+async def finish(guest: Guest) -> None:
+    """Let what was taken end, flush, and write the exact dirty map; nothing new is taken any more."""
+    now_ns = guest.now_ns()
+    sources = guest.session.sources
+    for volume in guest.volumes.values():
+        volume.wake_writers()
+    ended = trio.Event()
+    waiting = len(sources)
+    failed: list[int] = []
+
+    def done(errnos: Sequence[int] | None) -> None:
+        nonlocal waiting
+        failed.extend(errnos or ())
+        waiting -= 1
+        if not waiting:
+            ended.set()
+
+    for source in sources:
+        source.close(done, now_ns) if source.failed is None else done([0])
+    guest.perform()
+    if waiting:
+        with trio.move_on_after(CLOSE_S):
+            await ended.wait()
+        if not ended.is_set() or any(failed):
+            _log.warning("%s: not closed in order: the next start will find more to resync", guest.name)
+
+
+async def change_role(guest: Guest, disks: Disks, role: Role, term: int, *, in_order: bool) -> None:
+    """Make ``guest`` active under ``term``, or a standby; returns when it is so.
+
+    ``in_order``: an active guest first ends what was asked of it, flushed on both hosts; otherwise, for one
+    that has lost its grant, every request ends with EIO.  Raises `BackendError` where a disk does not let go
+    or cannot be opened again, `ArbitrationError` where a replica may not be active; then nothing is served,
+    and the host process has to be started again.
+    """
+    guest.paused = True
+    guest.stop_mending()
+    if guest.session.sources:
+        if in_order:
+            await finish(guest)
+        guest.session.abandon("the guest does not run here any more")
+        guest.perform()
+    for volume in guest.volumes.values():
+        volume.wake_writers()
+    guest.leave_session(f"this host becomes {role.name.lower()}")
+    if not await _within(SETTLE_S, lambda: _settled(guest, disks)):
+        raise BackendError(f"guest {guest.name}: a disk does not end what it was asked before")
+    await disks.end_lives()
+    disks.active = role is Role.ACTIVE
+    unopened = await disks.reopen()
+    if unopened is not None:
+        raise BackendError(f"volume {unopened.volume}: {unopened.error}") from unopened.error
+    guest.renew(role, term)
+    guest.start_mending()
+    guest.paused = False
+    guest.rejoin(f"this host is {role.name.lower()} now")
+    if not await _within(SERVING_S, lambda: _ready(guest)):
+        raise BackendError(f"guest {guest.name}: the metadata do not become durable")
+    failed = next((source.failed for source in guest.session.sources if source.failed), None)
+    if failed is not None:
+        raise BackendError(f"guest {guest.name}: {failed}")
+    _log.info("%s: %s under term %d", guest.name, role.name.lower(), guest.session.term)
+
+
+def _settled(guest: Guest, disks: Disks) -> bool:
+    return guest.session.phase is SessionPhase.OFFLINE and disks.idle
+
+
+def _ready(guest: Guest) -> bool:
+    return all(source.serving or source.failed is not None for source in guest.session.sources)
+
+
+async def _within(seconds: float, done: Callable[[], bool]) -> bool:
+    """Whether ``done()`` comes true in that time."""
+    with trio.move_on_after(seconds):
+        while True:
+            if done():
+                return True
+            await trio.sleep(LOOK_S)
+    return False

@@ -1,0 +1,27 @@
+"""Permit: asked for once, until the grant register has spoken."""
+
+from __future__ import annotations
+
+from pairsync.core.effects import AskAlone, Effect
+from pairsync.core.permit import Permit
+
+
+def test_it_is_asked_for_once_until_it_is_answered() -> None:
+    out: list[Effect] = []
+    permit = Permit(out, alone=False)
+    permit.ask()
+    permit.ask()
+    assert out == [AskAlone()]
+    permit.give(alone=False)  # the answer is no, for now
+    permit.ask()
+    assert out == [AskAlone(), AskAlone()]
+
+
+def test_whoever_has_it_asks_nobody() -> None:
+    out: list[Effect] = []
+    permit = Permit(out, alone=True)
+    permit.ask()
+    permit.give(alone=True)
+    permit.ask()
+    assert not out
+    assert permit.alone
