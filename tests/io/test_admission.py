@@ -14,6 +14,7 @@ from pairsync.io.admission import (
     USED_TOKENS_MAX,
     Admission,
     Pace,
+    Places,
     UsedTokens,
 )
 
@@ -84,3 +85,25 @@ def test_used_tokens_are_remembered_for_a_while() -> None:
         used.add(number.to_bytes(16, "big"))
     assert (0).to_bytes(16, "big") not in used
     assert (1).to_bytes(16, "big") in used
+
+
+async def test_places_and_known_addresses_are_the_owners() -> None:
+    known: set[str] = set()
+    admission = Admission(known, Places(address=2, strangers=3, peers=1))
+    async with trio.open_nursery() as nursery:
+        scopes: list[trio.CancelScope] = []
+
+        async def stay(host: str) -> None:
+            with admission.place(host) as scope:
+                scopes.append(scope)
+                await trio.sleep_forever()
+
+        for host in ("one", "one", "one", "two", "three"):
+            nursery.start_soon(stay, host)
+            await trio.testing.wait_all_tasks_blocked()
+        assert [scope.cancel_called for scope in scopes] == [True, True, False, False, False]
+        known.add("one")
+        nursery.start_soon(stay, "one")
+        await trio.testing.wait_all_tasks_blocked()
+        assert [scope.cancel_called for scope in scopes] == [True, True, True, False, False, False]
+        nursery.cancel_scope.cancel()

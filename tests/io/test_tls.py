@@ -8,10 +8,10 @@ import pytest
 import trio
 from tests.io.harness import MemoryConnection, Pair
 
-from pairsync.errors import ConfigError, PeerLost, RefusedError
+from pairsync.errors import ConfigError, InternalError, PeerLost, RefusedError
 from pairsync.io.gate import Gate
-from pairsync.io.keys import HostIdentity, make_identity
-from pairsync.io.tls import TlsContexts, TlsStream
+from pairsync.io.keys import HostIdentity, certificate_der, make_identity
+from pairsync.io.tls import ListenerPins, Pins, TlsContexts, TlsStream
 
 
 def connections(capacity_bytes: int = 1 << 20) -> tuple[MemoryConnection, MemoryConnection]:
@@ -20,12 +20,12 @@ def connections(capacity_bytes: int = 1 << 20) -> tuple[MemoryConnection, Memory
     return near, far
 
 
-async def shake(dialer: TlsContexts, listener: TlsContexts) -> tuple[str, str]:
+async def shake(dialer: Pins, listener: Pins) -> tuple[str, str]:
     """Both handshakes, each followed by one message; what either end ended with."""
     near, far = connections()
     results = {"dialer": "good", "listener": "good"}
 
-    async def side(contexts: TlsContexts, connection: MemoryConnection, name: str) -> None:
+    async def side(contexts: Pins, connection: MemoryConnection, name: str) -> None:
         try:
             dialing = name == "dialer"
             stream = TlsStream(connection, Gate(), contexts, dialing=dialing, who=name)
@@ -164,3 +164,20 @@ async def test_a_shut_gate_holds_tls_back(pair: Pair) -> None:
         dialer._gate.open()
     assert before == 0
     assert await listener.receive_some() == b"later"
+
+
+async def test_one_listener_knows_many_dialers_and_no_stranger(pair: Pair, stranger: HostIdentity) -> None:
+    others = [make_identity() for _ in range(50)]  # all with the same name in their certificates
+    many = ListenerPins(
+        pair.listener,
+        [certificate_der(one.certificate_pem) for one in (*others[:25], pair.dialer, *others[25:])],
+    )
+    dialer = TlsContexts(pair.dialer, pair.listener.certificate_pem)
+    assert await shake(dialer, many) == ("good", "good")
+    _, listener_end = await shake(TlsContexts(stranger, pair.listener.certificate_pem), many)
+    assert "not the pinned one" in listener_end
+    nobody = ListenerPins(pair.listener, [])
+    _, listener_end = await shake(dialer, nobody)
+    assert "not the pinned one" in listener_end
+    with pytest.raises(InternalError, match="dials nobody"):
+        nobody.dialer  # noqa: B018

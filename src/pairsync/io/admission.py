@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
 import trio
 
@@ -26,6 +27,7 @@ __all__ = [
     "HANDSHAKES_A_SECOND",
     "Admission",
     "Pace",
+    "Places",
     "UsedTokens",
 ]
 
@@ -66,11 +68,21 @@ class Pace:
         return 0
 
 
-class Admission:
-    """The places of half-open connections."""
+@dataclass(frozen=True, slots=True)
+class Places:
+    """How many may be half open: from one strange address, from all of them, from the peer's addresses."""
 
-    def __init__(self, peer_hosts: frozenset[str]) -> None:
+    address: int = HALF_OPEN_ADDRESS_MAX
+    strangers: int = HALF_OPEN_STRANGERS_MAX
+    peers: int = HALF_OPEN_PEER_MAX
+
+
+class Admission:
+    """The places of half-open connections; ``peer_hosts`` may change under it."""
+
+    def __init__(self, peer_hosts: Collection[str], places: Places = Places()) -> None:
         self._peer_hosts = peer_hosts
+        self._limits = places
         # Invariant: every half-open connection that has not been thrown out, oldest first.
         self._places: OrderedDict[trio.CancelScope, str] = OrderedDict()
 
@@ -87,11 +99,11 @@ class Admission:
     def place(self, host: str) -> Iterator[trio.CancelScope]:
         """Take a place; the scope is cancelled when the place is needed by a newer connection."""
         if self.is_peer(host):
-            self._make_room([s for s, h in self._places.items() if h in self._peer_hosts], HALF_OPEN_PEER_MAX)
+            self._make_room([s for s, h in self._places.items() if h in self._peer_hosts], self._limits.peers)
         else:
-            self._make_room([s for s, h in self._places.items() if h == host], HALF_OPEN_ADDRESS_MAX)
+            self._make_room([s for s, h in self._places.items() if h == host], self._limits.address)
             strangers = [s for s, h in self._places.items() if h not in self._peer_hosts]
-            self._make_room(strangers, HALF_OPEN_STRANGERS_MAX)
+            self._make_room(strangers, self._limits.strangers)
         with trio.CancelScope() as scope:
             self._places[scope] = host
             try:

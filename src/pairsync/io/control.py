@@ -8,30 +8,15 @@ and version; what is refused is refused in words that both ends can log.
 from __future__ import annotations
 
 import hmac
-from collections import deque
 from dataclasses import dataclass
 
-import trio
+from pairsync.errors import ProtocolError, RefusedError
+from pairsync.wire.hello import CONTROL, ControlMessage, Hello, Refuse, Welcome, negotiate, shorten
 
-from pairsync.errors import PeerError, PeerLost, ProtocolError, RefusedError
-from pairsync.wire.hello import (
-    Bye,
-    ControlDecoder,
-    ControlMessage,
-    Hello,
-    Refuse,
-    Welcome,
-    encode_control,
-    negotiate,
-    shorten,
-)
-
+from .channel import Channel, accept_handshake
 from .tls import TlsStream
 
 __all__ = ["ControlChannel", "Introduction", "accept_control", "dial_control"]
-
-_FAREWELL_S = 0.2
-"""How long a refusal or farewell may take to arrive; the connection closes anyway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,45 +29,11 @@ class Introduction:
     protocols: tuple[int, int]
 
 
-class ControlChannel:
+class ControlChannel(Channel[ControlMessage]):
     """Messages of `wire.hello` over one TLS stream."""
 
     def __init__(self, stream: TlsStream, who: str) -> None:
-        self._stream = stream
-        self._who = who
-        self._decoder = ControlDecoder()
-        # Invariant: messages that arrived together with one that was asked for, in order.
-        self._arrived: deque[ControlMessage] = deque()
-
-    @property
-    def who(self) -> str:
-        """The other end, for logs."""
-        return self._who
-
-    async def send(self, message: ControlMessage) -> None:
-        """Send one message; raises `PeerLost`."""
-        data = encode_control(message)
-        await self._stream.send_all(data)
-
-    async def receive(self) -> ControlMessage:
-        """The next message; raises `PeerLost`, `RefusedError` or `ProtocolError`."""
-        while not self._arrived:
-            self._arrived.extend(self._decoder.feed(await self._stream.receive_some()))
-        return self._arrived.popleft()
-
-    async def farewell(self, message: Refuse | Bye) -> None:
-        """Send a last message and give the other end a moment to read it and hang up first.
-
-        Whoever closes with data unread resets the connection, and a reset may overtake what was sent
-        before.  Nobody else may be receiving on this channel any more.
-        """
-        with trio.move_on_after(_FAREWELL_S, shield=True):
-            try:
-                await self.send(message)
-                while True:
-                    await self.receive()
-            except (PeerError, trio.ClosedResourceError):
-                return
+        super().__init__(stream, CONTROL, who)
 
 
 async def dial_control(
@@ -117,13 +68,7 @@ async def accept_control(
 
     Raises `RefusedError`, `PeerLost` or `ProtocolError`.
     """
-    try:
-        await stream.handshake()
-    except RefusedError:
-        # in TLS 1.3 the dialer is talking already: hear it out, or a reset overtakes the alert
-        with trio.move_on_after(_FAREWELL_S):
-            await _drain(stream)
-        raise
+    await accept_handshake(stream)
     channel = ControlChannel(stream, who)
     hello = await channel.receive()
     if not isinstance(hello, Hello):
@@ -136,13 +81,6 @@ async def accept_control(
         raise RefusedError(f"{who}: {error}") from error
     await channel.send(Welcome(version, me.software, me.pair_id, me.fingerprint))
     return channel, hello, version
-
-
-async def _drain(stream: TlsStream) -> None:
-    try:
-        await stream.drain()
-    except PeerLost:
-        return
 
 
 def _check_peer(pair_id: bytes, fingerprint: bytes, me: Introduction, peer_fingerprint: bytes) -> None:

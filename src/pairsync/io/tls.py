@@ -16,23 +16,47 @@ import contextlib
 import hashlib
 import os
 import ssl
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Container, Iterable, Iterator
+from typing import Protocol, TypeVar
 
 import trio
 
-from pairsync.errors import ConfigError, PeerLost, RefusedError
+from pairsync.errors import ConfigError, InternalError, PeerLost, RefusedError
 
 from .gate import Gate
 from .keys import HostIdentity, certificate_der
 from .network import Connection
 
-__all__ = ["TlsContexts", "TlsStream"]
+__all__ = ["ListenerPins", "Pins", "TlsContexts", "TlsStream"]
 
 T = TypeVar("T")
 
 _RECEIVE_BYTES = 16 * 1024
 _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL; ssl.VerifyFlags does not name it
+
+
+class Pins(Protocol):
+    """Whom one end of a connection trusts, and the context for it."""
+
+    @property
+    def pinned(self) -> Container[bytes]:
+        """Fingerprints of the keys that the other end may have."""
+        ...
+
+    @property
+    def buffer(self) -> memoryview:
+        """For what is received, shared by all streams: TLS is given it before another task runs."""
+        ...
+
+    @property
+    def dialer(self) -> ssl.SSLContext:
+        """For connections that this end opens."""
+        ...
+
+    @property
+    def listener(self) -> ssl.SSLContext:
+        """For connections that it accepts."""
+        ...
 
 
 class TlsContexts:
@@ -43,9 +67,32 @@ class TlsContexts:
         self.peer_fingerprint = hashlib.sha256(peer_der).digest()
         if self.peer_fingerprint == identity.fingerprint:
             raise ConfigError("the peer's certificate is this host's own")
+        self.pinned = frozenset({self.peer_fingerprint})
+        self.buffer = _make_buffer()
         self.dialer = _context(ssl.PROTOCOL_TLS_CLIENT, identity, peer_der)
         self.listener = _context(ssl.PROTOCOL_TLS_SERVER, identity, peer_der)
-        self.listener.num_tickets = 0
+
+
+class ListenerPins:
+    """The context of one who is dialled by many, each with a pinned key: the witness.
+
+    Thousands of certificates in one context cost a handshake nothing that can be measured.
+    """
+
+    def __init__(self, identity: HostIdentity, certificate_ders: Iterable[bytes]) -> None:
+        ders = list(certificate_ders)
+        self.pinned = frozenset(hashlib.sha256(der).digest() for der in ders)
+        self.buffer = _make_buffer()
+        self.listener = _context(ssl.PROTOCOL_TLS_SERVER, identity, b"".join(ders))
+
+    @property
+    def dialer(self) -> ssl.SSLContext:
+        """It dials nobody."""
+        raise InternalError("a witness dials nobody")
+
+
+def _make_buffer() -> memoryview:
+    return memoryview(bytearray(_RECEIVE_BYTES))
 
 
 def _context(side: int, identity: HostIdentity, peer_der: bytes) -> ssl.SSLContext:
@@ -58,8 +105,11 @@ def _context(side: int, identity: HostIdentity, peer_der: bytes) -> ssl.SSLConte
         ssl.VERIFY_X509_TRUSTED_FIRST | ssl.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME
     )
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION
+    if side == ssl.PROTOCOL_TLS_SERVER:
+        context.num_tickets = 0
     try:
-        context.load_verify_locations(cadata=peer_der)
+        if peer_der:
+            context.load_verify_locations(cadata=peer_der)
         with _key_file(identity) as path:
             context.load_cert_chain(path)
     except ssl.SSLError as error:
@@ -89,7 +139,7 @@ class TlsStream:
         self,
         connection: Connection,
         gate: Gate,
-        contexts: TlsContexts,
+        contexts: Pins,
         *,
         dialing: bool,
         who: str,
@@ -98,7 +148,8 @@ class TlsStream:
         self._connection = connection
         self._gate = gate
         self._who = who
-        self._pinned = contexts.peer_fingerprint
+        self._pinned = contexts.pinned
+        self._buffer = contexts.buffer
         self._incoming = ssl.MemoryBIO()
         self._incoming.write(ahead)
         self._outgoing = ssl.MemoryBIO()
@@ -106,15 +157,15 @@ class TlsStream:
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=not dialing)
         self._flushing = trio.Lock()  # what TLS has made leaves in the order in which it was made
         self._ended = False  # the end of what the other side sends was given to TLS
-        self._buffer = memoryview(bytearray(_RECEIVE_BYTES))
 
-    async def handshake(self) -> None:
-        """Do the handshake and check the pin; the caller sets a deadline."""
+    async def handshake(self) -> bytes:
+        """Do the handshake and check the pin, whose fingerprint is returned; the caller sets a deadline."""
         await self._run(self._tls.do_handshake)
         shown = self._tls.getpeercert(binary_form=True)
         fingerprint = hashlib.sha256(shown or b"").digest()
-        if fingerprint != self._pinned:
+        if fingerprint not in self._pinned:
             raise RefusedError(f"{self._who}: its key {fingerprint.hex()[:16]} is not the pinned one")
+        return fingerprint
 
     async def send_all(self, data: bytes) -> None:
         """Send everything."""

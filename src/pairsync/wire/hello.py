@@ -18,12 +18,11 @@ other and refuse it in words that both sides can log.
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from pairsync.core.messages import Buffer
-from pairsync.errors import InternalError, ProtocolError, RefusedError
+from pairsync.errors import ProtocolError, RefusedError
 
 from .limits import (
     CONTROL_MESSAGE_BYTES_MAX,
@@ -35,9 +34,11 @@ from .limits import (
     VOTE_BYTES_MAX,
 )
 from .seals import FINGERPRINT_BYTES, LANE_ID_BYTES, SECRET_BYTES, SESSION_ID_BYTES
-from .shapes import Shape, binary, boolean, bounded_binary, pack, structure, text, unpack_array, unsigned
+from .shapes import Shape, binary, boolean, bounded_binary, structure, text, unsigned
+from .vocabulary import StreamDecoder, Vocabulary
 
 __all__ = [
+    "CONTROL",
     "LANE_PREAMBLE_BYTES",
     "PAIR_ID_BYTES",
     "PROTOCOL_MAX",
@@ -67,7 +68,6 @@ PROTOCOL_MAX = 1
 """Newest version that this software speaks."""
 PAIR_ID_BYTES = 16
 
-_LENGTH = struct.Struct(">H")
 _LANE_MAGIC = b"PSLANE\r\n"  # no TLS record begins so, and text-mode transport would break it
 LANE_PREAMBLE_BYTES = len(_LANE_MAGIC) + LANE_ID_BYTES
 """What a dialer sends first on the plain TCP connection of a lane."""
@@ -228,7 +228,6 @@ _TABLE: dict[int, tuple[type[ControlMessage], Shape[Any]]] = {
     9: (Bye, structure(Bye, ("reason", _reason))),
     10: (Vote, structure(Vote, ("content", bounded_binary(VOTE_BYTES_MAX)))),
 }
-_NUMBER_OF: dict[type[ControlMessage], int] = {made: number for number, (made, _) in _TABLE.items()}
 _FIELDS_MAX = 8
 
 
@@ -251,62 +250,25 @@ def shorten(reason: str) -> str:
     return clean.encode("utf-8", "replace")[:REASON_BYTES_MAX].decode("utf-8", "ignore")
 
 
+CONTROL: Vocabulary[ControlMessage] = Vocabulary(
+    "control message", _TABLE, bytes_max=CONTROL_MESSAGE_BYTES_MAX, fields_max=_FIELDS_MAX
+)
+"""All of them, to encode and to decode."""
+
+
 def encode_control(message: ControlMessage) -> bytes:
     """The bytes of one message, length included.
 
     Raises `InternalError` for one that the protocol does not allow.
     """
-    number = _NUMBER_OF.get(type(message))
-    if number is None:
-        raise InternalError(f"{type(message).__name__} is not a control message")
-    encoded = pack([number, *(getattr(message, name) for name in message.__slots__)])
-    try:
-        _decode(encoded)
-    except ProtocolError as error:
-        raise InternalError(f"{type(message).__name__} cannot be sent: {error}") from error
-    return _LENGTH.pack(len(encoded)) + encoded
+    return CONTROL.encode(message)
 
 
-def _decode(encoded: Buffer) -> ControlMessage:
-    fields = unpack_array(encoded, bytes_max=CONTROL_MESSAGE_BYTES_MAX, count_max=_FIELDS_MAX)
-    kind = fields[0]
-    entry = _TABLE.get(kind) if type(kind) is int else None
-    if entry is None:
-        raise ProtocolError(f"unknown control message type {kind!r:.40}")
-    message: ControlMessage = entry[1](fields[1:])
-    return message
-
-
-class ControlDecoder:
-    """Cuts the byte stream of a control connection into messages.
-
-    Invariant: ``_pending`` is the beginning of one message at most after each `feed`, so it never holds
-    more than `CONTROL_MESSAGE_BYTES_MAX` bytes beyond what one call brings.
-    """
+class ControlDecoder(StreamDecoder[ControlMessage]):
+    """Cuts the byte stream of a control connection into messages."""
 
     def __init__(self) -> None:
-        self._pending = bytearray()
-
-    def feed(self, data: Buffer) -> list[ControlMessage]:
-        """The messages that are complete now; raises `ProtocolError`, after which the stream is of no use."""
-        pending = self._pending
-        pending += data
-        messages: list[ControlMessage] = []
-        position = 0
-        while len(pending) - position >= _LENGTH.size:
-            (length_bytes,) = _LENGTH.unpack_from(pending, position)
-            if not 0 < length_bytes <= CONTROL_MESSAGE_BYTES_MAX:
-                raise ProtocolError(
-                    f"control message of {length_bytes} bytes announced; "
-                    f"1 to {CONTROL_MESSAGE_BYTES_MAX} are allowed"
-                )
-            end = position + _LENGTH.size + length_bytes
-            if end > len(pending):
-                break
-            messages.append(_decode(bytes(pending[position + _LENGTH.size : end])))
-            position = end
-        del pending[:position]
-        return messages
+        super().__init__(CONTROL)
 
 
 def pack_lane_preamble(lane_id: bytes) -> bytes:
