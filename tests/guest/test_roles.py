@@ -135,3 +135,20 @@ async def test_a_disk_that_does_not_let_go_stops_the_change(
             await active.become(Role.STANDBY, 2, in_order=True)
         with pytest.raises(ClosedError, match="changing its role"):
             await active.volume("vda").write(0, noise(1))
+
+
+async def test_two_standbys_keep_their_link_and_say_that_nobody_owns(pair: Pair) -> None:
+    async with in_time(), pair.both() as (active, standby):
+        await active.become(Role.STANDBY, 1, in_order=True)
+        while active.session.refusal is None or standby.session.refusal is None:
+            await trio.sleep(0.01)
+        assert active.session.refusal.startswith("no-owner")
+        link = standby.link
+        assert link is not None
+        assert link.session is not None
+        session = link.session.session_id
+        await trio.sleep(1.5)  # longer than the first hold-off
+        assert link.session is not None
+        assert link.session.session_id == session
+        await standby.become(Role.ACTIVE, 2, in_order=True)
+        await standby.wait_in_sync()

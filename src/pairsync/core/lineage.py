@@ -25,9 +25,21 @@ from typing import NamedTuple
 
 from .messages import Condition, Generation, Introduce, Role, SyncMode, VolumePlan, VolumeState
 
-__all__ = ["Comparison", "Decision", "Relation", "Verdict", "compare", "plan_session", "plan_volume"]
+__all__ = [
+    "NO_OWNER",
+    "Comparison",
+    "Decision",
+    "Relation",
+    "Verdict",
+    "compare",
+    "plan_session",
+    "plan_volume",
+]
 
 Lineage = tuple[Generation, ...]
+
+NO_OWNER = "no-owner"
+"""The rule by which two standbys do nothing."""
 
 
 class Relation(enum.Enum):
@@ -190,7 +202,7 @@ def plan_session(local: Introduce, peer: Introduce) -> Decision:
         return _refuse("another-guest", f"the peer speaks for guest {peer.guest!r}, this is {local.guest!r}")
     if local.role is peer.role:
         both = "both hosts are active" if local.role is Role.ACTIVE else "neither host is active"
-        return _refuse("two-owners" if local.role is Role.ACTIVE else "no-owner", both)
+        return _refuse("two-owners" if local.role is Role.ACTIVE else NO_OWNER, both)
     active, standby = (local, peer) if local.role is Role.ACTIVE else (peer, local)
     if active.term < standby.term:
         return _refuse("stale-term", f"the active host's term {active.term} is older than {standby.term}")

@@ -10,6 +10,8 @@ each report to the machine of its volume.  It decides nothing about data.
 
 A guest with a failed volume refuses every session, so that the peer hears why.
 
+Two standbys stay in GREETING: whichever of them becomes the owner begins a new session.
+
 After a refusal or a failure the next session does not begin at once: the wait doubles from one second to a
 minute and is forgotten after a session that held for that long (DESIGN rule 11).
 
@@ -27,7 +29,7 @@ from pairsync.errors import ArbitrationError, ProtocolError
 from .effects import DropSession, Effect, Emit, Send
 from .events import PeerEvent, RefusedEvent
 from .intake import Intake
-from .lineage import Verdict, plan_session
+from .lineage import NO_OWNER, Verdict, plan_session
 from .messages import (
     Adopt,
     Adopted,
@@ -217,6 +219,9 @@ class Session:
 
     def _agree(self, peer: Introduce, now_ns: int) -> None:
         decision = plan_session(self.introduction(), peer)
+        if decision.rule == NO_OWNER:  # it is about to be decided, over this very link
+            self.refusal = f"{decision.rule}: {decision.evidence}"
+            return
         if decision.verdict is Verdict.REFUSE:
             self._refuse(decision.rule, decision.evidence, now_ns)
             return
@@ -320,7 +325,8 @@ class Session:
     def tick(self, now_ns: int) -> None:
         """Time has passed; to be called at least every half second."""
         self._greet(now_ns)
-        if self.phase is SessionPhase.GREETING and now_ns - self._since_ns > GREETING_NS_MAX:
+        waits = self.phase is SessionPhase.GREETING and self._peer is None
+        if waits and now_ns - self._since_ns > GREETING_NS_MAX:
             self._refuse("silent-peer", "the peer did not introduce itself", now_ns)
         for source in self.sources:
             source.tick(now_ns)

@@ -443,7 +443,8 @@ class VolumeSource:
         owners = [*self._flushes.abort(), *self._ending.give_up(), *held]
         self._held.clear()
         self._out.extend(Complete(owner, [errno.EIO]) for owner in owners)
-        self._out.append(DropSession(reason, refused=True))
+        if fatal:
+            self._out.append(DropSession(reason, refused=True))
 
 
 def _name(error: int) -> str:

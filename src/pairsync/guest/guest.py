@@ -35,7 +35,7 @@ from .events import EventHub, Subscription
 from .performer import Performer
 from .reopen import Mender
 from .replica import Replica, boot_id, open_replica
-from .roles import change_role, finish
+from .roles import change_role, finish, halt
 from .statistics import GuestStatistics, VolumeStatistics, progress_of
 from .volume import Volume
 
@@ -311,6 +311,10 @@ class Guest:
         """Take part again after `renew`, in a new session of the link: in this one the peer was heard."""
         self.perform()
         self.leave_session(reason)
+
+    async def halt(self, *, in_order: bool) -> None:
+        """Serve nothing from now on; see `guest.roles.halt`."""
+        await halt(self, in_order=in_order)
 
     async def become(self, role: Role, term: int, *, in_order: bool) -> None:
         """Change the role; see `guest.roles.change_role`."""

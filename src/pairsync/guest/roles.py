@@ -2,8 +2,9 @@
 
 ::
 
-    paused ──in order: finished, flushed──▶ session over, no job runs ──▶ disks opened anew ──▶ the other role
-                └── else: abandoned (EIO)
+    halted ──────────────▶ session over, no job runs ──▶ disks opened anew ──▶ the other role, or the same
+      ├─ in order: what was asked is done, and flushed on both hosts
+      └─ else: it ends with EIO
 
 What a replica is, is read from its disk again, exactly as after a restart of the host: there is one way to
 become active, and one to become standby, whatever was before.  Ownership is not decided here: whoever calls
@@ -27,7 +28,7 @@ from .disks import Disks
 if TYPE_CHECKING:
     from .guest import Guest
 
-__all__ = ["CLOSE_S", "change_role", "finish"]
+__all__ = ["CLOSE_S", "change_role", "finish", "halt"]
 
 _log = logging.getLogger("pairsync.guest")
 
@@ -72,23 +73,31 @@ async def finish(guest: Guest) -> None:
             _log.warning("%s: not closed in order: the next start will find more to resync", guest.name)
 
 
+async def halt(guest: Guest, *, in_order: bool) -> None:
+    """Serve nothing from now on; returns when nothing is under way that anybody waits for.
+
+    ``in_order``: what was asked is done and flushed on both hosts first.  Otherwise, for an owner that has
+    lost its grant or its disk, it ends with EIO.  The link goes on: whoever owns next is agreed over it.
+    """
+    guest.paused = True
+    for volume in guest.volumes.values():
+        volume.wake_writers()
+    if in_order:
+        await finish(guest)
+    guest.session.abandon("the guest does not run here any more")
+    guest.perform()
+
+
 async def change_role(guest: Guest, disks: Disks, role: Role, term: int, *, in_order: bool) -> None:
     """Make ``guest`` active under ``term``, or a standby; returns when it is so.
 
-    ``in_order``: an active guest first ends what was asked of it, flushed on both hosts; otherwise, for one
-    that has lost its grant, every request ends with EIO.  Raises `BackendError` where a disk does not let go
-    or cannot be opened again, `ArbitrationError` where a replica may not be active; then nothing is served,
-    and the host process has to be started again.
+    An active guest is halted first (see `halt`).  Raises `BackendError` where a disk does not let go or
+    cannot be opened again, `ArbitrationError` where a replica may not be active; then nothing is served, and
+    the host process has to be started again.
     """
-    guest.paused = True
+    if not guest.paused:
+        await halt(guest, in_order=in_order)
     guest.stop_mending()
-    if guest.session.sources:
-        if in_order:
-            await finish(guest)
-        guest.session.abandon("the guest does not run here any more")
-        guest.perform()
-    for volume in guest.volumes.values():
-        volume.wake_writers()
     guest.leave_session(f"this host becomes {role.name.lower()}")
     if not await _within(SETTLE_S, lambda: _settled(guest, disks)):
         raise BackendError(f"guest {guest.name}: a disk does not end what it was asked before")
