@@ -439,9 +439,8 @@ class VolumeSource:
         for ticket in (*self._live, *self._admission.waiting.clear()):
             self._out.extend(ticket.fail(errno.EIO))
         self._live.clear()
-        held = [owner for op in self._held for owner in op.owners]
+        held, self._held = [owner for op in self._held for owner in op.owners], []
         owners = [*self._flushes.abort(), *self._ending.give_up(), *held]
-        self._held.clear()
         self._out.extend(Complete(owner, [errno.EIO]) for owner in owners)
         if fatal:
             self._out.append(DropSession(reason, refused=True))
