@@ -38,6 +38,8 @@ def test_the_default_is_the_promised_one() -> None:
     timing = derive()
     assert timing.failover_ns == FAILOVER_NS_DEFAULT == 5 * NS_PER_S
     assert timing.rate_ppm == 1000
+    assert timing.watchdog_s == 4
+    assert derive(FAILOVER_NS_MIN).watchdog_s == 1
 
 
 @given(failovers)

@@ -142,6 +142,11 @@ class Timing:
         return self.lease_ns - self.stall_ns - self.stop_ns
 
     @property
+    def watchdog_s(self) -> int:
+        """What a watchdog device is set to; it takes whole seconds: no fewer than the lease has."""
+        return -(-self.lease_ns // NS_PER_S)
+
+    @property
     def witness_ns(self) -> int:
         """A decision at the witness."""
         return WITNESS_ROUNDS * self.witness_wait_ns
@@ -171,20 +176,19 @@ class _Term:
     """At the shortest failover time."""
     permille: int
     """Of the failover time beyond what all the least values take."""
-    times: int
-    """How often the term stands in the inequality."""
 
 
 _TERMS = {
-    "heartbeat_ns": _Term(50 * NS_PER_MS, 50, 1),
-    "silence_ns": _Term(250 * NS_PER_MS, 250, 1),
-    "delay_ns": _Term(15 * NS_PER_MS, 10, 3),
-    "stall_ns": _Term(50 * NS_PER_MS, 35, 3),
-    "stop_ns": _Term(50 * NS_PER_MS, 45, 2),
-    "witness_wait_ns": _Term(50 * NS_PER_MS, 90, 2 * WITNESS_ROUNDS),
-    "open_ns": _Term(150 * NS_PER_MS, 95, 1),
+    "heartbeat_ns": _Term(50 * NS_PER_MS, 50),
+    "silence_ns": _Term(250 * NS_PER_MS, 250),
+    "delay_ns": _Term(15 * NS_PER_MS, 10),
+    "stall_ns": _Term(50 * NS_PER_MS, 35),
+    "stop_ns": _Term(50 * NS_PER_MS, 45),
+    "witness_wait_ns": _Term(50 * NS_PER_MS, 90),
+    "open_ns": _Term(150 * NS_PER_MS, 95),
 }
-# The parts and their multiplicities add up to 980 of 1000; what remains goes into the silence.
+# As often as they stand in the inequality (delay and stall thrice, stop twice, the witness four times) the
+# parts make 980; what remains goes into the silence.
 
 
 def _assembled(failover_ns: int, rate_ppm: int, terms: dict[str, int]) -> Timing:
