@@ -121,7 +121,7 @@ async def test_what_became_of_it_is_told(
     lab = make_lab(tmp_path, single=True)
     (tmp_path / "a" / "log").write_text("pairsync: of the last time\n")
     if "not within" in words:
-        monkeypatch.setattr("pairsync.node.lab.READY_S", 0.5)
+        monkeypatch.setattr("pairsync.node.labprocess.READY_S", 0.5)
     monkeypatch.setattr("pairsync.node.lab.HOST_PROGRAM", ("-c", program))
     with pytest.RaisesGroup(pytest.RaisesExc(BackendError), flatten_subgroups=True) as caught:
         with trio.fail_after(DEADLINE_S):

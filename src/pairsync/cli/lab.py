@@ -179,6 +179,20 @@ def start(directory: Path, host: _Host, /) -> int:
 
 
 @lab.command
+def pause(directory: Path, host: _Host, /) -> int:
+    """Stop a host's process for the moment (SIGSTOP): as a machine does that hangs."""
+    _ask(directory, {"do": "pause", "host": host})
+    return 0
+
+
+@lab.command
+def resume(directory: Path, host: _Host, /) -> int:
+    """Let a paused host go on (SIGCONT)."""
+    _ask(directory, {"do": "resume", "host": host})
+    return 0
+
+
+@lab.command
 def cut(directory: Path, /) -> int:
     """Cut the link: as if the cable were pulled."""
     _ask(directory, {"do": "cut"})

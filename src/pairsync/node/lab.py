@@ -15,38 +15,30 @@ supervisor ends, however it ends (their standard input is a pipe that it holds).
 
 from __future__ import annotations
 
-import json
 import signal
-import sys
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import trio
 
-from pairsync.errors import BackendError, ConfigError, PairsyncError, PeerLost
+from pairsync.errors import ConfigError, PairsyncError, PeerLost
 
 from .control import Answer, Handler, ask, serve_control
-from .hostlog import last_words
 from .labfile import HOSTS, LabFile, control_socket_of, nbd_socket_of, put_empty_disk, remove_sockets
+from .labprocess import LabProcess
 
 __all__ = ["DISK_COMMANDS", "Lab", "run_lab"]
-
-READY_S = 30.0
-"""How long a host may take until it serves."""
 
 ANSWER_S = 5.0
 """How long a host may take to answer; one that is stopped or hangs must not hold up what concerns both."""
 
 RETRY_S = 0.05
 """Between two looks whether a host that is down has come back, for somebody who waits with a limit."""
-
-STOP_S = 40.0
-"""How long a host may take to close in order: its own limit and a reserve."""
-
 
 DISK_S = 30.0
 """How long a host may take to put in an empty disk: some ten megabytes are reserved and flushed."""
@@ -61,19 +53,13 @@ DISK_COMMANDS = ("ok", "fail", "hang", "full", "replace")
 """What can be done to a disk: its states, and ``replace``, after which another one is there that is ok."""
 
 
-class _HostProcess:
-    """One host's process."""
+class _Host:
+    """One host: its process, and what was done to it by command."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.process: trio.Process | None = None  # None: not running
-        self.link: str | None = None  # its listening address, once it is ready
+    def __init__(self, process: LabProcess) -> None:
+        self.process = process
         self.cut = False  # whether the link is cut here, as far as this process was told
-        self.log_begin_bytes = 0  # where its part of the log begins
         self.disks: dict[str, str] = {}  # what was done to its disks, by volume; others are ok
-        self.starting = trio.Lock()  # held from the decision to make a process until there is one
-        self.ready = trio.Event()  # of the present or last process: it serves
-        self.ended = trio.Event()  # likewise: it is gone
 
 
 class Lab:
@@ -86,14 +72,28 @@ class Lab:
         self._lab = lab
         self._tell = tell
         self._nursery = nursery
-        self._hosts = {name: _HostProcess(name) for name in (HOSTS[:1] if lab.single else HOSTS)}
+        self._hosts = {name: _Host(self._process(name)) for name in (HOSTS[:1] if lab.single else HOSTS)}
         self._ready = False  # the line that says so has been told
         self._early: deque[Mapping[str, Any]] = deque(maxlen=EARLY_LINES_MAX)  # to be told behind it
         self._cut = False  # the link, by command: it stays so when hosts are started again
 
     # ------------------------------------------------------------------ processes
 
-    def _host(self, name: object) -> _HostProcess:
+    def _process(self, name: str) -> LabProcess:
+        log = self._directory / name / "log"
+        return LabProcess(f"host {name}", log, self._nursery, self._said, partial(self._gone, name))
+
+    def _said(self, line: Mapping[str, Any]) -> None:
+        if self._ready:
+            self._tell(line)
+        else:
+            self._early.append(line)
+
+    def _gone(self, name: str, code: int) -> None:
+        if self._ready:
+            self._tell({"event": "host-ended", "host": name, "code": code})
+
+    def _host(self, name: object) -> _Host:
         try:
             return self._hosts[str(name)]
         except KeyError:
@@ -105,110 +105,50 @@ class Lab:
         `BackendError`, with what became of it and why, as its log says, if it does not come up.
         """
         host = self._host(name)
-        async with host.starting:
-            if host.process is None:
-                await self._spawn(host)
-        process, ready, ended = host.process, host.ready, host.ended
-        with trio.move_on_after(READY_S):
-            async with trio.open_nursery() as nursery:
-
-                async def watch_end() -> None:
-                    await ended.wait()
-                    nursery.cancel_scope.cancel()
-
-                nursery.start_soon(watch_end)
-                await ready.wait()
-                nursery.cancel_scope.cancel()
-        if not ready.is_set():
-            fate = _fate(process)
-            if host.process is not None and host.ended is ended:
-                host.process.kill()
-            words = last_words(self._directory / name / "log", host.log_begin_bytes)
-            raise BackendError(f"host {name} did not come up ({fate}): {words or 'it said nothing'}")
+        async with host.process.starting:
+            if not host.process.running:
+                await self._spawn(name, host)
+        await host.process.until_ready()
         if host.cut is not self._cut:  # the link was cut or mended meanwhile
             await self._ask(name, "cut" if self._cut else "heal")
             host.cut = self._cut
 
-    async def _spawn(self, host: _HostProcess) -> None:
-        directory = self._directory / host.name
-        words = [str(directory / "host.toml"), "--follow-stdin", *(["--cut"] if self._cut else [])]
+    async def _spawn(self, name: str, host: _Host) -> None:
+        file = self._directory / name / "host.toml"
+        words = [str(file), "--follow-stdin", *(["--cut"] if self._cut else [])]
         words += [f"--disk={volume}={state}" for volume, state in host.disks.items() if state != "ok"]
-        with (directory / "log").open("ab") as log:
-            host.log_begin_bytes = log.tell()
-            process = await trio.lowlevel.open_process(
-                [sys.executable, *HOST_PROGRAM, *words],
-                stdin=-1,
-                stdout=-1,
-                stderr=log,
-                start_new_session=True,  # a Ctrl-C of the terminal is the supervisor's to handle
-            )
-        host.process = process
         host.cut = "--cut" in words
-        host.ready = trio.Event()
-        host.ended = trio.Event()
-        self._nursery.start_soon(self._follow, host, process, host.ready)
-
-    async def _follow(self, host: _HostProcess, process: trio.Process, ready: trio.Event) -> None:
-        """Pass on what the host prints, until it ends.  Cancelled, it leaves the process to `stop`."""
-        try:
-            await self._pass_on(host, process, ready)
-        finally:
-            host.ended.set()
-
-    async def _pass_on(self, host: _HostProcess, process: trio.Process, ready: trio.Event) -> None:
-        if process.stdout is None:
-            raise BackendError(f"host {host.name} has no standard output")
-        buffer = bytearray()
-        async for chunk in process.stdout:
-            buffer += chunk
-            while (end := buffer.find(b"\n")) >= 0:
-                line = json.loads(bytes(buffer[:end]))
-                del buffer[: end + 1]
-                if line["event"] == "ready":
-                    host.link = line["link"]
-                    ready.set()
-                elif self._ready:
-                    self._tell(line)
-                else:
-                    self._early.append(line)
-        code = await process.wait()
-        await process.stdout.aclose()
-        if process.stdin is not None:
-            await process.stdin.aclose()
-        host.process = None
-        host.link = None
-        if self._ready:
-            self._tell({"event": "host-ended", "host": host.name, "code": code})
+        await host.process.spawn([*HOST_PROGRAM, *words])
 
     async def kill(self, name: str) -> None:
         """SIGKILL; returns when the process is gone."""
-        host = self._host(name)
-        if host.process is None:
-            raise ConfigError(f"host {name} is not running")
-        host.process.kill()
-        await host.ended.wait()
+        await self._host(name).process.kill()
+
+    def pause(self, name: str) -> None:
+        """SIGSTOP: the host stands still and says nothing, until `resume`."""
+        self._host(name).process.pause()
+        self._tell({"event": "host-paused", "host": name})
+
+    def resume(self, name: str) -> None:
+        """SIGCONT."""
+        self._host(name).process.resume()
+        self._tell({"event": "host-resumed", "host": name})
 
     async def stop(self) -> None:
         """End both hosts in order: the active first, so that its last flush reaches the standby."""
-        for host in self._hosts.values():
-            process = host.process
-            if process is None:
-                continue
-            await self._let_go(host)
-            process.terminate()
-            with trio.move_on_after(STOP_S):
-                await process.wait()
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-            await host.ended.wait()  # its last lines have been passed on
+        for name, host in self._hosts.items():
+            if host.process.running:
+                if host.process.paused:
+                    host.process.resume()
+                await self._let_go(name, host)
+                await host.process.stop()
 
-    async def _let_go(self, host: _HostProcess) -> None:
+    async def _let_go(self, name: str, host: _Host) -> None:
         """A disk that hangs by command must not hold up the end."""
         for volume, state in host.disks.items():
             if state == "hang":
                 with suppress(PairsyncError):  # then it is killed after a while
-                    await self._ask(host.name, "disk", volume=volume, state="fail")
+                    await self._ask(name, "disk", volume=volume, state="fail")
 
     async def disk(self, name: str, volume: str, what: str) -> None:
         """Have the disk of a host's replica fail, hang ..., work again, or replaced by an empty one.
@@ -222,7 +162,7 @@ class Lab:
         if what not in DISK_COMMANDS:
             raise ConfigError(f"a disk cannot be made {what!r}; there are {', '.join(DISK_COMMANDS)}")
         with trio.CancelScope(shield=True):  # done and noted, even if who asked has hung up
-            if host.process is not None:
+            if host.process.running:
                 await self._ask(name, "disk", seconds=DISK_S, volume=volume, state=what)
             elif what == "replace":
                 path = self._directory / name / f"{volume}.img"
@@ -257,8 +197,8 @@ class Lab:
     def _describe(self, name: str) -> dict[str, Any]:
         host = self._hosts[name]
         return {
-            "pid": None if host.process is None else host.process.pid,
-            "link": host.link,
+            "pid": None if host.process.process is None else host.process.process.pid,
+            "link": host.process.about.get("link"),
             "volumes": {
                 volume: {
                     "uri": self._uri(volume) if name == "a" else None,
@@ -276,9 +216,10 @@ class Lab:
         """Both hosts and what they say of themselves."""
         hosts: dict[str, Any] = {}
         for name, host in self._hosts.items():
-            hosts[name] = {"running": host.process is not None, **self._describe(name), "guest": None}
+            hosts[name] = {"running": host.process.running, **self._describe(name), "guest": None}
+            hosts[name]["paused"] = host.process.paused
             hosts[name]["disks"] = {volume: host.disks.get(volume, "ok") for volume in self._lab.volumes}
-            if host.process is not None:
+            if host.process.running:
                 try:
                     answer = await self._ask(name, "status")
                 except PairsyncError as error:
@@ -304,6 +245,16 @@ class Lab:
             await self.start(str(request.get("host")))
             return {"host": self._describe(str(request.get("host")))}
 
+        async def pause(request: Mapping[str, Any]) -> Answer:
+            await trio.lowlevel.checkpoint()
+            self.pause(str(request.get("host")))
+            return {}
+
+        async def resume(request: Mapping[str, Any]) -> Answer:
+            await trio.lowlevel.checkpoint()
+            self.resume(str(request.get("host")))
+            return {}
+
         async def cut(_: Mapping[str, Any]) -> Answer:
             return await self._both("cut")
 
@@ -323,7 +274,8 @@ class Lab:
             return await self.scrub(str(request.get("volume")), repair=request.get("repair") is True)
 
         link = {"cut": cut, "heal": heal, "wait": wait, "scrub": scrub}
-        return {"status": status, "kill": kill, "start": start, "disk": disk, **link}
+        process = {"kill": kill, "start": start, "pause": pause, "resume": resume}
+        return {"status": status, "disk": disk, **process, **link}
 
     async def _both(self, what: str) -> Answer:
         if self._lab.single:
@@ -331,7 +283,7 @@ class Lab:
         self._cut = what == "cut"  # also for hosts that are being started
         with trio.CancelScope(shield=True):  # both or none, even if who asked has hung up
             for name, host in self._hosts.items():
-                if host.process is not None and host.ready.is_set():
+                if host.process.running and host.process.ready.is_set():
                     await self._ask(name, what)
                     host.cut = self._cut
         self._tell({"event": f"link-{what}"})
@@ -352,18 +304,10 @@ class Lab:
                 await ask(control_socket_of(self._directory, "a"), {"do": "wait-in-sync"})
             except PeerLost:
                 await trio.sleep(RETRY_S)  # host a is down; whoever waits has set a time limit
-                if host.process is None and not self._ready:
+                if not host.process.running and not self._ready:
                     raise
             else:
                 return
-
-
-def _fate(process: trio.Process | None) -> str:
-    """How a process has ended, in words."""
-    status = None if process is None else process.returncode
-    if status is None:
-        return f"not within {READY_S:g} s"
-    return f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
 
 
 async def run_lab(directory: Path, lab: LabFile, tell: Callable[[Mapping[str, Any]], None]) -> None:
