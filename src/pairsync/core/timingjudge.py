@@ -7,8 +7,8 @@ an opening.  Networks and machines change; so all of these are measured while ru
        ◀──      ◀──               and back only well below: 50 %, 70 %
 
 Samples are kept as peaks of `SLOTS` slices of a window, so a term takes a few numbers whatever its traffic.
-Two terms keep two guests from running at once, the guard's punctuality and the time of a stop: a single peak of
-these breaks the promise.  The others may have one bad slice, which warns: a lost packet costs a fifth of a
+Two terms keep two guests from running at once, the guard's punctuality and the time of a stop: a single peak
+of these breaks the promise.  The others may have one bad slice, which warns: a lost packet costs a fifth of a
 second, and that is what the silence limit has its three heartbeats for.
 
 Inputs: samples and the time, in integer nanoseconds; the time never falls.
@@ -99,7 +99,7 @@ class _Peaks:
     def __init__(self, rule: _Rule, allowed_ns: int) -> None:
         self.rule = rule
         self.allowed_ns = allowed_ns * rule.share
-        # Invariants: peaks[n % SLOTS] is of slice number n, for the SLOTS slices up to slot, which never falls.
+        # Invariants: peaks[n % SLOTS] is of slice n, for the SLOTS slices up to slot, which never falls.
         self._peaks = [0] * SLOTS
         self._slot = 0
         self.verdict = TimingVerdict.OK
