@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import socket
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ from pairsync.nbd.connection import (
 )
 from pairsync.nbd.export import Done
 from pairsync.nbd.negotiation import Chosen
-from pairsync.nbd.transport import StreamTransport
+from pairsync.nbd.transport import SocketTransport, StreamTransport
 from pairsync.testing.nbd_client import NbdClient, NbdReply, NbdReplyError
 from pairsync.testing.nbd_memory import CONTEXT_DIRTY, MemoryExport
 from pairsync.testing.nbd_service import NbdService, serving_nbd
@@ -240,6 +241,53 @@ async def test_large_writes_span_receives(disk: MemoryExport, tmp_path: Path) ->
         await client.write(17, data[: 5 * MIB])
         assert disk.peek(17, 5 * MIB) == data[: 5 * MIB]
         assert (disk.peek(16, 1), disk.peek(17 + 5 * MIB, 1)) == (b"\0", b"\0")
+
+
+async def test_large_writes_that_are_here_go_on_together(
+    disk: MemoryExport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as fit the bound of a batch, and in their order."""
+    batches: list[list[int]] = []
+    submit = disk.submit
+
+    def note(ops: list[WriteOp], done: Done) -> None:
+        batches.append([op.offset for op in ops])
+        submit(ops, done)
+
+    monkeypatch.setattr(disk, "submit", note)
+    size, count = 64 * KIB, 40
+    everything = bytearray()
+    for number in range(count):
+        payload = bytes([number]) * size
+        everything += NbdClient.request_bytes(
+            c.CMD_WRITE, number * size, size, cookie=number, payload=payload
+        )
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    ours.setblocking(False)
+    limits = NbdLimits(batch_bytes_max=4 * size)
+    budget = Budget(limits.total_bytes_in_flight_max, limits.total_bytes_hard_max)
+    chosen = Chosen(disk, structured=True, contexts=(), early=b"")
+    connection = Connection(
+        SocketTransport(ours),
+        chosen,
+        limits=limits,
+        budget=budget,
+        traffic=Traffic(),
+        scratch=memoryview(bytearray(SCRATCH_BYTES)),
+    )
+
+    async def send() -> None:
+        await trio.SocketStream(trio.socket.from_stdlib_socket(theirs)).send_all(everything)
+        await _until(lambda: sum(map(len, batches)) == count)
+        theirs.shutdown(socket.SHUT_WR)
+
+    with trio.fail_after(DEADLINE_S), ours, theirs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            await connection.run()
+    assert [offset for batch in batches for offset in batch] == [number * size for number in range(count)]
+    assert max(map(len, batches)) in (3, 4), "a socket holds 200 KiB, a batch four of these"
+    assert all(disk.peek(number * size, size) == bytes([number]) * size for number in range(count))
 
 
 async def test_payload_stays_as_it_was(

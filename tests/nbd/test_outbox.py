@@ -46,6 +46,9 @@ class FakeTransport:
     async def receive_into(self, window: memoryview) -> int:
         raise NotImplementedError
 
+    def receive_nowait_into(self, window: memoryview) -> int | None:
+        raise NotImplementedError
+
     async def start_tls(self, context: ssl.SSLContext) -> Transport:
         raise NotImplementedError
 

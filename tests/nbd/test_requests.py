@@ -315,14 +315,72 @@ def test_window() -> None:
     window[:100] = payload[2:102]
     parser.filled(100)
     assert len(parser.take(BIG, BIG)) == 0
-    assert parser.window() is None, "what is left is less than a window is worth"
-    parser.feed(data[130:] + request(c.CMD_READ, 0, 1))
+    window = parser.window()
+    assert window is not None
+    assert len(window) == length - 102, "what is left, however little that is"
+    parser.feed(data[130:] + request(c.CMD_READ, 0, 1))  # nobody is obliged to use it
     batch = parser.take(BIG, BIG)
     assert batch.write_cookies == [cookie(7)]
     data_of = batch.writes[0].data
     assert data_of is not None
     assert bytes(data_of) == payload[:length]
     assert len(batch.reads) == 1
+
+
+def receive(parser: RequestParser, data: bytes) -> bytes:
+    """Fill what the parser's window takes of the data; what is left of them."""
+    window = parser.window()
+    assert window is not None
+    count = min(len(window), len(data))
+    window[:count] = data[:count]
+    parser.filled(count)
+    return data[count:]
+
+
+def test_behind_a_large_write_the_window_is_the_next_header() -> None:
+    payload = bytes(range(256)) * (WINDOW_BYTES_MIN // 256)
+    large = [
+        request(c.CMD_WRITE, number << 20, len(payload), cookie=number, payload=payload)
+        for number in range(3)
+    ]
+    parser = RequestParser(RULES)
+    parser.feed(large[0][:28])
+    batch = parser.take(BIG, BIG)
+    left = large[0][28:] + large[1] + large[2][:500]
+    while left:
+        left = receive(parser, left)
+        assert parser.take(BIG, BIG, batch) is batch
+    assert batch.write_cookies == [cookie(0), cookie(1)]
+    assert all(op.data == payload for op in batch.writes)
+    assert batch.payload_bytes == 2 * len(payload)
+    assert receive(parser, large[2][500:]) == b""
+    assert parser.take(BIG, BIG).write_cookies == [cookie(2)]
+    # a header in two pieces, and no window behind what is no large write
+    flush = request(c.CMD_FLUSH, cookie=9)
+    assert receive(parser, flush[:5]) == b""
+    begun = parser.unfinished
+    assert receive(parser, flush[5:] + b"x") == b"x"
+    assert parser.take(BIG, BIG).others[0].cookie == cookie(9)
+    assert (begun, parser.unfinished, parser.window()) == (True, False, None)
+
+
+def test_a_batch_that_is_added_to_keeps_its_limits() -> None:
+    length = WINDOW_BYTES_MIN
+    parser = RequestParser(RULES)
+    data = request(c.CMD_WRITE, 0, length, payload=bytes(length)) * 3
+    batch = parser.take(2, BIG)
+    parser.feed(data[:28])
+    parser.take(2, BIG, batch)
+    data = data[28:]
+    while not batch.more:
+        data = receive(parser, data)
+        parser.take(2, BIG, batch)
+    assert len(batch) == 2
+    assert len(data) == length
+    assert parser.window() is None, "the third header has not been taken"
+    assert len(parser.take(2, BIG)) == 0
+    assert receive(parser, data) == b""
+    assert len(parser.take(2, BIG)) == 1
 
 
 def test_no_window_without_a_payload() -> None:
@@ -418,6 +476,28 @@ def test_a_large_payload_in_pieces_goes_through_windows() -> None:
     taken = in_pieces(data, [70_001, 3], RULES, (BIG, BIG))
     assert [write[4] for write in taken.writes] == [payload]
     assert len(taken.others) == 1
+
+
+@given(
+    kinds=st.lists(st.sampled_from(["large", "small", "flush", "refused", "bad"]), min_size=1, max_size=6),
+    sizes=st.lists(st.sampled_from([1, 27, 28, 29, 5000, 70_001]), min_size=1, max_size=4),
+    room=st.tuples(st.integers(1, 3), st.sampled_from([1, 100_000, BIG])),
+)
+def test_rows_of_large_writes_in_any_pieces(
+    kinds: list[str], sizes: list[int], room: tuple[int, int]
+) -> None:
+    payload = bytes(range(251)) * 300
+    made = {
+        "large": request(c.CMD_WRITE, 0, len(payload), cookie=1, payload=payload),
+        "small": request(c.CMD_WRITE, 0, 4096, cookie=2, payload=payload[:4096]),
+        "flush": request(c.CMD_FLUSH, cookie=3),
+        "refused": request(c.CMD_WRITE, SIZE, len(payload), cookie=4, payload=payload),
+        "bad": bytes(28),
+    }
+    data = b"".join(made[kind] for kind in kinds)
+    if max(sizes) < 100:
+        data = data[:70_000]  # byte by byte takes its time
+    assert in_pieces(data, sizes, RULES, room) == parse(data)
 
 
 def test_what_is_arriving_and_what_is_unfinished() -> None:

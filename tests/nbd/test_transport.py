@@ -30,7 +30,13 @@ async def test_socket_receives(pair: tuple[SocketTransport, socket.socket]) -> N
     assert await transport.receive_into(window) == 2
     assert bytes(window) == b"gh"
     assert await transport.receive() == b"i"
+    assert transport.receive_nowait_into(window) is None
+    peer.sendall(b"jkl")
+    assert transport.receive_nowait_into(window) == 2
+    assert bytes(window) == b"jk"
+    assert transport.receive_nowait_into(window) == 1
     peer.close()
+    assert transport.receive_nowait_into(window) == 0
     assert await transport.receive() == b""
     assert await transport.receive_into(window) == 0
 
@@ -100,6 +106,7 @@ async def test_stream() -> None:
     window = memoryview(bytearray(4))
     assert await transport.receive_into(window) == 4
     assert bytes(window) == b"abcd"
+    assert transport.receive_nowait_into(window) is None, "a stream cannot tell"
     assert await transport.receive() == b"ef"
     assert transport.send_nowait(b"xyz") == 0
     await transport.send_all(b"xyz")

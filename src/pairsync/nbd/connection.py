@@ -4,7 +4,7 @@ Theory of operation.  The task of `Connection.run` receives, parses and, as far 
 task switch::
 
     receive ─> RequestParser ─> reads that need no waiting ─> one send for all of them
-                             ─> all writes of the buffer   ─> one `Export.submit`; `done` posts the replies
+                             ─> all writes that are here   ─> one `Export.submit`; `done` posts the replies
                              ─> the rest                   ─> at most `slow_requests_max` child tasks
 
 Replies go through an `Outbox`.  Data read synchronously goes through one scratch buffer that the connections
@@ -196,6 +196,8 @@ class Connection:
             if flight.full:
                 await flight.wait_room()
             batch = parser.take(flight.room_requests, batch_bytes_max)
+            if parser.window() is not None:
+                self._take_more(batch)
             if parser.arriving_bytes != flight.arriving_bytes:
                 flight.arriving(parser.arriving_bytes)
             await self._handle_batch(batch)
@@ -206,6 +208,18 @@ class Connection:
             await (
                 trio.lowlevel.checkpoint()
             )  # what one buffer asks for may be much: let others have their turn
+
+    def _take_more(self, batch: Batch) -> None:
+        """Large writes: take in what is here already, so that a few of them go on together."""
+        parser, flight, bytes_max = self._parser, self._flight, self._limits.batch_bytes_max
+        left = bytes_max - batch.payload_bytes
+        while left > 0 and (window := parser.window()) is not None:
+            count = self._transport.receive_nowait_into(window[:left])
+            if not count:
+                return  # the end, if it is that, will be seen by who waits for more
+            left -= count
+            parser.filled(count)
+            parser.take(flight.room_requests, bytes_max, batch)
 
     async def _handle_batch(self, batch: Batch) -> None:
         traffic, count = self._traffic, len(batch)

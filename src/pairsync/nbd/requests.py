@@ -7,10 +7,11 @@ requests in any order as long as FLUSH covers what was *answered* before it ("Or
 writes").
 
 Payload is touched once.  A payload that lies in the buffer whole is passed on as a view of it, so buffers
-are owned by their batches and never reused.  One that does not gets its own memory; if much of it is missing,
-`RequestParser.window` is that memory, for the socket to receive into, and `RequestParser.filled` says how
-much has come.  A write is in a batch only when its last byte is: a client that dies in the middle of a
-payload leaves nothing.
+are owned by their batches and never reused.  One that does not gets its own memory; if it is large,
+`RequestParser.window` is what is missing of that memory, for the socket to receive into, and
+`RequestParser.filled` says how much has come.  Large writes come in rows: behind one, the window is the next
+request's header alone, so that its payload too goes to its place without a copy.  A write is in a batch only
+when its last byte is: a client that dies in the middle of a payload leaves nothing.
 
 Every request is checked here against `RequestRules` ("Request types", "Error values", "Size constraints"), so
 that what is in `Batch.reads`, `writes` and `others` can be done as it stands; what cannot is in
@@ -35,7 +36,7 @@ from .limits import PAYLOAD_SKIP_BYTES_MAX
 __all__ = ["WINDOW_BYTES_MIN", "Batch", "Read", "Rejection", "Request", "RequestParser", "RequestRules"]
 
 WINDOW_BYTES_MIN: Final = 64 * KIB
-"""Missing payload from which receiving straight into its memory beats one more copy of it."""
+"""Payload from which receiving straight into its memory beats one more copy of it."""
 
 _HEADER: Final = struct.Struct(">Q8sQI")
 """Magic, flags and type in one number, which tells the common requests by one comparison; cookie, offset,
@@ -145,6 +146,9 @@ class RequestParser:
         self._position = 0  # everything before it has been handed out
         self._pending: _Pending | None = None
         self._filled_bytes = 0  # of the pending payload
+        self._streams = False  # the last request was a large write: the next header is received by itself
+        self._head = memoryview(bytearray(c.REQUEST_BYTES))
+        self._head_bytes = 0  # of it that have come; 0 once it is whole, for then it is in `_data`
         self._skip_bytes = 0  # of a refused payload, still to come; then _skipped is handed out
         self._skipped: Rejection | None = None
         self._violation: str | None = None  # broken framing, told once the requests before it are handed out
@@ -153,7 +157,7 @@ class RequestParser:
     @property
     def unfinished(self) -> bool:
         """Whether a part of a request has come, and not all of it."""
-        return bool(self._pending or self._skipped or self._position < len(self._data))
+        return bool(self._pending or self._skipped or self._head_bytes or self._position < len(self._data))
 
     def feed(self, data: bytes) -> None:
         """Take a received buffer; it belongs to the parser from now on."""
@@ -167,30 +171,42 @@ class RequestParser:
         self._position = 0
 
     def window(self) -> memoryview | None:
-        """Where the missing payload of a write may be received straight away, if that is worth it."""
-        pending = self._pending
-        if pending is None or self._position < len(self._data):
+        """Where to receive the missing payload of a large write, or the header behind one, straight away.
+
+        None where it is better to receive whatever comes, or where what is here has not been taken.
+        """
+        if not self._streams or self._closed or self._position < len(self._data):
             return None
-        window = pending.buffer[self._filled_bytes :]
-        return window if len(window) >= WINDOW_BYTES_MIN else None
+        if self._pending is None:
+            return self._head[self._head_bytes :]
+        return self._pending.buffer[self._filled_bytes :] or None
 
     def filled(self, count: int) -> None:
         """``count`` bytes were received into `window`."""
-        if self._pending is None or count > len(self._pending.buffer) - self._filled_bytes:
+        if count > len(self.window() or b""):
             raise InternalError(f"{count} bytes received into a window that is not there")
-        self._filled_bytes += count
+        if self._pending is not None:
+            self._filled_bytes += count
+            return
+        self._head_bytes += count
+        if self._head_bytes == c.REQUEST_BYTES:
+            self._head_bytes = 0
+            self.feed(bytes(self._head))
 
-    def take(self, requests_max: int, bytes_max: int) -> Batch:
+    def take(self, requests_max: int, bytes_max: int, batch: Batch | None = None) -> Batch:
         """The next requests: at most ``requests_max``, and of at most ``bytes_max`` payload or one request.
 
+        ``batch``: one that was taken just now, to be added to; both limits are those of all of it.
         `Batch.more` says that the limits cut it short.  Raises `ProtocolError` if the next request is none.
         """
-        batch = Batch()
+        if batch is None:
+            batch = Batch()
         if self._closed or (self._pending is not None and not self._fill_pending(batch)):
             return batch
         if self._skipped is not None and not self._skip(batch):
             return batch
-        if self._violation is None:
+        if self._violation is None and self._position < len(self._data):
+            self._streams = False
             self._parse(batch, requests_max - len(batch), bytes_max - batch.payload_bytes)
         if self._violation is not None:
             if not len(batch):
@@ -303,6 +319,7 @@ class RequestParser:
         op = WriteOp(OpKind.DATA, offset, length, buffer, bool(flags & c.CMD_FLAG_FUA))
         self._pending = _Pending(op, cookie, buffer)
         self._filled_bytes = 0
+        self._streams = length >= WINDOW_BYTES_MIN
         self.arriving_bytes = length
         self._copy_payload(buffer)
 

@@ -34,6 +34,9 @@ class Transport(Protocol):
     async def receive_into(self, window: memoryview) -> int:
         """How many bytes were put at the start of ``window``; 0 at the end; raises `PeerLost`."""
 
+    def receive_nowait_into(self, window: memoryview) -> int | None:
+        """As `receive_into` if something is here already, else None; no checkpoint."""
+
     def send_nowait(self, data: Buffer) -> int:
         """How many bytes were taken at once, maybe none; raises `PeerLost`."""
 
@@ -68,15 +71,21 @@ class SocketTransport:
                 raise PeerLost("receiving failed") from error
 
     async def receive_into(self, window: memoryview) -> int:
-        """See `Transport.receive_into`."""
+        """See `Transport.receive_into`.  Always a checkpoint, likewise."""
         while True:
             await trio.lowlevel.wait_readable(self._socket)
-            try:
-                return self._socket.recv_into(window)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise PeerLost("receiving failed") from error
+            count = self.receive_nowait_into(window)
+            if count is not None:
+                return count
+
+    def receive_nowait_into(self, window: memoryview) -> int | None:
+        """See `Transport.receive_nowait_into`."""
+        try:
+            return self._socket.recv_into(window)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise PeerLost("receiving failed") from error
 
     def send_nowait(self, data: Buffer) -> int:
         """See `Transport.send_nowait`."""
@@ -129,6 +138,10 @@ class StreamTransport:
             raise PeerLost("receiving failed") from error
         window[: len(data)] = data
         return len(data)
+
+    def receive_nowait_into(self, window: memoryview) -> int | None:  # noqa: ARG002 - as below
+        """See `Transport.receive_nowait_into`: what is here cannot be known."""
+        return None
 
     def send_nowait(self, data: Buffer) -> int:  # noqa: ARG002 - a stream has no way to send without waiting
         """See `Transport.send_nowait`: nothing goes at once."""
