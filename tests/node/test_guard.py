@@ -166,6 +166,18 @@ def test_without_a_deadline_it_lets_live(talk: Talk, victim: Victim) -> None:
     victim.last_ns()
 
 
+def test_at_rest_nothing_is_killed_and_nothing_allowed(talk: Talk, victim: Victim) -> None:
+    talk.ask(Tell.ADD, victim.pid)
+    deadline_ns = talk.ask(Tell.ARM, boottime_ns() + 100 * NS_PER_MS)
+    assert talk.ask(Tell.REST) == 0
+    wait_until(lambda: boottime_ns() > deadline_ns + 50 * NS_PER_MS, "time stands still")
+    assert talk.ask(Tell.LOOK) == 0
+    assert victim.lives()
+    later_ns = boottime_ns() + NS_PER_S
+    assert talk.ask(Tell.ARM, later_ns) == later_ns
+    assert talk.ask(Tell.LOOK) == later_ns
+
+
 @pytest.mark.parametrize(
     "record",
     [

@@ -210,6 +210,11 @@ async def test_nothing_is_valid_before_it_is_held(tmp_path: Path) -> None:
         assert not guard.lease_valid(deadline_ns)
         assert 0 < guard.take_lateness_ns() < NS_PER_S
         assert guard.take_lateness_ns() == 0
+        guard.disarm()
+        guard.rest()
+        assert not guard.lease_valid(boottime_ns()), "at once"
+        await guard.settled()
+        assert guard.valid_until_ns == 0, "and the answer to what was told before does not open the door"
         victim = await start_victim(tmp_path / "victim")
         await guard.add_group(victim.pid)
         guard.drop_group(victim.pid)

@@ -61,7 +61,7 @@ nanoseconds of CLOCK_BOOTTIME for `Tell.ARM`, a process id for `Tell.ADD` and `T
 
 ANSWER: Final = struct.Struct("<B7xQqq")
 """Guard to host: what (`Say`), number of the request, value, how long the request lay there in nanoseconds.
-The value is the deadline that is held for `Say.HELD` (0 before there was one), else an errno or 0."""
+The value is the deadline that is held for `Say.HELD` (0: none, and no leave), else an errno or 0."""
 
 NEVER_NS: Final = (1 << 63) - 1
 """The deadline of who needs none."""
@@ -101,6 +101,7 @@ class Tell(IntEnum):
     ADD = 3
     DROP = 4
     LOOK = 5  # changes nothing, is answered
+    REST = 7  # nothing is served: no deadline, and no leave either
     END = 6  # the host ends in order: kill the groups that are left, spare the host
 
 
@@ -153,7 +154,8 @@ class Guard:
         self._timer = _Timer()
         self._poll = select.poll()
         # Invariants: deadline_ns only grows, except from NEVER_NS, which stands for no deadline; nothing is
-        # held before the first ARM or DISARM; groups maps the process id of a group's leader to its pidfd.
+        # held before the first ARM or DISARM, and after REST; groups maps the process id of a group's leader
+        # to its pidfd.
         self._deadline_ns = NEVER_NS
         self._holds = False
         self._groups: dict[int, int] = {}
@@ -210,7 +212,7 @@ class Guard:
     def _take(self, what: int, number: int, value: int, sent_ns: int) -> None:
         now_ns = boottime_ns()
         lay_ns = max(0, now_ns - sent_ns)
-        self._holds |= what in {Tell.ARM, Tell.DISARM}
+        self._holds = what in {Tell.ARM, Tell.DISARM} or (self._holds and what != Tell.REST)
         if what == Tell.ARM and sent_ns >= self._deadline_ns:
             return  # too late: the deadline has passed, and is about to be judged
         if what == Tell.ARM and value <= now_ns + DEADLINE_AHEAD_NS:
@@ -220,11 +222,10 @@ class Guard:
                 if value > now_ns:
                     self._feed()
             self._say(Say.HELD, number, self._deadline_ns, lay_ns)
-        elif what == Tell.DISARM:
-            self._deadline_ns = NEVER_NS
-            self._timer.set(NEVER_NS)
-            self._say(Say.HELD, number, NEVER_NS, lay_ns)
-        elif what == Tell.LOOK:
+        elif what in {Tell.DISARM, Tell.REST, Tell.LOOK}:
+            if what != Tell.LOOK:
+                self._deadline_ns = NEVER_NS
+                self._timer.set(NEVER_NS)
             self._say(Say.HELD, number, self._deadline_ns if self._holds else 0, lay_ns)
         elif what == Tell.ADD:
             self._say(Say.ADDED, number, self._add(value), lay_ns)

@@ -78,6 +78,7 @@ class GuardClient:
         # none, 0 before the first and once it is lost; told counts records, answered is the last that was.
         self._valid_ns = 0
         self._told = 0
+        self._rested = 0  # answers up to that number are of an earlier ownership
         self._answered = 0
         self._errors: dict[int, int] = {}  # of `Tell.ADD` under way: its number, then its errno
         self._moved = trio.Condition()
@@ -106,6 +107,11 @@ class GuardClient:
     def disarm(self) -> None:
         """No deadline: nobody else may change the grant that is in force.  Never blocks."""
         self._tell(Tell.DISARM)
+
+    def rest(self) -> None:
+        """Nothing is served here (this host is the standby): no deadline, and no lease.  Never blocks."""
+        self._valid_ns = 0
+        self._rested = self._tell(Tell.REST)
 
     async def settled(self) -> None:
         """Return when the guard has answered all that it was told; `BackendError` if it is lost."""
@@ -186,7 +192,8 @@ class GuardClient:
             _LOG.warning("the watchdog device has failed: %s", os.strerror(value))
             return
         if what == Say.HELD:
-            self._valid_ns = value
+            if number > self._rested:
+                self._valid_ns = value
         elif what == Say.ADDED:
             if number in self._errors:
                 self._errors[number] = value
