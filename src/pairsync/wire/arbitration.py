@@ -1,0 +1,201 @@
+"""What arbitration writes: votes between the two hosts, and the memory of a voter (its file, the witness).
+
+Each is one msgpack array ``[version, type, field, ...]``; a grant is an array of its fields, sets are sorted
+arrays.  A reader refuses a version that it does not know, so a host never guesses at what another one means:
+it does not answer, and is silent for the other.  Decoding is strict (``wire.shapes``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeAlias, TypeVar
+
+from pairsync.core.acceptor import AcceptorState
+from pairsync.core.arbitration import (
+    Accept,
+    Accepted,
+    Beat,
+    BeatAnswer,
+    PeerMessage,
+    Prepare,
+    Promise,
+    Refusal,
+)
+from pairsync.core.grants import (
+    FORK_BYTES,
+    HOST_ID_BYTES,
+    IN_SYNC_MAX,
+    INCARNATION_BYTES,
+    OPERATOR_BYTES_MAX,
+    VOTERS_MAX,
+    Ballot,
+    Grant,
+    VoterId,
+)
+from pairsync.core.messages import Buffer
+from pairsync.errors import InternalError, ProtocolError
+
+from .limits import NUMBER_MAX, VOTE_BYTES_MAX
+from .shapes import (
+    Shape,
+    binary,
+    boolean,
+    bounded_binary,
+    optional,
+    pack,
+    sequence,
+    structure,
+    text,
+    unpack_array,
+    unsigned,
+)
+
+__all__ = [
+    "MEMORY_BYTES_MAX",
+    "VERSION",
+    "WITNESS_NAME_BYTES_MAX",
+    "decode_acceptor",
+    "decode_message",
+    "encode_acceptor",
+    "encode_message",
+]
+
+VERSION: Final = 1
+
+WITNESS_NAME_BYTES_MAX: Final = 64
+"""Name of a witness, in UTF-8: operators see it beside those of hosts."""
+
+MEMORY_BYTES_MAX: Final = 1024
+"""An encoded memory: two grants of three voters each are 700 bytes at most.  A witness takes as much."""
+
+_FIELDS_MAX: Final = 16
+
+T = TypeVar("T")
+
+_incarnation = binary(INCARNATION_BYTES)
+_host_id = binary(HOST_ID_BYTES)
+_count = unsigned(NUMBER_MAX, minimum=1)
+_number = unsigned(NUMBER_MAX)
+
+
+def _holder(value: object) -> bytes | str:
+    """A host by its fingerprint, a witness by its name."""
+    return _witness_name(value) if isinstance(value, str) else _host_id(value)
+
+
+_witness_name = text(WITNESS_NAME_BYTES_MAX)
+_voter = structure(VoterId, ("name", _holder), ("incarnation", _incarnation))
+_ballot = structure(
+    Ballot,
+    ("counter", _number),
+    ("proposer", bounded_binary(HOST_ID_BYTES)),
+    ("incarnation", bounded_binary(INCARNATION_BYTES)),
+)
+
+
+def _set(item: Shape[T], count_max: int) -> Shape[frozenset[T]]:
+    """An array of different values, which is not empty."""
+    array = sequence(item, count_max)
+
+    def read(value: object) -> frozenset[T]:
+        items = array(value)
+        if not items or len(set(items)) != len(items):
+            raise ProtocolError("a set that is empty, or has a member twice")
+        return frozenset(items)
+
+    return read
+
+
+_grant = structure(
+    Grant,
+    ("term", _count),
+    ("epoch", _count),
+    ("owner", _host_id),
+    ("holder", _incarnation),
+    ("in_sync", _set(_host_id, IN_SYNC_MAX)),
+    ("voters", _set(_voter, VOTERS_MAX)),
+    ("fork", binary(FORK_BYTES)),
+    ("override", text(OPERATOR_BYTES_MAX)),
+)
+_memory = structure(
+    AcceptorState,
+    ("incarnation", _incarnation),
+    ("base", optional(_grant)),
+    ("promised", _ballot),
+    ("accepted_ballot", _ballot),
+    ("accepted", optional(_grant)),
+)
+_HEAD: tuple[tuple[str, Shape[Any]], ...] = (("sender", _voter), ("base", optional(_grant)))
+_TABLE: dict[int, tuple[type[PeerMessage], Shape[PeerMessage]]] = {
+    1: (Beat, structure(Beat, *_HEAD, ("number", _number))),
+    2: (
+        BeatAnswer,
+        structure(BeatAnswer, *_HEAD, ("number", _number), ("granted", boolean), ("ready", boolean)),
+    ),
+    3: (Prepare, structure(Prepare, *_HEAD, ("ballot", _ballot))),
+    4: (
+        Promise,
+        structure(
+            Promise,
+            *_HEAD,
+            ("ballot", _ballot),
+            ("accepted_ballot", _ballot),
+            ("accepted", optional(_grant)),
+        ),
+    ),
+    5: (Accept, structure(Accept, *_HEAD, ("ballot", _ballot), ("grant", _grant))),
+    6: (Accepted, structure(Accepted, *_HEAD, ("ballot", _ballot))),
+    7: (Refusal, structure(Refusal, *_HEAD, ("ballot", _ballot), ("promised", _ballot))),
+}
+_NUMBER_OF: dict[type, int] = {made: number for number, (made, _) in _TABLE.items()}
+
+_Plain: TypeAlias = int | str | bytes | bool | list[Any] | None
+
+
+def _plain(value: object) -> _Plain:
+    """Named tuples and sets as arrays; sets in one order, so that equal values have equal encodings."""
+    if isinstance(value, frozenset):
+        return sorted((_plain(each) for each in value), key=repr)
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    if value is None or isinstance(value, int | str | bytes):
+        return value
+    raise InternalError(f"{type(value).__name__} is not part of arbitration")
+
+
+def _checked(encoded: bytes, bytes_max: int, what: str) -> bytes:
+    if len(encoded) > bytes_max:
+        raise InternalError(f"{what} of {len(encoded)} bytes; at most {bytes_max} are allowed")
+    return encoded
+
+
+def encode_message(message: PeerMessage) -> bytes:
+    """The bytes of a vote; `InternalError` for what no peer would take."""
+    number = _NUMBER_OF[type(message)]
+    return _checked(pack([VERSION, number, *map(_plain, message)]), VOTE_BYTES_MAX, "a vote")
+
+
+def decode_message(encoded: Buffer) -> PeerMessage:
+    """A vote of the peer; raises `ProtocolError` for anything else."""
+    fields = _fields(encoded, VOTE_BYTES_MAX)
+    kind = fields[0] if fields else None
+    entry = _TABLE.get(kind) if type(kind) is int else None
+    if entry is None:
+        raise ProtocolError(f"unknown type of a vote {kind!r:.40}")
+    return entry[1](fields[1:])
+
+
+def encode_acceptor(state: AcceptorState) -> bytes:
+    """The bytes of a voter's memory."""
+    return _checked(pack([VERSION, *map(_plain, state)]), MEMORY_BYTES_MAX, "a memory")
+
+
+def decode_acceptor(encoded: Buffer) -> AcceptorState:
+    """A voter's memory; raises `ProtocolError` for anything else."""
+    return _memory(_fields(encoded, MEMORY_BYTES_MAX))
+
+
+def _fields(encoded: Buffer, bytes_max: int) -> list[Any]:
+    version, *fields = unpack_array(encoded, bytes_max=bytes_max, count_max=_FIELDS_MAX)
+    if type(version) is not int or version != VERSION:
+        raise ProtocolError(f"votes of version {version!r:.40}; this software knows {VERSION}")
+    return fields

@@ -1,0 +1,48 @@
+"""Fuzz targets of arbitration: votes of the peer, and the memories of voters (a file, a witness's store)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pairsync.core.acceptor import AcceptorState
+from pairsync.core.arbitration import Accept, Beat
+from pairsync.core.grants import Ballot, Grant, VoterId
+from pairsync.errors import ProtocolError
+from pairsync.wire.arbitration import decode_acceptor, decode_message, encode_acceptor, encode_message
+
+HOST = VoterId(b"h" * 32, b"i" * 8)
+WITNESS = VoterId("hill", b"j" * 8)
+GRANT = Grant(3, 2, b"h" * 32, b"i" * 8, frozenset({b"h" * 32}), frozenset({HOST, WITNESS}), b"f" * 8)
+BALLOT = Ballot(5, b"h" * 32, b"i" * 8)
+
+
+def fuzz_vote(data: bytes) -> None:
+    """What is understood is what is written."""
+    try:
+        message = decode_message(data)
+    except ProtocolError:
+        return
+    if decode_message(encode_message(message)) != message:
+        raise RuntimeError("another vote after it was written anew")
+
+
+def seeds_vote() -> Iterable[bytes]:
+    """A short one and a long one."""
+    yield encode_message(Beat(HOST, GRANT, 7))
+    yield encode_message(Accept(HOST, GRANT, BALLOT, GRANT._replace(epoch=3)))
+
+
+def fuzz_memory(data: bytes) -> None:
+    """Likewise."""
+    try:
+        state = decode_acceptor(data)
+    except ProtocolError:
+        return
+    if decode_acceptor(encode_acceptor(state)) != state:
+        raise RuntimeError("another memory after it was written anew")
+
+
+def seeds_memory() -> Iterable[bytes]:
+    """An empty one and a full one."""
+    yield encode_acceptor(AcceptorState(b"i" * 8))
+    yield encode_acceptor(AcceptorState(b"i" * 8, GRANT, BALLOT, BALLOT, GRANT._replace(epoch=3)))
