@@ -256,5 +256,5 @@ async def test_an_agent_of_the_distribution(tmp_path: Path, require_tool: Requir
     assert result.stopped, result.reason
     assert status.read_text() == "on"
     failing = {"status_file": str(status), "type": "fail"}
-    short = replace(config, options=failing, deadline_ns=5 * NS_PER_S, attempt_ns=5 * NS_PER_S)
+    short = replace(config, options=failing, deadline_ns=2 * NS_PER_S, attempt_ns=2 * NS_PER_S)
     assert not (await PowerFence(short).fence()).stopped

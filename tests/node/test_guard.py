@@ -12,8 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pairsync.core.timing import derive
 from pairsync.core.units import NS_PER_MS, NS_PER_S
@@ -336,6 +339,34 @@ def test_a_host_that_does_not_read_its_answers_delays_nothing(talk: Talk, victim
     assert victim.last_ns() < deadline_ns + BOUND_NS
 
 
+HOST = """
+import os, subprocess, sys, time
+command = [sys.executable, "-P", "-m", "pairsync.node.guard", "--spare-host"]
+command += ["--socket", sys.argv[1], "--host", str(os.getpid())]
+print(subprocess.Popen(command, pass_fds=[int(sys.argv[1])], start_new_session=True).pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_host_that_died_is_noticed_though_its_socket_is_open(victim: Victim) -> None:
+    """As where a child has inherited it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(WAIT_S)
+    descriptor = theirs.fileno()
+    command = [sys.executable, "-P", "-c", HOST, str(descriptor)]
+    with ours, theirs, subprocess.Popen(command, pass_fds=[descriptor], stdout=subprocess.PIPE) as host:
+        assert host.stdout is not None
+        guard = int(host.stdout.readline())
+        ours.recv(4096)
+        ours.send(REQUEST.pack(Tell.ADD, 1, victim.pid, boottime_ns()))
+        ours.recv(100)
+        host.kill()
+        host.wait()
+        killed_ns = boottime_ns()
+        assert victim.last_ns() < killed_ns + BOUND_NS
+        wait_until(lambda: not is_alive(guard), "the guard stays")
+
+
 def test_it_does_not_guard_for_a_stranger() -> None:
     talk = Talk(host=1)
     assert talk.end()[0] == 1
@@ -366,6 +397,46 @@ def test_it_knows_one_clock_of_deadlines() -> None:
         assert "time.time" not in text
         assert "CLOCK_REALTIME" not in text
     assert abs(boottime_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)) < NS_PER_S
+
+
+words = st.one_of(
+    st.tuples(st.just(Tell.ARM), st.integers(-50, 200)),
+    st.tuples(st.sampled_from([Tell.DISARM, Tell.REST, Tell.LOOK]), st.just(0)),
+)
+
+
+@given(st.lists(st.tuples(words, st.integers(0, 40), st.integers(0, 40)), max_size=30))
+def test_what_is_held_is_what_a_model_holds(steps: list[tuple[tuple[Tell, int], int, int]]) -> None:
+    """Records in any order: (what, its deadline from now), time passed before it, how long it lay there."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    guard = guard_module.Guard(theirs, os.getppid(), kill_host=False, watchdog=None)
+    now_ns = 10_000
+    deadline: int | None = None  # the model: of an armed guard
+    leave = False  # whether the host may serve
+    try:
+        for number, ((what, ahead_ns), passed_ns, lay_ns) in enumerate(steps):
+            now_ns += passed_ns
+            sent_ns, value = now_ns - lay_ns, now_ns + ahead_ns
+            with mock.patch.object(guard_module, "boottime_ns", return_value=now_ns):
+                guard._take(what, number, value, sent_ns)
+            if what is Tell.ARM and deadline is not None and sent_ns >= deadline:
+                with pytest.raises(BlockingIOError):
+                    ours.recv(100)  # too late; what is held does not change
+            else:
+                if what is Tell.ARM:
+                    deadline = value if deadline is None else max(deadline, value)
+                elif what is not Tell.LOOK:
+                    deadline = None
+                leave = what in {Tell.ARM, Tell.DISARM} or (leave and what is Tell.LOOK)
+                held = 0 if not leave else NEVER_NS if deadline is None else deadline
+                assert ANSWER.unpack(ours.recv(100)) == (Say.HELD, number, held, lay_ns)
+            assert guard._deadline_ns == (NEVER_NS if deadline is None else deadline)
+    finally:
+        for each in (ours, theirs):
+            each.close()
+        for descriptor in (guard._host_fd, guard._timer.descriptor):
+            os.close(descriptor)
 
 
 # -- the watchdog device, a file that collects what it is fed with -------------------------------------------

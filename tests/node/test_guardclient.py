@@ -16,7 +16,7 @@ import trio
 from pairsync.core.timing import derive
 from pairsync.core.units import NS_PER_MS, NS_PER_S
 from pairsync.errors import BackendError, ConfigError, InternalError
-from pairsync.node.guard import DEADLINE_AHEAD_NS, NEVER_NS
+from pairsync.node.guard import DEADLINE_AHEAD_NS, NEVER_NS, Say
 from pairsync.node.guardclient import LOOK_S, LOOKS_MAX, boottime_ns, open_guard
 from pairsync.testing.guarding import describe, measure_kill_delays, read_times, start_victim
 from pairsync.testing.programs import EventStream, wait_gone
@@ -213,8 +213,10 @@ async def test_nothing_is_valid_before_it_is_held(tmp_path: Path) -> None:
         guard.disarm()
         guard.rest()
         assert not guard.lease_valid(boottime_ns()), "at once"
+        guard._take(Say.HELD, guard._told - 1, NEVER_NS, 0)  # the answer to `disarm`
+        assert not guard.lease_valid(boottime_ns())
         await guard.settled()
-        assert guard.valid_until_ns == 0, "and the answer to what was told before does not open the door"
+        assert guard.valid_until_ns == 0
         victim = await start_victim(tmp_path / "victim")
         await guard.add_group(victim.pid)
         guard.drop_group(victim.pid)
@@ -233,6 +235,9 @@ async def test_a_deadline_that_cannot_be_is_our_own_bug(deadline_ns: int) -> Non
 
 async def test_who_waits_for_a_lost_guard_is_told() -> None:
     async with open_guard(kill_host=False) as guard:
+        guard.disarm()
+        await guard.settled()
+        assert guard.lease_valid(boottime_ns())
         send(signal.SIGKILL, guard.pid)
         await guard.lost.wait()
         with pytest.raises(BackendError, match="the guard is lost: it has died"):
@@ -269,6 +274,7 @@ async def test_kills_are_punctual_beside_busy_cores() -> None:
     delays = await measure_kill_delays(5, busy=2 * (os.cpu_count() or 1))
     lasts = [each.last_ns for each in delays]
     assert max(lasts) < BOUND_NS, describe("last sign of life", lasts)
+    assert sorted(lasts)[2] < 50 * NS_PER_MS, "by its timer, and not by the next look at everything"
 
 
 def test_the_measurement_runs_by_hand() -> None:
