@@ -36,6 +36,10 @@ LONG_MODULES: dict[str, str] = {
 TESTED_ELSEWHERE: dict[str, tuple[str, str]] = {
     # "src/pairsync/room/module.py": ("tests/.../test_other.py", "reason"),
     "src/pairsync/node/demo.py": ("tests/e2e/test_demonstration.py", "it is run as a user would run it"),
+    "src/pairsync/io/witnessstore.py": (
+        "tests/testing/test_witness.py",
+        "protocols only: the suite is the test of whatever keeps them",
+    ),
     "src/pairsync/errors.py": (
         "tests/test_exports.py",
         "a tree of exceptions",

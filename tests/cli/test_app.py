@@ -25,6 +25,8 @@ COMMANDS = [
     *(["lab", name] for name in ("up", "status", "kill", "start", "cut", "heal", "disk", "wait", "check")),
     ["host"],
     *(["host", name] for name in ("init", "run", "status")),
+    ["witness"],
+    *(["witness", name] for name in ("init", "add", "remove", "list", "serve", "status")),
     ["demo"],
 ]
 
@@ -79,6 +81,7 @@ def test_help_and_version_load_neither_trio_nor_cryptography() -> None:
         ["--version"],
         ["lab", "up", "--help"],
         ["host", "init", "--help"],
+        ["witness", "serve", "--help"],
         ["demo", "--help"],
     ):
         done = _run(*words, options=("-X", "importtime"))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from pairsync.storage.linux import PUNCH_HOLE, fallocate, file_size_bytes, is_memory_backed
+from pairsync.storage.linux import PUNCH_HOLE, fallocate, file_identity, file_size_bytes, is_memory_backed
 
 
 def test_fallocate_punches_a_hole_that_reads_as_zero(tmp_path: Path) -> None:
@@ -62,3 +63,19 @@ def test_the_mount_table_is_read(tmp_path: Path, line: str, answer: bool) -> Non
 def test_without_a_mount_table_the_careful_answer(tmp_path: Path) -> None:
     with open(tmp_path / "f", "wb") as file:
         assert not is_memory_backed(file.fileno(), str(tmp_path / "missing"))
+
+
+def test_a_copy_has_another_identity_and_a_renamed_file_the_same(tmp_path: Path, memory_path: Path) -> None:
+    for place in (tmp_path, memory_path):
+        file = place / "file"
+        file.write_bytes(b"x")
+        before = file_identity(str(file))
+        assert len(before) == 32
+        copy = Path(shutil.copy2(file, place / "copy"))
+        assert file_identity(str(copy)) != before
+        file.rename(place / "renamed")
+        (place / "renamed").write_bytes(b"other content")
+        assert file_identity(str(place / "renamed")) == before
+        (place / "renamed").unlink()
+        file.write_bytes(b"x")
+        assert file_identity(str(file)) != before

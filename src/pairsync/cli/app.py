@@ -18,6 +18,7 @@ from pairsync.errors import PairsyncError
 
 from .lab import lab
 from .promote import host_promote
+from .witness import witness
 
 __all__ = ["app", "run"]
 
@@ -31,6 +32,7 @@ app = App(
     version_flags=["--version"],
 )
 app.command(lab)
+app.command(witness)
 
 host = App(name="host", help="One host of a pair, in the foreground.")
 app.command(host)

@@ -6,9 +6,7 @@ A second signal, or the end of standard input where the parent asked for that, d
 
 from __future__ import annotations
 
-import signal
 import ssl
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -35,6 +33,7 @@ from pairsync.nbd.listen import NbdListener, open_tcp_listeners, open_unix_liste
 from pairsync.nbd.negotiation import TlsMode
 from pairsync.nbd.server import serve_nbd
 
+from . import ending
 from .control import Answer, Handler, serve_control
 from .hostfile import HostFile, LinkFile, NbdFile
 from .memory import resident_bytes, trim_memory
@@ -44,9 +43,6 @@ __all__ = ["More", "event_line", "guest_config", "no_more", "run_host", "status_
 
 More: TypeAlias = Callable[[Guest], Mapping[str, Handler]]
 """Further requests that a host's control socket understands, for a guest that has been opened."""
-
-STDIN_BYTES = 4096
-"""Read at once from standard input, whose content means nothing: only its end does."""
 
 
 def event_line(event: Event, **more: Any) -> dict[str, Any]:
@@ -188,7 +184,7 @@ async def run_host(
     tls = None if host.nbd.tls is None else _tls_context(host.nbd.tls)
     async with trio.open_nursery() as outer:
         if follow_stdin:
-            outer.start_soon(_follow_stdin, outer.cancel_scope)
+            outer.start_soon(ending.follow_stdin, outer.cancel_scope)
         async with open_guest(config, opener=opener) as guest, trio.open_nursery() as nursery:
             if cut:
                 _link_of(guest).cut()
@@ -197,7 +193,7 @@ async def run_host(
                 serve_control, host.control, {**_handlers(guest), **overlay_handlers(guest), **more(guest)}
             )
             doors = await _open_doors(nursery, guest, host.nbd, tls) if guest.role is Role.ACTIVE else []
-            await nursery.start(_await_signal, nursery.cancel_scope)
+            await nursery.start(ending.await_signal, nursery.cancel_scope)
             nursery.start_soon(trim_memory)
             tell(_ready(host, guest, doors))
             with subscription:
@@ -234,21 +230,3 @@ def _ready(host: HostFile, guest: Guest, doors: list[NbdListener]) -> dict[str, 
         "link": describe_address(addresses[0]) if addresses else None,
         "nbd": [door.address for door in doors],
     }
-
-
-async def _await_signal(
-    scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        task_status.started()
-        async for _ in signals:
-            scope.cancel()
-            return
-
-
-async def _follow_stdin(scope: trio.CancelScope) -> None:
-    """The parent holds the other end of our standard input for as long as it lives."""
-    stream = trio.lowlevel.FdStream(sys.stdin.fileno())
-    while await stream.receive_some(STDIN_BYTES):
-        pass
-    scope.cancel()

@@ -21,6 +21,7 @@ from pairsync.guest.disks import Opener
 from pairsync.guest.replica import open_replica
 from pairsync.io.polling import BusyPolling
 
+from .ending import leaves
 from .host import More, no_more, run_host
 from .hostfile import read_host_file
 from .lines import LineWriter
@@ -52,7 +53,7 @@ def run_host_file(
         host = partial(run_host, read_host_file(path), lines, follow_stdin=follow_stdin, cut=cut)
         trio.run(partial(host, opener=opener, more=more), instruments=[BusyPolling()])
     except* PairsyncError as group:  # what else is in it goes on as a traceback
-        failures = _leaves(group)
+        failures = list(leaves(group))
     finally:
         lines.close()
         for error in failures:
@@ -69,13 +70,6 @@ def _calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_YOUNG_OBJECTS)
-
-
-def _leaves(group: BaseExceptionGroup[PairsyncError]) -> list[PairsyncError]:
-    found: list[PairsyncError] = []
-    for error in group.exceptions:
-        found.extend(_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
-    return found
 
 
 def main() -> int:

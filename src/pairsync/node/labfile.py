@@ -81,15 +81,15 @@ class LabFile:
 
 
 class DirectoryLock:
-    """At most one supervisor, and no offline command beside it."""
+    """At most one supervisor, and no offline command beside it; ``who`` would hold it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, who: str = "lab") -> None:
         self._fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(self._fd)
-            raise BusyError(f"the lab in {directory} is up") from error
+            raise BusyError(f"the {who} in {directory} is up") from error
 
     def close(self) -> None:
         """Give it back."""
