@@ -185,6 +185,33 @@ def test_a_volume_that_fails_ends_its_scrub(pair: ManualPair) -> None:
     assert not any(isinstance(effect, Apply) for effect in pair.a.waiting("disk"))
 
 
+def test_a_volume_that_has_failed_tells_nothing_of_what_was_asked_before(pair: ManualPair) -> None:
+    """Its disk has lost what was not flushed: of course it does not hold what the digests say."""
+    flip(pair, "a", 3)
+    source = pair.a.session.sources[0]
+    source.scrubber.start("scrub", repair=True, now_ns=0)
+    source.advance(0)
+    source.flush("f", 0)
+    pair.a.perform()
+    pair.deliver(pair.a, len(pair.a.outbox))
+    while pair.b.waiting("disk"):
+        pair.b.complete("disk")
+    pair.deliver(pair.b, len(pair.b.outbox))
+    pair.a.complete("side", error=errno.EIO)
+    pair.a.complete("disk")
+    assert not [event for event in pair.a.events if isinstance(event, ScrubFindingEvent)]
+
+
+def test_what_was_mended_on_an_idle_peer_is_made_durable_by_itself(pair: ManualPair) -> None:
+    flip(pair, "b", 3)
+    assert scrub(pair, repair=True) == [Finding(3, Fault.PEER)]
+    source = pair.a.session.sources[0]
+    for _ in range(source.options.flush_after_ns // NS_PER_S + 1):
+        pair.tick(NS_PER_S)
+        pair.settle()
+    assert not source.tracker.dirty()
+
+
 def test_without_digests_on_both_hosts_nothing_is_scrubbed() -> None:
     pair = ManualPair(SIZE)
     pair.b.options = replace(pair.b.options, digests=False)

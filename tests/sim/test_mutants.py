@@ -19,12 +19,14 @@ from pairsync.core import lineage, prover, session
 from pairsync.core.closer import Closer
 from pairsync.core.copier import Copier, _Stage
 from pairsync.core.effects import Flush, SavePages, Send
+from pairsync.core.fetcher import Fetcher
 from pairsync.core.flushes import Flushes, FlushOp
 from pairsync.core.lineage import Relation, compare
 from pairsync.core.messages import BarrierDone, Condition, Introduce, SyncMode, VolumeState
 from pairsync.core.prover import Prover, differing_nodes
-from pairsync.core.questions import Answer
+from pairsync.core.questions import Answer, Questions
 from pairsync.core.resync import ResyncSource
+from pairsync.core.scrubber import Fault, Scrubber, ScrubReport
 from pairsync.core.source import VolumeSource
 from pairsync.core.standing import Standing
 from pairsync.core.superblock import Superblock
@@ -50,7 +52,7 @@ MUTANTS: dict[str, tuple[Mutant, set[str], bool | None, str]] = {}
 def mutant(*rules: str, digests: bool | None = None, fault: str = "") -> Callable[[Mutant], Mutant]:
     """Has to be found, by one of these rules.
 
-    Tried are those of CI's seeds in which digests are kept, or not, and which have that fault.
+    Tried are those of CI's seeds in which digests are kept, or not, and which have these faults.
     """
 
     def register(plant: Mutant) -> Mutant:
@@ -137,7 +139,7 @@ def release_the_segment_before_the_pages_are_saved(patch: pytest.MonkeyPatch) ->
     patch.setattr(Closer, "_start_save", start_save)
 
 
-@mutant("dirty-superset", digests=False)
+@mutant("dirty-superset", digests=False, fault="crash-both")
 def copy_nothing_because_the_labels_are_equal(patch: pytest.MonkeyPatch) -> None:
     right = lineage.plan_volume
 
@@ -324,6 +326,92 @@ def trust_the_digests_of_the_write_intent_log_after_a_crash(patch: pytest.Monkey
     patch.setattr(SimDigests, "opened", lambda self, intents: None)
 
 
+# -- scrub, verified reads, repair ---------------------------------------------------------------------------
+
+
+@mutant("spread", digests=True, fault="flip-active")
+def mend_from_the_side_that_is_wrong(patch: pytest.MonkeyPatch) -> None:
+    right = Scrubber._found
+
+    def found(self: Scrubber, report: ScrubReport, blocks: Any, fault: Fault) -> None:
+        right(self, report, blocks, fault)
+        if fault is Fault.HERE:
+            self._to_fetch.clear()
+            self._tracker.want([(block, block + 1) for block in blocks])
+
+    patch.setattr(Scrubber, "_found", found)
+
+
+@mutant("false-alarm", digests=True, fault="flip-standby")
+def blame_the_other_side(patch: pytest.MonkeyPatch) -> None:
+    right = Scrubber._found
+    other = {Fault.HERE: Fault.PEER, Fault.PEER: Fault.HERE}
+
+    def found(self: Scrubber, report: ScrubReport, blocks: Any, fault: Fault) -> None:
+        right(self, report, blocks, other.get(fault, fault))
+
+    patch.setattr(Scrubber, "_found", found)
+
+
+@mutant("missed", "liveness", digests=True, fault="flip-standby")
+def scrub_without_reading(patch: pytest.MonkeyPatch) -> None:
+    right = Questions.ask
+
+    def ask(self: Questions, *place: int, read: bool, **more: Any) -> None:
+        right(self, *place, read=False, **more)
+
+    patch.setattr(Questions, "ask", ask)
+
+
+@mutant("missed", "liveness", digests=True, fault="misdirect-standby")
+def scrub_only_what_the_digests_say_differs(patch: pytest.MonkeyPatch) -> None:
+    """A block that went elsewhere has the digest that it should have."""
+    right = Scrubber._compare
+
+    def compare(self: Scrubber, answer: Answer) -> None:
+        if differing_nodes(answer):
+            right(self, answer)
+        else:
+            right(self, answer._replace(theirs=replace(answer.theirs, bad=())))
+
+    patch.setattr(Scrubber, "_compare", compare)
+
+
+@mutant("liveness", digests=True, fault="flip-active")
+def find_and_repair_nothing_here(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Scrubber, "_fetch", lambda self, now_ns: self._to_fetch.clear())
+
+
+@mutant("liveness", digests=True, fault="flip-standby")
+def leave_a_repaired_peer_unflushed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(VolumeSource, "_send_copied", _without_touching(VolumeSource._send_copied))
+
+
+def _without_touching(right: Callable[..., None]) -> Callable[..., None]:
+    def send_copied(self: VolumeSource, *arguments: Any, **more: Any) -> None:
+        touched = self._closer._touched_ns
+        right(self, *arguments, **more)
+        self._closer._touched_ns = touched
+
+    return send_copied
+
+
+@mutant("lost-write", "dirty-superset", digests=True, fault="flip-active")
+def put_fetched_content_over_what_was_written_since(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Fetcher, "written", lambda self, ops: None)
+
+
+@mutant(
+    "digest", "false-alarm", "lost-write", "spread", "liveness", digests=True, fault="flip-active eio-active"
+)
+def forget_the_digest_of_a_block_whose_repair_fails(patch: pytest.MonkeyPatch) -> None:
+    def forget(self: SimDigests, disk: SimDisk, start: int, stop: int, values: Any) -> None:
+        for block in range(start // SECTORS_PER_BLOCK, -(-stop // SECTORS_PER_BLOCK)):
+            self._record(block, 1)
+
+    patch.setattr(SimDigests, "forget", forget)
+
+
 # -- rules 1, 3, 6 and 9: who may speak to whom --------------------------------------------------------------
 
 
@@ -391,5 +479,5 @@ def _seeds(digests: bool | None, fault: str) -> Iterator[int]:
         profile = draw_profile(Random(seed))
         if sum(profile.sizes_bytes) > VOLUMES_BYTES_MAX:
             continue
-        if digests in {None, profile.options.digests} and (not fault or fault in profile.faults):
+        if digests in {None, profile.options.digests} and set(fault.split()) <= set(profile.faults):
             yield seed

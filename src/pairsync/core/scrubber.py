@@ -277,7 +277,7 @@ class Scrubber:
 
     def _compare(self, answer: Answer) -> None:
         report = self.report
-        if report is None:
+        if report is None or report.complete:  # `stop`: nothing is said any more of a disk that has failed
             return
         self._answered_ns = answer.asked_ns
         if answer.stop < answer.asked_stop:

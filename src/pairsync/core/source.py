@@ -277,9 +277,8 @@ class VolumeSource:
         """Tell the guest, unless the peer that it counted on is gone and the permit is not durable yet."""
         if not op.owners:
             return
-        standing = self.standing
-        if not (op.peer_covered or standing.joined or standing.may_acknowledge_alone):
-            standing.request_alone()
+        if not (op.peer_covered or self.standing.joined or self.standing.may_acknowledge_alone):
+            self.standing.request_alone()
             self._held.append(op)
             return
         self._out.extend(Complete(owner, None) for owner in op.owners)
@@ -388,6 +387,8 @@ class VolumeSource:
 
     def _send_copied(self, now_ns: int, *, all_of_it: bool = True) -> None:
         if ops := self.copier.take_ready(all_of_it=all_of_it):
+            if self.standing.phase is Phase.IN_SYNC:  # a repair: no resync will ask for its flush
+                self._closer.touched(now_ns)
             self._out.append(Send(self._window.send(ops, None, self.standing.superblock.term, now_ns)))
 
     def read_failed(self, number: int, error: int, now_ns: int) -> None:
@@ -409,8 +410,7 @@ class VolumeSource:
         self._check_lag(now_ns)
         asked = [self.copier.waiting_since_ns, self._flushes.oldest_peer_wait_ns()]
         asked.append(self.scrubber.waiting_since_ns)
-        asked_ns = min((each for each in asked if each is not None), default=None)
-        since_ns = self._window.owed_since_ns(asked_ns)
+        since_ns = self._window.owed_since_ns(min((ns for ns in asked if ns is not None), default=None))
         if since_ns is not None and now_ns - since_ns > options.peer_deadline_ns:
             reason = f"the peer owes an answer for more than {options.peer_deadline_ns / NS_PER_S:g} s"
             self._out.append(DropSession(reason, refused=True))

@@ -147,6 +147,10 @@ class Checker:
             if record.fua:
                 self._owed(volume, "standby, durable", standby.disk.durable, history.flushed, start, stop)
 
+    def read(self, volume: int, content: list[int], start: int, stop: int, owed: list[int]) -> None:
+        """The guest was given that content of these sectors; ``owed``: the floor when it asked."""
+        self._owed(volume, "read", content, owed, start, stop)
+
     def flush_acknowledged(self, volume: int, covered: list[tuple[int, int]]) -> None:
         """The guest was told that these sectors are durable."""
         history = self._world.guest.histories[volume]

@@ -30,7 +30,12 @@ _WHERE: dict[str, tuple[Phase, ...]] = {
     "slow-link": tuple(phase for phase in Phase if phase is not Phase.BEHIND),
     "slow-disk-active": tuple(phase for phase in Phase if phase is not Phase.BEHIND),
     "slow-disk-standby": tuple(phase for phase in Phase if phase is not Phase.BEHIND),
+    "hang-disk-active": tuple(phase for phase in Phase if phase is not Phase.BEHIND),
     "hang-disk-standby": tuple(phase for phase in Phase if phase is not Phase.BEHIND),
+    "flip-active": _LASTING,
+    "flip-standby": _LASTING,
+    "misdirect-active": (Phase.IN_SYNC,),  # else what it writes has one copy only
+    "misdirect-standby": (Phase.SYNCING, Phase.ADOPTING, Phase.IN_SYNC),
     "eio-active": _LASTING,
     "enospc-active": _LASTING,
     "journal-fails": _LASTING,
@@ -41,6 +46,7 @@ _WHERE: dict[str, tuple[Phase, ...]] = {
     "metadata-fails-active": (Phase.ABSENT, Phase.SYNCING, Phase.CONFIRMING, Phase.IN_SYNC),
     "metadata-fails-standby": (Phase.ABSENT, Phase.PREPARING, Phase.ADOPTING),
     "read-eio-active": (Phase.SYNCING,),
+    "replace-active": (Phase.ABSENT, Phase.IN_SYNC),
     "replace-standby": tuple(phase for phase in Phase if phase is not Phase.BEHIND),
     "rollback-standby": _LASTING,
     "rollback-active": _LASTING,
@@ -74,6 +80,9 @@ RULES = (
     "operator-gives-standby-up",
     "forget-dirty@down",
     "scrub",
+    "damage-found:active",
+    "damage-found:standby",
+    "damage-read",
 )
 GENERATIONS = (
     "crash-active@generation:open",

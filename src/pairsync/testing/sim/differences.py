@@ -73,6 +73,10 @@ class Differences:
 
     # ------------------------------------------------------------------ contents
 
+    def differs(self, volume: int, block: int) -> bool:
+        """Whether the block is not equal and durable on both disks."""
+        return bool(self._unequal[volume] >> block & 1)
+
     def written(self, volume: int, start: int, stop: int) -> None:
         """Sectors of a disk have changed, or have become durable."""
         active, standby = self._pair(volume)

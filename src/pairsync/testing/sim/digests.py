@@ -14,7 +14,7 @@ from pairsync.core.dirty import DirtyMap
 from pairsync.core.questions import UNKNOWN_DIGEST
 from pairsync.testing.tree import digests_of
 
-from .disk import SECTORS_PER_BLOCK, SimDisk
+from .disk import SECTORS_PER_BLOCK, SimDisk, Values
 
 __all__ = ["SimDigests"]
 
@@ -47,14 +47,28 @@ class SimDigests:
         """The leaf that the block should have."""
         return _leaf(disk.content[block * SECTORS_PER_BLOCK : (block + 1) * SECTORS_PER_BLOCK])
 
+    def settled(self, disk: SimDisk, block: int) -> bool:
+        """Whether the leaf is known, true, and as durable as it will ever be."""
+        return self._saved[block] == self._recorded[block] == self.content_of(disk, block)
+
     def note(self, disk: SimDisk, start: int, stop: int) -> None:
         """These sectors were written."""
         for block in range(start // SECTORS_PER_BLOCK, -(-stop // SECTORS_PER_BLOCK)):
             self._record(block, self.content_of(disk, block))
 
-    def forget(self, start: int, stop: int) -> None:
-        """What these sectors hold is not known."""
+    def forget(self, disk: SimDisk, start: int, stop: int, values: Values) -> None:
+        """A write of these sectors has failed: what their blocks hold is not known.
+
+        But where they were to be filled with what is recorded: that stays, whether it is there or not.
+        """
         for block in range(start // SECTORS_PER_BLOCK, -(-stop // SECTORS_PER_BLOCK)):
+            low, high = block * SECTORS_PER_BLOCK, min((block + 1) * SECTORS_PER_BLOCK, disk.sector_count)
+            if start <= low and high <= stop:
+                wanted = (
+                    [values] * (high - low) if isinstance(values, int) else values[low - start : high - start]
+                )
+                if self._recorded[block] == _leaf(wanted):
+                    continue
             self._record(block, UNKNOWN_DIGEST)
 
     def _record(self, block: int, leaf: int) -> None:
@@ -99,9 +113,10 @@ class SimDigests:
         """Read these blocks where their leaf is unknown."""
         if UNKNOWN_DIGEST not in self._recorded[blocks.start : blocks.stop]:
             return
+        seen = disk.seen()
         for block in blocks:
             if self._recorded[block] == UNKNOWN_DIGEST:
-                self._record(block, self.content_of(disk, block))
+                self._record(block, _leaf(seen[block * SECTORS_PER_BLOCK : (block + 1) * SECTORS_PER_BLOCK]))
 
     def wrong(self, disk: SimDisk, blocks: Iterable[int]) -> list[int]:
         """Of these blocks those whose content is not what is recorded."""
@@ -111,6 +126,16 @@ class SimDigests:
             for block in blocks
             if recorded[block] != UNKNOWN_DIGEST and recorded[block] != self.content_of(disk, block)
         ]
+
+    def bad_in(self, disk: SimDisk, blocks: range) -> list[int]:
+        """Of these blocks those that are not read as what is recorded."""
+        bad = set(self.wrong_in(disk, blocks))
+        seen = disk.seen()
+        for block in disk.wrong_blocks():
+            if block in blocks and self._recorded[block] != UNKNOWN_DIGEST:
+                leaf = _leaf(seen[block * SECTORS_PER_BLOCK : (block + 1) * SECTORS_PER_BLOCK])
+                (bad.discard if leaf == self._recorded[block] else bad.add)(block)
+        return sorted(bad)
 
     def wrong_in(self, disk: SimDisk, blocks: range) -> list[int]:
         """Likewise, of many: quick where there is nothing."""

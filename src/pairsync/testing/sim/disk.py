@@ -4,6 +4,10 @@ Content is one integer a sector of 512 bytes: the number of the write that fille
 go to a page cache: they are seen at once, are kept when the process dies, and become durable with a flush
 that began after them (or at once with FUA).  When the power goes, each sector keeps one of the contents it
 has had since the last flush, whichever the kernel happened to write back: any subset, sector by sector.
+
+``content`` and ``durable`` are what an honest disk would hold; whoever checks what is owed looks at these.  A
+sector that is *wrong* is read as something else (`SimDisk.seen`), until it is written again: for good once
+that write is durable, else the wrong content may come back with a power cut.
 """
 
 from __future__ import annotations
@@ -43,10 +47,17 @@ class _Entry(NamedTuple):
     certain: bool  # written through (FUA)
 
 
+class _Wrong(NamedTuple):
+    """What a sector holds in place of its content."""
+
+    value: int
+    since: int  # the position then: only writes from there on mend it
+
+
 class SimDisk:
     """The content of one replica of one volume."""
 
-    __slots__ = ("_base", "_log", "content", "durable", "sector_count")
+    __slots__ = ("_base", "_log", "_wrong_durable", "content", "durable", "sector_count", "wrong")
 
     def __init__(self, sector_count: int) -> None:
         self.sector_count = sector_count
@@ -54,6 +65,8 @@ class SimDisk:
         self.durable = [0] * sector_count  # what certainly survives, but for what `_log` may have replaced
         self._log: deque[_Entry] = deque()
         self._base = 0  # position of the first entry in `_log`
+        self.wrong: dict[int, int] = {}  # sectors that are read as something else than their content
+        self._wrong_durable: dict[int, _Wrong] = {}  # what a power cut would leave of that, or bring back
 
     @property
     def position(self) -> int:
@@ -66,7 +79,15 @@ class SimDisk:
         self.content[start:stop] = filling
         if fua:
             self.durable[start:stop] = filling
+        if self._wrong_durable:
+            self._mend(start, stop, fua=fua)
         self._log.append(_Entry(start, stop, values, fua))
+
+    def _mend(self, start: int, stop: int, *, fua: bool) -> None:
+        for sector in [sector for sector in self._wrong_durable if start <= sector < stop]:
+            self.wrong.pop(sector, None)
+            if fua:
+                del self._wrong_durable[sector]
 
     def flush(self, position: int) -> list[tuple[int, int]]:
         """A flush that began at ``position`` has ended: the runs of sectors that it made durable."""
@@ -74,6 +95,8 @@ class SimDisk:
         log = self._log
         while log and self._base < position:
             entry = log.popleft()
+            if self._wrong_durable:
+                self._mend_durably(entry.start, entry.stop, self._base)
             self._base += 1
             _fill(self.durable, entry)
             touched.append((entry.start, entry.stop))
@@ -83,23 +106,77 @@ class SimDisk:
                     _fill(self.durable, entry)
         return touched
 
+    def _mend_durably(self, start: int, stop: int, position: int) -> None:
+        """What was written there at that position is durable."""
+        wrong = self._wrong_durable
+        for sector in [sector for sector in wrong if start <= sector < stop]:
+            if position >= wrong[sector].since:
+                del wrong[sector]
+
     def lose_cache(self, random: Random, keep: float) -> None:
         """The power goes: each unflushed sector of each write was written back with probability ``keep``."""
         survivor = self.durable
-        for entry in self._log:
+        for position, entry in enumerate(self._log, self._base):
             if entry.certain or keep >= 1.0:
                 _fill(survivor, entry)
+                if self._wrong_durable:
+                    self._mend_durably(entry.start, entry.stop, position)
             elif keep > 0.0:
                 values = entry.values
                 for sector in range(entry.start, entry.stop):
                     if random.random() < keep:
                         survivor[sector] = values if isinstance(values, int) else values[sector - entry.start]
+                        if self._wrong_durable:
+                            self._mend_durably(sector, sector + 1, position)
         self.content = survivor[:]
         self._base += len(self._log)
         self._log.clear()
+        wrong = {sector: each.value for sector, each in self._wrong_durable.items()}
+        self.wrong = {sector: value for sector, value in wrong.items() if value != survivor[sector]}
+        self._wrong_durable = {sector: self._wrong_durable[sector] for sector in self.wrong}
+
+    # ------------------------------------------------------------------ what is wrong
+
+    def damage(self, sector: int, value: int) -> None:
+        """From now on, and after a power cut, the sector is read as that, until it is written again."""
+        if value != self.content[sector]:
+            self.wrong[sector] = value
+            self._wrong_durable[sector] = _Wrong(value, self.position)
+
+    def forget_damage(self, start: int, stop: int) -> bool:
+        """These sectors hold what they should after all; whether any did not."""
+        if not self._wrong_durable:
+            return False
+        found = [sector for sector in self._wrong_durable if start <= sector < stop]
+        for sector in found:
+            self.wrong.pop(sector, None)
+            del self._wrong_durable[sector]
+        return bool(found)
+
+    def wrong_blocks(self) -> list[int]:
+        """Blocks that are not read as what they should hold."""
+        return sorted({sector // SECTORS_PER_BLOCK for sector in self.wrong})
+
+    def seen(self) -> list[int]:
+        """What a read of all of it returns."""
+        if not self.wrong:
+            return self.content
+        seen = self.content[:]
+        for sector, value in self.wrong.items():
+            seen[sector] = value
+        return seen
+
+    def untouched(self, block: int) -> bool:
+        """Whether nothing of the block is in the page cache, nor wrong."""
+        low, high = block * SECTORS_PER_BLOCK, (block + 1) * SECTORS_PER_BLOCK
+        if any(low <= sector < high for sector in self._wrong_durable):
+            return False
+        return not any(entry.start < high and low < entry.stop for entry in self._log)
+
+    # ------------------------------------------------------------------ questions
 
     def copy(self) -> SimDisk:
-        """A disk with the same content, all of it durable (for a host that is down)."""
+        """A disk with the same content, all of it durable and none of it wrong (for a host that is down)."""
         twin = SimDisk(self.sector_count)
         twin.content = self.content[:]
         twin.durable = self.content[:]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from pairsync.core.messages import Generation, Role
+from pairsync.core.messages import Role
 from pairsync.core.standing import Phase
 from pairsync.core.units import NS_PER_MS, NS_PER_S
 
 from .host import SimHost
 from .media import Armed, Replica
-from .operators import Operators
-from .start import blank_replica
+from .swaps import Swaps
 
 if TYPE_CHECKING:
     from .world import World
@@ -22,28 +21,13 @@ __all__ = ["Faults"]
 STOP_NS_MAX = 120 * NS_PER_S
 """How long an orderly shutdown may take."""
 
-BACKUPS_MAX = 4
+HANG_NS_MAX = 30 * NS_PER_S
 
 _SHORT_LIVED = {Phase.BEHIND: 3, Phase.ADOPTING: 2, Phase.CONFIRMING: 3}
 """Phases that last for a moment or are rarely reached: an ambush is that much likelier."""
 
 
-class _Backup:
-    """A copy of all volumes of a host, taken while it was down."""
-
-    __slots__ = ("digests_true", "floors", "volumes")
-
-    def __init__(self, world: World, host: SimHost) -> None:
-        self.volumes = [replica.stores.copy() for replica in host.replicas]
-        # A host that died may keep a digest of a write that its disk has not, or the other way round: that is
-        # made up for by the active's dirty map, which does not know of a restored copy.
-        self.digests_true = not any(
-            stores.digests.wrong_in(stores.disk, range(stores.digests.block_count)) for stores in self.volumes
-        )
-        self.floors = [history.copy_floors() for history in world.guest.histories]
-
-
-class Faults(Operators):
+class Faults(Swaps):
     """See the module."""
 
     def __init__(self, world: World) -> None:
@@ -55,8 +39,6 @@ class Faults(Operators):
             for fault in self._enabled
             if fault.startswith(("crash", "power", "metadata", "journal", "flush"))
         ]
-        self._backups: dict[str, list[_Backup]] = {"active": [], "standby": []}
-        self._restored_active = False  # the active was rolled back: the standby may be the newer one
         self._refusal: str | None = None  # the last rule by which a session was refused
         self._actions |= {
             "crash-active": lambda: self._kill(world.active, power=False),
@@ -74,11 +56,10 @@ class Faults(Operators):
             "slow-link": self._slow_link,
             "slow-disk-active": lambda: self._slow_disk(world.active),
             "slow-disk-standby": lambda: self._slow_disk(world.standby),
-            "hang-disk-standby": self._hang,
-            "replace-standby": self._replace_standby,
-            "rollback-standby": lambda: self._roll_back(world.standby),
-            "rollback-active": lambda: self._roll_back(world.active),
-            "forget-dirty": self._forget_dirty,
+            "hang-disk-active": lambda: self._hang(world.active),
+            "hang-disk-standby": lambda: self._hang(world.standby),
+            "flip-active": lambda: self._flip(world.active),
+            "flip-standby": lambda: self._flip(world.standby),
         }
 
     # ------------------------------------------------------------------ when
@@ -92,6 +73,10 @@ class Faults(Operators):
             for replica in host.replicas:
                 replica.armed = Armed()
                 replica.slow = 1.0
+
+    def striking(self, kind: str) -> bool:
+        """Whether that fault may strike now."""
+        return self._active and kind in self._enabled
 
     def _note(self, kind: str) -> None:
         self._world.trace.note("fault", kind)
@@ -258,10 +243,19 @@ class Faults(Operators):
     def _quick_disk(self, replica: Replica) -> None:
         replica.slow = 1.0
 
-    def _hang(self) -> None:
-        self._count("hang-disk-standby")
-        for replica in self._world.standby.replicas:
-            replica.lane.stall(self._random.randrange(NS_PER_S, 30 * NS_PER_S))
+    def _hang(self, host: SimHost) -> None:
+        self._count(f"hang-disk-{host.name}")
+        for replica in host.replicas:
+            delay_ns = self._random.randrange(NS_PER_S, HANG_NS_MAX)
+            replica.lane.stall(delay_ns)
+            replica.hung_until_ns = max(replica.hung_until_ns, self._clock.now + delay_ns)
+            replica.flush_free_ns = max(replica.flush_free_ns, replica.hung_until_ns)
+            if self._random.random() < 0.5:
+                replica.metadata_lane.stall(delay_ns)
+
+    def _flip(self, host: SimHost) -> None:
+        if self._mislaid is None and self._world.profile.options.digests:
+            self._world.damage.flip(host)
 
     def _arm(self, kind: str) -> None:
         """The next job of a kind fails; counted when it does."""
@@ -278,105 +272,31 @@ class Faults(Operators):
             armed.journal = errno.EIO
         elif kind.startswith("metadata"):
             armed.metadata = errno.EIO
+        elif kind.startswith("misdirect"):
+            armed.misdirect = world.profile.options.digests
         else:
             armed.flush = errno.EIO
         world.guest.stir(sure=True)
-
-    # ------------------------------------------------------------------ disks that are swapped
-
-    def _back_up(self, host: SimHost) -> None:
-        if self._mislaid is not None:
-            return
-        if self._random.random() < 0.3 and f"rollback-{host.name}" in self._world.profile.faults:
-            backups = self._backups[host.name]
-            backups.append(_Backup(self._world, host))
-            if len(backups) > BACKUPS_MAX:
-                backups.pop(self._random.randrange(BACKUPS_MAX))
-
-    def _replace_standby(self) -> None:
-        """Its disks are lost: new ones, blank."""
-        world = self._world
-        standby = world.standby
-        self._count("replace-standby")
-        if standby.up:
-            self._kill(standby, power=self._random.random() < 0.5)
-        for replica in standby.replicas:
-            size = replica.metadata.superblock.size_bytes
-            replica.stores = blank_replica(replica.index, size)
-            world.checker.swapped(standby, replica.index)
-        self._backups["standby"].clear()
-
-    def _roll_back(self, host: SimHost) -> None:
-        """All its volumes are restored from a backup.
-
-        Only from one that can be told apart (`_told_apart`).
-        """
-        world = self._world
-        usable = [backup for backup in self._backups[host.name] if self._told_apart(host, backup)]
-        if not usable:
-            return
-        self._count(f"rollback-{host.name}")
-        if host.up:
-            self._kill(host, power=True)
-        backup = self._random.choice(usable)
-        if not self._told_apart(host, backup):
-            return
-        for replica, stores in zip(host.replicas, backup.volumes, strict=True):
-            replica.stores = stores.copy()
-            if host.role is Role.ACTIVE:
-                world.guest.histories[replica.index].restore_floors(backup.floors[replica.index])
-            world.checker.swapped(host, replica.index)
-        if host.role is Role.ACTIVE:
-            self._restored_active = True
-
-    def _told_apart(self, host: SimHost, backup: _Backup) -> bool:
-        """By digests if it is the standby's (rule 8), else by lineage: one taken and restored within one
-        generation has the labels of the original."""
-        world = self._world
-        if host.role is Role.STANDBY and world.profile.options.digests and backup.digests_true:
-            return True
-        for index, stores in enumerate(backup.volumes):
-            old = stores.metadata.superblock
-            active = world.active.replicas[index].metadata.superblock
-            standby = world.standby.replicas[index].metadata.superblock
-            if host.role is Role.STANDBY:
-                mine = [old.sync_target, *old.lineage[:1]]
-                if any(_reached(active.lineage, active.map_base, each) for each in mine if each is not None):
-                    return False
-            elif not old.lineage or old.lineage[0] in {standby.sync_target, *standby.lineage[:1]}:
-                return False
-        return True
-
-    def _forget_dirty(self) -> None:
-        """Bits of the active's dirty map are cleared on its disk, by hand or by a bug: digests must tell.
-
-        Of blocks that are durable, and whose digests are true, on either disk: what a crash has left there
-        only a scrub can tell.
-        """
-        world = self._world
-        if not world.profile.options.digests:
-            return
-        if world.active.up:
-            self._kill(world.active, power=self._random.random() < 0.5)
-        for mine, theirs in zip(world.active.replicas, world.standby.replicas, strict=True):
-            intents = mine.metadata.intents()
-            dirty = [block for run in mine.metadata.recovered().runs() for block in range(*run)]
-            doubtful = {*mine.doubtful(dirty), *theirs.doubtful(dirty)}
-            blocks = [
-                block
-                for block in dirty
-                if block not in doubtful and block not in intents and self._random.random() < 0.5
-            ]
-            if blocks:
-                mine.metadata.forget(blocks)
-                world.coverage.fault("forget-dirty", mine.index)
-                world.checker.differences.swapped(mine.index)
 
     # ------------------------------------------------------------------ what mends
 
     def refused(self, rule: str) -> None:
         """A session was refused."""
         self._refusal = rule
+
+    def trouble(self, host: SimHost) -> None:
+        """A disk has failed: an operator may want to know what else is wrong."""
+        if self._active and host.role is Role.ACTIVE and self._random.random() < 0.5:
+            self._clock.after(self._random.choice((0, 0, 5 * NS_PER_MS)), self.scrub)
+
+    def scrub(self) -> None:
+        """What an operator does who does not wait for the next scrub."""
+        session = self._world.active.session
+        for source in session.sources if session is not None else ():
+            if source.failed is None:
+                source.scrubber.start(None, repair=True, now_ns=self._clock.now)
+                source.advance(self._clock.now)
+        self._world.active.perform()
 
     def repair(self) -> None:
         """The liveness phase: what a supervisor and an operator do."""
@@ -404,10 +324,3 @@ class Faults(Operators):
 _REFUSED_FOR_ROLLED_BACK_ACTIVE = frozenset(
     {"active-behind", "diverged", "unrelated", "interrupted-unrelated", "stale-term", "peer-left"}
 )
-
-
-def _reached(lineage: tuple[Generation, ...], base: Generation | None, generation: Generation) -> bool:
-    """Whether the map that begins with ``base`` is taken to hold all since ``generation``."""
-    if base is None or base not in lineage or generation not in lineage:
-        return False
-    return lineage.index(base) >= lineage.index(generation)

@@ -7,10 +7,11 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
 from pairsync.core.messages import OpKind, WriteOp
-from pairsync.core.units import NS_PER_MS, NS_PER_S
+from pairsync.core.standing import Phase
+from pairsync.core.units import NS_PER_MS, NS_PER_S, Extent
 from pairsync.core.window import FRAME_DATA_BYTES_MAX
 
-from .disk import SECTOR_BYTES, SECTORS_PER_BLOCK
+from .disk import SECTOR_BYTES, SECTORS_PER_BLOCK, values_of_op
 from .history import History, WriteRecord
 
 if TYPE_CHECKING:
@@ -22,6 +23,15 @@ __all__ = ["Guest", "Request", "describe_op"]
 DATA_SECTORS_MAX = FRAME_DATA_BYTES_MAX // SECTOR_BYTES
 """The embedder's door cuts longer ops into pieces of that size."""
 
+
+VERIFIED_SHARE = 0.05
+"""How likely a request comes with a verified read, while the active's disk is wrong."""
+
+BEGINS_NS_MAX = (NS_PER_S // 4, 3 * NS_PER_S)
+"""After its host has started: it writes at once, or gives the hosts time to meet."""
+
+READS_MAX = 16
+"""Reads that the peer answers at once, as ``guest.remote`` bounds them."""
 
 STIR = 0.15
 """How likely a change of the peer's phase wakes the guest."""
@@ -52,6 +62,7 @@ class Guest:
         self._sector_counts = list(sector_counts)
         self.requests: dict[int, Request] = {}  # not completed, by number, oldest first
         self._depth = [0] * len(self.histories)  # of them, for each volume
+        self._reads = [0] * len(self.histories)  # of the peer, not answered
         self._burst = [0] * len(self.histories)  # requests left until it rests
         self._wakes_ns = [-1] * len(self.histories)  # when the next wake-up is due; past: none is
         self._numbers = count(1)
@@ -69,7 +80,7 @@ class Guest:
         """Start writing, or go on."""
         self.writing = True
         for volume in range(len(self.histories)):
-            self._wake_after(volume, self._random.randrange(NS_PER_S // 4))
+            self._wake_after(volume, self._random.randrange(self._random.choice(BEGINS_NS_MAX)))
 
     def rest(self) -> None:
         """Submit nothing more."""
@@ -89,12 +100,15 @@ class Guest:
             self._wakes_ns[volume] = when
             self._clock.at(when, self._wake, volume, when)
 
+    def _may_write(self) -> bool:
+        host = self._world.active
+        return self.writing and host.up and not host.closing and not host.suspect
+
     def _wake(self, volume: int, when_ns: int) -> None:
         if self._wakes_ns[volume] != when_ns:
             return  # an earlier moment was chosen meanwhile
         self._wakes_ns[volume] = -1
-        host = self._world.active
-        if not self.writing or not host.up or host.closing or host.suspect:
+        if not self._may_write():
             return
         habits = self._world.profile.habits
         if self._burst[volume] <= 0:
@@ -109,10 +123,12 @@ class Guest:
             self._wake_after(volume, int(habits.idle_ns * self._random.expovariate(1.0)))
 
     def _submit(self, volume: int) -> None:
+        if self._world.active.replicas[volume].disk.wrong and self._random.random() < VERIFIED_SHARE:
+            self._read_verified(volume)
         if self._random.random() < self._world.profile.habits.flush_share:
             self.flush(volume)
         else:
-            self._write(volume)
+            self._write_some(volume)
 
     def flush(self, volume: int) -> None:
         """Ask for a flush."""
@@ -121,14 +137,53 @@ class Guest:
         self._session_source(volume).flush(request.number, self._clock.now)
         self._world.active.perform()
 
-    def _write(self, volume: int) -> None:
+    def _read_verified(self, volume: int) -> None:
+        """Read a block that is not what its digest says: the peer is asked, and the block mended."""
+        world = self._world
+        replica, source = world.active.replicas[volume], self._session_source(volume)
+        block = self._random.choice(replica.disk.wrong_blocks())
+        if source.standing.phase is not Phase.IN_SYNC or self._reads[volume] >= READS_MAX:
+            return  # it fails, or waits
+        self._reads[volume] += 1
+        owed = self.histories[volume].acked[:]
+        world.damage.compared(world.active, replica, [block])
+
+        def then(ops: Sequence[WriteOp] | None, _errno: int) -> None:
+            self._reads[volume] -= 1
+            world.trace.note("guest", "read", block, "failed" if ops is None else f"{len(ops)} ops")
+            for op in ops or ():
+                start, stop = op.offset // SECTOR_BYTES, (op.offset + op.length) // SECTOR_BYTES
+                values = values_of_op(op)
+                content = [values] * stop if isinstance(values, int) else [*[0] * start, *values]
+                world.checker.read(volume, content, start, stop, owed)
+                world.coverage.reach("damage-read")
+                source.scrubber.mend(block)
+
+        world.trace.note("guest", "read-verified", block)
+        source.scrubber.fetch([Extent(block, block + 1)], self._clock.now, then)
+        world.active.perform()
+
+    def write_soon(self, volume: int, block: int) -> None:
+        """While it is being repaired, if that takes a round trip."""
+        speeds = self._world.profile.speeds
+        delay_ns = self._random.randrange(2 * speeds.link_ns + 4 * speeds.disk_ns)
+        self._clock.after(delay_ns, self._write_block, volume, block)
+
+    def _write_block(self, volume: int, block: int) -> None:
+        if self._may_write():
+            start = block * SECTORS_PER_BLOCK
+            length = min(SECTORS_PER_BLOCK, self._sector_counts[volume] - start)
+            data = cast("Any", self.next_version())
+            self._write(volume, [WriteOp(OpKind.DATA, start * SECTOR_BYTES, length * SECTOR_BYTES, data)])
+
+    def _write_some(self, volume: int) -> None:
+        count_ = 1 + self._random.randrange(self._world.profile.habits.ops_max)
+        self._write(volume, [self._draw_op(volume) for _ in range(count_)])
+
+    def _write(self, volume: int, ops: list[WriteOp]) -> None:
         request = self._new_request(volume)
         request.records = []
         history = self.histories[volume]
-        ops = [
-            self._draw_op(volume)
-            for _ in range(1 + self._random.randrange(self._world.profile.habits.ops_max))
-        ]
         for op in ops:
             version = cast("Any", op.data) if op.kind is OpKind.DATA else self.next_version()
             start, stop = op.offset // SECTOR_BYTES, (op.offset + op.length) // SECTOR_BYTES
@@ -210,6 +265,7 @@ class Guest:
                 self.histories[request.volume].end(version, record, acknowledged=False)
         self.requests.clear()
         self._depth = [0] * len(self.histories)
+        self._reads = [0] * len(self.histories)
 
 
 def describe_op(op: WriteOp) -> str:

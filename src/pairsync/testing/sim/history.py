@@ -100,6 +100,12 @@ class History:
         self.acked = self.flushed[:]
         self._acked_log.clear()
 
+    def nothing_owed(self) -> None:
+        """The authority was replaced by an empty one."""
+        self.acked = [-1] * len(self.acked)
+        self.flushed = self.acked[:]
+        self._acked_log.clear()
+
     def first_wrong(self, content: list[int], start: int, stop: int, floor: list[int]) -> int | None:
         """The first sector of the range whose content may not be; ``content`` is the whole disk's."""
         at = start

@@ -7,6 +7,7 @@ its metadata, flushes beside them, messages into the link, completions to the gu
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,6 @@ from pairsync.core.setup import VolumeSetup
 from pairsync.core.tracker import ops_bytes
 from pairsync.core.units import BLOCK_BYTES, KIB, NS_PER_MS, NS_PER_S
 
-from .disk import ops_of_content
 from .lane import Lane
 from .media import PIECE_BLOCKS, Media, Replica, metadata_text
 
@@ -99,7 +99,9 @@ class SimHost:
                 position = replica.disk.position if self.role is Role.ACTIVE else 0
                 for written in replica.disk.flush(position):
                     world.checker.differences.written(replica.index, *written)
-                replica.digests.opened(replica.metadata.intents())
+                intents = replica.metadata.intents()
+                world.damage.excuse("in-the-log", replica, intents.runs())
+                replica.digests.opened(intents)
         setups = [
             VolumeSetup(
                 replica.metadata.superblock,
@@ -139,6 +141,7 @@ class SimHost:
             if power:
                 keep = self._world.profile.cache_keep
                 replica.disk.lose_cache(self._random, self._random.random() if keep is None else keep)
+        self._world.damage.back(self)
         self._world.link.host_down(self.index, silent=power)
 
     def stop(self) -> None:
@@ -160,6 +163,7 @@ class SimHost:
 
     def _interrupt(self, replica: Replica) -> None:
         """Some of the first jobs have been done and not reported; the one after them is torn."""
+        replica.flush_free_ns = 0
         for jobs in (replica.lane.clear(), replica.metadata_lane.clear()):
             done = min(self._random.choice((0, 0, 1, 2, len(jobs))), len(jobs))
             for job in jobs[:done]:
@@ -268,11 +272,11 @@ class SimHost:
                 session.read_failed(job.volume, job.number, error, now)
             else:
                 covered = [self._media.covered(replica.disk, extent) for extent in job.extents]
-                for extent in covered:
-                    replica.digests.fill(replica.disk, range(*extent))
-                content = replica.disk.content
-                ops = [op for extent in covered for op in ops_of_content(content, *extent)]
-                session.read_done(job.volume, job.number, covered, ops, now)
+                ops = self._media.read(replica, covered)
+                if ops is None:
+                    session.read_failed(job.volume, job.number, errno.EIO, now)
+                else:
+                    session.read_done(job.volume, job.number, covered, ops, now)
         elif isinstance(job, Examine):
             self._trace.note(self.name, "examined", job.level, f"{job.first}..{job.stop}")
             session.examined(job.volume, job.token, self._media.examine(replica, job), now)
@@ -280,10 +284,11 @@ class SimHost:
 
     def _on_flush(self, effect: Flush) -> None:
         replica = self.replicas[effect.volume]
-        cost = self._cost(replica, self._world.profile.speeds.flush_ns)
+        begins_ns = max(replica.flush_free_ns, self._clock.now)
+        replica.flush_free_ns = begins_ns + self._cost(replica, self._world.profile.speeds.flush_ns)
         leaves = replica.digests.saving() if effect.point else {}
         begun = (replica.disk.position, leaves)
-        self._clock.after(cost, self._flush_done, self.incarnation, replica, effect, begun)
+        self._clock.at(replica.flush_free_ns, self._flush_done, self.incarnation, replica, effect, begun)
 
     def _flush_done(
         self, incarnation: int, replica: Replica, effect: Flush, begun: tuple[int, dict[int, int]]
@@ -298,6 +303,7 @@ class SimHost:
             self._world.coverage.fault(f"flush-fails-{self.name}", effect.volume)
             self.suspect = self.suspect or self.role is Role.ACTIVE
             replica.disk.lose_cache(self._random, self._random.random())
+            self._world.damage.back(self)
             self._world.checker.cache_lost(self, replica.index)
         else:
             position, leaves = begun

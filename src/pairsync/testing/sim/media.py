@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pairsync.core.effects import Apply, Examine, Journal, Persist, SavePages
+from pairsync.core.messages import Role, WriteOp
 from pairsync.core.questions import FAN_OUT, Examined
+from pairsync.core.scrubber import Repair
 from pairsync.core.units import Extent
 
 from .digests import SimDigests
-from .disk import SECTOR_BYTES, SECTORS_PER_BLOCK, SimDisk, values_of_op
+from .disk import SECTOR_BYTES, SECTORS_PER_BLOCK, SimDisk, ops_of_content, values_of_op
 from .lane import Lane
 from .metadata import SimMetadata
 
@@ -45,10 +47,11 @@ class Stores(NamedTuple):
 class Armed:
     """Failures that the next job of a kind will have: an errno, or 0."""
 
-    __slots__ = ("apply", "flush", "journal", "metadata", "read")
+    __slots__ = ("apply", "flush", "journal", "metadata", "misdirect", "read", "repair")
 
     def __init__(self) -> None:
-        self.apply = self.read = self.flush = self.journal = self.metadata = 0
+        self.apply = self.read = self.flush = self.journal = self.metadata = self.repair = 0
+        self.misdirect = False  # the next write that can goes elsewhere, and nothing fails
 
 
 class Replica:
@@ -57,6 +60,8 @@ class Replica:
     __slots__ = (
         "applies_asked",
         "armed",
+        "flush_free_ns",
+        "hung_until_ns",
         "index",
         "lane",
         "metadata_lane",
@@ -69,6 +74,8 @@ class Replica:
         self.stores = stores
         self.armed = Armed()
         self.slow = 1.0  # factor on all times of this volume
+        self.flush_free_ns = 0  # when the flushes that were asked for have ended: one after the other
+        self.hung_until_ns = 0  # nothing was acknowledged that its disk had to do before
         self.applies_asked = 0
         self.lane: Lane
         self.metadata_lane: Lane
@@ -132,7 +139,26 @@ class Media:
         wrong = digests.wrong_in(disk, blocks)
         if wrong:
             self._world.checker.wrong_digests(self._host, replica.index, wrong)
-        return Examined(digests.answer(job.level, job.first, stop), wrong if job.read else ())
+        bad = digests.bad_in(disk, blocks) if job.read and disk.wrong else wrong
+        if job.read and bad:
+            self._world.damage.compared(self._host, replica, bad)
+        return Examined(digests.answer(job.level, job.first, stop), bad if job.read else ())
+
+    def read(self, replica: Replica, extents: Sequence[Extent]) -> list[WriteOp] | None:
+        """The content of these blocks; None if what a standby reads for its peer is not what was recorded."""
+        disk = replica.disk
+        for extent in extents:
+            replica.digests.fill(disk, range(*extent))
+        if disk.wrong:
+            active = self._host.role is Role.ACTIVE
+            if active:
+                self._world.damage.copied(replica, extents)
+            elif self._world.profile.options.digests and any(
+                replica.digests.bad_in(disk, range(*extent)) for extent in extents
+            ):
+                return None
+        content = disk.seen()
+        return [op for extent in extents for op in ops_of_content(content, *extent)]
 
     def finish(self, replica: Replica, job: object) -> list[int] | None:
         """Do it; for an apply that is made to fail: the errnos."""
@@ -151,23 +177,33 @@ class Media:
 
     def _finish_apply(self, replica: Replica, job: Apply) -> list[int] | None:
         failing = -1
-        error = replica.armed.apply
+        error, armed = 0, replica.armed
+        if isinstance(job.token, Repair):
+            error, armed.repair = armed.repair, 0
+        if not error:
+            error, armed.apply = armed.apply, 0
         if error:
-            replica.armed.apply = 0
             failing = self._random.randrange(len(job.ops))
             name = "enospc" if error == errno.ENOSPC else "eio"
             self._world.coverage.fault(f"{name}-{self._host.name}", job.volume)
-        checker = self._world.checker
+        checker, damage, disk = self._world.checker, self._world.damage, replica.disk
         for index, op in enumerate(job.ops):
             if op.length <= 0:
                 continue
             start, stop = op.offset // SECTOR_BYTES, (op.offset + op.length) // SECTOR_BYTES
+            elsewhere = failing < 0 and damage.may_misdirect(self._host, replica, op)
+            before = disk.seen()[start:stop] if elsewhere else []
             if index == failing:
                 self._tear_op(replica, start, stop, values_of_op(op))
-                replica.digests.forget(start, stop)
+                replica.digests.forget(disk, start, stop, values_of_op(op))
+                if not isinstance(job.token, Repair):
+                    damage.doubtful("failed", replica, start, stop)
             else:
-                replica.disk.write(start, stop, values_of_op(op), fua=op.fua)
-                replica.digests.note(replica.disk, start, stop)
+                disk.write(start, stop, values_of_op(op), fua=op.fua)
+                damage.doubtful("written-in-part", replica, start, stop)
+                replica.digests.note(disk, start, stop)
+            if elsewhere:
+                damage.misdirected(self._host, replica, start, before)
             checker.differences.written(replica.index, start, stop)
         checker.applied(self._host, job)
         if failing < 0:

@@ -121,8 +121,10 @@ class SimMetadata:
             bit = block % (PAGE_BYTES * 8)
             if page[bit >> 3] >> (bit & 7) & 1:
                 return True
-        if self.superblock.clean:
-            return False
+        return not self.superblock.clean and self.logged(block)
+
+    def logged(self, block: int) -> bool:
+        """Whether the write-intent log names the block."""
         return block in self._segments[0].intents or block in self._segments[1].intents
 
     def copy(self) -> SimMetadata:

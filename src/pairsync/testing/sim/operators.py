@@ -28,6 +28,7 @@ NOTICE_NS_MAX = 15 * NS_PER_S
 NEEDS_OWN_DISKS = frozenset(
     {
         "forget-dirty",
+        "replace-active",
         "replace-standby",
         "resized-volume",
         "rollback-active",

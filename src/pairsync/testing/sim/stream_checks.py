@@ -97,7 +97,8 @@ class StreamChecks:
         lacking = sum(sent.data_bytes for sent in lag)
         if lacking > options.lag_bytes + self.batch_bytes + GATHER_DATA_BYTES_MAX:
             self._fail("lag", volume, f"the standby lags by {lacking} bytes, allowed are {options.lag_bytes}")
-        age_ns = self._world.clock.now - lag[0].sent_ns
+        acknowledged_ns = max(lag[0].sent_ns, self._world.active.replicas[volume].hung_until_ns)
+        age_ns = self._world.clock.now - acknowledged_ns
         if age_ns > options.lag_ns + LAG_SLACK_NS:
             self._fail("lag", volume, f"the standby lags by {age_ns} ns, allowed are {options.lag_ns}")
 

@@ -17,6 +17,7 @@ from pairsync.core.events import (
     RefusedEvent,
     ScrubEvent,
     ScrubFindingEvent,
+    TroubleEvent,
 )
 from pairsync.core.messages import Role
 from pairsync.core.standing import Phase
@@ -26,6 +27,7 @@ from pairsync.errors import PairsyncError
 from .checker import Checker
 from .clock import Clock, Trace
 from .coverage import Coverage
+from .damage import Damage
 from .faults import Faults
 from .guest import Guest
 from .host import SimHost
@@ -99,6 +101,7 @@ class World:
         self.standby = SimHost(self, 1, "standby", Role.STANDBY, theirs)
         self.hosts = (self.active, self.standby)
         self.checker = Checker(self)
+        self.damage = Damage(self)
         self.link = Link(self)
         self.checker.begin(self.profile.start)
         self.faults = Faults(self)
@@ -137,10 +140,13 @@ class World:
         elif isinstance(event, DifferenceEvent):
             self.coverage.reach("differences-found")
             self.checker.alarm(self.volume_of(host, event.volume))
+        elif isinstance(event, TroubleEvent):
+            self.faults.trouble(host)
         elif isinstance(event, ScrubEvent):
             self.coverage.reach("scrub")
+            self.damage.scrubbed(self.volume_of(host, event.volume), event)
         elif isinstance(event, ScrubFindingEvent):
-            self.fail("false-alarm", event.describe())
+            self.damage.finding(self.volume_of(host, event.volume), event)
 
     def volume_of(self, host: SimHost, name: str) -> int:
         """The number of a volume that an event names."""
@@ -189,7 +195,9 @@ class World:
             self.faults.repair()
             if self._whole() and not self.guest.requests:
                 if flushed and self._clean():
-                    break
+                    if not self.damage.outstanding:
+                        break
+                    self.faults.scrub()
                 if not flushed:
                     for volume in range(len(self.guest.histories)):
                         self.guest.flush(volume)

@@ -1,0 +1,219 @@
+"""Disks that lie: bits that fall over, writes that land elsewhere, and who has to notice.
+
+A block that is damaged reads as something that was never written there, though nothing has failed.  Only
+blocks *at rest* are struck: equal and durable on both disks, their digests durable and true, in no dirty map
+and no write-intent log, and whole on the other host, so that one good copy is left.  A write that went
+elsewhere leaves two blocks damaged: its own, which keeps what it had, and the one that was hit.
+
+What is claimed then is checked here: each damaged block is named by a scrub that reads all of the volume, on
+the side where it is, and no other block ever is; reads that are verified get the right content; nothing of it
+reaches the other disk (``lost-write``, ``dirty-superset``: what was never written is owed by nobody); and in
+the end both disks are whole.
+
+Some damage is *excused*, as the fault atlas says, and mended by nobody: of a block that is written in part,
+or whose write fails, before it was found; of one that the write-intent log names when the active host dies;
+of one that is copied to a standby that has lost track; of all when a disk is swapped for another one.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from pairsync.core.events import ScrubEvent, ScrubFindingEvent
+from pairsync.core.messages import OpKind, Role, WriteOp
+from pairsync.core.scrubber import Fault
+from pairsync.core.standing import Phase
+from pairsync.core.units import NS_PER_S
+
+from .disk import SECTORS_PER_BLOCK
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .host import SimHost
+    from .media import Replica
+    from .world import World
+
+__all__ = ["Damage"]
+
+TRIES = 48
+"""Blocks that are looked at for one at rest."""
+
+FLIPPED_BIT = 40
+"""From this bit on a number is none of a write: a flipped sector holds what was never written."""
+
+AMBUSH = 0.2
+"""How likely a repair is disturbed."""
+
+LOST_SHARE = 0.3
+"""Of writes that went elsewhere those that left the volume: nothing is hit."""
+
+MISDIRECTED_BLOCKS_MAX = 16
+
+
+class Damage:
+    """Of both hosts; see the module."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._random = world.random
+        self._since: dict[tuple[int, int, int], int] = {}  # (host, volume, block): when it was damaged
+        self._seen: set[tuple[int, int, int]] = set()  # blocks that were compared with their digest, and bad
+
+    # ------------------------------------------------------------------ striking
+
+    def flip(self, host: SimHost) -> None:
+        """Bits of a sector, or of some, fall over."""
+        replica = self._random.choice(host.replicas)
+        for _ in range(self._random.choice((1, 1, 1, 3))):
+            block = self._at_rest(replica.index, 1)
+            if block is None:
+                return
+            low = block * SECTORS_PER_BLOCK
+            sector = self._random.randrange(low, low + SECTORS_PER_BLOCK)
+            bit = 1 << self._random.randrange(FLIPPED_BIT, 62)
+            self._strike(host, replica, sector, [replica.disk.content[sector] ^ bit])
+            self._world.coverage.fault(f"flip-{host.name}", replica.index)
+
+    def may_misdirect(self, host: SimHost, replica: Replica, op: WriteOp) -> bool:
+        """Whether the host's disk is about to put this write somewhere else."""
+        if not replica.armed.misdirect or op.kind is not OpKind.DATA or not self._whole_blocks(op):
+            return False
+        if host.role is Role.STANDBY:
+            return True
+        # An active host alone has the only copy of what it writes.
+        session = host.session
+        return session is not None and session.sources[replica.index].standing.phase is Phase.IN_SYNC
+
+    def _whole_blocks(self, op: WriteOp) -> bool:
+        bytes_each = SECTORS_PER_BLOCK * 512
+        return not (op.offset % bytes_each or op.length % bytes_each) and op.length > 0
+
+    def misdirected(self, host: SimHost, replica: Replica, start: int, before: list[int]) -> None:
+        """What was just written to these sectors is somewhere else; ``before``: what they held."""
+        disk = replica.disk
+        count = min(len(before), MISDIRECTED_BLOCKS_MAX * SECTORS_PER_BLOCK)
+        values = disk.content[start : start + count]
+        if self._random.random() >= LOST_SHARE:
+            block = self._at_rest(replica.index, count // SECTORS_PER_BLOCK)
+            if block is None:
+                return
+            self._strike(host, replica, block * SECTORS_PER_BLOCK, values)
+        replica.armed.misdirect = False
+        self._strike(host, replica, start, before[:count])
+        self._world.coverage.fault(f"misdirect-{host.name}", replica.index)
+
+    def _strike(self, host: SimHost, replica: Replica, start: int, values: list[int]) -> None:
+        first, stop = start // SECTORS_PER_BLOCK, -(-(start + len(values)) // SECTORS_PER_BLOCK)
+        self._world.trace.note(host.name, "damage", first, f"{stop - first} blocks of volume {replica.index}")
+        for sector, value in enumerate(values, start):
+            replica.disk.damage(sector, value)
+        for block in range(first, stop):
+            self._since[host.index, replica.index, block] = self._world.clock.now
+
+    def _at_rest(self, volume: int, blocks: int) -> int | None:
+        """The first of so many blocks that lie at rest and are whole on both disks."""
+        limit = self._world.active.replicas[volume].disk.sector_count // SECTORS_PER_BLOCK - blocks
+        for _ in range(TRIES if limit >= 0 else 0):
+            first = self._random.randrange(limit + 1)
+            if all(self._rests(volume, block) for block in range(first, first + blocks)):
+                return first
+        return None
+
+    def _rests(self, volume: int, block: int) -> bool:
+        world = self._world
+        if world.checker.differences.differs(volume, block):
+            return False
+        session = world.active.session
+        if session is not None and session.sources[volume].tracker.is_dirty(block):
+            return False
+        replicas = [host.replicas[volume] for host in world.hosts]
+        return all(
+            not replica.metadata.covers(block)
+            and not replica.metadata.logged(block)
+            and replica.digests.settled(replica.disk, block)
+            and replica.disk.untouched(block)
+            for replica in replicas
+        )
+
+    # ------------------------------------------------------------------ what is excused
+
+    def excuse(self, why: str, replica: Replica, blocks: Iterable[tuple[int, int]]) -> None:
+        """Damage of these blocks is beyond what is claimed: it is as if it had not been."""
+        for start, stop in blocks:
+            if replica.disk.forget_damage(start * SECTORS_PER_BLOCK, stop * SECTORS_PER_BLOCK):
+                self._world.coverage.reach(f"damage-excused:{why}")
+
+    def doubtful(self, why: str, replica: Replica, start: int, stop: int) -> None:
+        """The digests of these sectors' blocks are made anew of what the blocks hold, or unknown."""
+        disk = replica.disk
+        if disk.wrong:
+            blocks = range(start // SECTORS_PER_BLOCK, -(-stop // SECTORS_PER_BLOCK))
+            wrong = [block for block in disk.wrong_blocks() if block in blocks]
+            kept = replica.digests.bad_in(disk, blocks) if why == "failed" else []
+            self.excuse(why, replica, [(block, block + 1) for block in wrong if block not in kept])
+
+    def copied(self, replica: Replica, extents: Iterable[tuple[int, int]]) -> None:
+        """The active host reads these blocks for the standby."""
+        session = self._world.active.session
+        in_sync = session is not None and session.sources[replica.index].standing.phase is Phase.IN_SYNC
+        wrong = replica.disk.wrong_blocks()
+        for start, stop in extents:
+            blocks = [block for block in wrong if start <= block < stop]
+            if blocks and in_sync:
+                self._world.fail("spread", f"volume {replica.index}: the damage of {blocks} is copied")
+        self.excuse("copied", replica, extents)
+
+    def swapped(self) -> None:
+        """A disk is about to be swapped for another one: a block may be left on the other host only."""
+        for host in self._world.hosts:
+            for replica in host.replicas:
+                self.excuse("swapped", replica, [(0, replica.digests.block_count)])
+
+    # ------------------------------------------------------------------ who has noticed
+
+    def compared(self, host: SimHost, replica: Replica, bad: Iterable[int]) -> None:
+        """The host has read blocks, and found that these are not what their digests say."""
+        wrong = replica.disk.wrong_blocks()
+        self._seen.update((host.index, replica.index, block) for block in bad if block in wrong)
+
+    def finding(self, volume: int, event: ScrubFindingEvent) -> None:
+        """A bad block was told of."""
+        world = self._world
+        host = {Fault.HERE.value: world.active, Fault.PEER.value: world.standby}.get(event.fault)
+        if host is None or (host.index, volume, event.block) not in self._seen:
+            world.fail("false-alarm", event.describe())
+        world.coverage.reach(f"damage-found:{host.name}")
+        if event.repair:
+            self._ambush(host.replicas[volume], event.block)
+
+    def _ambush(self, replica: Replica, block: int) -> None:
+        """A block is about to be repaired: a bad moment for a write of it, and for a disk to fail."""
+        if self._random.random() < AMBUSH:
+            self._world.guest.write_soon(replica.index, block)
+        elif self._world.faults.striking("eio-active") and self._random.random() < AMBUSH:
+            replica.armed.repair = errno.EIO
+
+    def scrubbed(self, volume: int, event: ScrubEvent) -> None:
+        """A scrub has read all of the volume: it has seen whatever was wrong when it began."""
+        world = self._world
+        began = world.clock.now - int(event.seconds * NS_PER_S)
+        for host in world.hosts:
+            for block in host.replicas[volume].disk.wrong_blocks():
+                key = host.index, volume, block
+                if self._since[key] < began and key not in self._seen:
+                    world.fail(
+                        "missed", f"volume {volume}: a scrub has not found block {block} of {host.name}"
+                    )
+
+    def back(self, host: SimHost) -> None:
+        """The host has lost its power, and what had mended a block may be lost with it."""
+        for replica in host.replicas:
+            for block in replica.disk.wrong_blocks():
+                self._since[host.index, replica.index, block] = self._world.clock.now
+
+    @property
+    def outstanding(self) -> bool:
+        """Whether any disk is wrong anywhere."""
+        return any(replica.disk.wrong for host in self._world.hosts for replica in host.replicas)
