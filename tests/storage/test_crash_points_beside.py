@@ -103,7 +103,7 @@ def a_life_with_digests(live: Callable[[ReplicaLife], None]) -> int:
             size_bytes=SIZE,
             doubtful=doubtful_of(opened.superblock, found),
         ).table
-        life.table._pending_max = life.table._look_at = life.table._look_first = 3
+        life.table._pending_max = 3
         live(life)
         ledger = Ledger.after(ledger.known(), SIZE)
         medium.process_crash()

@@ -70,7 +70,7 @@ class Bench:
             unclear.mark(block, block + 1)
         opened = load_digests(file, volume_id=ID, size_bytes=self.size_bytes, doubtful=unclear)
         self.table = opened.table
-        self.table._look_at = self.table._look_first = self.table._pending_max = self.pending_max
+        self.table._pending_max = self.pending_max
 
     def apply(self, *ops: WriteOp) -> None:
         for op in ops:
@@ -351,17 +351,69 @@ def test_leaves_go_to_the_file_before_a_save_where_there_are_many() -> None:
     assert bench.leaves() == bench.truth()
 
 
-def test_in_memory_it_is_the_pages_that_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digesttable, "_MEMORY_LOOK", 4)
-    monkeypatch.setattr(digesttable, "_MEMORY_PAGES_MAX", 1)
+def test_in_memory_it_is_the_pages_that_count() -> None:
     bench = Bench()
-    bench.table._look_at = bench.table._look_first = 4
+    bench.table._pages_max = 1
     step = bench.medium.step
     for block in range(20):
         bench.apply(block_op(block, block))
     assert bench.medium.step == step
     bench.apply(*(block_op(block, block) for block in range(600, 620)))
     assert bench.medium.step > step
+    assert bench.leaves() == bench.truth()
+
+
+def run_op(block: int, count: int, seed: int) -> WriteOp:
+    return data_op(block * BLOCK_BYTES, random.Random(seed).randbytes(count * BLOCK_BYTES))
+
+
+def test_a_long_run_goes_to_the_file_at_once() -> None:
+    bench = Bench()
+    bench.save()
+    step = bench.medium.step
+    bench.apply(run_op(100, 32, 1))
+    assert bench.medium.step == step + 1
+    bench.apply(run_op(200, 31, 2))
+    assert bench.medium.step == step + 1, "a short one is pending"
+    bench.apply(run_op(190, 40, 3))
+    assert bench.medium.step == step + 1, "and so is what comes behind it"
+    assert bench.leaves() == bench.truth()
+    bench.save()
+    bench.reopen()
+    assert bench.leaves() == bench.truth()
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_long_run_in_a_batch_keeps_the_order(before: int) -> None:
+    small = [block_op(110, 7), data_op(120 * BLOCK_BYTES + 5, b"x" * 9), WriteOp(OpKind.ZERO, 0, 4096 * 111)]
+    bench = Bench()
+    bench.apply(*small[:before], run_op(100, 40, 8), *small[before:])
+    assert bench.leaves() == bench.truth()
+    other = Bench(blank=False)
+    other.device.apply([data_op(0, bench.content())])
+    assert bench.examine(1) == other.examine(1)
+
+
+def test_nodes_of_a_long_run_are_made_anew() -> None:
+    bench = Bench()
+    before = bench.examine(1)
+    bench.apply(run_op(500, 40, 1))
+    after = bench.examine(1)
+    assert [old == new for old, new in zip(before, after, strict=True)][:3] == [False, False, True]
+
+
+def test_a_long_run_that_cannot_be_written_is_pending() -> None:
+    bench = Bench()
+    bench.save()
+    run = run_op(100, 40, 1)
+    bench.device.apply([run])
+    bench.changed.update(range(100, 140))
+    bench.medium.fault = failing(SimAction.WRITE)
+    bench.table.note(bench.device, [run])
+    bench.medium.fault = None
+    assert bench.leaves() == bench.truth()
+    bench.save()
+    bench.reopen()
     assert bench.leaves() == bench.truth()
 
 
@@ -454,7 +506,7 @@ def test_what_cannot_be_written_stays_pending() -> None:
 
 
 def test_too_much_that_cannot_be_written_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digesttable, "_LEAVING_MAX", 10)
+    monkeypatch.setattr(digesttable, "LEAVING_MAX", 10)
     bench = Bench(pending_max=4)
     bench.medium.fault = failing(SimAction.WRITE)
     for block in range(40):
@@ -642,7 +694,7 @@ def test_noting_beside_saving_and_checking(tmp_path: Path, leak_guard: object) -
         tmp_path / "digests", volume_id=ID, size_bytes=size_bytes, doubtful=DirtyMap(blocks)
     )
     table = opened.table
-    table._look_at = table._look_first = table._pending_max = 300
+    table._pending_max = 300
     first = [block_op(block, block) for block in range(still)]
     device.apply(first)
     table.note(device, first)

@@ -11,9 +11,10 @@ Inputs are the ops that were applied to the device, in order.
 3. the map of unknown blocks: what the file says of them is worth nothing;
 4. the file (and the page cache: a dense volume of 1 TiB has 2 GiB of leaves).
 
-A layer goes to the file without waiting for a disk once it holds `_PENDING_MAX` leaves; sooner where the file
-lies in memory, for the event loop stands still meanwhile.  What cannot be written stays pending; if that
-becomes too much, the blocks are given up as unknown.
+A long run goes to the file at once while there is no layer above it.  A layer goes to the file without
+waiting for a disk once it holds `PENDING_MAX` leaves; sooner where the file lies in memory, for the event
+loop stands still meanwhile.  What cannot be written stays pending; if that becomes too much, the blocks are
+given up as unknown.
 
 **What a crash leaves.**  The file may have any mixture of leaves as they were at the last `save` and since,
 and a leaf may be durable without its data.  Both concern only blocks that were written since, and these are
@@ -57,33 +58,23 @@ from .digestfile import (
     block_digest,
     block_digests,
     digests_bytes,
+    pack_leaves,
     unpack_leaves,
 )
 from .digestheader import HeaderKeeper
-from .digestlayer import WIDE_BLOCKS, Layer
+from .digestlayer import CROWDED, LEAVING_MAX, WIDE_BLOCKS, Layer, pending_bounds
 from .digestwalk import Examined, TableState, Walk
 
 __all__ = ["DigestTable"]
-
-_PENDING_MAX: Final = 16_384
-"""Leaves that are pending before they go to the file: 64 MiB of scattered writes, 2 MiB of memory."""
-_MEMORY_PENDING_MAX: Final = 8192
-_MEMORY_PAGES_MAX: Final = 512
-"""The same where the file lies in memory, and pages of the table that they lie in: what counts is two system
-calls a page, 10 us, or one of 3 us for a leaf that is alone.  So 2 to 7 ms at a time; with half as many pages
-writes all over 1 GiB went out leaf by leaf, 5 us each instead of 1.7."""
-_MEMORY_LOOK: Final = 256
-"""Leaves at which their pages are counted first; then whenever they have doubled."""
-_LEAVING_MAX: Final = 65_536
-"""Leaves kept that cannot be written (a full file system), 8 MiB of memory; beyond they become unknown."""
-_CROWDED: Final = 4
-"""So many times the bound of pending leaves are taken while the file is being written; then `note` waits."""
 
 _UNKNOWN_LEAVES_MAX: Final = 262_144
 """Unknown blocks (1 GiB) up to which they are made leaves of the file."""
 _UNKNOWN_SAVE_MAX: Final = 16_384
 _MEMORY_UNKNOWN_SAVE_MAX: Final = 256
 """As many of them with each `save`; the second where the file lies in memory."""
+
+_LONG_BLOCKS: Final = 32
+"""Runs from this length on go to the file at once where nothing stands before it."""
 
 _PIECE_BLOCKS: Final = 512
 """Leaves that are looked up at a time."""
@@ -108,10 +99,7 @@ class DigestTable:
         self._pending = Layer(state.block_count)
         self._leaving: Layer | None = None
         in_memory = file.memory_backed
-        self._pending_max = _MEMORY_PENDING_MAX if in_memory else _PENDING_MAX
-        self._pages_max = _MEMORY_PAGES_MAX if in_memory else _PENDING_MAX
-        self._look_first = _MEMORY_LOOK if in_memory else _PENDING_MAX
-        self._look_at = self._look_first  # pending leaves at which `_put` looks whether these are too many
+        self._pending_max, self._pages_max = pending_bounds(in_memory=in_memory)
         self._unknown_save_max = _MEMORY_UNKNOWN_SAVE_MAX if in_memory else _UNKNOWN_SAVE_MAX
 
     @property
@@ -186,14 +174,33 @@ class DigestTable:
         if kind is _DATA and data is not None:
             start = first * BLOCK_BYTES - offset
             with memoryview(data)[start : stop * BLOCK_BYTES - offset] as view:
-                few.update(zip(range(first, stop), block_digests(view), strict=True))
+                digests = block_digests(view)
+            if few or stop - first < _LONG_BLOCKS or not self._write_run(first, digests):
+                few.update(zip(range(first, stop), digests, strict=True))
         elif stop - first <= WIDE_BLOCKS:
             few.update(dict.fromkeys(range(first, stop), ZERO_DIGEST))
         else:
             with self._lock:
-                self._pending.few.update(few)
+                self._pending.put(few)
                 self._pending.put_range(first, stop, ZERO_DIGEST)
             few.clear()
+
+    def _write_run(self, first: int, digests: Sequence[int]) -> bool:
+        """Bring a long run to the file, if nothing stands before that: a third of the time of leaves."""
+        state = self._state
+        if not self._writing.acquire(blocking=False):
+            return False
+        try:
+            with self._lock:
+                if self._pending or self._leaving is not None or state.unknown.count:
+                    return False
+            state.leaves.write(first, pack_leaves(digests))
+            state.nodes.stale(first >> _PAGE_SHIFT, ((first + len(digests) - 1) >> _PAGE_SHIFT) + 1)
+        except BackendError:
+            return False  # what the file has of it now is written again, or given up
+        finally:
+            self._writing.release()
+        return True
 
     def _whole_stop(self, end: int) -> int:
         """The first block that a range which ends there does not hold to the block's end."""
@@ -211,22 +218,16 @@ class DigestTable:
 
     def _put(self, few: dict[int, int]) -> None:
         with self._lock:
-            pending = self._pending.few
-            pending.update(few)
-            count = len(pending)
-        if count < self._look_at:
+            self._pending.put(few)
+            count, page_count = len(self._pending.few), len(self._pending.pages)
+        if count < self._pending_max and page_count <= self._pages_max:
             return
-        # Only this thread adds to what is pending, so it can be looked at without the lock.
-        if count < self._pending_max and len({block >> _PAGE_SHIFT for block in pending}) <= self._pages_max:
-            self._look_at = min(2 * count, self._pending_max)
-            return
-        if self._writing.acquire(blocking=count >= self._pending_max * _CROWDED):
+        if self._writing.acquire(blocking=count >= self._pending_max * CROWDED):
             try:
                 with suppress(BackendError):  # nothing is lost; `save` and `examine` try again and tell
                     self._write_out()
             finally:
                 self._writing.release()
-            self._look_at = self._look_first
 
     def forget(self, extents: Iterable[tuple[int, int]]) -> None:
         """What these blocks hold is in doubt (a failed write): unknown."""
@@ -236,7 +237,7 @@ class DigestTable:
                 few.update(dict.fromkeys(range(start, stop), UNKNOWN_DIGEST))
                 continue
             with self._lock:
-                self._pending.few.update(few)
+                self._pending.put(few)
                 self._pending.put_range(start, stop, UNKNOWN_DIGEST)
             few.clear()
         self._put(few)
@@ -342,7 +343,7 @@ class DigestTable:
                 self._leaving = self._pending
             else:
                 self._leaving.put_layer(self._pending)
-                if len(self._leaving.few) > _LEAVING_MAX:
+                if len(self._leaving.few) > LEAVING_MAX:
                     self._leaving.give_up()
             self._pending = Layer(self._state.block_count)
             layer = self._leaving
