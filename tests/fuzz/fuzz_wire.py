@@ -14,7 +14,12 @@ from pairsync.core.messages import (
     Marked,
     Message,
     OpKind,
+    Relay,
+    Relayed,
+    RelayFlush,
+    RelayRead,
     Role,
+    Serving,
     Write,
     WriteOp,
 )
@@ -44,6 +49,11 @@ SAMPLES: list[Message] = [
     Adopt(3, 0, (Generation(3, 1, 99),)),
     Leave("no more"),
     Marked(0, ((1, 5), (9, 10))),
+    Serving(3, serves=True),
+    Relay(3, 0, 7, [WriteOp(OpKind.DATA, 4096, 5, b"hello"), WriteOp(OpKind.ZERO, 0, 4096)]),
+    RelayRead(3, 0, 8, 4096, 512),
+    RelayFlush(3, 0, 9),
+    Relayed(7, (0, 28)),
 ]
 
 
@@ -54,10 +64,10 @@ def fuzz_codec(data: bytes) -> None:
         message = decode(data[1 : 1 + cut], data[1 + cut :])
     except ProtocolError:
         return
-    if isinstance(message, Write):
+    if isinstance(message, Write | Relay):
         held = sum(op.length for op in message.ops if op.data is not None)
         if held != len(data) - 1 - cut:
-            raise RuntimeError("a Write whose ranges do not take its payload exactly")
+            raise RuntimeError("a batch whose ranges do not take its payload exactly")
     # what was accepted can be said again, and means the same
     parts = encode(message)
     if encode(decode(bytes(parts[0]), b"".join(parts[1:])))[0] != parts[0]:

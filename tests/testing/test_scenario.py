@@ -9,6 +9,7 @@ import pytest
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.effects import (
     Apply,
+    AskAlone,
     Complete,
     DropSession,
     Effect,
@@ -41,7 +42,12 @@ from pairsync.core.messages import (
     OpKind,
     Proof,
     Prove,
+    Relay,
+    Relayed,
+    RelayFlush,
+    RelayRead,
     Role,
+    Serving,
     SyncMode,
     Unfetched,
     VolumePlan,
@@ -75,6 +81,13 @@ MESSAGES: list[tuple[Message, str]] = [
     (Adopted(0, GENERATION), "Adopted 1.2/03"),
     (Failed(0, 5, "a write failed: EIO"), "Failed: a write failed: EIO"),
     (Leave("diverged"), "Leave: diverged"),
+    (Serving(3, serves=True), "Serving term 3: yes"),
+    (Serving(3, serves=False), "Serving term 3: no"),
+    (Relay(3, 1, 7, OPS), "Relay volume 1 7: data 1..3 fua, trim @100+5"),
+    (RelayRead(3, 0, 8, 4096, 100), "RelayRead 8: @4096+100"),
+    (RelayFlush(3, 0, 9), "RelayFlush 9"),
+    (Relayed(9), "Relayed 9: ok"),
+    (Relayed(9, (0, 5)), "Relayed 9: ok EIO"),
 ]
 
 
@@ -106,6 +119,7 @@ EFFECTS: list[tuple[Effect, list[str]]] = [
     (Send([Applied(0, 1), Applied(0, 2)]), ["-> Applied 1", "-> Applied 2"]),
     (Complete("w1", None), ["done w1: ok"]),
     (Complete("w1", [0, 5]), ["done w1: ok EIO"]),
+    (AskAlone(), ["ask whether to go on alone"]),
     (DropSession("enough", refused=True), ["drop the session: enough"]),
     (Emit(PeerEvent(connected=False, reason="cut")), ["! peer lost: cut"]),
 ]

@@ -11,15 +11,23 @@ import pytest
 from hypothesis import strategies as st
 
 from pairsync.core import messages
-from pairsync.core.messages import Message, OpKind, Write, WriteOp
+from pairsync.core.messages import Message, OpKind, Relay, Write, WriteOp
 from pairsync.core.questions import LEVEL_TOP
-from pairsync.wire.limits import NUMBER_MAX, OP_BYTES_MAX, REASON_BYTES_MAX, VOLUMES_MAX
+from pairsync.wire.limits import (
+    FRAME_PAYLOAD_BYTES_MAX,
+    NUMBER_MAX,
+    OP_BYTES_MAX,
+    REASON_BYTES_MAX,
+    VOLUMES_MAX,
+)
 
 NUMBERS = st.one_of(st.integers(0, 5), st.integers(0, NUMBER_MAX))
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)
 SPECIAL = {
     "volume": st.integers(0, VOLUMES_MAX - 1),
     "errno": st.integers(0, 0xFFFF),
+    "errnos": st.lists(st.integers(0, 0xFFFF), max_size=3).map(tuple),
+    "length": st.integers(1, FRAME_PAYLOAD_BYTES_MAX),
     "tag": st.integers(0, (1 << 64) - 1),
     "extents": st.lists(st.tuples(st.integers(0, 1000), st.integers(1001, NUMBER_MAX)), max_size=5).map(
         tuple
@@ -83,12 +91,23 @@ def writes() -> st.SearchStrategy[Write]:
     )
 
 
+def relays() -> st.SearchStrategy[Relay]:
+    return st.builds(
+        Relay,
+        term=NUMBERS,
+        volume=SPECIAL["volume"],
+        number=SPECIAL["number"],
+        ops=st.lists(write_ops(), min_size=1, max_size=12),
+    )
+
+
 def message_kinds() -> tuple[type[Any], ...]:
     return typing.get_args(messages.Message)
 
 
 def any_message() -> st.SearchStrategy[Message]:
-    return st.one_of([writes() if kind is Write else _whole(kind) for kind in message_kinds()])
+    made: dict[Any, st.SearchStrategy[Any]] = {Write: writes(), Relay: relays()}
+    return st.one_of([made[kind] if kind in made else _whole(kind) for kind in message_kinds()])
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import struct
 from typing import Any
 
@@ -21,6 +22,8 @@ from pairsync.core.messages import (
     Marked,
     Message,
     OpKind,
+    Relay,
+    RelayRead,
     Write,
     WriteOp,
 )
@@ -48,11 +51,11 @@ def split(parts: list[Buffer]) -> tuple[bytes, bytes]:
 
 def plain(message: Message) -> Message:
     """The same with ranges as a list and data as bytes, to compare."""
-    if not isinstance(message, Write):
+    if not isinstance(message, Write | Relay):
         return message
     ops = [op._replace(data=None if op.data is None else bytes(op.data)) for op in message.ops]
     joined = b"".join(op.data for op in ops if op.data is not None)
-    return Write(message.term, message.volume, message.number, message.resync, ops, payload_digest(joined))
+    return dataclasses.replace(message, ops=ops, digest=payload_digest(joined))
 
 
 def write(*ops: WriteOp, digest: int = 0, number: int = 1) -> Write:
@@ -78,7 +81,7 @@ def test_every_kind_of_message_comes_back(messages_strategy: st.SearchStrategy[M
 
 def test_no_kind_of_message_is_missing(kinds: tuple[type[Any], ...]) -> None:
     numbered = {made for made, _ in codec._TABLE.values()}
-    assert numbered | {Write, Applied} == set(kinds)
+    assert numbered | {Write, Relay, Applied} == set(kinds)
 
 
 def test_payload_is_passed_by_reference_both_ways() -> None:
@@ -134,6 +137,9 @@ def test_a_range_that_cannot_be_is_our_own_bug(op: WriteOp, why: str) -> None:
         write(*[WriteOp(OpKind.TRIM, 0, 1)] * (WRITE_OPS_MAX + 1)),
         write(data_op(bytes(FRAME_PAYLOAD_BYTES_MAX + 1))),
         write(data_op(b"x"), number=0),
+        Relay(1, 0, 0, [data_op(b"x")]),
+        Relay(1, 0, 1, []),
+        RelayRead(1, 0, 1, 0, FRAME_PAYLOAD_BYTES_MAX + 1),
         Write(1, VOLUMES_MAX, 1, False, [data_op(b"x")]),
         Write(-1, 0, 1, False, [data_op(b"x")]),
         Applied(VOLUMES_MAX, 1),
@@ -197,6 +203,15 @@ def test_the_good_write_is_good_and_its_header_is_msgpack() -> None:
     assert header_of(GOOD) == bytes(encode(message)[0])
     assert msgpack.unpackb(header_of(GOOD)) == [4, 3, 1, 1, False, GOOD["digest"], GOOD["entries"]]
     assert msgpack.unpackb(encode(Applied(7, 9))[0]) == [5, 7, 9]
+
+
+def test_what_is_relayed_has_the_form_of_a_write_and_is_of_no_resync() -> None:
+    fields = GOOD | {"kind": 17}
+    message = Relay(3, 1, 1, [WriteOp(OpKind.DATA, 0, 4, b"abcd")], GOOD["digest"])
+    assert decode(header_of(fields), b"abcd") == message
+    assert bytes(encode(message)[0]) == header_of(fields)
+    with pytest.raises(ProtocolError, match="Relay: it belongs to a resync"):
+        decode(header_of(fields | {"resync": 0xC3}), b"abcd")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,13 @@ never overtakes the writes before it.  The order of a session::
     standby   Adopted                        durable: from now on the standby is in sync
     either    Failed | Leave                 a volume of mine is in trouble | I refuse to go on
 
+Beside that order, from the first moment of a link's session on, whatever the replicas are to each other, a
+host serves the clients of the other one (`core.relay`)::
+
+    owner     Serving                        I serve the guest | I do not any more
+    other     (Relay | RelayRead | RelayFlush)*
+    owner     (Relayed | Relay)*             the end of each request | what a read has found
+
 Every message that changes data carries the term under which it was sent; a receiver refuses a lower one
 (DESIGN rule 6).
 """
@@ -48,7 +55,12 @@ __all__ = [
     "OpKind",
     "Proof",
     "Prove",
+    "Relay",
+    "RelayFlush",
+    "RelayRead",
+    "Relayed",
     "Role",
+    "Serving",
     "SyncMode",
     "Unfetched",
     "VolumePlan",
@@ -321,6 +333,61 @@ class Leave:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """The sender owns the guest under ``term`` and serves the other host's clients, or not any more.
+
+    With ``serves`` false nothing that was asked for before will be answered: its outcome is unknown.
+    """
+
+    term: int
+    serves: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """To the owner: a batch of a client's ranges, in this order, answered by `Relayed`.
+
+    From the owner: what the `RelayRead` with that ``number`` has found, one range of data.  ``term`` is that
+    of `Serving`; ``number`` counts the requests of this host, of all kinds and volumes, and never repeats.
+    ``digest`` as in `Write`.
+    """
+
+    term: int
+    volume: int
+    number: int
+    ops: Sequence[WriteOp]
+    digest: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RelayRead:
+    """A client wants to read: answered by `Relay`, or by `Relayed` with its error."""
+
+    term: int
+    volume: int
+    number: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class RelayFlush:
+    """A client's flush: all that was acknowledged to any client before; answered by `Relayed`."""
+
+    term: int
+    volume: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """That request has ended: an errno for each of its ranges, or one; none at all: all is well."""
+
+    number: int
+    errnos: tuple[int, ...] = ()
+
+
 Message: TypeAlias = (
     Introduce
     | Begin
@@ -338,4 +405,9 @@ Message: TypeAlias = (
     | Adopted
     | Failed
     | Leave
+    | Serving
+    | Relay
+    | RelayRead
+    | RelayFlush
+    | Relayed
 )

@@ -28,15 +28,20 @@ from pairsync.core.messages import (
     Barrier,
     BarrierDone,
     Begin,
-    Begun,
+    Failed,
     Fetch,
     Generation,
     Introduce,
+    Leave,
     Marked,
     Message,
     OpKind,
-    Proof,
     Prove,
+    Relay,
+    Relayed,
+    RelayFlush,
+    RelayRead,
+    Serving,
     Unfetched,
     Write,
     WriteOp,
@@ -93,6 +98,12 @@ def describe_message(message: Message) -> str:
     volume = getattr(message, "volume", 0)
     if volume:
         name = f"{name} volume {volume}"
+    if isinstance(message, Serving | Relay | RelayRead | RelayFlush | Relayed):
+        return _describe_relay(name, message)
+    return _describe_replication(name, message)
+
+
+def _describe_replication(name: str, message: Message) -> str:
     match message:
         case Introduce():
             return _introduction(message)
@@ -116,10 +127,24 @@ def describe_message(message: Message) -> str:
             return f"{name} {number}: {error_name(error)}"
         case Prove(level=level, first=first, stop=stop):
             return f"{name} level {level}: {first}..{stop}"
-        case Begun() | Proof():
-            return name
+        case Failed(reason=reason) | Leave(reason=reason):
+            return f"{name}: {reason}"
         case _:
-            return f"{name}: {message.reason}"
+            return name
+
+
+def _describe_relay(name: str, message: Serving | Relay | RelayRead | RelayFlush | Relayed) -> str:
+    match message:
+        case Relay(number=number, ops=ops):
+            return f"{name} {number}: {_ops(ops)}"
+        case RelayRead(number=number, offset=offset, length=length):
+            return f"{name} {number}: @{offset}+{length}"
+        case RelayFlush(number=number):
+            return f"{name} {number}"
+        case Relayed(number=number, errnos=errnos):
+            return f"{name} {number}: {' '.join(map(error_name, errnos)) or 'ok'}"
+        case Serving(term=term, serves=serves):
+            return f"{name} term {term}: {'yes' if serves else 'no'}"
 
 
 def describe_effect(effect: Effect) -> list[str]:

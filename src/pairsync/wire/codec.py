@@ -1,16 +1,16 @@
 """Codec of protocol version 1: a message of ``core.messages`` to and from one frame.
 
 A frame is a header, the msgpack array ``[type, field, ...]``, and a raw payload: the data of all
-`OpKind.DATA` ranges of a `Write`, joined in order; every other message has none.  Decoding is strict: an
-unknown type, another number of fields, a value out of its type or range is `ProtocolError` and nothing
-else, whatever the bytes are.  Payload is never copied here: `encode` returns the caller's buffers, and the
-data of a decoded `WriteOp` is a slice of the payload that was given.
+`OpKind.DATA` ranges of a `Write` or a `Relay`, joined in order; every other message has none.  Decoding is
+strict: an unknown type, another number of fields, a value out of its type or range is `ProtocolError` and
+nothing else, whatever the bytes are.  Payload is never copied here: `encode` returns the caller's buffers,
+and the data of a decoded `WriteOp` is a slice of the payload that was given.
 
-`Write` and `Applied` are the hot path and coded by hand.  Their headers are msgpack like the others, but in
-one fixed form (every integer in its widest encoding), so that one call of ``struct`` writes or reads them;
-no other form is accepted.  The ranges of a `Write` are one byte string of 13-byte entries (offset 64 bits,
-length 32 bits, kind and FUA 8 bits).  The rest is a table.  A later version of the protocol gets its own
-table; ``wire.hello`` chooses.
+`Write`, `Relay` (in the same form) and `Applied` are the hot path and coded by hand.  Their headers are
+msgpack like the others, but in one fixed form (every integer in its widest encoding), so that one call of
+``struct`` writes or reads them; no other form is accepted.  The ranges of a batch are one byte string of
+13-byte entries (offset 64 bits, length 32 bits, kind and FUA 8 bits).  The rest is a table.  A later version
+of the protocol gets its own table; ``wire.hello`` chooses.
 """
 
 from __future__ import annotations
@@ -40,7 +40,12 @@ from pairsync.core.messages import (
     OpKind,
     Proof,
     Prove,
+    Relay,
+    Relayed,
+    RelayFlush,
+    RelayRead,
     Role,
+    Serving,
     SyncMode,
     Unfetched,
     VolumePlan,
@@ -115,6 +120,7 @@ _extent = structure(_make_extent, ("start", _number), ("stop", _number))
 
 _WRITE = 4
 _APPLIED = 5
+_RELAY = 17
 
 # type number -> (class, shape of the fields behind the type number)
 _TABLE: dict[int, tuple[type[Message], Shape[Any]]] = {
@@ -186,6 +192,35 @@ _TABLE: dict[int, tuple[type[Message], Shape[Any]]] = {
             ("errno", unsigned(0xFFFF)),
         ),
     ),
+    18: (Serving, structure(Serving, ("term", _number), ("serves", boolean))),
+    19: (
+        RelayRead,
+        structure(
+            RelayRead,
+            ("term", _number),
+            ("volume", _volume),
+            ("number", unsigned(NUMBER_MAX, minimum=1)),
+            ("offset", _number),
+            ("length", unsigned(FRAME_PAYLOAD_BYTES_MAX, minimum=1)),
+        ),
+    ),
+    20: (
+        RelayFlush,
+        structure(
+            RelayFlush,
+            ("term", _number),
+            ("volume", _volume),
+            ("number", unsigned(NUMBER_MAX, minimum=1)),
+        ),
+    ),
+    21: (
+        Relayed,
+        structure(
+            Relayed,
+            ("number", unsigned(NUMBER_MAX, minimum=1)),
+            ("errnos", sequence(unsigned(0xFFFF), WRITE_OPS_MAX)),
+        ),
+    ),
 }
 _NUMBER_OF: dict[type[Message], int] = {made: number for number, (made, _) in _TABLE.items()}
 
@@ -209,17 +244,20 @@ _new: Callable[[type[WriteOp], tuple[Any, ...]], WriteOp] = (
     tuple.__new__
 )  # skips the keyword parsing of WriteOp(...): half the cost of decoding a batch
 _DATA = OpKind.DATA
+_BATCHES = {_WRITE: Write.__name__, _RELAY: Relay.__name__}  # by type number
 
 
 def encode(message: Message) -> list[Buffer]:
     """The header, then the payload in parts: the caller's own buffers, which must not change until sent.
 
-    A `Write` whose digest is 0 gets it computed; another digest is sent as it is, so that one taken when
+    A batch whose digest is 0 gets it computed; another digest is sent as it is, so that one taken when
     the data entered this host protects it all the way.  Raises `InternalError` for a message that the
     protocol does not allow: its sender is at fault, and the peer would refuse it.
     """
     if type(message) is Write:
-        return _encode_write(message)
+        return _encode_batch(_WRITE, message, resync=message.resync)
+    if type(message) is Relay:
+        return _encode_batch(_RELAY, message, resync=False)
     if type(message) is Applied:
         if not (0 <= message.volume < VOLUMES_MAX and 0 <= message.number <= NUMBER_MAX):
             raise InternalError(f"cannot be sent: {message}")
@@ -238,11 +276,11 @@ def encode(message: Message) -> list[Buffer]:
 def decode(header: Buffer, payload: Buffer) -> Message:
     """The message of one frame.
 
-    Raises `ProtocolError` for everything that this version does not allow.  The data of a `Write` are
+    Raises `ProtocolError` for everything that this version does not allow.  The data of a batch are
     slices of ``payload``, which must stay as it is for as long as they are used.
     """
-    if len(header) > 1 and header[0] == _ARRAY_7 and header[1] == _WRITE:
-        return _decode_write(header, memoryview(payload))
+    if len(header) > 1 and header[0] == _ARRAY_7 and header[1] in _BATCHES:
+        return _decode_batch(header, memoryview(payload))
     if len(payload):
         raise ProtocolError(f"{len(payload)} bytes of payload came with a message that has none")
     if len(header) == _APPLIED_HEAD.size and header[0] == _ARRAY_3 and header[1] == _APPLIED:
@@ -256,47 +294,48 @@ def decode(header: Buffer, payload: Buffer) -> Message:
         raise ProtocolError("a message begins with its type, an integer")
     entry = _TABLE.get(kind)
     if entry is None:
-        form = "in another form than its fixed one" if kind in {_WRITE, _APPLIED} else "unknown"
+        fixed = kind in {_APPLIED, *_BATCHES}
+        form = "in another form than its fixed one" if fixed else "unknown"
         raise ProtocolError(f"message type {kind} is {form}")
     message: Message = entry[1](fields[1:])
     return message
 
 
-def _encode_write(message: Write) -> list[Buffer]:
-    ops = message.ops
+def _encode_batch(kind: int, message: Write | Relay, *, resync: bool) -> list[Buffer]:
+    ops, name = message.ops, type(message).__name__
     if not 1 <= len(ops) <= WRITE_OPS_MAX:
-        raise InternalError(f"a Write of {len(ops)} ranges, 1 to {WRITE_OPS_MAX} are allowed")
+        raise InternalError(f"a {name} of {len(ops)} ranges, 1 to {WRITE_OPS_MAX} are allowed")
     parts: list[Buffer] = [b""]
     entries: list[bytes] = []
     payload_bytes = 0
     for op in ops:
-        kind, offset, length, data, fua = op
+        what, offset, length, data, fua = op
         if data is None:
-            if kind is _DATA or not 0 < length <= OP_BYTES_MAX:
+            if what is _DATA or not 0 < length <= OP_BYTES_MAX:
                 _refuse(op)
-        elif kind is not _DATA or len(data) != length or not length:
+        elif what is not _DATA or len(data) != length or not length:
             _refuse(op)
         else:
             parts.append(data)
             payload_bytes += length
         if not 0 <= offset <= NUMBER_MAX - length:
             _refuse(op)
-        entries.append(_OP.pack(offset, length, kind | _FUA if fua else kind))
+        entries.append(_OP.pack(offset, length, what | _FUA if fua else what))
     if payload_bytes > FRAME_PAYLOAD_BYTES_MAX:
         raise InternalError(
-            f"a Write of {payload_bytes} bytes, at most {FRAME_PAYLOAD_BYTES_MAX} are allowed"
+            f"a {name} of {payload_bytes} bytes, at most {FRAME_PAYLOAD_BYTES_MAX} are allowed"
         )
     if not (0 <= message.volume < VOLUMES_MAX and 0 <= message.term <= NUMBER_MAX):
-        raise InternalError(f"a Write of volume {message.volume} in term {message.term} cannot be sent")
+        raise InternalError(f"a {name} of volume {message.volume} in term {message.term} cannot be sent")
     if not 1 <= message.number <= NUMBER_MAX:
-        raise InternalError(f"a Write has number {message.number}; they count from 1")
+        raise InternalError(f"a {name} has number {message.number}; they count from 1")
     digest = message.digest
     if not digest and payload_bytes:
         digest = payload_digest(parts[1]) if len(parts) == 2 else payload_digest_of(parts)
     joined = b"".join(entries)
     head = _WRITE_HEAD.pack(
-        *(_ARRAY_7, _WRITE, _U64, message.term, _U8, message.volume, _U64, message.number),
-        *(_TRUE if message.resync else _FALSE, _U64, digest, _BYTES, len(joined)),
+        *(_ARRAY_7, kind, _U64, message.term, _U8, message.volume, _U64, message.number),
+        *(_TRUE if resync else _FALSE, _U64, digest, _BYTES, len(joined)),
     )
     parts[0] = head + joined
     return parts
@@ -307,45 +346,59 @@ def _refuse(op: WriteOp) -> NoReturn:
     raise InternalError(f"cannot be sent: {op.kind!r} at {op.offset}, length {op.length}, with {held}")
 
 
-def _decode_write(header: Buffer, payload: memoryview) -> Write:
+def _decode_batch(header: Buffer, payload: memoryview) -> Write | Relay:
+    name = _BATCHES[header[1]]
     if len(header) < _WRITE_HEAD.size:
-        raise ProtocolError(f"Write: a header of {len(header)} bytes")
-    (_, _, u64_0, term, u8, volume, u64_1, number, flag, u64_2, digest, form, entries_bytes) = (
+        raise ProtocolError(f"{name}: a header of {len(header)} bytes")
+    (_, type_number, u64_0, term, u8, volume, u64_1, number, flag, u64_2, digest, form, entries_bytes) = (
         _WRITE_HEAD.unpack_from(header)
     )
     if (u64_0, u8, u64_1, u64_2, form) != _WRITE_FORM or not _FALSE <= flag <= _TRUE:
-        raise ProtocolError("Write: its header is not in the fixed form")
+        raise ProtocolError(f"{name}: its header is not in the fixed form")
     if term > NUMBER_MAX or volume >= VOLUMES_MAX or not 0 < number <= NUMBER_MAX:
-        raise ProtocolError(f"Write: term {term}, volume {volume}, number {number}")
+        raise ProtocolError(f"{name}: term {term}, volume {volume}, number {number}")
     if not 0 < entries_bytes <= WRITE_OPS_MAX * _OP_BYTES or entries_bytes % _OP_BYTES:
-        raise ProtocolError(f"Write: {entries_bytes} bytes of ranges, {_OP_BYTES} each")
+        raise ProtocolError(f"{name}: {entries_bytes} bytes of ranges, {_OP_BYTES} each")
     if len(header) != _WRITE_HEAD.size + entries_bytes:
-        raise ProtocolError(f"Write: a header of {len(header)} bytes with {entries_bytes} bytes of ranges")
-    payload_bytes = len(payload)
-    if payload_bytes > FRAME_PAYLOAD_BYTES_MAX:
-        raise ProtocolError(f"Write: {payload_bytes} bytes of payload, at most {FRAME_PAYLOAD_BYTES_MAX}")
+        raise ProtocolError(f"{name}: a header of {len(header)} bytes with {entries_bytes} bytes of ranges")
+    _check_payload(name, payload, digest)
+    ops = _decode_ranges(name, header[_WRITE_HEAD.size :], payload)
+    if type_number == _WRITE:
+        return Write(term, volume, number, flag == _TRUE, ops, digest)
+    if flag == _TRUE:
+        raise ProtocolError(f"{name}: it belongs to a resync")
+    return Relay(term, volume, number, ops, digest)
+
+
+def _check_payload(name: str, payload: memoryview, digest: int) -> None:
+    if len(payload) > FRAME_PAYLOAD_BYTES_MAX:
+        raise ProtocolError(f"{name}: {len(payload)} bytes of payload, at most {FRAME_PAYLOAD_BYTES_MAX}")
     if digest != payload_digest(payload):
-        raise ProtocolError("Write: the payload does not have the digest that came with it")
+        raise ProtocolError(f"{name}: the payload does not have the digest that came with it")
+
+
+def _decode_ranges(name: str, entries: Buffer, payload: memoryview) -> list[WriteOp]:
+    payload_bytes = len(payload)
     ops: list[WriteOp] = []
     append = ops.append
     position = 0
-    for offset, length, code in _OP.iter_unpack(header[_WRITE_HEAD.size :]):
+    for offset, length, code in _OP.iter_unpack(entries):
         known = _KINDS[code]
         if known is None or not length or offset > NUMBER_MAX - length:
-            raise ProtocolError(f"Write: range {len(ops)} is kind {code:#x} at {offset}, length {length}")
+            raise ProtocolError(f"{name}: range {len(ops)} is kind {code:#x} at {offset}, length {length}")
         kind, fua = known
         if kind is _DATA:
             end = position + length
             if end > payload_bytes:
                 raise ProtocolError(
-                    f"Write: range {len(ops)} ends behind the payload of {payload_bytes} bytes"
+                    f"{name}: range {len(ops)} ends behind the payload of {payload_bytes} bytes"
                 )
             append(_new(WriteOp, (kind, offset, length, payload[position:end], fua)))
             position = end
         elif length > OP_BYTES_MAX:
-            raise ProtocolError(f"Write: range {len(ops)} of {length} bytes, at most {OP_BYTES_MAX}")
+            raise ProtocolError(f"{name}: range {len(ops)} of {length} bytes, at most {OP_BYTES_MAX}")
         else:
             append(_new(WriteOp, (kind, offset, length, None, fua)))
     if position != payload_bytes:
-        raise ProtocolError(f"Write: {payload_bytes} bytes of payload, its ranges take {position}")
-    return Write(term, volume, number, flag == _TRUE, ops, digest)
+        raise ProtocolError(f"{name}: {payload_bytes} bytes of payload, its ranges take {position}")
+    return ops

@@ -17,7 +17,7 @@ from pairsync.core.effects import (
     SavePages,
     Send,
 )
-from pairsync.core.messages import Applied, Barrier, BarrierDone, Message, Write, WriteOp
+from pairsync.core.messages import Applied, Barrier, BarrierDone, Message, Serving, Write, WriteOp
 
 __all__ = ["show_effect", "show_message", "show_op"]
 
@@ -44,6 +44,8 @@ def show_message(message: Message) -> str:
         return f"{name}:{message.volume}:{message.number}"
     if isinstance(message, (Barrier, BarrierDone)):
         return f"{name}:{message.volume}:{message.barrier}"
+    if isinstance(message, Serving):
+        return f"{name}:{message.term}:{'yes' if message.serves else 'no'}"
     return name
 
 
