@@ -40,6 +40,7 @@ TESTED_ELSEWHERE: dict[str, tuple[str, str]] = {
         "tests/testing/test_witness.py",
         "protocols only: the suite is the test of whatever keeps them",
     ),
+    "src/pairsync/guest/seam.py": ("tests/guest/test_roles.py", "a protocol; its fake is there"),
     "src/pairsync/errors.py": (
         "tests/test_exports.py",
         "a tree of exceptions",

@@ -49,7 +49,7 @@ def told() -> tuple[list[Relayed | Relay | None], Answer]:
 
 
 def serving_server(term: int = 3) -> RelayServer:
-    server = RelayServer([SIZE])
+    server = RelayServer({0: SIZE}.get)
     assert server.serve(term) == []
     assert server.connected() == [Serving(term, serves=True)]
     return server
@@ -205,7 +205,7 @@ class RelayMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.client, self.server = RelayClient(), RelayServer([SIZE])
+        self.client, self.server = RelayClient(), RelayServer({0: SIZE}.get)
         self.connected = False
         self.term = 0
         self.serves = False

@@ -71,7 +71,7 @@ def test_the_window_of_the_link_holds_it_all() -> None:
     alone = _guest(1, link=_link()).shared_out()
     assert alone.link is not None
     # twice what is in flight (it is taken back only when it is acknowledged), and a reserve
-    assert alone.link.window_bytes == max(WINDOW_BYTES, 2 * 16 * MIB + PART_BYTES_MAX + 16 * MIB)
+    assert alone.link.window_bytes == max(WINDOW_BYTES, 2 * 16 * MIB + PART_BYTES_MAX + 32 * MIB)
     lagging = _guest(1, link=_link(), volumes=_volumes(1, level="async", lag_bytes=256 * MIB)).shared_out()
     assert lagging.link is not None
     assert lagging.link.window_bytes == alone.link.window_bytes + 256 * MIB

@@ -14,6 +14,7 @@ from pairsync.core.units import BLOCK_BYTES
 from pairsync.errors import ArbitrationError, BackendError, ClosedError
 from pairsync.guest import roles
 from pairsync.guest.guest import Guest, open_guest
+from pairsync.guest.seam import Arbiter
 
 
 class Asked:
@@ -22,7 +23,8 @@ class Asked:
     def __init__(self, guest: Guest) -> None:
         self.alone = trio.Event()
         self.in_sync = False
-        guest.arbiter = self
+        arbiter: Arbiter = self
+        guest.arbiter = arbiter
 
     def ask_alone(self) -> None:
         self.alone.set()

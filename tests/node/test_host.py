@@ -178,11 +178,15 @@ async def test_disks_and_requests_can_be_replaced_and_added(tmp_path: Path) -> N
     assert opened == ["vda"]
 
 
-async def test_a_standby_opens_no_front_door(tmp_path: Path) -> None:
+async def test_a_standby_opens_its_front_door_too_and_its_clients_wait(tmp_path: Path) -> None:
     host = make_host(tmp_path, role=Role.STANDBY, link=make_link(tmp_path))
     async with running(host) as standby:
-        assert standby.told[0]["nbd"] == []
-        assert not (tmp_path / "nbd.sock").exists()
+        assert standby.told[0]["nbd"] == [f"unix:{tmp_path / 'nbd.sock'}"]
+        async with await NbdClient.connect_unix(str(tmp_path / "nbd.sock")) as client:
+            await client.negotiate("")
+            with trio.move_on_after(0.2):
+                await client.read(0, 1)
+                pytest.fail("nobody owns")
         answer = await ask(host.control, {"do": "status"})
         assert answer["guest"]["volumes"][0]["state"] == "blank"
 

@@ -168,9 +168,9 @@ class Job(NamedTuple):
 class RelayServer:
     """The half that is asked; see the module."""
 
-    def __init__(self, sizes_bytes: Sequence[int]) -> None:
-        """``sizes_bytes``: of the volumes."""
-        self._sizes_bytes = sizes_bytes
+    def __init__(self, size_of: Callable[[int], int | None]) -> None:
+        """``size_of`` a volume in bytes; None if there is no such volume."""
+        self._size_of = size_of
         self._connected = False
         self._own_term: int | None = None  # under which the guest is served here
         self._told: int | None = None  # what the peer was told of it in this session
@@ -239,9 +239,9 @@ class RelayServer:
             self._bytes and self._bytes + data_bytes > RELAY_BYTES_MAX
         ):
             raise ProtocolError(f"too much is relayed: {self._requests} requests, {self._bytes} bytes")
-        if request.volume >= len(self._sizes_bytes):
-            raise ProtocolError(f"volume {request.volume} of {len(self._sizes_bytes)}")
-        size_bytes = self._sizes_bytes[request.volume]
+        size_bytes = self._size_of(request.volume)
+        if size_bytes is None:
+            raise ProtocolError(f"a request for volume {request.volume}, which there is not")
         if isinstance(request, Relay):
             ranges = [(op.offset, op.length) for op in request.ops]
         elif isinstance(request, RelayRead):

@@ -319,6 +319,7 @@ class Session:
 
     def abandon(self, reason: str) -> None:
         """The guest does not run here any more: nothing is served, whatever was asked for ends with EIO."""
+        self._permit.give(alone=False)  # no generation is opened any more: the next owner's is the next
         for source in self.sources:
             source.abandon(reason)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from pairsync.core.limits import VolumeOptions
 from pairsync.core.messages import Role
+from pairsync.core.relay import RELAY_BYTES_MAX
 from pairsync.core.units import MIB
 from pairsync.errors import ConfigError
 from pairsync.io.config import WINDOW_BYTES_MAX, LinkConfig
@@ -21,8 +22,9 @@ PART_BYTES_MAX = 4 * MIB
 """Most data of a batch that goes on as one: what a volume may have in flight is exceeded by one of these at
 most, and one intent record for so much costs little."""
 
-_STREAM_RESERVE_BYTES = 16 * MIB
-"""Room of the link's window beyond the data in flight: headers, answers, one batch more than counted."""
+_STREAM_RESERVE_BYTES = 16 * MIB + 2 * RELAY_BYTES_MAX
+"""Room of the link's window beyond the data in flight: headers, answers, one batch more than counted; and
+what is relayed for the other host's clients, twice: the next may leave before the link knows of the last."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,15 +13,16 @@ module is the guest's life and its face.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
 from pairsync.core.events import Event, PathEvent, ProgressEvent, TroubleEvent
 from pairsync.core.messages import Message, Role
+from pairsync.core.relay import RELAY_MESSAGES
 from pairsync.core.session import Session
 from pairsync.core.units import NS_PER_S
 from pairsync.errors import BackendError, ConfigError, InternalError
@@ -33,11 +34,16 @@ from .config import GuestConfig
 from .disks import Disks, Opener, open_disks
 from .events import EventHub, Subscription
 from .performer import Performer
+from .relay import GuestRelay
 from .reopen import Mender
 from .replica import Replica, boot_id, open_replica
 from .roles import change_role, finish, halt
+from .seam import Arbiter
 from .statistics import GuestStatistics, VolumeStatistics, progress_of
 from .volume import Volume
+
+if TYPE_CHECKING:
+    from .door import Door
 
 __all__ = ["Arbiter", "Guest", "open_guest"]
 
@@ -50,16 +56,6 @@ TICK_S = 0.1
 
 PROGRESS_NS = NS_PER_S // 2
 """Between two progress events of a resync."""
-
-
-class Arbiter(Protocol):
-    """What an open guest needs of whoever speaks for it in the grant register.  Must not block."""
-
-    def ask_alone(self) -> None:
-        """The guest has to go on without its peer; `Guest.permitted` answers."""
-
-    def peer_in_sync(self, in_sync: bool) -> None:
-        """Whether every volume is in sync with the peer."""
 
 
 class Guest:
@@ -84,9 +80,36 @@ class Guest:
         self._mender: Mender | None = None  # of a standby
         self._mending = trio.CancelScope()  # of its task
         self.paused = False
-        """Nothing is taken for the moment: the guest is changing its role."""
+        """Nothing is taken for the moment: the guest is changing its role.  Changed by `pause`."""
+        self.relay = GuestRelay(self)
+        """Requests of the other host's clients, and for ours the other way round."""
+        self.doors: list[Door] = []
+        """Who is told when the guest is served elsewhere."""
         # What the link's session brings is not for us: a disk was ill when it began, or has become so.
         self._deaf = False
+
+    @property
+    def serves(self) -> bool:
+        """Whether the guest is active here and takes requests."""
+        return bool(self.session.sources) and not (self.paused or self.closed)
+
+    def pause(self, paused: bool) -> None:
+        """Take nothing for the moment, or go on (called by who changes the role)."""
+        self.paused = paused
+        self.turn()
+
+    def turn(self) -> None:
+        """Who serves the guest, this host or the peer, may have changed."""
+        self.relay.serve(self.session.term if self.serves else None)
+        for door in self.doors:
+            door.turn()
+        self.doors = self.doors[1:] + self.doors[:1]  # another one comes first to what room there is
+
+    def start_soon(self, work: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        """Run it for as long as the guest is open."""
+        if self._nursery is None:
+            raise InternalError(f"guest {self.name} does not live")
+        self._nursery.start_soon(work, *arguments)
 
     def _make_session(self, role: Role, term: int) -> Session:
         config = self._config
@@ -221,6 +244,8 @@ class Guest:
     def connected(self, session: SessionInfo) -> None:
         """The link has a session."""
         _log.info("%s: session over path %s, protocol %d", self.name, session.path, session.protocol)
+        self.turn()
+        self.relay.connected()
         self._deaf = self.paused or (self._mender is not None and self._mender.ill)
         if self._deaf:
             return
@@ -229,7 +254,10 @@ class Guest:
 
     def received(self, messages: list[Message]) -> None:
         """Messages of the peer."""
-        if self._deaf:
+        if not RELAY_MESSAGES.isdisjoint(map(type, messages)):
+            self.relay.received([each for each in messages if type(each) in RELAY_MESSAGES])
+            messages = [each for each in messages if type(each) not in RELAY_MESSAGES]
+        if self._deaf or not messages:
             return
         if self._mender is not None:
             self._mender.busy = True
@@ -241,6 +269,7 @@ class Guest:
         self._deaf = False
         self.session.lost(reason, self.now_ns())
         self.perform()
+        self.relay.lost()
 
     def path_changed(self, path: str, up: bool, reason: str) -> None:
         """A path came up or went down."""
@@ -272,12 +301,10 @@ class Guest:
 
     def start_mending(self) -> None:
         """Look after the disks of a standby from now on; an active host's are not mended."""
-        if self._nursery is None:
-            raise InternalError(f"guest {self.name} does not live")
         if self.role is Role.STANDBY:
             self._mender = Mender(self, self._disks)
             self._mending = trio.CancelScope()
-            self._nursery.start_soon(self._mend, self._mender, self._mending)
+            self.start_soon(self._mend, self._mender, self._mending)
 
     async def _mend(self, mender: Mender, scope: trio.CancelScope) -> None:
         with scope:
@@ -328,6 +355,8 @@ class Guest:
             if not self._deaf:
                 self.session.tick(now_ns)
             self.perform()
+            for door in self.doors:
+                door.tick(now_ns)
             self._tell_kept()
             if now_ns - self._progress_ns >= PROGRESS_NS:
                 self._progress_ns = now_ns
@@ -344,6 +373,9 @@ class Guest:
     async def _close(self) -> None:
         """Flush, and write the exact dirty map; the link tells the peer that it was closed."""
         self.closed = True  # nothing new is taken; what was taken gets its real answer
+        self.turn()
+        for door in self.doors:
+            door.tick(self.now_ns())
         await finish(self)
         self._events.close()
 

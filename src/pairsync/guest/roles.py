@@ -79,7 +79,7 @@ async def halt(guest: Guest, *, in_order: bool) -> None:
     ``in_order``: what was asked is done and flushed on both hosts first.  Otherwise, for an owner that has
     lost its grant or its disk, it ends with EIO.  The link goes on: whoever owns next is agreed over it.
     """
-    guest.paused = True
+    guest.pause(True)
     for volume in guest.volumes.values():
         volume.wake_writers()
     if in_order:
@@ -108,7 +108,7 @@ async def change_role(guest: Guest, disks: Disks, role: Role, term: int, *, in_o
         raise BackendError(f"volume {unopened.volume}: {unopened.error}") from unopened.error
     guest.renew(role, term)
     guest.start_mending()
-    guest.paused = False
+    guest.pause(False)
     guest.rejoin(f"this host is {role.name.lower()} now")
     if not await _within(SERVING_S, lambda: _ready(guest)):
         raise BackendError(f"guest {guest.name}: the metadata do not become durable")

@@ -3,9 +3,8 @@
 Reads are answered by the local replica, from the page cache at once where it has the range.  Writes go to
 the guest's session machine (`pairsync.core`), which answers when the acknowledgement level is met.
 
-Requests of any size are taken: data is cut into pieces of at most one protocol message, ranges without data
-into pieces that one message can name, and what is more than `PART_BYTES_MAX` goes on in parts, each of which
-waits for its room.  They keep their order and are acknowledged together.
+Requests of any size are taken: what is more than `PART_BYTES_MAX` goes on in parts (``guest.pieces``), each
+of which waits for its room.
 """
 
 from __future__ import annotations
@@ -21,10 +20,11 @@ from pairsync.core.messages import Buffer, OpKind, WriteOp
 from pairsync.core.scrubber import ScrubReport
 from pairsync.core.source import VolumeSource
 from pairsync.core.units import BLOCK_BYTES, extent_of
-from pairsync.core.window import FRAME_DATA_BYTES_MAX, FRAME_OPS_MAX, RANGE_BYTES_MAX
+from pairsync.core.window import FRAME_DATA_BYTES_MAX, FRAME_OPS_MAX
 from pairsync.errors import ArbitrationError, BackendError, ClosedError, ConfigError, InternalError
 
 from .config import PART_BYTES_MAX
+from .pieces import Done, parts_of
 from .remote import PeerReader
 from .replica import Replica
 from .verified import VerifiedReader
@@ -40,37 +40,7 @@ PARTLESS_OPS_MAX = PART_BYTES_MAX // FRAME_DATA_BYTES_MAX
 READS_AT_ONCE = 16
 """Reads of one volume that wait for its disk at the same time: what a disk's queue makes use of."""
 
-Done = Callable[[Sequence[int] | None], None]
 T = TypeVar("T")
-
-
-class _Pieces:
-    """A batch that was cut: its owner hears of the ops that it gave, when the last part has ended."""
-
-    __slots__ = ("_counts", "_done", "_errnos", "_left")
-
-    def __init__(self, done: Done, counts: Sequence[int], parts: int) -> None:
-        self._done = done
-        self._counts = counts  # pieces of each op; 0 for one of no bytes
-        self._errnos = [0] * sum(counts)  # of each piece
-        self._left = parts  # parts that have not ended
-
-    def part(self, first: int, errnos: Sequence[int] | None) -> None:
-        """The part that begins with piece ``first`` has ended."""
-        if errnos is not None:
-            self._errnos[first : first + len(errnos)] = errnos
-        self._left -= 1
-        if self._left:
-            return
-        if not any(self._errnos):
-            self._done(None)
-            return
-        merged: list[int] = []
-        at = 0
-        for count in self._counts:
-            merged.append(next((e for e in self._errnos[at : at + count] if e), 0))
-            at += count
-        self._done(merged)
 
 
 class _Waiter:
@@ -108,11 +78,14 @@ class Volume:
         self._verifies = replica.setup.options.verify_reads
         self._verified = VerifiedReader(guest, index, self._peer, self._in_thread)
         self._readers = trio.CapacityLimiter(READS_AT_ONCE)
+        self._reading = 0  # jobs of `_in_thread` that have not ended, nor been left behind
+        self._read_ns = 0  # when the last of them ended, or the first began
         self._welcome = trio.lowlevel.ParkingLot()  # those who wait in `wait_writable`
 
     def use(self, replica: Replica) -> None:
         """The replica was opened anew (called by the guest)."""
         self._replica = replica
+        self._readers = trio.CapacityLimiter(READS_AT_ONCE)  # threads that hang keep their places
 
     @property
     def name(self) -> str:
@@ -137,7 +110,10 @@ class Volume:
         return bytes(content)
 
     async def read_into(self, offset: int, into: memoryview) -> None:
-        """Fill ``into``; waits for the disk in a worker thread where it has to."""
+        """Fill ``into``; waits for the disk in a worker thread where it has to.
+
+        Cancelled, it returns at once, and ``into`` may be filled until the disk has answered all the same.
+        """
         self._check(offset, len(into))
         if self._guest.closed or self._guest.paused:
             raise ClosedError(f"guest {self._guest.name} is closed")
@@ -153,7 +129,19 @@ class Volume:
             await self._peer.read_into(offset, into, error)
 
     async def _in_thread(self, job: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(job, limiter=self._readers)
+        if not self._reading:
+            self._read_ns = self._guest.now_ns()
+        self._reading += 1
+        try:
+            return await trio.to_thread.run_sync(job, abandon_on_cancel=True, limiter=self._readers)
+        finally:
+            self._reading -= 1
+            self._read_ns = self._guest.now_ns()
+
+    @property
+    def read_age_ns(self) -> int:
+        """For how long reads have been waiting for the disk, and none has ended."""
+        return self._guest.now_ns() - self._read_ns if self._reading else 0
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
         """Write; returns when the acknowledgement level is met.  ``data`` must not change before that.
@@ -233,21 +221,9 @@ class Volume:
         if _fits(ops):
             source.write(done, ops, self._guest.now_ns())
         else:
-            self._submit_cut(source, ops, done)
+            for part, ended in parts_of(ops, done, PART_BYTES_MAX):
+                source.write(ended, part, self._guest.now_ns())
         self._guest.perform()
-
-    def _submit_cut(self, source: VolumeSource, ops: Sequence[WriteOp], done: Done) -> None:
-        """A batch that may have to go on in parts."""
-        pieces = [_cut(op) for op in ops]
-        parts = _parts([piece for each in pieces for piece in each])
-        if not parts:
-            done(None)
-            return
-        owner = _Pieces(done, [len(each) for each in pieces], len(parts))
-        first = 0
-        for part in parts:
-            source.write(partial(owner.part, first), part, self._guest.now_ns())
-            first += len(part)
 
     async def wait_writable(self) -> None:
         """Return when a batch is welcome."""
@@ -306,32 +282,3 @@ def _fits(ops: Sequence[WriteOp]) -> bool:
     if not 0 < len(ops) <= FRAME_OPS_MAX or min(lengths) <= 0 or max(lengths) > FRAME_DATA_BYTES_MAX:
         return False
     return len(ops) <= PARTLESS_OPS_MAX or sum(lengths) <= PART_BYTES_MAX
-
-
-def _cut(op: WriteOp) -> list[WriteOp]:
-    """An op in pieces that one message can carry; none for one of no bytes."""
-    if op.data is None:
-        return [
-            op._replace(offset=op.offset + at, length=min(RANGE_BYTES_MAX, op.length - at))
-            for at in range(0, op.length, RANGE_BYTES_MAX)
-        ]
-    view = memoryview(op.data)
-    return [
-        WriteOp(op.kind, op.offset + at, len(piece), piece, op.fua)
-        for at in range(0, op.length, FRAME_DATA_BYTES_MAX)
-        for piece in (view[at : at + FRAME_DATA_BYTES_MAX],)
-    ]
-
-
-def _parts(pieces: Sequence[WriteOp]) -> list[list[WriteOp]]:
-    """The pieces in batches of at most `PART_BYTES_MAX` of data and `FRAME_OPS_MAX` ops."""
-    parts: list[list[WriteOp]] = []
-    data_bytes = 0
-    for piece in pieces:
-        size = 0 if piece.data is None else piece.length
-        if not parts or len(parts[-1]) >= FRAME_OPS_MAX or data_bytes + size > PART_BYTES_MAX:
-            parts.append([])
-            data_bytes = 0
-        parts[-1].append(piece)
-        data_bytes += size
-    return parts

@@ -17,12 +17,11 @@ from typing import Any, TypeAlias
 import trio
 
 from pairsync.core.events import Event
-from pairsync.core.messages import Role
 from pairsync.core.units import BLOCK_BYTES
 from pairsync.errors import ConfigError
 from pairsync.guest.config import GuestConfig
 from pairsync.guest.disks import Opener
-from pairsync.guest.export import VolumeExport
+from pairsync.guest.door import Door
 from pairsync.guest.guest import Guest, open_guest
 from pairsync.guest.replica import open_replica
 from pairsync.io.config import LinkConfig
@@ -192,7 +191,7 @@ async def run_host(
             await nursery.start(
                 serve_control, host.control, {**_handlers(guest), **overlay_handlers(guest), **more(guest)}
             )
-            doors = await _open_doors(nursery, guest, host.nbd, tls) if guest.role is Role.ACTIVE else []
+            doors = await _open_doors(nursery, guest, host.nbd, tls)
             await nursery.start(ending.await_signal, nursery.cancel_scope)
             nursery.start_soon(trim_memory)
             tell(_ready(host, guest, doors))
@@ -206,7 +205,7 @@ async def _open_doors(
     nursery: trio.Nursery, guest: Guest, nbd: NbdFile, tls: ssl.SSLContext | None
 ) -> list[NbdListener]:
     """Serve NBD where the file says; TLS guards TCP, and a Unix socket is its owner's alone."""
-    exports: dict[str, Export] = {name: VolumeExport(volume) for name, volume in guest.volumes.items()}
+    exports: dict[str, Export] = {name: Door(guest, name) for name in guest.volumes}
     default = next(iter(exports)) if len(exports) == 1 else None
     doors: list[NbdListener] = []
     if nbd.socket is not None:
