@@ -1,0 +1,346 @@
+"""Arbiter: grants, witness, leases and failure detection of one guest on one host; what the shell talks to.
+
+It is `core.decider`, which knows no time, with a clock around it::
+
+    input, now ──▶ waits that are over ──▶ decider ──▶ waits become deadlines, questions get numbers
+                                                   ──▶ what rests on a write waits for it ──▶ effects
+
+**Lease.**  A heartbeat of the owner carries a number; its answer gives the guest the time until so long
+after the heartbeat was *sent*.  An answer that comes later gives nothing, and neither does one to a
+heartbeat of an earlier life: numbers begin at random.  The lease is looked at before anything else is: no
+input is worked on in the belief that it still holds when it does not.  `LeaseUntil` is for the guard, which
+acts on its own if this process does not; the guest is to be stopped some time before
+(`Timing.yield_after_ns`).
+
+**Promise.**  So long after the receipt of a heartbeat that it has answered, a standby does not take over.
+After a start it waits as long, for it does not know what it has promised.
+
+**Waits** end in `tick` alone, all but the lease: what has arrived is worked on first, so give the arbiter
+what there is to hear before it is told the time.  One that is noticed late, because this host stood still,
+is given another round trip: the others may not have been silent, but we deaf.
+
+**Questions to a witness** are numbered.  An answer that comes after its time is looked at all the same,
+unless it tells of an older state than is known; it decides nothing.
+
+Times are integer nanoseconds of CLOCK_BOOTTIME.  The order of effects is fixed; see `core.arbitration`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from pairsync.errors import InternalError
+
+from .acceptor import AcceptorState
+from .arbitration import (
+    Beat,
+    BeatAnswer,
+    Effect,
+    InForce,
+    LeaseUntil,
+    Own,
+    PeerMessage,
+    SendPeer,
+    WitnessGet,
+    WitnessSwap,
+    WitnessView,
+)
+from .backoff import Backoff
+from .decider import Decider
+from .grants import Grant, HostId
+from .heldback import HeldBack
+from .outcomes import AskWitness, Guest, Outcome, Wait, Waiting
+from .timing import Timing
+
+__all__ = ["BEATS_OPEN_MAX", "Arbiter"]
+
+BEATS_OPEN_MAX = 64
+"""Heartbeats whose time of sending is remembered; an answer to an older one gives no lease anyhow."""
+
+TICKS_MAX = 64
+"""Waits that may end in one tick; more is a loop that nobody sees (DESIGN rule 11)."""
+
+
+class Arbiter:
+    """See the module.  Every input returns the effects to be performed, in order."""
+
+    def __init__(
+        self,
+        host: HostId,
+        peer: HostId,
+        acceptor: AcceptorState,
+        timing: Timing,
+        *,
+        witnesses: tuple[str, ...] = (),
+        first_number: int,
+        fraction: Callable[[], float],
+    ) -> None:
+        """``first_number``: 62 random bits; ``fraction``: draws from ``[0, 1)``, for the jitter of pauses."""
+        self.decider = Decider(host, peer, acceptor, witnesses)
+        self.timing = timing
+        self._fraction = fraction
+        self._held = HeldBack()
+        # Invariant: the waits with a deadline are those of the decider.
+        self._deadlines: dict[Wait, int] = {}
+        self._late: set[Wait] = set()  # waits that were given more time because they were noticed late
+        self._number = first_number
+        self._sent: OrderedDict[int, int] = OrderedDict()  # heartbeats by number: when sent, oldest first
+        self._leased_ns: int | None = None  # when the heartbeat of the lease was sent
+        self._question = first_number
+        self._answer_by_ns: int | None = None  # None: no question to a witness is open
+        self._backoff = Backoff(first_ns=self._attempt_ns, limit_ns=timing.failover_ns)
+        self._in_force: InForce | None = None  # as told last
+        self._until_ns: int | None = None  # as told last
+
+    # ------------------------------------------------------------------ questions
+
+    @property
+    def grant(self) -> Grant | None:
+        """The grant in force: decided, and durable here."""
+        return None if self._in_force is None else self._in_force.grant
+
+    @property
+    def peer_excluded(self) -> bool:
+        """Whether writes may be acknowledged without the peer now.
+
+        The grant in force excludes the peer, it is the newest, and none that includes it may be decided.
+        """
+        return self.grant is not None and self.grant == self.decider.base and self.decider.peer_excluded
+
+    def next_deadline_ns(self) -> int | None:
+        """When `tick` has something to do."""
+        open_ns = [] if self._answer_by_ns is None else [self._answer_by_ns]
+        return min([*self._deadlines.values(), *open_ns], default=None)
+
+    # ------------------------------------------------------------------ inputs
+
+    def start(self, now_ns: int) -> list[Effect]:
+        """The host has come up; first of all inputs, once."""
+        return self._done(self.decider.start(), now_ns)
+
+    def hears(self, message: PeerMessage, now_ns: int) -> list[Effect]:
+        """A message of the peer."""
+        out = self._lease_ends(now_ns)
+        sent_ns: int | None = None
+        if isinstance(message, BeatAnswer) and message.granted:
+            sent_ns = self._sent.get(message.number)
+            if sent_ns is None or now_ns >= sent_ns + self.timing.yield_after_ns:
+                message = message._replace(granted=False)
+        return out + self._done(self.decider.hears(message), now_ns, sent_ns)
+
+    def answered(self, number: int, witness: str, view: WitnessView, now_ns: int) -> list[Effect]:
+        """What ``witness`` holds: the answer to the question of that number."""
+        out = self._lease_ends(now_ns)
+        if self._answer_by_ns is not None and number != self._question:
+            return out  # another question is open; its answer will be newer
+        if number != self._question:
+            raise InternalError(f"no question has had the number {number}")
+        if self._answer_by_ns is None:
+            known = self.decider.register.view(witness)
+            if known is not None and view.version <= known.version:
+                return out
+        self._answer_by_ns = None
+        return out + self._done(self.decider.answered(witness, view), now_ns)
+
+    def unreachable(self, number: int, witness: str, now_ns: int) -> list[Effect]:
+        """``witness`` will not answer the question of that number; what it asked for may happen yet."""
+        out = self._lease_ends(now_ns)
+        if self._answer_by_ns is None or number != self._question:
+            return out
+        self._answer_by_ns = None
+        return out + self._done(self.decider.unreachable(witness), now_ns)
+
+    def persisted(self, now_ns: int) -> list[Effect]:
+        """The oldest `PersistAcceptor` that was not reported yet is durable."""
+        out = self._lease_ends(now_ns)
+        return out + self._released(self._held.persisted())
+
+    def tick(self, now_ns: int) -> list[Effect]:
+        """Time has passed; to be called at `next_deadline_ns`, after all that has arrived was given."""
+        out = self._lease_ends(now_ns)
+        if self._answer_by_ns is not None and now_ns >= self._answer_by_ns:
+            asked = self.decider.register.asking
+            self._answer_by_ns = None
+            if asked is not None:
+                out += self._done(self.decider.unreachable(asked), now_ns)
+        for _ in range(TICKS_MAX):
+            due = [(at_ns, wait) for wait, at_ns in self._deadlines.items() if at_ns <= now_ns]
+            if not due:
+                return out
+            at_ns, wait = min(due, key=lambda each: each[0])
+            if self._was_late(wait, at_ns, now_ns):
+                continue
+            out += self._done(self.decider.expired(wait), now_ns)
+        raise InternalError("the waits of an arbiter do not come to rest")
+
+    def link_up(self, now_ns: int) -> list[Effect]:
+        """The peer can be reached again: greet it at once."""
+        out = self._lease_ends(now_ns)
+        if Wait.BEAT not in self._deadlines:
+            return out
+        return out + self._done(self.decider.expired(Wait.BEAT), now_ns)
+
+    def stopped(self, now_ns: int) -> list[Effect]:
+        """Nothing of the guest runs here any more: after `Stop`, by the guard, or by itself."""
+        out = self._lease_ends(now_ns)
+        return out + self._done(self.decider.stopped(), now_ns)
+
+    def peer_is_down(self, now_ns: int) -> list[Effect]:
+        """It is proven, by power fencing, that nothing of the guest runs on the peer."""
+        out = self._lease_ends(now_ns)
+        return out + self._done(self.decider.peer_is_down(), now_ns)
+
+    def is_ready(self, ready: bool, now_ns: int) -> list[Effect]:
+        """Whether the data plane could serve the guest with what this host has."""
+        out = self._lease_ends(now_ns)
+        return out + self._done(self.decider.is_ready(ready), now_ns)
+
+    def peer_out(self, now_ns: int) -> list[Effect]:
+        """The data plane wants to go on without the peer's replica; it may once `peer_excluded`."""
+        out = self._lease_ends(now_ns)
+        return out + self._done(self.decider.peer_out(), now_ns)
+
+    def peer_in(self, now_ns: int) -> tuple[bool, list[Effect]]:
+        """The data plane vouches: the peer's replica holds all, and nothing is acknowledged without it.
+
+        False: that cannot be asked for now; try again later.  Otherwise `peer_excluded` is False from now on,
+        until `peer_out` was decided.
+        """
+        return self._wish(self.decider.peer_in, now_ns)
+
+    def own_out(self, now_ns: int) -> tuple[bool, list[Effect]]:
+        """The data plane wants to serve from the peer's replica alone; False: that is not in sync."""
+        return self._wish(self.decider.own_out, now_ns)
+
+    def own_in(self, now_ns: int) -> tuple[bool, list[Effect]]:
+        """Like `peer_in`, of this host's own replica."""
+        return self._wish(self.decider.own_in, now_ns)
+
+    def _wish(self, ask: Callable[[], list[Outcome] | None], now_ns: int) -> tuple[bool, list[Effect]]:
+        out = self._lease_ends(now_ns)
+        outcomes = ask()
+        return outcomes is not None, out + self._done(outcomes or [], now_ns)
+
+    def move(self, now_ns: int) -> tuple[str, list[Effect]]:
+        """An operator wants the peer to own the guest; why that is refused, or ""."""
+        out = self._lease_ends(now_ns)
+        refusal, outcomes = self.decider.move()
+        return refusal, out + self._done(outcomes, now_ns)
+
+    def override(self, operator: str, fork: bytes, now_ns: int) -> list[Effect]:
+        """An operator makes this host the owner, whatever was agreed; ``fork``: `FORK_BYTES` random bytes."""
+        out = self._lease_ends(now_ns)
+        return out + self._done(self.decider.override(operator, fork), now_ns)
+
+    # ------------------------------------------------------------------ time
+
+    @property
+    def _attempt_ns(self) -> int:
+        """A round is taken for stuck after that: the answer of the slower one of peer and witness."""
+        return self.timing.witness_wait_ns + 2 * self.timing.delay_ns + self.timing.stall_ns
+
+    def _lease_ends(self, now_ns: int) -> list[Effect]:
+        at_ns = self._deadlines.get(Wait.LEASE)
+        if at_ns is None or now_ns < at_ns:
+            return []
+        return self._done(self.decider.expired(Wait.LEASE), now_ns)
+
+    def _was_late(self, wait: Wait, at_ns: int, now_ns: int) -> bool:
+        """This host stood still: give those who are waited for another round trip, once."""
+        if wait not in {Wait.SILENCE, Wait.PROMISE, Wait.LOST} or wait in self._late:
+            self._late.discard(wait)
+            return False
+        if now_ns - at_ns <= self.timing.stall_ns:
+            return False
+        self._late.add(wait)
+        self._deadlines[wait] = now_ns + self.timing.heartbeat_ns + 2 * self.timing.delay_ns
+        return True
+
+    def _begin(self, wait: Wait, now_ns: int, sent_ns: int | None) -> None:
+        timing = self.timing
+        self._late.discard(wait)
+        if wait is Wait.LEASE:
+            if sent_ns is None:
+                raise InternalError("a lease without a heartbeat that asked for it")
+            self._leased_ns = max(sent_ns, self._leased_ns or sent_ns)
+            self._deadlines[wait] = self._leased_ns + timing.yield_after_ns
+            return
+        if wait is Wait.ROUND:
+            paused = self.decider.register.paused
+            duration_ns = self._backoff.failed(self._fraction()) if paused else self._attempt_ns
+        else:
+            duration_ns = {
+                Wait.BEAT: timing.heartbeat_ns,
+                Wait.SILENCE: timing.silence_ns,
+                Wait.PROMISE: timing.promise_ns,
+                Wait.PROBE: timing.witness_probe_ns,
+                Wait.LOST: timing.witness_lost_ns,
+            }[wait]
+        self._deadlines[wait] = now_ns + duration_ns
+
+    # ------------------------------------------------------------------ effects
+
+    def _done(self, outcomes: list[Outcome], now_ns: int, sent_ns: int | None = None) -> list[Effect]:
+        """What the decider wants, with times and numbers."""
+        effects: list[Effect] = []
+        for outcome in outcomes:
+            if isinstance(outcome, Waiting):
+                if outcome.wait in self.decider.waits:
+                    self._begin(outcome.wait, now_ns, sent_ns)
+            elif isinstance(outcome, AskWitness):
+                effects.append(self._asks(outcome, now_ns))
+            elif isinstance(outcome, SendPeer) and isinstance(outcome.message, Beat):
+                effects.append(SendPeer(self._numbered(outcome.message, now_ns)))
+            else:
+                if isinstance(outcome, InForce):
+                    self._backoff.succeeded()
+                effects.append(outcome)
+        for wait in [each for each in self._deadlines if each not in self.decider.waits]:
+            del self._deadlines[wait]
+        if Wait.LEASE not in self._deadlines:
+            self._leased_ns = None
+        return self._released(self._held.passes(effects))
+
+    def _numbered(self, beat: Beat, now_ns: int) -> Beat:
+        if not beat.number:
+            return beat
+        self._number += 1
+        self._sent[self._number] = now_ns
+        if len(self._sent) > BEATS_OPEN_MAX:
+            self._sent.popitem(last=False)
+        return beat._replace(number=self._number)
+
+    def _asks(self, question: AskWitness, now_ns: int) -> Effect:
+        self._question += 1
+        self._answer_by_ns = now_ns + self.timing.witness_wait_ns
+        if question.version is None or question.state is None:
+            return WitnessGet(question.witness, self._question)
+        return WitnessSwap(question.witness, self._question, question.version, question.state)
+
+    def _released(self, effects: list[Effect]) -> list[Effect]:
+        """These are done now.  The guard is told of the lease before the guest may run on it."""
+        out: list[Effect] = []
+        for effect in effects:
+            if isinstance(effect, InForce):
+                self._in_force = effect
+            if isinstance(effect, Own):
+                if self.decider.guest is not Guest.UP or self.decider.base != effect.grant:
+                    continue  # overtaken while it was held back
+                self._tell_lease(out)
+            out.append(effect)
+        if self.decider.guest is Guest.UP:
+            self._tell_lease(out)
+        return out
+
+    def _tell_lease(self, out: list[Effect]) -> None:
+        """Without a lease only under a grant that is in force and needs none."""
+        until_ns: int | None = None
+        own = self.decider.own
+        if self.grant is None or self.grant.decides_without(own):
+            if self._leased_ns is None:
+                return  # there is none yet: the guest is being stopped, or waits for the write
+            until_ns = self._leased_ns + self.timing.guard_after_ns
+        if until_ns != self._until_ns:
+            self._until_ns = until_ns
+            out.append(LeaseUntil(until_ns))

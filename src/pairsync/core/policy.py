@@ -1,0 +1,119 @@
+"""Which grant a host wants next: a pure function of what it knows.
+
+**The owner** wants the in-sync set that its data plane wants, one replica at a time, and these voters:
+
+====================  ==============================  ========================================================
+in sync               voters                          why
+====================  ==============================  ========================================================
+the owner alone       the owner                       rule 4: nothing that is lost later may stop the guest
+both                  both and the witness            either may go on with the witness
+both, no witness      the owner                       rule 4: or the later loss of the standby would stop it
+the peer alone        both and the witness            the owner's disk has failed: the peer may take over
+the same, no witness  the peer                        the owner cannot serve without the peer anyhow
+====================  ==============================  ========================================================
+
+The peer becomes a voter only with the memory that was vouched for in this life of the owner, or that is a
+voter already; and only while it has promised not to take over, or the guest would have to stop at once.
+
+**A planned move**: the guest is down, both replicas are equal; the peer owns the next term.
+
+**A standby** that is in sync takes over when its promise has run out, alone.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .grants import Grant, HostId, VoterId
+
+__all__ = ["Situation", "successor"]
+
+
+class Situation(NamedTuple):
+    """What a host knows when it looks for the next grant.
+
+    ``wanted``: the in-sync set that the data plane wants.  ``peer_id``: the peer's memory, as last heard;
+    ``vouched``: that replica was proven in this life; ``leased``: it has promised.  ``witness``: the memory
+    of the witness that can be had now; ``witness_lost``: none answered for long enough.  ``leftover``:
+    something was accepted for the next grant that nobody decides any more, and that would surprise us later.
+    """
+
+    own: VoterId
+    peer: HostId
+    base: Grant
+    ready: bool
+    wanted: frozenset[HostId]
+    peer_id: VoterId | None
+    vouched: bool
+    leased: bool
+    witness: VoterId | None
+    witness_lost: bool
+    moving: bool
+    guest_down: bool
+    promise_out: bool
+    leftover: bool
+
+
+def successor(now: Situation) -> Grant | None:
+    """The grant that this host wants to follow ``now.base``; None: it is content."""
+    if now.base.owner_id == now.own:
+        return _of_owner(now)
+    return _take_over(now)
+
+
+def _take_over(now: Situation) -> Grant | None:
+    base, own = now.base, now.own
+    host = own.name
+    if not isinstance(host, bytes) or host not in base.in_sync or own not in base.voters:
+        return None
+    if not (now.promise_out and now.ready):
+        return None
+    alone = frozenset({host})
+    return Grant(base.term + 1, 1, host, own.incarnation, alone, frozenset({own}), base.fork)
+
+
+def _of_owner(now: Situation) -> Grant | None:
+    base = now.base
+    if now.moving:
+        return _moved(now) if now.guest_down else None
+    if not now.ready:
+        return None
+    in_sync = _in_sync(now)
+    voters = _voters(now, in_sync)
+    if not now.leftover and (in_sync, voters) == (base.in_sync, base.voters):
+        return None
+    return base._replace(epoch=base.epoch + 1, in_sync=in_sync, voters=voters, override="")
+
+
+def _in_sync(now: Situation) -> frozenset[HostId]:
+    """One step from what is to what is wanted; a replica leaves before another one joins."""
+    base, wanted = now.base.in_sync, now.wanted
+    leaving = base - wanted
+    if leaving and base - leaving:
+        return base - leaving
+    joining = wanted - base
+    return base | joining if len(joining) == 1 else base
+
+
+def _voters(now: Situation, in_sync: frozenset[HostId]) -> frozenset[VoterId]:
+    own, base, peer = now.own, now.base, now.peer_id
+    if in_sync == frozenset({own.name}):
+        return frozenset({own})
+    if peer is not None and (peer in base.voters or now.vouched) and now.leased:
+        if now.witness is not None:
+            return frozenset({own, peer, now.witness})
+        if now.witness_lost and own.name not in in_sync:
+            return frozenset({peer})
+    if now.witness_lost and own.name in in_sync:
+        return frozenset({own})
+    return base.voters
+
+
+def _moved(now: Situation) -> Grant | None:
+    base, peer = now.base, now.peer_id
+    if peer is None or not isinstance(peer.name, bytes) or peer.name not in base.in_sync:
+        return None
+    if any(voter.name == peer.name and voter != peer for voter in base.voters):
+        return None  # it has lost its memory
+    voters = frozenset({peer}) if base.sole == now.own else base.voters
+    return Grant(base.term + 1, 1, peer.name, peer.incarnation, base.in_sync, voters, base.fork)

@@ -1,0 +1,222 @@
+"""Arbiter: leases, promises, deadlines and numbers; whole stories are in ``test_stories``."""
+
+from __future__ import annotations
+
+import pytest
+
+from pairsync.core.acceptor import AcceptorState
+from pairsync.core.arbiter import BEATS_OPEN_MAX, Arbiter
+from pairsync.core.arbitration import (
+    Beat,
+    BeatAnswer,
+    Effect,
+    InForce,
+    LeaseUntil,
+    Own,
+    PersistAcceptor,
+    SendPeer,
+    Stop,
+    WitnessGet,
+    WitnessSwap,
+    WitnessView,
+)
+from pairsync.core.grants import Grant, VoterId, genesis
+from pairsync.core.timing import derive
+from pairsync.errors import InternalError
+
+A, B = b"a" * 32, b"b" * 32
+A1, B1, W1 = VoterId(A, b"a1"), VoterId(B, b"b1"), VoterId("w", b"w1")
+FIRST = genesis(A1, b"fork")
+BOTH = FIRST._replace(epoch=2, in_sync=frozenset({A, B}), voters=frozenset({A1, B1, W1}))
+ALONE = BOTH._replace(epoch=3, in_sync=frozenset({A}), voters=frozenset({A1}))
+TIMING = derive()
+T0 = 10**12
+FIRST_NUMBER = 1 << 40
+
+
+def _arbiter(host: VoterId, base: Grant | None, *, witnesses: tuple[str, ...] = ("w",)) -> Arbiter:
+    own, peer = (A, B) if host.name == A else (B, A)
+    return Arbiter(
+        own,
+        peer,
+        AcceptorState(host.incarnation, base),
+        TIMING,
+        witnesses=witnesses,
+        first_number=FIRST_NUMBER,
+        fraction=lambda: 0.5,
+    )
+
+
+def _beats(effects: list[Effect]) -> list[Beat]:
+    return [e.message for e in effects if isinstance(e, SendPeer) and isinstance(e.message, Beat)]
+
+
+def _leased() -> tuple[Arbiter, int]:
+    """The owner of `BOTH` with the guest up, and the number of its first heartbeat, sent at T0."""
+    arbiter = _arbiter(A1, BOTH)
+    (beat,) = _beats(arbiter.start(T0))
+    arbiter.is_ready(True, T0)
+    out = arbiter.hears(BeatAnswer(B1, BOTH, beat.number, granted=True, ready=True), T0 + 5)
+    until = LeaseUntil(T0 + TIMING.guard_after_ns)
+    assert out.index(until) < out.index(Own(BOTH)), "the guard first"
+    return arbiter, beat.number
+
+
+def test_a_lease_counts_from_the_sending() -> None:
+    arbiter, number = _leased()
+    assert number > FIRST_NUMBER
+    assert arbiter.grant == BOTH
+    end_ns = T0 + TIMING.yield_after_ns
+    assert not any(isinstance(each, Stop) for each in arbiter.tick(end_ns - 1))
+    assert any(isinstance(each, Stop) for each in arbiter.stopped(end_ns)), "before any other input"
+
+
+def test_an_answer_that_comes_late_gives_nothing() -> None:
+    for late_ns in (0, 1):
+        arbiter = _arbiter(A1, BOTH)
+        (beat,) = _beats(arbiter.start(T0))
+        arbiter.is_ready(True, T0)
+        now_ns = T0 + TIMING.yield_after_ns - 1 + late_ns
+        out = arbiter.hears(BeatAnswer(B1, BOTH, beat.number, granted=True, ready=True), now_ns)
+        assert (Own(BOTH) in out) == (not late_ns)
+
+
+def test_an_answer_to_another_life_gives_nothing() -> None:
+    arbiter = _arbiter(A1, BOTH)
+    (beat,) = _beats(arbiter.start(T0))
+    arbiter.is_ready(True, T0)
+    for number in (beat.number - 1, beat.number + 1, 1):
+        answer = BeatAnswer(B1, BOTH, number, granted=True, ready=True)
+        assert Own(BOTH) not in arbiter.hears(answer, T0 + 1)
+
+
+def test_an_older_answer_does_not_shorten_the_lease() -> None:
+    arbiter, number = _leased()
+    (beat,) = _beats(arbiter.tick(T0 + TIMING.heartbeat_ns))
+    later = arbiter.hears(
+        BeatAnswer(B1, BOTH, beat.number, granted=True, ready=True), T0 + TIMING.heartbeat_ns
+    )
+    assert later == [LeaseUntil(T0 + TIMING.heartbeat_ns + TIMING.guard_after_ns)]
+    again = arbiter.hears(BeatAnswer(B1, BOTH, number, granted=True, ready=True), T0 + TIMING.heartbeat_ns)
+    assert again == []
+
+
+def test_heartbeats_that_are_remembered_are_few() -> None:
+    arbiter = _arbiter(A1, FIRST)
+    now_ns = T0
+    arbiter.start(now_ns)
+    for _ in range(2 * BEATS_OPEN_MAX):
+        now_ns += TIMING.heartbeat_ns
+        arbiter.tick(now_ns)
+    assert len(arbiter._sent) == BEATS_OPEN_MAX
+    assert BEATS_OPEN_MAX * TIMING.heartbeat_ns > TIMING.lease_ns
+
+
+def test_a_standby_waits_for_its_promise_also_after_a_start() -> None:
+    arbiter = _arbiter(B1, BOTH)
+    arbiter.start(T0)
+    arbiter.is_ready(True, T0)
+    heard_ns = T0 + 100
+    arbiter.hears(Beat(A1, BOTH, 77), heard_ns)
+    arbiter.tick(heard_ns + TIMING.promise_ns - 1)
+    assert arbiter.decider.register.round is None
+    arbiter.tick(heard_ns + TIMING.promise_ns)
+    assert arbiter.decider.register.round is not None
+
+
+def test_who_stood_still_listens_before_he_judges() -> None:
+    arbiter = _arbiter(B1, BOTH)
+    arbiter.start(T0)
+    arbiter.is_ready(True, T0)
+    late_ns = T0 + TIMING.promise_ns + TIMING.stall_ns + 1
+    arbiter.tick(late_ns)
+    assert arbiter.decider.register.round is None
+    arbiter.tick(late_ns + TIMING.heartbeat_ns + 2 * TIMING.delay_ns)
+    assert arbiter.decider.register.round is not None, "once"
+
+
+def test_what_rests_on_a_write_waits_for_it() -> None:
+    arbiter = _arbiter(A1, ALONE)
+    arbiter.start(T0)
+    arbiter.is_ready(True, T0)
+    arbiter.hears(BeatAnswer(B1, ALONE, 0, granted=False, ready=True), T0)
+    before = arbiter.peer_excluded
+    taken, out = arbiter.peer_in(T0)
+    assert taken
+    assert (before, arbiter.peer_excluded) == (True, False), "at once, not when it is decided"
+    assert [type(each) for each in out] == [PersistAcceptor]
+    assert arbiter.grant == ALONE
+    out = arbiter.persisted(T0 + 1)
+    assert isinstance(out[0], InForce)
+    assert arbiter.grant == out[0].grant
+    refused, out = _arbiter(B1, BOTH).peer_in(T0)
+    assert not refused
+    assert out == []
+    with pytest.raises(InternalError):
+        arbiter.persisted(T0 + 2)
+
+
+def test_alone_only_when_that_is_durable() -> None:
+    arbiter, _ = _leased()
+    (get,) = [each for each in _arbiter(A1, BOTH).start(T0) if isinstance(each, WitnessGet)]
+    view = WitnessView(b"w1", 7, AcceptorState(b"w1", BOTH))
+    arbiter.answered(get.number, "w", view, T0 + 6)
+    out = arbiter.peer_out(T0 + 7)
+    assert [type(each) for each in out] == [PersistAcceptor]
+    (swap,) = arbiter.persisted(T0 + 8)
+    assert isinstance(swap, WitnessSwap)
+    out = arbiter.answered(swap.number, "w", WitnessView(b"w1", 8, swap.state), T0 + 9)
+    assert [type(each) for each in out] == [PersistAcceptor]
+    assert not arbiter.peer_excluded
+    out = arbiter.persisted(T0 + 10)
+    assert InForce(ALONE, peer_excluded=True) in out
+    assert LeaseUntil(None) in out
+    assert arbiter.peer_excluded
+
+
+def test_answers_of_the_witness_that_are_late() -> None:
+    arbiter = _arbiter(A1, ALONE)
+    (get,) = [each for each in arbiter.start(T0) if isinstance(each, WitnessGet)]
+    view = WitnessView(b"w1", 7, AcceptorState(b"w1", ALONE))
+    late_ns = T0 + TIMING.witness_wait_ns
+    arbiter.tick(late_ns)
+    assert arbiter.decider.register.asking is None
+    arbiter.answered(get.number, "w", view, late_ns + 1)
+    assert arbiter.decider.register.view("w") == view, "late, and better than nothing"
+    arbiter.answered(get.number, "w", view._replace(version=6), late_ns + 2)
+    assert arbiter.decider.register.view("w") == view, "older than what is known"
+    assert arbiter.unreachable(get.number, "w", late_ns + 3) == []
+    with pytest.raises(InternalError):
+        arbiter.answered(get.number + 1, "w", view, late_ns + 4)
+    next_ns = T0 + TIMING.witness_probe_ns
+    (again,) = [each for each in arbiter.tick(next_ns) if isinstance(each, WitnessGet)]
+    arbiter.answered(get.number, "w", view._replace(version=9), next_ns)
+    assert arbiter.decider.register.view("w") == view, "of another question than the one that is open"
+    arbiter.unreachable(again.number, "w", next_ns)
+    assert arbiter.decider.register.view("w") is None
+
+
+def test_a_new_link_is_used_at_once() -> None:
+    arbiter = _arbiter(A1, FIRST)
+    arbiter.start(T0)
+    assert len(_beats(arbiter.link_up(T0 + 1))) == 1
+    standby = _arbiter(B1, None)
+    standby.start(T0)
+    assert standby.link_up(T0 + 1) == []
+    assert _arbiter(B1, None, witnesses=()).next_deadline_ns() is None
+
+
+def test_other_inputs_reach_the_decider() -> None:
+    standby = _arbiter(B1, BOTH)
+    standby.start(T0)
+    standby.is_ready(True, T0)
+    standby.peer_is_down(T0)
+    assert standby.decider.promise_out
+    owner, _ = _leased()
+    assert owner.own_out(T0 + 6)[0]
+    assert owner.own_in(T0 + 6)[0]
+    refusal, out = owner.move(T0 + 7)
+    assert refusal == ""
+    assert isinstance(out[0], Stop)
+    out = _arbiter(B1, ALONE).override("Erika", b"new", T0)
+    assert isinstance(out[0], PersistAcceptor)

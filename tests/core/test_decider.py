@@ -1,0 +1,252 @@
+"""Decider: inputs one by one; all their orders are explored in ``test_explore``."""
+
+from __future__ import annotations
+
+from pairsync.core.acceptor import AcceptorState
+from pairsync.core.arbitration import (
+    Accept,
+    Accepted,
+    Beat,
+    BeatAnswer,
+    InForce,
+    Own,
+    PeerMessage,
+    Prepare,
+    Promise,
+    Refusal,
+    SendPeer,
+    Stop,
+    TwoTruths,
+    WitnessView,
+    Yield,
+)
+from pairsync.core.decider import Decider
+from pairsync.core.grants import Ballot, Grant, VoterId, genesis
+from pairsync.core.outcomes import AskWitness, Guest, Outcome, Wait
+
+A, B = b"a" * 32, b"b" * 32
+A1, B1, B2, W1 = VoterId(A, b"a1"), VoterId(B, b"b1"), VoterId(B, b"b2"), VoterId("w", b"w1")
+FIRST = genesis(A1, b"fork")
+BOTH = FIRST._replace(epoch=2, in_sync=frozenset({A, B}), voters=frozenset({A1, B1, W1}))
+ALONE = BOTH._replace(epoch=3, in_sync=frozenset({A}), voters=frozenset({A1}))
+TAKEN = Grant(2, 1, B, b"b1", frozenset({B}), frozenset({B1}), b"fork")
+VIEW = WitnessView(b"w1", 7, AcceptorState(b"w1", BOTH))
+
+
+def _up(host: VoterId, base: Grant | None) -> Decider:
+    own, peer = (A, B) if host.name == A else (B, A)
+    decider = Decider(own, peer, AcceptorState(host.incarnation, base), ("w",))
+    decider.start()
+    decider.is_ready(ready=True)
+    decider.unreachable("w")
+    return decider
+
+
+def _owner() -> Decider:
+    """Of `BOTH`, the guest up."""
+    decider = _up(A1, BOTH)
+    assert Own(BOTH) in decider.hears(BeatAnswer(B1, BOTH, 1, granted=True, ready=True))
+    return decider
+
+
+def _said(outcomes: list[Outcome]) -> list[PeerMessage]:
+    return [each.message for each in outcomes if isinstance(each, SendPeer)]
+
+
+def test_the_first_owner_runs_at_once() -> None:
+    decider = Decider(A, B, AcceptorState(b"a1", FIRST), ("w",))
+    out = decider.start()
+    assert InForce(FIRST, peer_excluded=True) in out
+    assert AskWitness("w", None, None) in out
+    assert decider.is_ready(ready=True)[0] == Own(FIRST)
+    assert decider.guest is Guest.UP
+
+
+def test_an_owner_with_other_voters_asks_first() -> None:
+    decider = _up(A1, BOTH)
+    assert decider.guest is Guest.DOWN
+    assert decider.hears(BeatAnswer(B1, BOTH, 1, granted=False, ready=True)) != []
+    assert decider.guest is Guest.DOWN
+    assert Own(BOTH) in decider.hears(BeatAnswer(B1, BOTH, 2, granted=True, ready=True))
+
+
+def test_a_lease_that_ends_stops_the_guest_and_a_new_one_starts_it() -> None:
+    decider = _owner()
+    stop = decider.expired(Wait.LEASE)[0]
+    assert isinstance(stop, Stop)
+    assert decider.guest is Guest.STOPPING
+    decider.stopped()
+    assert Own(BOTH) in decider.hears(BeatAnswer(B1, BOTH, 3, granted=True, ready=True))
+
+
+def test_a_silent_peer_is_excluded_by_way_of_the_witness() -> None:
+    decider = _owner()
+    decider.answered("w", VIEW)
+    out = decider.expired(Wait.SILENCE)
+    swap = next(each for each in out if isinstance(each, AskWitness))
+    assert swap.state is not None
+    assert swap.state.accepted == ALONE
+    assert not decider.peer_excluded
+    out = decider.answered("w", WitnessView(b"w1", 8, swap.state))
+    assert InForce(ALONE, peer_excluded=True) in out
+    assert Own(ALONE) in out
+
+
+def test_a_standby_promises_and_takes_over_when_that_has_run_out() -> None:
+    decider = _up(B1, BOTH)
+    answer = _said(decider.hears(Beat(A1, BOTH, 5)))[0]
+    assert answer == BeatAnswer(B1, BOTH, 5, granted=True, ready=True)
+    assert not _said(decider.hears(Beat(A1, BOTH, 0)))[0].granted  # type: ignore[union-attr]
+    decider.answered("w", VIEW)
+    out = decider.expired(Wait.PROMISE)
+    swap = next(each for each in out if isinstance(each, AskWitness))
+    assert swap.state is not None
+    assert swap.state.accepted == TAKEN
+    late = _said(decider.hears(Beat(A1, BOTH, 6)))[0]
+    assert not late.granted, "while its round is being decided"  # type: ignore[union-attr]
+    out = decider.answered("w", WitnessView(b"w1", 8, swap.state))
+    assert Own(TAKEN) in out
+    assert _said(out) == [Beat(B1, TAKEN, 1)], "told at once"
+
+
+def test_a_round_that_has_only_begun_is_given_up_for_the_owner() -> None:
+    decider = _up(B1, BOTH)
+    decider.expired(Wait.PROMISE)
+    assert decider.register.round is not None
+    assert _said(decider.hears(Beat(A1, BOTH, 6)))[0].granted  # type: ignore[union-attr]
+    assert decider.register.round is None
+
+
+def test_proof_that_the_peer_is_down_is_as_good_as_time() -> None:
+    decider = _up(B1, BOTH)
+    decider.peer_is_down()
+    assert decider.promise_out
+    assert _owner().peer_is_down() == []
+
+
+def test_an_owner_refuses_to_be_replaced_while_its_guest_is_up() -> None:
+    decider = _owner()
+    ballot = Ballot(1, B, b"b1")
+    assert isinstance(_said(decider.hears(Prepare(B1, BOTH, ballot)))[0], Promise)
+    assert isinstance(_said(decider.hears(Accept(B1, BOTH, ballot, TAKEN)))[0], Refusal)
+    decider.expired(Wait.LEASE)
+    decider.stopped()
+    assert isinstance(_said(decider.hears(Accept(B1, BOTH, ballot, TAKEN)))[0], Accepted)
+    decider.hears(BeatAnswer(B1, BOTH, 9, granted=True, ready=True))
+    assert decider.guest is Guest.DOWN, "it may have been replaced"
+
+
+def test_a_move_stops_first() -> None:
+    decider = _owner()
+    refusal, out = decider.move()
+    assert refusal == ""
+    assert isinstance(out[0], Stop)
+    assert not any(isinstance(each, Prepare) for each in _said(out))
+    out = decider.stopped()
+    ballot = next(each.ballot for each in _said(out) if isinstance(each, Prepare))
+    out = decider.hears(Promise(B1, BOTH, ballot, Ballot(0, b"", b""), None))
+    moved = Grant(2, 1, B, b"b1", BOTH.in_sync, BOTH.voters, b"fork")
+    assert Accept(A1, BOTH, ballot, moved) in _said(out)
+    out = decider.hears(Accepted(B1, BOTH, ballot))
+    assert Yield(moved) in out
+    standby = _up(B1, BOTH)
+    standby.hears(Accept(A1, BOTH, ballot, moved))
+    assert standby.register.acceptor.accepted == moved, "from the owner, promise or not"
+
+
+def test_a_move_is_given_up_when_the_peer_turns_out_to_have_forgotten() -> None:
+    decider = _owner()
+    decider.move()
+    decider.hears(BeatAnswer(B2, None, 2, granted=False, ready=True))
+    assert not decider.moving
+    decider.stopped()
+    assert not any(grant.owner == B for grant in decider.register.possible)
+
+
+def test_moves_that_are_refused() -> None:
+    assert _up(A1, BOTH).move()[0] == "the guest does not run here"
+    alone = _up(A1, ALONE)
+    assert alone.move()[0] == "the other host is not in sync"
+    unready = _up(A1, BOTH)
+    unready.hears(BeatAnswer(B1, BOTH, 1, granted=True, ready=False))
+    assert unready.move()[0] == "the other host is not ready"
+    own_out = _owner()
+    own_out.own_out()
+    own_out.register.acceptor = AcceptorState(b"a1", BOTH._replace(epoch=3, in_sync=frozenset({B})))
+    assert own_out.move()[0] == "the other host must take over by itself"
+
+
+def test_the_peer_is_taken_back_when_somebody_vouches() -> None:
+    decider = _up(A1, ALONE)
+    assert decider.peer_in() is None, "never heard"
+    assert decider.own_out() is None
+    decider.hears(BeatAnswer(B1, ALONE, 1, granted=True, ready=True))
+    decider.answered("w", VIEW)
+    out = decider.peer_in()
+    assert out is not None
+    both = BOTH._replace(epoch=4)
+    assert InForce(both, peer_excluded=False) in out
+    assert Own(both) in out
+
+
+def test_wishes_of_a_standby_are_refused() -> None:
+    decider = _up(B1, BOTH)
+    assert (decider.peer_in(), decider.own_in(), decider.own_out()) == (None, None, None)
+
+
+def test_its_own_replica_leaves_and_returns() -> None:
+    decider = _owner()
+    assert decider.own_out() is not None
+    assert decider.wanted == {B}
+    assert decider.own_in() is not None
+    assert decider.wanted == {A, B}
+
+
+def test_a_peer_that_has_lost_its_memory_is_out() -> None:
+    decider = _owner()
+    decider.hears(BeatAnswer(B2, None, 2, granted=False, ready=True))
+    assert decider.wanted == {A}
+    assert not decider.vouched
+
+
+def test_news_make_an_owner_a_standby() -> None:
+    decider = _owner()
+    out = decider.hears(Beat(B1, TAKEN, 1))
+    assert any(isinstance(each, Stop) for each in out)
+    assert Yield(TAKEN) not in out
+    assert Yield(TAKEN) in decider.stopped()
+    assert Wait.PROMISE in decider.waits
+    assert Wait.SILENCE not in decider.waits
+
+
+def test_the_witness_is_lost_and_another_one_is_looked_for() -> None:
+    decider = Decider(A, B, AcceptorState(b"a1", BOTH), ("w", "v"))
+    decider.start()
+    decider.unreachable("w")
+    decider.expired(Wait.LOST)
+    assert (decider.witness_lost, decider.current) == (True, 1)
+    out = decider.expired(Wait.PROBE)
+    assert AskWitness("v", None, None) in out
+    decider.answered("v", WitnessView(b"v1", 1, None))
+    assert not decider.witness_lost
+    assert decider.situation(BOTH).witness == VoterId("v", b"v1")
+
+
+def test_strangers_and_other_chains_are_not_listened_to() -> None:
+    decider = _owner()
+    assert decider.hears(Beat(VoterId(b"c" * 32, b"c1"), TAKEN, 1)) == []
+    other = BOTH._replace(fork=b"other")
+    assert decider.hears(Beat(B1, other, 1)) == [TwoTruths(BOTH, other)]
+
+
+def test_waits_that_are_off_end_nothing() -> None:
+    assert _owner().expired(Wait.PROMISE) == []
+
+
+def test_an_override_makes_an_owner_of_anybody() -> None:
+    decider = _up(B1, ALONE)
+    out = decider.override("Erika", b"new")
+    own = next(each for each in out if isinstance(each, Own))
+    assert own.grant.order == (2, 1)
+    assert own.grant.override == "Erika"
+    assert decider.peer_excluded
