@@ -166,7 +166,7 @@ class Checker:
         # holds those blocks until it is in sync again; after a failed flush nothing is relied on.
         if host.suspect:
             return
-        if host.role is Role.ACTIVE or self._counts(volume):
+        if host.role is Role.ACTIVE or (self._counts(volume) and self._views[volume].acked_there):
             self._fail("digest", volume, f"{host.name}: digests of blocks {blocks[:8]} are not true")
 
     # ------------------------------------------------------------------ metadata

@@ -49,6 +49,7 @@ class StreamChecks:
     def __init__(self, world: World, volume_count: int) -> None:
         self._world = world
         self._lag: list[deque[_Sent]] = [deque() for _ in range(volume_count)]  # writes the standby lacks
+        self._began_ns = 0  # the active's present session, or its last one
         self._applies_before = [0] * volume_count  # of the standby, when its present session began
         # What the active knew when it sent each write that is on its way: by identity of its ops, which
         # are kept here so that no identity is used twice.
@@ -61,6 +62,8 @@ class StreamChecks:
 
     def session_begins(self, host: SimHost) -> None:
         """A session of the link has begun at that host."""
+        if host is self._world.active:
+            self._began_ns = self._world.clock.now
         if host is self._world.standby:
             self._applies_before = [replica.applies_asked for replica in host.replicas]
 
@@ -91,7 +94,8 @@ class StreamChecks:
     def check_lag(self, volume: int, phase: Phase) -> None:
         """A write was acknowledged at level ``async``: how much may the peer lack?"""
         options = self._world.profile.options
-        lag = [sent for sent in self._lag[volume] if sent.live]
+        # What an earlier session has sent and the standby has not is copied before it counts again.
+        lag = [sent for sent in self._lag[volume] if sent.live and sent.sent_ns >= self._began_ns]
         if not lag or phase not in _ADOPTED:
             return
         lacking = sum(sent.data_bytes for sent in lag)
