@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,6 +135,27 @@ def test_no_service_is_started_by_an_install(monkeypatch: pytest.MonkeyPatch, tm
     system.provide_tools(None, strict=False)
     assert seen[1:] == ["somebody's own\n"]
     assert drop_in.exists()
+
+
+def test_a_script_that_keeps_a_service_down_can_be_run(
+    naps: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    policy = tmp_path / "policy-rc.d"
+    seen: list[int] = []
+
+    def answer(call: tuple[str, ...]) -> str:
+        if call[0] == "install":
+            seen.append(subprocess.run([policy], check=False).returncode)
+        return ""
+
+    _, text = system.DROP_INS["etcd-server"]
+    monkeypatch.setattr(system, "DROP_INS", {"no-such-package": (policy, text)})
+    monkeypatch.setattr(system, "needs", lambda: [ABSENT])
+    _as_root(monkeypatch, answer)
+    system.provide_tools(None, strict=False)
+    assert seen
+    assert set(seen) == {101}  # Debian policy 9.3.3.1: the action is forbidden
+    assert not policy.exists()
 
 
 @pytest.mark.parametrize(("strict", "status"), [(True, 1), (False, 0)])

@@ -40,6 +40,7 @@ DROP_INS = {  # what keeps a package from starting a service that nobody asked f
         Path("/etc/postgresql-common/createcluster.d/pairsync-tools.conf"),
         "create_main_cluster = false\n",
     ),
+    "etcd-server": (Path("/usr/sbin/policy-rc.d"), "#!/bin/sh\nexit 101\n"),
 }
 FETCH_FAILED = "Failed to fetch"  # apt's word for a mirror that cannot be reached: no package will do better
 
@@ -129,6 +130,8 @@ def _no_new_services(packages: list[str]) -> Iterator[None]:
             if not file.exists():
                 made.append(file)
                 file.write_text(text, encoding="utf-8")
+                if text.startswith("#!"):
+                    file.chmod(0o755)
         yield
     finally:
         for place in reversed(made):

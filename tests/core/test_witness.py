@@ -23,7 +23,13 @@ PAIR = b"one pair of two!"
 def test_a_key_is_a_pair_and_a_name() -> None:
     assert WitnessKey(PAIR, "db1") == WitnessKey(PAIR, "db1")
     WitnessKey(PAIR, "x" * GUEST_NAME_BYTES_MAX)
-    for pair_id, guest in ((PAIR[1:], "db1"), (PAIR, ""), (PAIR, "x" * 256), (PAIR, "\N{SNOWMAN}" * 86)):
+    for pair_id, guest in (
+        (PAIR[1:], "db1"),
+        (PAIR, ""),
+        (PAIR, "x" * 256),
+        (PAIR, "\N{SNOWMAN}" * 86),
+        (PAIR, "\ud800"),
+    ):
         with pytest.raises(ConfigError, match="witness"):
             WitnessKey(pair_id, guest)
 

@@ -58,7 +58,10 @@ class WitnessKey:
     def __post_init__(self) -> None:
         if len(self.pair_id) != _PAIR_ID_BYTES:
             raise ConfigError(f"witness: a pair id has {_PAIR_ID_BYTES} bytes, not {len(self.pair_id)}")
-        length_bytes = len(self.guest.encode("utf-8", "surrogatepass"))
+        try:
+            length_bytes = len(self.guest.encode())
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"witness: a guest's name that is no text: {error}") from error
         if not 0 < length_bytes <= GUEST_NAME_BYTES_MAX:
             raise ConfigError(
                 f"witness: a guest's name of {length_bytes} bytes, 1 to {GUEST_NAME_BYTES_MAX} are possible"

@@ -21,6 +21,7 @@ raises `WitnessBroken`, which says what the store did.
 from .bench import WitnessBench, WitnessBroken
 from .builtin import BuiltinBench, running_witness
 from .checks import LOSS_CHECKS, RESTART_CHECKS, WITNESS_CHECKS, WitnessCheck
+from .etcd import EtcdBench, running_etcd
 from .history import Operation, judge_history
 from .memory import MemoryBench, MemoryWitness
 
@@ -29,6 +30,7 @@ __all__ = [
     "RESTART_CHECKS",
     "WITNESS_CHECKS",
     "BuiltinBench",
+    "EtcdBench",
     "MemoryBench",
     "MemoryWitness",
     "Operation",
@@ -36,5 +38,6 @@ __all__ = [
     "WitnessBroken",
     "WitnessCheck",
     "judge_history",
+    "running_etcd",
     "running_witness",
 ]
