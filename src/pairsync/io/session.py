@@ -133,10 +133,8 @@ class Session:
         if lane is None or self._gate.shut:
             return
         sender, receiver = self._sender, self._receiver
-        while not lane.blocked:
+        while sender.unsent_frames and not lane.blocked:
             first, frames = sender.take(RECORD_COALESCE_BYTES, FRAMES_PER_RECORD_MAX)
-            if not frames:
-                break
             lane.transmit(first, receiver.expected, frames)
             receiver.acknowledgement_sent()
         if receiver.acknowledgement_due and not lane.blocked:
