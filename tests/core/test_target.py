@@ -43,6 +43,7 @@ from pairsync.core.messages import (
     Write,
     WriteOp,
 )
+from pairsync.core.points import TargetPoints
 from pairsync.core.superblock import Superblock
 from pairsync.core.target import (
     BARRIERS_MAX,
@@ -75,7 +76,9 @@ class Standby:
         for each in own_dirty:
             dirty.mark(each, each + 1)
         self.intake = Intake()
-        self.target = VolumeTarget(0, block, dirty, VolumeOptions(), self.intake, self.out)
+        self.target = VolumeTarget(
+            0, block, dirty, VolumeOptions(), self.intake, TargetPoints(0, (), self.out), self.out
+        )
 
     def sent(self) -> list[Message]:
         """Messages since the last call."""

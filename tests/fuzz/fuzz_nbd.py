@@ -33,7 +33,7 @@ class Finding(Exception):
 
 def _export(name: str, *, read_only: bool = False) -> Export:
     """As much of an export as a handshake looks at."""
-    contexts = ("base:allocation", "pairsync:dirty")
+    contexts = {name: name for name in ("base:allocation", "pairsync:dirty")}
     export = SimpleNamespace(
         name=name,
         description="",

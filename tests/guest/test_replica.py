@@ -24,7 +24,6 @@ from pairsync.guest.config import VolumeConfig
 from pairsync.guest.replica import (
     Replica,
     apply_job,
-    boot_id,
     create_replica,
     flush_job,
     journal_job,
@@ -295,11 +294,6 @@ def test_intents_of_a_volume_that_was_closed_in_order_do_not(image: Path) -> Non
     again = _open(image)
     assert again.setup.recovered.count == 0
     again.close()
-
-
-def test_boots_are_told_apart() -> None:
-    assert boot_id() == boot_id() != "unknown"
-    assert len(boot_id()) == 36
 
 
 # -- jobs ----------------------------------------------------------------------------------------------------

@@ -301,6 +301,9 @@ def test_list_meta_contexts() -> None:
     everything = [(0, "base:allocation"), (0, "pairsync:dirty")]
     assert names_of(run(machine, option(c.OPT_LIST_META_CONTEXT, meta("vda")))) == everything
     assert names_of(run(machine, option(c.OPT_LIST_META_CONTEXT, meta("vda", ["base:"])))) == everything[:1]
+    some = [["pairsync:d"], ["pairsync:"], ["pairsync:dirty:"], ["pairsync:dirty"]]
+    found = [names_of(run(machine, option(c.OPT_LIST_META_CONTEXT, meta("vda", each)))) for each in some]
+    assert found == [[], everything[1:], [], everything[1:]]
     assert names_of(run(machine, option(c.OPT_LIST_META_CONTEXT, meta("vda", ["x-y:z"])))) == []
     assert refusal(machine, option(c.OPT_LIST_META_CONTEXT, meta("none"))) == c.REP_ERR_UNKNOWN
     assert refusal(machine, option(c.OPT_LIST_META_CONTEXT, meta("vda", ["base"]))) == c.REP_ERR_INVALID

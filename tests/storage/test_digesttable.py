@@ -18,7 +18,7 @@ from pairsync.core.dirty import DirtyMap
 from pairsync.core.messages import Buffer, OpKind, WriteOp
 from pairsync.core.units import BLOCK_BYTES, MIB, block_count_of, extent_of
 from pairsync.errors import BackendError, ClosedError, InternalError
-from pairsync.storage import digesttable
+from pairsync.storage import digeststate, digesttable
 from pairsync.storage.digestfile import UNKNOWN_DIGEST, block_digests, digests_bytes, unpack_leaves
 from pairsync.storage.digests import create_digests, format_digests, load_digests, open_digests
 from pairsync.storage.file import RawFile, create_volume, open_volume
@@ -271,7 +271,7 @@ def test_mismatches_are_of_whole_known_blocks() -> None:
 
 
 def test_a_rebuild_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digesttable, "_UNKNOWN_LEAVES_MAX", 0)
+    monkeypatch.setattr(digeststate, "_UNKNOWN_LEAVES_MAX", 0)
     bench = Bench(blank=False)
     bench.device.apply([data_op(0, random.Random(1).randbytes(SIZE_BYTES))])
     first = bench.table.examine(bench.device, 1, 0, 3, read_bytes_max=1, pages_max=NO_LIMIT)
@@ -311,7 +311,7 @@ def test_unknown_blocks_become_leaves_a_few_with_each_save() -> None:
 
 
 def test_many_unknown_blocks_are_left_to_known_below(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digesttable, "_UNKNOWN_LEAVES_MAX", 3)
+    monkeypatch.setattr(digeststate, "_UNKNOWN_LEAVES_MAX", 3)
     bench = Bench()
     bench.changed = {2, 3, 7, 11}
     bench.kill()
@@ -620,7 +620,7 @@ def test_power_cuts_leave_every_leaf_exact_that_is_not_in_doubt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(digesttable, "WIDE_BLOCKS", 8)
-    monkeypatch.setattr(digesttable, "_UNKNOWN_LEAVES_MAX", unknown_max)
+    monkeypatch.setattr(digeststate, "_UNKNOWN_LEAVES_MAX", unknown_max)
 
     def attempt(step: int | None) -> tuple[SimMedium, Bench]:
         bench = Bench(SMALL_BLOCKS * BLOCK_BYTES - 7, pending_max=pending_max)

@@ -21,7 +21,7 @@ from pairsync.storage.digestfile import (
     unpack_leaves,
 )
 from pairsync.storage.digests import format_digests, load_digests
-from pairsync.storage.digestwalk import ANSWER_NODES_MAX, BadBlock, Examined, NodeCache
+from pairsync.storage.digestwalk import ANSWER_NODES_MAX, BadBlock, Examined
 from pairsync.testing.disks import Fault, SimAction, SimDisk, SimMedium, SimOperation
 
 ID = b"v" * 16
@@ -280,27 +280,3 @@ def test_an_error_of_the_table_is_raised_and_nothing_is_lost() -> None:
 
 
 # ------------------------------------------------------------------ the cache
-
-
-def test_a_cache_forgets_what_is_stale() -> None:
-    cache = NodeCache()
-    for page in range(0, 2048, 100):
-        cache.set_page(page, page + 2)
-    for span in range(4):
-        cache.set_span(span, 7)
-    cache.stale(300, 301)
-    cache.stale(900, 1101)
-    known = {page for page in range(2048) if cache.page(page) != UNKNOWN_DIGEST}
-    assert known == set(range(0, 2048, 100)) - {300, 900, 1000, 1100}
-    assert [cache.span(span) for span in range(4)] == [UNKNOWN_DIGEST, UNKNOWN_DIGEST, UNKNOWN_DIGEST, 7]
-    cache.stale(1536, 1537)
-    assert cache.span(3) == UNKNOWN_DIGEST
-
-
-def test_a_cache_is_bounded() -> None:
-    cache = NodeCache()
-    for span in range(5000):
-        cache.set_page(span * 512, 3)
-    assert cache.page(0) == UNKNOWN_DIGEST
-    assert cache.page(4999 * 512) == 3
-    assert len(cache._spans) <= 4096

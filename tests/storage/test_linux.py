@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from pairsync.storage.linux import PUNCH_HOLE, fallocate, file_identity, file_size_bytes, is_memory_backed
+from pairsync.storage.linux import (
+    PUNCH_HOLE,
+    boot_id,
+    fallocate,
+    file_identity,
+    file_size_bytes,
+    is_memory_backed,
+)
 
 
 def test_fallocate_punches_a_hole_that_reads_as_zero(tmp_path: Path) -> None:
@@ -79,3 +86,8 @@ def test_a_copy_has_another_identity_and_a_renamed_file_the_same(tmp_path: Path,
         (place / "renamed").unlink()
         file.write_bytes(b"x")
         assert file_identity(str(file)) != before
+
+
+def test_boots_are_told_apart() -> None:
+    assert boot_id() == boot_id() != "unknown"
+    assert len(boot_id()) == 36

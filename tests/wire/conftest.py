@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 from pairsync.core import messages
-from pairsync.core.messages import Message, OpKind, Relay, Write, WriteOp
+from pairsync.core.messages import Message, OpKind, PointMark, Relay, Write, WriteOp
 from pairsync.core.questions import LEVEL_TOP
 from pairsync.wire.limits import (
     FRAME_PAYLOAD_BYTES_MAX,
@@ -34,6 +34,12 @@ SPECIAL = {
     ),
     "number": st.integers(1, NUMBER_MAX),
     "level": st.integers(0, LEVEL_TOP),
+    "mark": st.builds(
+        PointMark,
+        st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True),
+        st.integers(0, (1 << 64) - 1),
+        NUMBERS,
+    ),
     "reason": st.text(st.characters(codec="utf-8"), max_size=REASON_BYTES_MAX // 4),
 }
 

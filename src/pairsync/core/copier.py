@@ -18,7 +18,6 @@ Labels and dirty maps say what to copy; that nothing else differs is proven befo
 from __future__ import annotations
 
 import enum
-import errno
 from collections.abc import Iterator, Sequence
 
 from pairsync.errors import InternalError, ProtocolError
@@ -31,6 +30,7 @@ from .questions import Examined, Questions
 from .resync import Pacer, Progress, ResyncSource
 from .standing import Phase, Standing
 from .tracker import Tracker, ops_bytes
+from .trouble import errno_name
 from .units import BLOCK_BYTES, KIB, Extent
 
 __all__ = ["Copier"]
@@ -203,7 +203,7 @@ class Copier:
     def examined(self, token: object, answer: Examined | int) -> None:
         """Digests of this replica are there, or why they cannot be had: an errno."""
         if isinstance(answer, int):
-            reason = f"nothing can be proven: {errno.errorcode.get(answer, answer)}"
+            reason = f"nothing can be proven: {errno_name(answer)}"
             self._out.append(Emit(TroubleEvent(self._standing.name, fatal=False, reason=reason)))
             self._out.append(DropSession(reason, refused=True))
         else:

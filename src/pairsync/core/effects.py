@@ -4,7 +4,8 @@ Every effect with a ``token`` is answered, once, through the method named beside
 after the session or the generation it belonged to has ended: the machines keep the token and drop answers
 they no longer wait for.  Order that the shell must keep, a volume:
 
-* `Apply`, `Read` and `Examine` run strictly one after the other, in the order of the bundle;
+* `Apply`, `Read`, `Examine` and the moment of a `MakePoint` come strictly one after the other, in the order
+  of the bundle; a `DropPoints` concerns no point that is made behind it;
 * `Journal`, `SavePages` and `Persist` likewise, in a queue of their own;
 * `Flush` covers every `Apply` that was *answered* before it was issued, and may run beside later ones;
 * `Send` keeps the order of messages of the whole session.
@@ -16,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from .events import Event
-from .messages import Message, WriteOp
+from .messages import Message, PointMark, WriteOp
 from .superblock import Superblock
 from .units import Extent
 
@@ -24,12 +25,14 @@ __all__ = [
     "Apply",
     "AskAlone",
     "Complete",
+    "DropPoints",
     "DropSession",
     "Effect",
     "Emit",
     "Examine",
     "Flush",
     "Journal",
+    "MakePoint",
     "MapAllocation",
     "Persist",
     "Read",
@@ -113,6 +116,25 @@ class Persist(NamedTuple):
     superblock: Superblock
 
 
+class MakePoint(NamedTuple):
+    """Keep what the volume holds now, after every `Apply` before, under this mark, durably: `point_made`.
+
+    In place of one of the same name.
+    """
+
+    volume: int
+    token: object
+    mark: PointMark
+
+
+class DropPoints(NamedTuple):
+    """Drop all points but those of the tags in ``keep``, durably: `points_dropped`."""
+
+    volume: int
+    token: object
+    keep: tuple[int, ...]
+
+
 class MapAllocation(NamedTuple):
     """Find the runs of blocks that may hold anything but zeroes: `Source.mapped`."""
 
@@ -158,6 +180,8 @@ Effect: TypeAlias = (
     | Flush
     | SavePages
     | Persist
+    | MakePoint
+    | DropPoints
     | MapAllocation
     | Send
     | AskAlone

@@ -19,6 +19,7 @@ __all__ = [
     "OverlayKeptEvent",
     "PathEvent",
     "PeerEvent",
+    "PointEvent",
     "ProgressEvent",
     "RefusedEvent",
     "ResyncEvent",
@@ -231,6 +232,21 @@ class ScrubEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class PointEvent:
+    """A point was made, and is durable; ``on_peer``: on the other host too."""
+
+    kind: ClassVar[str] = "point"
+    volume: str
+    name: str
+    on_peer: bool
+
+    def describe(self) -> str:
+        """One sentence."""
+        where = "both hosts" if self.on_peer else "this host only"
+        return f"{self.volume}: point {self.name} made, on {where}"
+
+
+@dataclass(frozen=True, slots=True)
 class RefusedEvent:
     """A session was refused, by which rule, with the evidence."""
 
@@ -271,6 +287,7 @@ Event: TypeAlias = (
     | NoWayBackEvent
     | ScrubFindingEvent
     | ScrubEvent
+    | PointEvent
     | RefusedEvent
     | TroubleEvent
 )

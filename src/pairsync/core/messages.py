@@ -13,6 +13,9 @@ never overtakes the writes before it.  The order of a session::
     standby   Proof*
     active    Fetch*                         what do you hold there?  (Once in sync: this host has lost it.)
     standby   (Write | Unfetched)*
+    active    Remember                       now is a moment to remember (once in sync; `core.points`)
+    standby   Remembered
+    active    KeepOnly*                      drop all other points
     active    Adopt                          nothing is missing any more: take over this lineage
     standby   Adopted                        durable: from now on the standby is in sync
     either    Failed | Leave                 a volume of mine is in trouble | I refuse to go on
@@ -35,6 +38,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
+from .remembering import KeepOnly, PointMark, Remember, Remembered, is_point_name
+
 __all__ = [
     "Adopt",
     "Adopted",
@@ -49,16 +54,20 @@ __all__ = [
     "Fetch",
     "Generation",
     "Introduce",
+    "KeepOnly",
     "Leave",
     "Marked",
     "Message",
     "OpKind",
+    "PointMark",
     "Proof",
     "Prove",
     "Relay",
     "RelayFlush",
     "RelayRead",
     "Relayed",
+    "Remember",
+    "Remembered",
     "Role",
     "Serving",
     "SyncMode",
@@ -67,6 +76,7 @@ __all__ = [
     "VolumeState",
     "Write",
     "WriteOp",
+    "is_point_name",
 ]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -153,6 +163,7 @@ class VolumeState:
     map_base: Generation | None = None  # the dirty map holds all that was written since this one began
     dirty_blocks: int = 0  # blocks in the dirty map
     proves: bool = False  # it keeps digests of its blocks
+    points: tuple[int, ...] = ()  # tags of the points that it has
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,6 +412,9 @@ Message: TypeAlias = (
     | Proof
     | Fetch
     | Unfetched
+    | Remember
+    | Remembered
+    | KeepOnly
     | Adopt
     | Adopted
     | Failed

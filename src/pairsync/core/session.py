@@ -42,11 +42,14 @@ from .messages import (
     Failed,
     Fetch,
     Introduce,
+    KeepOnly,
     Leave,
     Marked,
     Message,
     Proof,
     Prove,
+    Remember,
+    Remembered,
     Role,
     Unfetched,
     VolumePlan,
@@ -168,10 +171,12 @@ class Session:
     def introduction(self) -> Introduce:
         """What this host says of itself."""
         states = [
-            state_of(source.standing.superblock, source.tracker.dirty(), source.options)
-            for source in self.sources
+            state_of(each.standing.superblock, each.tracker.dirty(), each.options, each.points.tags)
+            for each in self.sources
         ]
-        states += [state_of(target.superblock, target.own_dirty, target.options) for target in self.targets]
+        states += [
+            state_of(each.superblock, each.own_dirty, each.options, each.points.tags) for each in self.targets
+        ]
         return Introduce(self.pair_id, self.guest, self.role, self.term, tuple(states))
 
     def lost(self, reason: str, now_ns: int) -> None:
@@ -185,6 +190,7 @@ class Session:
             self._ran = False
             self._out.append(Emit(PeerEvent(connected=False, reason=reason)))
         for source in self.sources:
+            source.points.peer_lost()
             source.peer_lost(now_ns)
         for target in self.targets:
             target.session_over()
@@ -233,6 +239,7 @@ class Session:
         for source, plan, theirs in zip(self.sources, decision.plans, peer.volumes, strict=False):
             source.copier.proves = source.scrubber.possible = source.options.digests and theirs.proves
             source.begin(plan, blank=theirs.condition is Condition.BLANK, now_ns=now_ns)
+            source.points.begin_session(theirs.points, peer_keeps=source.scrubber.possible)
 
     def _refuse(self, rule: str, evidence: str, now_ns: int, *, tell: bool = True) -> None:
         """End the session, and wait before the next one."""
@@ -276,6 +283,10 @@ class Session:
             source = self._source(message.volume)
             source.scrubber.fetched(message)
             source.advance(now_ns)
+        elif isinstance(message, Remembered):
+            source = self._source(message.volume)
+            source.points.peer_made(message)
+            source.advance(now_ns)
         elif isinstance(message, Adopted):
             self._source(message.volume).adopted(message, now_ns)
         else:
@@ -293,6 +304,8 @@ class Session:
             self._target(message.volume).prove(message)
         elif isinstance(message, Fetch):
             self._target(message.volume).fetch(message)
+        elif isinstance(message, (Remember, KeepOnly)):
+            self._target(message.volume).point(message)
         elif isinstance(message, Adopt):
             self._target(message.volume).adopt(message)
         else:
@@ -330,6 +343,7 @@ class Session:
         if waits and now_ns - self._since_ns > GREETING_NS_MAX:
             self._refuse("silent-peer", "the peer did not introduce itself", now_ns)
         for source in self.sources:
+            source.points.tick(now_ns)
             source.tick(now_ns)
 
     def journaled(self, volume: int, token: object, error: int, now_ns: int) -> None:
@@ -374,6 +388,21 @@ class Session:
             self.targets[volume].persisted(token, error)
         if not error:
             self._greet(now_ns)
+
+    def point_made(self, volume: int, token: object, error: int, now_ns: int) -> None:
+        """Answer to `MakePoint`."""
+        if self.sources:
+            self.sources[volume].points.made(token, error)
+            self.sources[volume].advance(now_ns)
+        else:
+            self.targets[volume].points.made(token, error)
+
+    def points_dropped(self, volume: int, token: object, error: int) -> None:
+        """Answer to `DropPoints`."""
+        if self.sources:
+            self.sources[volume].points.dropped(token, error)
+        else:
+            self.targets[volume].points.dropped(token, error)
 
     def mapped(self, volume: int, token: object, runs: Sequence[tuple[int, int]], now_ns: int) -> None:
         """Answer to `MapAllocation`: runs of blocks that may hold anything but zeroes."""

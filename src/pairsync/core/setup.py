@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from .copier import Copier
 from .dirty import DirtyMap, DirtyView
@@ -10,8 +10,9 @@ from .effects import Effect
 from .fetcher import Fetcher
 from .intake import Intake
 from .limits import VolumeOptions
-from .messages import VolumeState
+from .messages import PointMark, VolumeState
 from .permit import Permit
+from .points import TargetPoints
 from .questions import Questions
 from .resync import Pacer
 from .scrubber import Scrubber
@@ -29,15 +30,21 @@ __all__ = ["VolumeSetup", "make_source", "make_target", "state_of"]
 class VolumeSetup:
     """What is known of a volume when its guest is opened."""
 
-    __slots__ = ("first_generation", "options", "recovered", "superblock")
+    __slots__ = ("first_generation", "options", "points", "recovered", "superblock")
 
     def __init__(
-        self, superblock: Superblock, recovered: DirtyMap, options: VolumeOptions, first_generation: int = 1
+        self,
+        superblock: Superblock,
+        recovered: DirtyMap,
+        options: VolumeOptions,
+        first_generation: int = 1,
+        points: Sequence[PointMark] = (),
     ) -> None:
         self.superblock = superblock
         self.recovered = recovered  # dirty map on disk, with the write-intent log unless closed in order
         self.options = options
         self.first_generation = first_generation  # of the write-intent log: above every recorded one
+        self.points = tuple(points)
 
 
 def make_source(
@@ -62,15 +69,20 @@ def make_source(
     fetcher = Fetcher(index, tracker.block_count, standing, out)
     copier = Copier(index, block.size_bytes, tracker, standing, questions, pacer, out)
     scrubber = Scrubber(index, tracker, standing, questions, fetcher, pacer, copier.written, out)
-    return VolumeSource(index, tracker, standing, copier, scrubber, window, options, out)
+    source = VolumeSource(index, tracker, standing, copier, scrubber, window, options, out)
+    source.points.found(setup.points)
+    return source
 
 
 def make_target(index: int, setup: VolumeSetup, intake: Intake, out: list[Effect]) -> VolumeTarget:
     """The standby's."""
-    return VolumeTarget(index, setup.superblock, setup.recovered, setup.options, intake, out)
+    points = TargetPoints(index, setup.points, out)
+    return VolumeTarget(index, setup.superblock, setup.recovered, setup.options, intake, points, out)
 
 
-def state_of(block: Superblock, dirty: DirtyMap | DirtyView, options: VolumeOptions) -> VolumeState:
+def state_of(
+    block: Superblock, dirty: DirtyMap | DirtyView, options: VolumeOptions, points: Iterable[int] = ()
+) -> VolumeState:
     """What a host says of its replica when it introduces itself."""
     return VolumeState(
         block.name,
@@ -82,4 +94,5 @@ def state_of(block: Superblock, dirty: DirtyMap | DirtyView, options: VolumeOpti
         block.map_base,
         dirty.count,
         options.digests,
+        tuple(points),
     )

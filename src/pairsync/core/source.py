@@ -35,10 +35,11 @@ from .events import BehindEvent
 from .flushes import Flushes, FlushOp
 from .limits import VolumeOptions
 from .messages import Adopted, SyncMode, VolumePlan, WriteOp
+from .points import SourcePoints
 from .scrubber import Repair, Scrubber
 from .standing import Phase, Standing
 from .tracker import Tracker
-from .trouble import TroubleLog
+from .trouble import TroubleLog, errno_name
 from .units import NS_PER_S, Extent
 from .window import Ticket, Window, ticket_of
 
@@ -60,10 +61,9 @@ class VolumeSource:
         out: list[Effect],
     ) -> None:
         self.index = index
-        self.tracker = tracker
-        self.standing = standing
-        self.copier = copier
-        self.scrubber = scrubber
+        self.tracker, self.standing = tracker, standing
+        self.copier, self.scrubber = copier, scrubber
+        self.points = SourcePoints(index, standing, out)
         self.options = options
         self.failed: str | None = None  # why nothing is served any more
         self._out = out
@@ -157,7 +157,7 @@ class VolumeSource:
             self.tracker.applied(ticket.generation)
             if self._live.pop(ticket, self) is None:
                 self._out.extend(ticket.fail(error))
-            self.trouble.report(f"the write-intent log cannot be written: {_name(error)}", now_ns)
+            self.trouble.report(f"the write-intent log cannot be written: {errno_name(error)}", now_ns)
             self.advance(now_ns)
             return
         self.tracker.recorded(ticket.generation, ticket.intents)
@@ -201,7 +201,7 @@ class VolumeSource:
             # replicas are made equal again by copying those blocks.
             ticket.errnos = errnos
             self.tracker.lacking(ticket.ops)
-            self.trouble.report(f"a write failed: {_name(next(e for e in errnos if e))}", now_ns)
+            self.trouble.report(f"a write failed: {errno_name(next(e for e in errnos if e))}", now_ns)
         self._settle(ticket, now_ns)
         self.advance(now_ns)
 
@@ -239,7 +239,7 @@ class VolumeSource:
     def saved(self, token: object, error: int, now_ns: int) -> None:
         """Bitmap pages are durable, or could not be written."""
         if error:
-            self.abandon(f"the dirty bitmap cannot be written: {_name(error)}", fatal=True)
+            self.abandon(f"the dirty bitmap cannot be written: {errno_name(error)}", fatal=True)
             return
         if not self._closer.saved(token):
             self.copier.saved(token)
@@ -255,7 +255,7 @@ class VolumeSource:
         if error:
             # After a failed flush the kernel may have dropped what it could not write: nothing here can be
             # trusted any more, and trying again would report success for data that is gone.
-            self.abandon(f"a flush failed: {_name(error)}", fatal=True)
+            self.abandon(f"a flush failed: {errno_name(error)}", fatal=True)
             return
         if self.failed is None:
             self._flush_step(self._flushes.local_done(token), now_ns)
@@ -326,7 +326,7 @@ class VolumeSource:
     def persisted(self, token: object, error: int, now_ns: int) -> None:
         """The superblock is durable, or could not be written."""
         if error:
-            self.abandon(f"the metadata cannot be written: {_name(error)}", fatal=True)
+            self.abandon(f"the metadata cannot be written: {errno_name(error)}", fatal=True)
             return
         self.standing.persisted(token)
         self._check_opened()
@@ -376,6 +376,8 @@ class VolumeSource:
             self.copier.advance(now_ns, room=room)
         if not self.scrubber.idle:
             self.scrubber.advance(now_ns, peer_has_all=self.copier.at_rest)
+        if not self.points.idle:
+            self.points.advance(now_ns, peer_has_all=self.copier.at_rest)
         if self._ending.asked:
             self._ending.advance(now_ns, quiet=not (self._live or self._admission.waiting))
 
@@ -395,8 +397,9 @@ class VolumeSource:
     def read_failed(self, number: int, error: int, now_ns: int) -> None:
         """A resync read failed: without the source's content the copy cannot be completed."""
         if self.copier.read_failed(number):
-            self.trouble.report(f"a read for the resync failed: {_name(error)}", now_ns)
-            self._out.append(DropSession(f"cannot read what the peer lacks: {_name(error)}", refused=True))
+            why = errno_name(error)
+            self.trouble.report(f"a read for the resync failed: {why}", now_ns)
+            self._out.append(DropSession(f"cannot read what the peer lacks: {why}", refused=True))
 
     def tick(self, now_ns: int) -> None:
         """Time has passed: bounds, deadlines, flushes that are due; at least every half second."""
@@ -441,11 +444,7 @@ class VolumeSource:
             self._out.extend(ticket.fail(errno.EIO))
         self._live.clear()
         held, self._held = [owner for op in self._held for owner in op.owners], []
-        owners = [*self._flushes.abort(), *self._ending.give_up(), *held]
+        owners = [*self._flushes.abort(), *self._ending.give_up(), *self.points.give_up(), *held]
         self._out.extend(Complete(owner, [errno.EIO]) for owner in owners)
         if fatal:
             self._out.append(DropSession(reason, refused=True))
-
-
-def _name(error: int) -> str:
-    return errno.errorcode.get(error, str(error))

@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -37,18 +36,22 @@ from .messages import (
     Condition,
     Failed,
     Fetch,
+    KeepOnly,
     Marked,
     Proof,
     Prove,
+    Remember,
     SyncMode,
     Unfetched,
     Write,
     WriteOp,
 )
+from .points import TargetPoints
 from .questions import DIGEST_BYTES, QUESTIONS_MAX, Examined, node_count
 from .standing import SuperblockWriter
 from .superblock import Superblock
 from .tracker import ops_bytes
+from .trouble import errno_name
 from .units import Extent, block_count_of, bounded_runs
 
 __all__ = [
@@ -103,10 +106,12 @@ class VolumeTarget:
         own_dirty: DirtyMap,
         options: VolumeOptions,
         intake: Intake,
+        points: TargetPoints,
         out: list[Effect],
     ) -> None:
         """``intake`` is shared by the volumes of the guest."""
         self.index = index
+        self.points = points
         self.options = options
         self.failed: str | None = None  # why this replica takes nothing any more, until the next session
         self._out = out
@@ -276,6 +281,13 @@ class VolumeTarget:
         proof = Proof(self.index, message.question, answer.digests, tuple(answer.bad))
         self._out.append(Send([proof]))
 
+    def point(self, message: Remember | KeepOnly) -> None:
+        """A moment to remember, or which to remember no longer."""
+        self._check_term(message.term)
+        if not self.options.digests:
+            raise ProtocolError("points, where no digests are kept")
+        self.points.take(message, begun=self._begun)
+
     def fetch(self, message: Fetch) -> None:
         """What does this replica hold there?"""
         self._check_term(message.term)
@@ -383,7 +395,7 @@ class VolumeTarget:
     def saved(self, error: int) -> None:
         """The bitmap was cleared; a failure leaves bits too many, which costs a little resync."""
         if error:
-            reason = f"the dirty bitmap could not be cleared: {errno.errorcode.get(error, error)}"
+            reason = f"the dirty bitmap could not be cleared: {errno_name(error)}"
             self._out.append(Emit(TroubleEvent(self.superblock.name, fatal=False, reason=reason)))
 
     def persisted(self, token: object, error: int) -> None:
@@ -401,7 +413,7 @@ class VolumeTarget:
         """This replica cannot go on: say so and end the session."""
         if self.failed is not None:
             return
-        self.failed = f"{what}: {errno.errorcode.get(error, error)}"
+        self.failed = f"{what}: {errno_name(error)}"
         self._out.append(Emit(TroubleEvent(self.superblock.name, fatal=False, reason=self.failed)))
         self._out.append(Send([Failed(self.index, error, self.failed)]))
         self._out.append(DropSession(self.failed, refused=True))
@@ -414,6 +426,7 @@ class VolumeTarget:
     def session_over(self) -> None:
         """The session has ended; the next one starts anew."""
         self._session += 1
+        self.points.session_over()
         self._begun = self._asked_to_adopt = self.in_sync = False
         self._planned = None
         self._examining = 0

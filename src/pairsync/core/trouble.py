@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Final
 
 from .effects import Effect, Emit
 from .events import TroubleEvent
 from .units import NS_PER_S
 
-__all__ = ["TROUBLE_EVENT_NS", "TroubleLog"]
+__all__ = ["TROUBLE_EVENT_NS", "TroubleLog", "errno_name"]
 
 TROUBLE_EVENT_NS: Final = NS_PER_S
 """Failing requests of one volume are told once in that time, not once each."""
+
+
+def errno_name(number: int) -> str:
+    """An errno as people know it, such as ``EIO``."""
+    return errno.errorcode.get(number, str(number))
 
 
 class TroubleLog:

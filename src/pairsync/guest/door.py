@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -103,7 +103,7 @@ class Door:
         """Size of the volume."""
         return self._volume.size_bytes
 
-    def meta_contexts(self) -> Sequence[str]:
+    def meta_contexts(self) -> Mapping[str, str]:
         """What BLOCK_STATUS can be asked for."""
         return self._local.meta_contexts()
 

@@ -1,25 +1,35 @@
 """A volume behind the NBD front door: what `pairsync.nbd.export.Export` asks for, from a `Volume`.
 
-Two metadata contexts: ``base:allocation`` (holes of the local replica) and ``pairsync:dirty``, whose one
-flag says that the peer is not known to hold the range durably.
+Metadata contexts: ``base:allocation`` (holes of the local replica); ``pairsync:dirty``, whose one flag says
+that the peer is not known to hold the range durably; and for each point of the volume
+``pairsync:changed:NAME``, whose one flag says that the range may hold something else than at that point.
+
+A client that has selected the context of a point asks about that very point: if it is dropped, or made again
+under its name, the answer is an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import trio
 
 from pairsync.errors import ConfigError
 from pairsync.nbd.constants import CONTEXT_ALLOCATION, STATE_HOLE, STATE_ZERO
 
+from .points import Point
 from .volume import Volume
 
-__all__ = ["CONTEXT_DIRTY", "STATE_DIRTY", "VolumeExport"]
+__all__ = ["CONTEXT_CHANGED", "CONTEXT_DIRTY", "STATE_CHANGED", "STATE_DIRTY", "VolumeExport"]
 
 CONTEXT_DIRTY = "pairsync:dirty"
 STATE_DIRTY = 1
 """Flag of `CONTEXT_DIRTY`."""
+
+CONTEXT_CHANGED = "pairsync:changed:"
+"""The name of a point follows; here, behind a ``@``, its id."""
+STATE_CHANGED = 1
+"""Flag of these contexts."""
 
 
 class VolumeExport:
@@ -51,9 +61,13 @@ class VolumeExport:
         """Size of the volume."""
         return self._volume.size_bytes
 
-    def meta_contexts(self) -> Sequence[str]:
+    def meta_contexts(self) -> Mapping[str, str]:
         """What BLOCK_STATUS can be asked for."""
-        return (CONTEXT_ALLOCATION, CONTEXT_DIRTY)
+        contexts = {name: name for name in (CONTEXT_ALLOCATION, CONTEXT_DIRTY)}
+        for point in self._volume.points():
+            name = f"{CONTEXT_CHANGED}{point.name}"
+            contexts[name] = f"{name}@{point.id}"
+        return contexts
 
     async def read(self, offset: int, into: memoryview) -> None:
         """Fill ``into``."""
@@ -66,6 +80,9 @@ class VolumeExport:
         if context == CONTEXT_ALLOCATION:
             runs = await self._volume.allocation(offset, length)
             return [(run, STATE_HOLE | STATE_ZERO if hole else 0) for run, hole in runs[:extents_max]]
+        if context.startswith(CONTEXT_CHANGED):
+            runs = await self._volume.changed_since(_point_of(context), offset, length)
+            return [(run, STATE_CHANGED if changed else 0) for run, changed in runs[:extents_max]]
         if context != CONTEXT_DIRTY:
             raise ConfigError(f"no metadata context {context!r}")
         await trio.lowlevel.checkpoint()
@@ -84,3 +101,8 @@ class VolumeExport:
         if at < offset + length:
             extents.append((offset + length - at, 0))
         return extents
+
+
+def _point_of(context: str) -> Point:
+    name, _, number = context.removeprefix(CONTEXT_CHANGED).partition("@")
+    return Point(name, number, created_s=0, on_peer=None)

@@ -29,6 +29,7 @@ from pairsync.errors import BackendError, ConfigError, InternalError
 from pairsync.io.link import Link, open_link
 from pairsync.io.network import Network, TcpNetwork
 from pairsync.io.session import SessionInfo
+from pairsync.storage.linux import boot_id
 
 from .config import GuestConfig
 from .disks import Disks, Opener, open_disks
@@ -36,7 +37,7 @@ from .events import EventHub, Subscription
 from .performer import Performer
 from .relay import GuestRelay
 from .reopen import Mender
-from .replica import Replica, boot_id, open_replica
+from .replica import Replica, open_replica
 from .roles import change_role, finish, halt
 from .seam import Arbiter
 from .statistics import GuestStatistics, VolumeStatistics, progress_of
@@ -120,7 +121,7 @@ class Guest:
             term=term,
             boot_id=boot_id(),
             volumes=[replica.setup for replica in self._disks.replicas],
-            draw_tag=lambda: int.from_bytes(self._network.entropy(8), "big"),
+            draw_tag=self.draw_tag,
             arbitrated=self.arbiter is not None,
         )
 
@@ -289,6 +290,10 @@ class Guest:
         """
         self.volume(volume)
         await self._disks.use_threads(list(self.volumes).index(volume))
+
+    def draw_tag(self) -> int:
+        """64 random bits."""
+        return int.from_bytes(self._network.entropy(8), "big")
 
     def draw_fraction(self) -> float:
         """A random number in [0, 1), for back-offs."""

@@ -16,16 +16,20 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import trio
+
 from pairsync.core.effects import (
     Apply,
     AskAlone,
     Complete,
+    DropPoints,
     DropSession,
     Effect,
     Emit,
     Examine,
     Flush,
     Journal,
+    MakePoint,
     MapAllocation,
     Persist,
     Read,
@@ -40,8 +44,11 @@ from pairsync.core.units import Extent
 from pairsync.errors import BackendError, ClosedError
 from pairsync.io.link import Link
 from pairsync.storage.lane import Lane
+from pairsync.storage.pointcopy import PointCopy
+from pairsync.storage.points import Points
 
 from .keeping import keep_job, kept_job
+from .points import begin_point_job, copy_point_job, drop_points_job
 from .replica import (
     Found,
     Replica,
@@ -100,6 +107,8 @@ class Performer:
             SavePages: self._save,
             Persist: self._persist,
             MapAllocation: self._map,
+            MakePoint: self._make_point,
+            DropPoints: self._drop_points,
             DropSession: self._drop,
         }
 
@@ -268,6 +277,64 @@ class Performer:
 
         job = partial(examine_job, self._replicas[effect.volume].device, effect)
         self._lanes[effect.volume].data.submit(job, done)
+
+    def _make_point(self, effect: MakePoint) -> None:
+        """Its moment is in the data lane; the copy is made in the side lane, beside later writes."""
+        points, lanes = self._replicas[effect.volume].points, self._lanes[effect.volume]
+
+        def begun(result: PointCopy | int | BaseException) -> None:
+            if isinstance(result, PointCopy) and points is not None:
+                with suppress(ClosedError):
+                    self._copy_point(effect, lanes.side, points, result)
+            else:
+                self._point_made(effect, result)
+
+        lanes.data.submit(partial(begin_point_job, points, effect.mark), begun)
+
+    def _copy_point(self, effect: MakePoint, lane: Lane, points: Points, copy: PointCopy) -> None:
+        def copied(result: bool | int | BaseException) -> None:
+            if result is True:
+                # Not at once: where the disk is memory, others would not have their turn in between.
+                trio.lowlevel.current_trio_token().run_sync_soon(go_on)
+            else:
+                self._point_made(effect, result)
+
+        def go_on() -> None:
+            with suppress(ClosedError):  # a copy that was cut short is removed when it is opened again
+                self._copy_point(effect, lane, points, copy)
+
+        lane.submit(partial(copy_point_job, points, copy), copied)
+
+    def _point_made(self, effect: MakePoint, result: object) -> None:
+        if isinstance(result, BaseException):
+            _raise_unless_closed(result)
+        elif isinstance(result, int):
+            self.session.point_made(effect.volume, effect.token, result, self.now_ns())
+            self._moved()
+
+    def _drop_points(self, effect: DropPoints) -> None:
+        points, lanes = self._replicas[effect.volume].points, self._lanes[effect.volume]
+
+        def done(result: int | BaseException) -> None:
+            if isinstance(result, BaseException):
+                _raise_unless_closed(result)
+            else:
+                self.session.points_dropped(effect.volume, effect.token, result)
+                self._moved()
+
+        def looked(copy: PointCopy | BaseException | None) -> None:
+            if isinstance(copy, BaseException):
+                _raise_unless_closed(copy)
+                return
+            with suppress(ClosedError):
+                lanes.side.submit(partial(drop_points_job, points, effect.keep, copy), done)
+
+        # By way of the data lane: a point that is asked for later must not be taken for one to be dropped.
+        lanes.data.submit(points.under_way if points is not None else _nothing, looked)
+
+
+def _nothing() -> None:
+    """There is nothing under way."""
 
 
 def _raise_unless_closed(error: BaseException) -> None:

@@ -30,6 +30,7 @@ from pairsync.storage.blockfile import OpenFile
 from pairsync.storage.device import Device
 from pairsync.storage.digested import DigestedDevice
 from pairsync.storage.digests import (
+    DigestTable,
     OpenedDigests,
     create_digests,
     digests_path,
@@ -47,16 +48,17 @@ from pairsync.storage.metadata import (
 )
 from pairsync.storage.osfile import OsFile
 from pairsync.storage.overlay import Overlays, overlays_beside
+from pairsync.storage.points import Points, points_beside
 from pairsync.storage.superblock import check_identity
 
 from .config import VolumeConfig
 from .keeping import with_overlays
+from .points import with_points
 
 __all__ = [
     "Found",
     "Replica",
     "apply_job",
-    "boot_id",
     "create_replica",
     "examine_job",
     "flush_job",
@@ -89,11 +91,13 @@ class Replica:
         setup: VolumeSetup,
         notes: Sequence[str],
         keeper: Keeper | None = None,
+        points: Points | None = None,
     ) -> None:
         self.device = device
         self.store = store
         self.setup = setup
         self.keeper = keeper  # below the device; None: what a resync overwrites is not kept
+        self.points = points  # beside the digests; None: there are none of these
         self.notes = tuple(notes)  # damage that could be made up for, for the log
 
     @property
@@ -102,17 +106,11 @@ class Replica:
         return self.setup.superblock.name
 
     def close(self) -> None:
-        """Give both files back; idempotent."""
+        """Give all files back; idempotent."""
+        if self.points is not None:
+            self.points.close()
         self.device.close()
         self.store.close()
-
-
-def boot_id() -> str:
-    """Names this run of the kernel: an unclean end under the same one has kept the page cache."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return "unknown"
 
 
 def create_replica(
@@ -197,7 +195,15 @@ def open_replica(volume: VolumeConfig, pair_id: bytes, *, open_file: OpenFile = 
         return overlays_beside(metadata, block.size_bytes, bytes_max=volume.options.overlay_bytes)
 
     open_device = partial(open_volume, volume.path, open_file=open_file)
-    return recover_replica(opened, open_device, volume, pair_id, open_table, open_overlays)
+    return recover_replica(
+        opened,
+        open_device,
+        volume,
+        pair_id,
+        open_table,
+        open_overlays,
+        open_points=lambda block, table: points_beside(metadata, block.volume_id, table),
+    )
 
 
 OpenTable: TypeAlias = Callable[[Superblock, DirtyMap], OpenedDigests]
@@ -212,13 +218,15 @@ def recover_replica(
     open_table: OpenTable | None = None,
     open_overlays: Callable[[Superblock], Overlays] | None = None,
     now_s: Callable[[], int] = lambda: int(time.time()),
+    open_points: Callable[[Superblock, DigestTable], Points] | None = None,
 ) -> Replica:
-    """A replica from its opened metadata, which it closes, its device, its digests where they are kept, and
-    its overlays.
+    """A replica from its opened metadata, which it closes, its device, its digests where they are kept, its
+    overlays and its points.
 
     ``open_device`` is given the size that the metadata names.  ``now_s`` is the Unix time.
     """
     keeper: Keeper | None = None
+    points: Points | None = None
     try:
         block = opened.superblock
         check_identity(block, pair_id=pair_id)
@@ -240,17 +248,22 @@ def recover_replica(
                 device, partial(open_overlays, block), opened, recovered.copy(), now_s, notes
             )
         if open_table is not None and volume.options.digests:
-            device = _with_digests(device, partial(open_table, block, doubtful), notes)
+            device, table = _with_digests(device, partial(open_table, block, doubtful), notes)
+            if open_points is not None:
+                points = with_points(device, partial(open_points, block, table), notes)
     except BaseException:
         opened.store.close()
         raise
-    setup = VolumeSetup(block, recovered, volume.options, opened.generation_next)
+    marks = points.list() if points is not None else ()
+    setup = VolumeSetup(block, recovered, volume.options, opened.generation_next, marks)
     if damaged:
         notes.append(f"{damaged} sectors of the dirty bitmap were unreadable: their blocks are copied again")
-    return Replica(device, opened.store, setup, notes, keeper)
+    return Replica(device, opened.store, setup, notes, keeper, points)
 
 
-def _with_digests(device: Device, open_table: Callable[[], OpenedDigests], notes: list[str]) -> Device:
+def _with_digests(
+    device: Device, open_table: Callable[[], OpenedDigests], notes: list[str]
+) -> tuple[Device, DigestTable]:
     """The device, keeping digests; `Device.begin_life` records durably what a crash has left in doubt."""
     try:
         opened = open_table()
@@ -258,7 +271,7 @@ def _with_digests(device: Device, open_table: Callable[[], OpenedDigests], notes
         device.close()
         raise
     notes += opened.notes
-    return DigestedDevice(device, opened.table)
+    return DigestedDevice(device, opened.table), opened.table
 
 
 def _check_name(block: Superblock, volume: VolumeConfig) -> None:

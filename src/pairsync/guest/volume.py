@@ -9,7 +9,7 @@ of which waits for its room.
 
 from __future__ import annotations
 
-import errno
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -25,9 +25,11 @@ from pairsync.errors import ArbitrationError, BackendError, ClosedError, ConfigE
 
 from .config import PART_BYTES_MAX
 from .pieces import Done, parts_of
+from .points import Point, VolumePoints
 from .remote import PeerReader
 from .replica import Replica
 from .verified import VerifiedReader
+from .waiting import Waiter
 
 if TYPE_CHECKING:
     from .guest import Guest
@@ -41,26 +43,6 @@ READS_AT_ONCE = 16
 """Reads of one volume that wait for its disk at the same time: what a disk's queue makes use of."""
 
 T = TypeVar("T")
-
-
-class _Waiter:
-    """The owner of a request whose caller waits for it in a task."""
-
-    __slots__ = ("ended", "errnos")
-
-    def __init__(self) -> None:
-        self.ended = trio.Event()
-        self.errnos: Sequence[int] | None = None
-
-    def __call__(self, errnos: Sequence[int] | None) -> None:
-        self.errnos = errnos
-        self.ended.set()
-
-    async def wait(self, doing: str) -> None:
-        await self.ended.wait()
-        if self.errnos is not None:
-            error = next(e for e in self.errnos if e)
-            raise BackendError(f"{doing}: {errno.errorcode.get(error, error)}", error)
 
 
 class Volume:
@@ -77,6 +59,7 @@ class Volume:
         self._peer = PeerReader(guest, index)
         self._verifies = replica.setup.options.verify_reads
         self._verified = VerifiedReader(guest, index, self._peer, self._in_thread)
+        self._points = VolumePoints(guest, index, self._in_thread, lambda: int(time.time()))
         self._readers = trio.CapacityLimiter(READS_AT_ONCE)
         self._reading = 0  # jobs of `_in_thread` that have not ended, nor been left behind
         self._read_ns = 0  # when the last of them ended, or the first began
@@ -168,7 +151,7 @@ class Volume:
     async def flush(self) -> None:
         """Make durable all that was acknowledged, on every replica whose acknowledgement counts."""
         source = self._source()
-        waiter = _Waiter()
+        waiter = Waiter()
         source.flush(waiter, self._guest.now_ns())
         self._guest.perform()
         await waiter.wait(f"volume {self.name}: flush")
@@ -180,7 +163,7 @@ class Volume:
             await trio.lowlevel.checkpoint()
             return
         await self.wait_writable()
-        waiter = _Waiter()
+        waiter = Waiter()
         self.submit([op], waiter)
         await waiter.wait(f"volume {self.name}: {what} of {op.length} bytes at {op.offset}")
 
@@ -246,7 +229,7 @@ class Volume:
         source = self._source()
         if not source.options.digests:
             raise ConfigError(f"volume {self.name} keeps no digests: there is nothing to compare with")
-        waiter = _Waiter()
+        waiter = Waiter()
         now_ns = self._guest.now_ns()
         source.scrubber.start(waiter, repair=repair, now_ns=now_ns)
         source.advance(now_ns)
@@ -256,6 +239,53 @@ class Volume:
         if report is None:
             raise InternalError(f"volume {self.name}: a scrub has ended without a report")
         return report
+
+    # ------------------------------------------------------------------ what has changed
+
+    async def make_point(self, name: str) -> Point:
+        """Remember what the volume holds now under ``name``; durable on return, on both hosts if they can.
+
+        Now is one moment between this call and its return, in the order of the writes: every write that was
+        acknowledged before is in it.  Reads and writes go on meanwhile.  Use a name only once: one that is
+        dropped and given again is another point.
+
+        Raises `ConfigError` for a name that cannot be or is there already, where `POINTS_MAX` points are
+        there, or where no digests are kept; `BackendError` where the disk fails.  Cancelled, the point may be
+        made all the same.
+        """
+        return await self._points.make(self._replica, name)
+
+    def points(self) -> tuple[Point, ...]:
+        """All points that this host has, the oldest first."""
+        return self._points.all(self._replica)
+
+    async def drop_point(self, name: str) -> None:
+        """Forget a point, on both hosts; `ConfigError` if there is none of that name."""
+        await self._points.drop(self._replica, name)
+
+    async def changed_since(self, point: str | Point, offset: int, length: int) -> list[tuple[int, bool]]:
+        """Runs of the range: bytes, and whether they may hold something else than at that point.
+
+        They follow each other from ``offset`` on and may stop early; ask on behind them.  Never misses a
+        change: blocks (4 KiB) of which that is not known count as changed.  What was written and has its old
+        content again counts as unchanged.  A `Point` is that very point, a name whichever has it now.
+
+        Raises `ConfigError` if this host has no such point, or no digests are kept.
+        """
+        self._check(offset, length)
+        return await self._points.changed_since(self._replica, point, offset, length)
+
+    async def digests(self, offset: int, length: int, *, point: str | Point | None = None) -> bytes:
+        """The digests of the blocks (4 KiB) of the range, 8 bytes each, now or as of a point.
+
+        Little endian xxh3_64 of the block's content, 0 for one of zeroes, 1 where it is not known (of a point
+        only); a hash that happens to be 0 or 1 has its highest bit set.  ``offset`` must be a whole number of
+        blocks.  May stop early, after one block at least; what is not known now is read.
+
+        Raises `ConfigError` as `changed_since`, `BackendError` where the disk fails.
+        """
+        self._check(offset, length)
+        return await self._points.digests(self._replica, offset, length, point)
 
     async def cache(self, offset: int, length: int) -> None:
         """Read ahead."""

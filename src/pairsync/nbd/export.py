@@ -14,7 +14,7 @@ away (``NBD_ESHUTDOWN``); any other `PairsyncError` but `InternalError` becomes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 from pairsync.core.messages import WriteOp
@@ -53,8 +53,12 @@ class Export(Protocol):
     def fast_zero(self) -> bool:
         """Whether ZERO and ZERO_ALLOCATE are quicker than writing zeroes; else FAST_ZERO is refused."""
 
-    def meta_contexts(self) -> Sequence[str]:
-        """Names that BLOCK_STATUS can be asked for, such as ``("base:allocation", "pairsync:dirty")``."""
+    def meta_contexts(self) -> Mapping[str, str]:
+        """Names that BLOCK_STATUS can be asked for, such as ``base:allocation``, in order.
+
+        For each the context that `block_status` is given for a client that has selected it: the same name,
+        or another one where the name may come to mean something else meanwhile.
+        """
 
     def read_nowait(self, offset: int, into: memoryview) -> bool:
         """Fill ``into`` from ``offset`` if that needs no waiting; False if it would block.

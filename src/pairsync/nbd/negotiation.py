@@ -362,12 +362,12 @@ class Negotiation:
             return self._refuse(option, c.REP_ERR_UNKNOWN, f"there is no export named {request.name!r}")
         available = export.meta_contexts()
         if setting:
-            names = matching_contexts(available, request.queries, wildcards=False)
+            names = matching_contexts(list(available), request.queries, wildcards=False)
             numbered = tuple(enumerate(names, start=1))
-            self._selected = (request.name, numbered)
+            self._selected = (request.name, tuple((number, available[name]) for number, name in numbered))
         else:  # "NBD_OPT_LIST_META_CONTEXT": no query means all; the ids are reserved and zero
             names = (
-                matching_contexts(available, request.queries, wildcards=True)
+                matching_contexts(list(available), request.queries, wildcards=True)
                 if request.queries
                 else list(available)
             )

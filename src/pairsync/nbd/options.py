@@ -159,10 +159,8 @@ def matching_contexts(available: Sequence[str], queries: Sequence[str], *, wildc
     """The contexts that one of the queries names, in the export's order.
 
     ``namespace:`` alone matches the whole namespace when listing and nothing when selecting ("The `base:`
-    metadata namespace"); unknown names and namespaces are ignored.
+    metadata namespace"), and so does whatever ends with a colon; unknown names and namespaces are ignored.
     """
     exact = set(queries)
-    spaces = (
-        {query for query in exact if query.endswith(":") and query.count(":") == 1} if wildcards else set()
-    )
-    return [name for name in available if name in exact or f"{name.partition(':')[0]}:" in spaces]
+    spaces = tuple(query for query in exact if query.endswith(":")) if wildcards else ()
+    return [name for name in available if name in exact or name.startswith(spaces)]

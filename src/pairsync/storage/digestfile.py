@@ -54,6 +54,7 @@ __all__ = [
     "Resizable",
     "block_digest",
     "block_digests",
+    "data_pages",
     "decode_header",
     "digests_bytes",
     "digests_path",
@@ -244,6 +245,14 @@ class Resizable(Protocol):
         """Set the size; what is added is a hole."""
 
 
+def data_pages(file: BlockFile, leaves_at: int, page: int, stop: int) -> int:
+    """How many pages of leaves from ``page`` on, below ``stop``, there are before the next hole; one at
+    least."""
+    runs = file.allocation(leaves_at + page * PAGE_BYTES, (stop - page) * PAGE_BYTES)
+    length, hole = runs[0]
+    return 1 if hole else -(-length // PAGE_BYTES)
+
+
 class LeafFile:
     """The leaves in their file.  One thread writes at a time; reads may run beside it."""
 
@@ -252,6 +261,14 @@ class LeafFile:
         # Something was written since the last flush began; at first by the process before this one, which may
         # have been killed: what is read of it here would not survive a power cut.
         self._unflushed = True
+        self.before: Callable[[int, int], None] | None = None
+        """Hears which pages are about to change (first, stop): see ``storage.pointcopy``."""
+
+    def _tell(self, first: int, stop: int) -> None:
+        """The leaves of these blocks are about to change."""
+        self._unflushed = True
+        if self.before is not None:
+            self.before(first >> _PAGE_SHIFT, ((stop - 1) >> _PAGE_SHIFT) + 1)
 
     def read(self, first: int, stop: int) -> bytearray:
         """The leaves of these blocks, packed."""
@@ -265,16 +282,20 @@ class LeafFile:
         length = (stop - page) * PAGE_BYTES
         return self.file.hole_bytes(_LEAVES_AT + page * PAGE_BYTES, length) // PAGE_BYTES
 
+    def data_pages(self, page: int, stop: int) -> int:
+        """How many pages from ``page`` on, below ``stop``, there are before the next hole; one at least."""
+        return data_pages(self.file, _LEAVES_AT, page, stop)
+
     def write(self, first: int, packed: Buffer) -> None:
         """Replace the leaves from block ``first`` on."""
-        self._unflushed = True
+        self._tell(first, first + len(packed) // LEAF_BYTES)
         self.file.write(_LEAVES_AT + first * LEAF_BYTES, (packed,))
 
     def zero(self, first: int, stop: int) -> None:
         """Make the leaves of a range `ZERO_DIGEST`; its whole pages become holes."""
         offset, end = _LEAVES_AT + first * LEAF_BYTES, _LEAVES_AT + stop * LEAF_BYTES
         if self.file.hole_bytes(offset, end - offset) < end - offset:
-            self._unflushed = True
+            self._tell(first, stop)
             self.file.zero(offset, end - offset, keep_space=False)
 
     def patch(self, leaves: Mapping[int, int]) -> list[int]:
@@ -291,6 +312,7 @@ class LeafFile:
             end = at + 1
             if end < count and blocks[end] >> _PAGE_SHIFT == page:
                 end = bisect_left(blocks, (page + 1) << _PAGE_SHIFT, end)
+            self._tell(block, block + 1)
             if end - at <= _PATCH_WRITES_MAX:
                 for block in blocks[at:end]:
                     write(_LEAVES_AT + block * LEAF_BYTES, (leaves[block].to_bytes(LEAF_BYTES, "little"),))

@@ -38,8 +38,9 @@ from .digestfile import (
     header_slots,
 )
 from .digestheader import HeaderKeeper
+from .digeststate import TableState
 from .digesttable import DigestTable
-from .digestwalk import BadBlock, Examined, TableState
+from .digestwalk import BadBlock, Examined
 from .osfile import OsFile, backend_error, sync_directory
 from .slots import DualSlot
 

@@ -37,8 +37,8 @@ wait for.  Raises `BackendError` where the file fails; after a failed flush the 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
@@ -63,15 +63,14 @@ from .digestfile import (
 )
 from .digestheader import HeaderKeeper
 from .digestlayer import CROWDED, LEAVING_MAX, WIDE_BLOCKS, Layer, pending_bounds
-from .digestwalk import Examined, TableState, Walk
+from .digeststate import TableState
+from .digestwalk import Examined, Walk
 
 __all__ = ["DigestTable"]
 
-_UNKNOWN_LEAVES_MAX: Final = 262_144
-"""Unknown blocks (1 GiB) up to which they are made leaves of the file."""
 _UNKNOWN_SAVE_MAX: Final = 16_384
 _MEMORY_UNKNOWN_SAVE_MAX: Final = 256
-"""As many of them with each `save`; the second where the file lies in memory."""
+"""Unknown leaves written with each `save`; the second where the file lies in memory."""
 
 _LONG_BLOCKS: Final = 32
 """Runs from this length on go to the file at once where nothing stands before it."""
@@ -329,6 +328,17 @@ class DigestTable:
             walk = Walk(self._state, device, read=read, read_bytes_max=read_bytes_max, pages_max=pages_max)
             return walk.answer(level, first, stop)
 
+    @contextmanager
+    def settled(self) -> Iterator[TableState]:
+        """All that was noted is in the file, and rests there meanwhile.  `BackendError` if it cannot be."""
+        with self._writing:
+            self._write_out()
+            yield self._state
+
+    def at_rest(self) -> threading.Lock:
+        """Nothing changes in the file while this is held."""
+        return self._writing
+
     # ------------------------------------------------------------------ writing
 
     def _write_out(self) -> None:
@@ -373,7 +383,7 @@ class DigestTable:
         with self._saving:
             with self._writing:
                 self._write_out()
-                self._write_unknown()
+                self._state.write_unknown(self._unknown_save_max)
                 size_bytes, known_below = self._state.size_bytes, self.known_below
                 flush = self._state.leaves.begin_flush()
             flush()
@@ -402,20 +412,6 @@ class DigestTable:
         """The host gives the volume up in order; see `HeaderKeeper.begin_life`."""
         self._header.end_life()
         self.save()
-
-    def _write_unknown(self) -> None:
-        """Make unknown leaves of few unknown blocks, so that they need not hold down ``known_below``."""
-        state = self._state
-        if not 0 < state.unknown.count <= _UNKNOWN_LEAVES_MAX:
-            return
-        left = self._unknown_save_max
-        while left > 0 and (run := state.unknown.next_run(0)) is not None:
-            if run.stop == state.block_count:
-                return  # it is exactly what known_below says
-            stop = min(run.stop, run.start + left)
-            state.leaves.patch(dict.fromkeys(range(run.start, stop), UNKNOWN_DIGEST))
-            state.make_known(run.start, stop)
-            left -= stop - run.start
 
     # ------------------------------------------------------------------ the whole
 

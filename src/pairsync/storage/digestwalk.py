@@ -7,7 +7,7 @@ volume each), and what makes it cheap is what it passes over:
 
 * pages that are a hole of the table, with no unknown block, are zero: any number of them in one step;
 * unknown blocks in a hole of the *device* become zero without a read, likewise;
-* a node that was computed before and is not stale is not computed again (`NodeCache`).
+* a node that was computed before and is not stale is not computed again (`digeststate.NodeCache`).
 
 Everything else is one page at a time: load its leaves, read what is unknown (or all of it, for a scrub) and
 record that, hash.
@@ -15,12 +15,9 @@ record that, hash.
 
 from __future__ import annotations
 
-import threading
 from array import array
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from pairsync.core.dirty import DirtyMap
 from pairsync.core.questions import BAD_BLOCKS_MAX
 from pairsync.core.units import BLOCK_BYTES, KIB, block_count_of
 from pairsync.errors import BackendError, InternalError
@@ -32,7 +29,6 @@ from .digestfile import (
     PAGE_BYTES,
     UNKNOWN_DIGEST,
     ZERO_DIGEST,
-    LeafFile,
     block_digest,
     block_digests,
     node_digest,
@@ -40,8 +36,9 @@ from .digestfile import (
     unpack_leaves,
     whole_digests,
 )
+from .digeststate import TableState
 
-__all__ = ["ANSWER_NODES_MAX", "BadBlock", "Examined", "NodeCache", "TableState", "Walk"]
+__all__ = ["ANSWER_NODES_MAX", "BadBlock", "Examined", "Walk"]
 
 ANSWER_NODES_MAX: Final = 65_536
 """Nodes in one answer: 512 KiB, half of what a frame holds; at level 1 the sum of 128 GiB."""
@@ -51,9 +48,6 @@ _BAD_MAX: Final = BAD_BLOCKS_MAX - LEAVES_PER_NODE
 
 _PIECE_BYTES: Final = 128 * KIB
 """Read and hashed at a time: stays in the processor's cache between the two."""
-
-_SPANS_MAX: Final = 4096
-"""Level-2 nodes whose 512 children are kept, 4 KiB each: 16 MiB for 4 TiB that hold data everywhere."""
 
 _PAGE_SHIFT: Final = LEAVES_PER_NODE.bit_length() - 1
 _PAGE_MASK: Final = LEAVES_PER_NODE - 1
@@ -83,96 +77,6 @@ class Examined(NamedTuple):
     """Ascending; they keep what was recorded."""
     filled: int
     """Unknown blocks that are known now."""
-
-
-class NodeCache:
-    """Nodes computed before: level 1 in an array for each level-2 node; `UNKNOWN_DIGEST` means stale."""
-
-    def __init__(self) -> None:
-        self._spans: dict[int, array[int]] = {}
-        self._tops: dict[int, int] = {}  # level 2; a value only while none of its children is stale
-
-    def page(self, page: int) -> int:
-        """The level-1 node, or `UNKNOWN_DIGEST`."""
-        nodes = self._spans.get(page >> _PAGE_SHIFT)
-        return UNKNOWN_DIGEST if nodes is None else nodes[page & _PAGE_MASK]
-
-    def span(self, span: int) -> int:
-        """The level-2 node, or `UNKNOWN_DIGEST`."""
-        return self._tops.get(span, UNKNOWN_DIGEST)
-
-    def set_page(self, page: int, node: int) -> None:
-        """Remember a level-1 node."""
-        nodes = self._spans.get(page >> _PAGE_SHIFT)
-        if nodes is None:
-            if len(self._spans) >= _SPANS_MAX:
-                self.clear()
-            nodes = self._spans[page >> _PAGE_SHIFT] = array("Q", [UNKNOWN_DIGEST]) * LEAVES_PER_NODE
-        nodes[page & _PAGE_MASK] = node
-
-    def set_span(self, span: int, node: int) -> None:
-        """Remember a level-2 node; all its children are as they were when it was summed up."""
-        self._tops[span] = node
-
-    def stale(self, page: int, stop: int) -> None:
-        """The leaves of these pages have changed."""
-        if stop - page == 1:
-            self._tops.pop(page >> _PAGE_SHIFT, None)
-            nodes = self._spans.get(page >> _PAGE_SHIFT)
-            if nodes is not None:
-                nodes[page & _PAGE_MASK] = UNKNOWN_DIGEST
-            return
-        first, last = page >> _PAGE_SHIFT, (stop - 1) >> _PAGE_SHIFT
-        for span in [span for span in self._tops if first <= span <= last]:
-            del self._tops[span]
-        for span in [span for span in self._spans if first <= span <= last]:
-            low = max(page - (span << _PAGE_SHIFT), 0)
-            high = min(stop - (span << _PAGE_SHIFT), LEAVES_PER_NODE)
-            self._spans[span][low:high] = array("Q", [UNKNOWN_DIGEST]) * (high - low)
-
-    def clear(self) -> None:
-        """Forget all of it."""
-        self._spans.clear()
-        self._tops.clear()
-
-
-@dataclass(slots=True)
-class TableState:
-    """What lies below the layers of pending changes; who changes any of it holds the table's write lock."""
-
-    leaves: LeafFile
-    size_bytes: int
-    unknown: DirtyMap
-    """Blocks that are unknown whatever the file says; changed under ``lock`` as well."""
-    lock: threading.Lock
-    nodes: NodeCache = field(default_factory=NodeCache)
-
-    @property
-    def block_count(self) -> int:
-        """Blocks of the volume."""
-        return self.unknown.block_count
-
-    @property
-    def page_count(self) -> int:
-        """Pages of leaves."""
-        return -(-self.unknown.block_count // LEAVES_PER_NODE)
-
-    def make_known(self, first: int, stop: int) -> None:
-        """The file has the leaves of these blocks."""
-        if self.unknown.count:
-            with self.lock:
-                self.unknown.clear(first, stop)
-
-    def zero_unknown(self, first: int, stop: int) -> int:
-        """What is unknown by the map in this range reads as zero; how many blocks that were."""
-        count = 0
-        while (run := self.unknown.next_run(first, stop)) is not None:
-            self.leaves.zero(*run)
-            self.make_known(*run)
-            self.nodes.stale(run.start >> _PAGE_SHIFT, ((run.stop - 1) >> _PAGE_SHIFT) + 1)
-            count += run.block_count
-            first = run.stop
-        return count
 
 
 class Walk:
@@ -275,16 +179,11 @@ class Walk:
         if self._read:
             end = self._settle_hole(page, end)
         elif self._state.unknown.count:
-            known_end = self._known_pages_end(page, end)
+            known_end = self._state.known_pages_end(page, end)
             if known_end == page:  # the next pages have unknown blocks; a hole makes them known
                 known_end = self._settle_hole(page, end)
             end = known_end
         return self._state.leaves.zero_pages(page, end) if page < end else 0
-
-    def _known_pages_end(self, page: int, end: int) -> int:
-        """The first page from ``page`` on that has a block which is unknown by the map."""
-        unknown = self._state.unknown.next_run(page << _PAGE_SHIFT)
-        return end if unknown is None else min(unknown.start >> _PAGE_SHIFT, end)
 
     def _settle_hole(self, page: int, stop: int) -> int:
         """Where the pages from ``page`` on end that are a hole of the device; their blocks become known."""
@@ -325,12 +224,8 @@ class Walk:
     def _leaves(self, first: int, stop: int) -> bytearray:
         """The packed leaves of blocks of one page, after what is unknown was read."""
         state = self._state
-        raw = state.leaves.read(first, stop)
+        raw = state.read(first, stop)
         self._pages_left -= 1
-        if state.unknown.count:
-            for run in state.unknown.runs(first, stop):
-                low, high = (run.start - first) * LEAF_BYTES, (run.stop - first) * LEAF_BYTES
-                raw[low:high] = _UNKNOWN_LEAF * run.block_count
         filled = self._compare(raw, first, stop) if self._read else self._fill(raw, first)
         if filled:
             self._filled += filled

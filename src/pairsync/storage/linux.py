@@ -12,6 +12,7 @@ import fcntl
 import os
 import stat
 import struct
+from pathlib import Path
 from typing import Final
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "PUNCH_HOLE",
     "RESERVE",
     "ZERO_RANGE",
+    "boot_id",
     "fallocate",
     "file_identity",
     "file_size_bytes",
@@ -142,3 +144,11 @@ def is_memory_backed(fd: int, mountinfo: str = "/proc/self/mountinfo") -> bool:
         if separator and len(fields) > 2 and fields[2] == wanted:
             return right.split(" ", 1)[0] in _MEMORY_FILE_SYSTEMS
     return False
+
+
+def boot_id() -> str:
+    """Names this run of the kernel: an unclean end under the same one has kept the page cache."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return "unknown"

@@ -10,12 +10,14 @@ from pairsync.core.effects import (
     Apply,
     AskAlone,
     Complete,
+    DropPoints,
     DropSession,
     Effect,
     Emit,
     Examine,
     Flush,
     Journal,
+    MakePoint,
     Persist,
     Read,
     SavePages,
@@ -32,6 +34,7 @@ from pairsync.core.messages import (
     Fetch,
     Generation,
     Introduce,
+    KeepOnly,
     Leave,
     Marked,
     Message,
@@ -41,6 +44,8 @@ from pairsync.core.messages import (
     Relayed,
     RelayFlush,
     RelayRead,
+    Remember,
+    Remembered,
     Serving,
     Unfetched,
     Write,
@@ -111,10 +116,8 @@ def _describe_replication(name: str, message: Message) -> str:
             return f"{name} {plan.mode.name.lower()} ({plan.rule}) to {plan.target.describe()}"
         case Write():
             return f"{name} {message.number}{' resync' if message.resync else ''}: {_ops(message.ops)}"
-        case Applied(number=number):
+        case Applied(number=number) | Barrier(barrier=number) | BarrierDone(barrier=number):
             return f"{name} {number}"
-        case Barrier(barrier=barrier) | BarrierDone(barrier=barrier):
-            return f"{name} {barrier}"
         case Marked(extents=extents):
             return f"{name} {_extents(extents)}"
         case Adopt(lineage=lineage):
@@ -129,6 +132,8 @@ def _describe_replication(name: str, message: Message) -> str:
             return f"{name} level {level}: {first}..{stop}"
         case Failed(reason=reason) | Leave(reason=reason):
             return f"{name}: {reason}"
+        case Remember() | Remembered() | KeepOnly():
+            return f"{name} {_of_points(message)}"
         case _:
             return name
 
@@ -180,8 +185,20 @@ def describe_effect(effect: Effect) -> list[str]:
             return [f"digests{where} level {effect.level}: {effect.first}..{effect.stop}"]
         case Flush():
             return [f"flush{where}"]
+        case MakePoint() | DropPoints():
+            return [f"points{where}: {_of_points(effect)}"]
         case _:
             return [f"find what is allocated{where}"]
+
+
+def _of_points(said: Remember | Remembered | KeepOnly | MakePoint | DropPoints) -> str:
+    match said:
+        case Remember(mark=mark) | MakePoint(mark=mark):
+            return mark.name
+        case Remembered(errno=error):
+            return error_name(error)
+        case KeepOnly(tags=tags) | DropPoints(keep=tags):
+            return f"none but {len(tags)}"
 
 
 def _page(content: bytes) -> str:

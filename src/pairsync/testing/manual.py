@@ -8,7 +8,7 @@ contract of ``core.effects`` leaves open, and may crash a host between any two s
 Lanes of a volume, as the shell has them:
 
 ``disk``
-    `Apply`, `Read` and `Examine`, one after the other;
+    `Apply`, `Read`, `Examine`, `MakePoint` and `DropPoints`, one after the other;
 ``meta``
     `Journal`, `SavePages` and `Persist`, one after the other;
 ``side``
@@ -31,12 +31,14 @@ from pairsync.core.effects import (
     Apply,
     AskAlone,
     Complete,
+    DropPoints,
     DropSession,
     Effect,
     Emit,
     Examine,
     Flush,
     Journal,
+    MakePoint,
     MapAllocation,
     Persist,
     Read,
@@ -45,7 +47,7 @@ from pairsync.core.effects import (
 )
 from pairsync.core.events import Event
 from pairsync.core.limits import VolumeOptions
-from pairsync.core.messages import Message, Role, WriteOp
+from pairsync.core.messages import Message, PointMark, Role, WriteOp
 from pairsync.core.questions import FAN_OUT, Examined
 from pairsync.core.session import Session
 from pairsync.core.setup import VolumeSetup
@@ -63,9 +65,11 @@ LANES = ("disk", "meta", "side")
 QUIET_ROUNDS_MAX = 100_000
 """Steps of `ManualPair.settle` before it is taken for a loop that makes no progress."""
 
-_Waiting: TypeAlias = Apply | Read | Examine | Journal | SavePages | Persist | Flush | MapAllocation
+_Waiting: TypeAlias = (
+    Apply | Read | Examine | MakePoint | Journal | SavePages | Persist | Flush | MapAllocation | DropPoints
+)
 _LANE_OF: dict[type, str] = {
-    **dict.fromkeys((Apply, Read, Examine), "disk"),
+    **dict.fromkeys((Apply, Read, Examine, MakePoint, DropPoints), "disk"),
     **dict.fromkeys((Journal, SavePages, Persist), "meta"),
     **dict.fromkeys((Flush, MapAllocation), "side"),
 }
@@ -117,7 +121,9 @@ class ManualHost:
             raise InternalError(f"host {self.name} is up already")
         self._lanes = {(v, lane): deque() for v in range(len(self.disks)) for lane in LANES}
         setups = [
-            VolumeSetup(each.superblock, each.recovered(), self.options, each.generation_max + 1)
+            VolumeSetup(
+                each.superblock, each.recovered(), self.options, each.generation_max + 1, list(each.points)
+            )
             for each in self.metadata
         ]
         self._session = Session(
@@ -228,8 +234,21 @@ class ManualHost:
                 disk.durable[:] = disk.content
             session.flushed(volume, effect.token, error, now_ns)
         else:
+            self._complete_more(effect, error)
+
+    def _complete_more(self, effect: MapAllocation | MakePoint | DropPoints, error: int) -> None:
+        disk, metadata = self.disks[effect.volume], self.metadata[effect.volume]
+        if isinstance(effect, MapAllocation):
             runs = [(block, block + 1) for block in sorted(disk.written)]
-            session.mapped(volume, effect.token, runs, now_ns)
+            self.session.mapped(effect.volume, effect.token, runs, self.now_ns)
+        elif isinstance(effect, MakePoint):
+            if not error:
+                metadata.remember(effect.mark, disk.content)
+            self.session.point_made(effect.volume, effect.token, error, self.now_ns)
+        else:
+            if not error:
+                metadata.keep_points(effect.keep)
+            self.session.points_dropped(effect.volume, effect.token, error)
 
     # ------------------------------------------------------------------ the guest's side
 
@@ -241,6 +260,17 @@ class ManualHost:
     def flush(self, owner: object, volume: int = 0) -> None:
         """A flush of the guest."""
         self.session.sources[volume].flush(owner, self.now_ns)
+        self.perform()
+
+    def make_point(self, owner: object, mark: PointMark, volume: int = 0) -> None:
+        """Make a point."""
+        self.session.sources[volume].points.make(owner, mark)
+        self.session.sources[volume].advance(self.now_ns)
+        self.perform()
+
+    def drop_point(self, owner: object, name: str, volume: int = 0) -> None:
+        """Drop it."""
+        self.session.sources[volume].points.drop(owner, name)
         self.perform()
 
     def close(self, owner: object, volume: int = 0) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.effects import Journal, SavePages
-from pairsync.core.messages import OpKind, WriteOp
+from pairsync.core.messages import OpKind, PointMark, WriteOp
 from pairsync.core.resync import PIECE_BYTES
 from pairsync.core.superblock import Superblock, new_superblock
 from pairsync.core.units import BLOCK_BYTES, Extent, block_count_of
@@ -90,6 +90,17 @@ class ManualMetadata:
     segments: list[tuple[int, list[Extent]]] = field(default_factory=lambda: [(0, []), (0, [])])
     """For each journal segment the generation that uses it (0: released) and what it recorded."""
     generation_max: int = 0
+    points: dict[PointMark, bytes] = field(default_factory=dict)
+    """For each point what the volume held."""
+
+    def remember(self, mark: PointMark, content: bytes | bytearray) -> None:
+        """A point, in place of one of the same name."""
+        self.points = {each: held for each, held in self.points.items() if each.name != mark.name}
+        self.points[mark] = bytes(content)
+
+    def keep_points(self, tags: Collection[int]) -> None:
+        """Drop all others."""
+        self.points = {each: held for each, held in self.points.items() if each.tag in tags}
 
     def append(self, effect: Journal) -> None:
         """Record intents; the segment must be that generation's, or released."""

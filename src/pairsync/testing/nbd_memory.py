@@ -13,7 +13,7 @@ from __future__ import annotations
 import collections
 import errno
 import mmap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import trio
 from bitarray import bitarray
@@ -113,9 +113,9 @@ class MemoryExport:
 
     # -- Export ----------------------------------------------------------------------------------------------
 
-    def meta_contexts(self) -> Sequence[str]:
+    def meta_contexts(self) -> Mapping[str, str]:
         """See `Export.meta_contexts`."""
-        return (CONTEXT_ALLOCATION, CONTEXT_DIRTY)
+        return {name: name for name in (CONTEXT_ALLOCATION, CONTEXT_DIRTY)}
 
     def read_nowait(self, offset: int, into: memoryview) -> bool:
         """See `Export.read_nowait`."""

@@ -34,16 +34,20 @@ from pairsync.core.messages import (
     Fetch,
     Generation,
     Introduce,
+    KeepOnly,
     Leave,
     Marked,
     Message,
     OpKind,
+    PointMark,
     Proof,
     Prove,
     Relay,
     Relayed,
     RelayFlush,
     RelayRead,
+    Remember,
+    Remembered,
     Role,
     Serving,
     SyncMode,
@@ -52,6 +56,7 @@ from pairsync.core.messages import (
     VolumeState,
     Write,
     WriteOp,
+    is_point_name,
 )
 from pairsync.core.questions import ANSWER_NODES_MAX, BAD_BLOCKS_MAX, DIGEST_BYTES, LEVEL_TOP
 from pairsync.errors import InternalError, ProtocolError
@@ -65,6 +70,8 @@ from .limits import (
     NAME_BYTES_MAX,
     NUMBER_MAX,
     OP_BYTES_MAX,
+    POINT_NAME_BYTES_MAX,
+    POINT_TAGS_MAX,
     REASON_BYTES_MAX,
     VOLUMES_MAX,
     WRITE_OPS_MAX,
@@ -106,6 +113,18 @@ _volume_state = structure(
     ("map_base", optional(_generation)),
     ("dirty_blocks", _number),
     ("proves", boolean),
+    ("points", sequence(_word64, POINT_TAGS_MAX)),
+)
+
+
+def _make_point(name: str, tag: int, created_s: int) -> PointMark:
+    if not is_point_name(name):
+        raise ProtocolError(f"{name!r} is no name of a point")
+    return PointMark(name, tag, created_s)
+
+
+_point = structure(
+    _make_point, ("name", text(POINT_NAME_BYTES_MAX)), ("tag", _word64), ("created_s", _number)
 )
 _volume_plan = structure(VolumePlan, ("mode", choice(SyncMode)), ("rule", _reason), ("target", _generation))
 
@@ -219,6 +238,17 @@ _TABLE: dict[int, tuple[type[Message], Shape[Any]]] = {
             Relayed,
             ("number", unsigned(NUMBER_MAX, minimum=1)),
             ("errnos", sequence(unsigned(0xFFFF), WRITE_OPS_MAX)),
+        ),
+    ),
+    22: (Remember, structure(Remember, ("term", _number), ("volume", _volume), ("mark", _point))),
+    23: (
+        Remembered,
+        structure(Remembered, ("volume", _volume), ("tag", _word64), ("errno", unsigned(0xFFFF))),
+    ),
+    24: (
+        KeepOnly,
+        structure(
+            KeepOnly, ("term", _number), ("volume", _volume), ("tags", sequence(_word64, POINT_TAGS_MAX))
         ),
     ),
 }

@@ -24,6 +24,8 @@ __all__ = [
     "OP_BYTES_MAX",
     "PATHS_MAX",
     "PATH_NAME_BYTES_MAX",
+    "POINT_NAME_BYTES_MAX",
+    "POINT_TAGS_MAX",
     "REASON_BYTES_MAX",
     "RECORD_BYTES_MAX",
     "RECORD_COALESCE_BYTES",
@@ -58,6 +60,12 @@ NAME_BYTES_MAX = 255
 
 REASON_BYTES_MAX = 1024
 """A sentence for people (a rule, a failure, a farewell) in UTF-8."""
+
+POINT_NAME_BYTES_MAX = 64
+"""Name of a point: it becomes part of a file's name, with the volume's."""
+
+POINT_TAGS_MAX = 64
+"""Points of a volume: a host keeps 16 (``core.points``) and one that is being made; with room for more."""
 
 MARKED_EXTENTS_MAX = 8192
 """Runs of blocks of one `Marked`, 19 bytes each at most; a longer map goes in pieces.  It is also the
