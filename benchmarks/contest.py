@@ -55,6 +55,8 @@ class Sizes:
     sparse: int = 1 << 40
     sparse_data: int = 4096 * MIB
     resynced: int = 1536 * MIB
+    pairs: int = 1000
+    """Not bytes: pairs of one witness."""
 
     def shrunk(self, divisor: int) -> Sizes:
         """For trying the harness: everything but the sparse volume smaller by `divisor`."""
@@ -65,6 +67,7 @@ class Sizes:
             scattered=self.scattered // divisor,
             sparse_data=self.sparse_data // divisor,
             resynced=self.resynced // divisor,
+            pairs=max(self.pairs // divisor, 1),
         )
 
 

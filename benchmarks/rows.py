@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import clients, peers, repairrows
+from benchmarks import clients, peers, repairrows, witnessrows
 from benchmarks.contest import ALONE, MIB, OURS, SETTLE_S, Bench, Goal, alternate, hold, mirrors, pair
 from benchmarks.counters import LinkCounter
 from benchmarks.loads import fitting, iops, latencies, lose_standby, random_load, sample, sync_fully, times
@@ -343,4 +343,5 @@ ROWS = (
     Row("12", "rate of a resync against the first full sync", repairrows.resync_rate),
     Row("13", "scrub of clean data against cat", repairrows.scrub_rate),
     Row("14", "false alarms of a scrub under full write load", repairrows.scrub_under_load),
+    Row("15", "a witness and a thousand pairs", witnessrows.witness),
 )

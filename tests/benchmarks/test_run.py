@@ -25,13 +25,14 @@ def test_peers_are_measured(tmp_path: Path) -> None:
     work = tmp_path / "volumes"
     work.mkdir()
     options = ["--peers-only", "--rounds", "1", "--seconds", "0.3", "--shrink", "64", "--dir", str(work)]
-    argv = [*_RUN, *options, "--only", "2,3,4,5,8,9,10,11,12,13,14", "--json", str(result), "--check"]
+    argv = [*_RUN, *options, "--only", "2,3,4,5,8,9,10,11,12,13,14,15", "--json", str(result), "--check"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=_DEADLINE_S, check=False)
     assert done.returncode == 0, done.stderr
     document = json.loads(result.read_text())
     rows = {(figure["row"], figure["peer_name"]): figure for figure in document["figures"]}
     of_peers = {"2", "2 p99", "3", "4", "4 fresh", "5"}
     of_ours_alone = {"8", "9", "9 wide", "10 cold", "10 flap", "11 depth 1", "11 depth 8", "12", "13", "14"}
+    of_ours_alone |= {"15 wire", "15 memory", "15 swaps"}
     assert {row for row, _ in rows} == of_peers | of_ours_alone
     for key in [("2", "quorum, nbdkit remote"), ("2", "quorum, qemu-nbd remote"), ("3", "nbdkit memory")]:
         assert rows[key]["peer_median"] > 10
@@ -39,6 +40,20 @@ def test_peers_are_measured(tmp_path: Path) -> None:
     assert rows["5", "plain TCP copy"]["peer_median"] > 1
     assert "nbdkit memory" in done.stdout
     assert list(work.iterdir()) == [], "volumes are removed"
+
+
+@pytest.mark.tools(*_TOOLS)
+def test_the_witness_is_measured(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    options = ["--seconds", "0.2", "--shrink", "200", "--dir", str(tmp_path), "--check"]
+    argv = [*_RUN, *options, "--only", "15", "--json", str(result)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=_DEADLINE_S, check=False)
+    assert done.returncode == 0, done.stderr
+    figures = {figure["row"]: figure for figure in json.loads(result.read_text())["figures"]}
+    assert set(figures) == {"15 wire", "15 memory", "15 swaps"}
+    assert figures["15 swaps"]["ours_median"] > 5
+    assert figures["15 wire"]["details"]["resident_mib"] > 1
+    assert list(tmp_path.iterdir()) == [result]
 
 
 @pytest.mark.slow

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import socket
+import ssl
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +19,8 @@ import trio
 from pairsync.core.witness import Snapshot, WitnessKey
 from pairsync.errors import BackendError, BusyError, ConfigError, PeerError, RefusedError
 from pairsync.io.keys import make_identity
-from pairsync.io.witness import open_witness
+from pairsync.io.witness import WitnessClient, open_witness
+from pairsync.io.witnessserver import PLACES
 from pairsync.node.control import ask
 from pairsync.node.witness import serve_witness
 from pairsync.node.witnessdir import control_path, init_witness, remove_pair
@@ -25,7 +30,6 @@ from pairsync.testing.witness import (
     RESTART_CHECKS,
     WITNESS_CHECKS,
     BuiltinBench,
-    WitnessCheck,
     running_witness,
 )
 
@@ -50,13 +54,8 @@ async def bench(tmp_path: Path) -> AsyncIterator[BuiltinBench]:
 
 
 async def test_the_suite_over_real_sockets(bench: BuiltinBench) -> None:
-    for check in WITNESS_CHECKS:
+    for check in (*WITNESS_CHECKS, *RESTART_CHECKS, *LOSS_CHECKS):
         await check(bench)
-
-
-@pytest.mark.parametrize("check", [*RESTART_CHECKS, *LOSS_CHECKS], ids=lambda check: check.__name__)
-async def test_the_suite_with_kills_and_losses(bench: BuiltinBench, check: WitnessCheck) -> None:
-    await check(bench)
 
 
 async def test_a_store_put_back_is_another_voter(bench: BuiltinBench) -> None:
@@ -93,9 +92,52 @@ async def test_a_machine_put_back_as_a_whole_is_noticed_by_its_hosts(bench: Buil
         assert after.value is None
 
 
-async def test_a_second_witness_in_the_same_place_is_refused(bench: BuiltinBench) -> None:
-    with pytest.raises(BusyError, match=r"the witness in .* is up"):
-        await serve_witness(bench.directory)
+async def test_ten_thousand_connections_cost_a_moment_and_hosts_are_served(bench: BuiltinBench) -> None:
+    worst_s = 0.0
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    hello = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), hello).do_handshake()
+    first_words = [b"", hello.read(), b"\x16", b"GET / HTTP/1.0\r\n\r\n"]
+
+    async def ask(client: WitnessClient) -> None:
+        nonlocal worst_s
+        while True:
+            began = trio.current_time()
+            now = await client.get(bench.key("db1"))
+            await client.swap(bench.key("db1"), now.version, b"x")
+            worst_s = max(worst_s, trio.current_time() - began)
+            await trio.sleep(0.01)
+
+    async with bench.client() as client:
+        before = await bench.status()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, client)
+            for _ in range(40):
+                strangers = [socket.socket() for _ in range(250)]  # within anybody's limit of descriptors
+                for number, stranger in enumerate(strangers):
+                    stranger.setblocking(False)
+                    with contextlib.suppress(BlockingIOError):
+                        stranger.connect(bench.address)
+                    await trio.lowlevel.checkpoint()
+                    with contextlib.suppress(OSError):
+                        stranger.send(first_words[number % 4])
+                assert (await bench.status())["half_open"] <= PLACES.address + PLACES.peers
+                for stranger in strangers:
+                    stranger.close()
+            nursery.cancel_scope.cancel()
+        await client.get(bench.key("db1"))
+        assert client.connections == 1
+        with trio.fail_after(PATIENCE_S):
+            while True:
+                after = await bench.status()
+                if after["descriptors"] <= before["descriptors"] + 1 and not after["half_open"]:
+                    break
+                await trio.sleep(0.1)
+        assert after["resident_bytes"] - before["resident_bytes"] < 32 << 20
+        assert after["refusals"]["too many"] > 1000
+    assert worst_s < 5
 
 
 async def test_the_roll_is_read_again_when_asked_and_on_sighup(bench: BuiltinBench) -> None:
@@ -144,15 +186,30 @@ async def test_it_ends_in_order_and_keeps_what_it_has(bench: BuiltinBench) -> No
 
 
 async def test_it_can_be_embedded(tmp_path: Path, nursery: trio.Nursery) -> None:
-    init_witness(tmp_path, [("127.0.0.1", 0)])
-    ready = await nursery.start(partial(serve_witness, tmp_path))
+    init_witness(tmp_path / "w", [("127.0.0.1", 0)])
+    ready = await nursery.start(partial(serve_witness, tmp_path / "w"))
     assert ready["pid"] == os.getpid()
-    assert ready["address"].startswith("127.0.0.1:")
-    status = (await ask(control_path(tmp_path), {"do": "status"}))["witness"]
+    status = (await ask(control_path(tmp_path / "w"), {"do": "status"}))["witness"]
     assert (status["pairs"], status["connections"], status["began_anew"]) == (0, 0, None)
-
-
-async def test_an_address_that_is_taken_is_named(bench: BuiltinBench, tmp_path: Path) -> None:
-    init_witness(tmp_path / "other", [bench.address])
-    with pytest.raises(BackendError, match="cannot listen on 127"):
+    with pytest.raises(BusyError, match=r"the witness in .* is up"):
+        await serve_witness(tmp_path / "w")
+    host, _, port = ready["address"].rpartition(":")
+    init_witness(tmp_path / "other", [(host, int(port))])
+    with pytest.raises(BackendError, match=r"cannot listen on 127\.0\.0\.1"):
         await serve_witness(tmp_path / "other")
+
+
+def test_it_can_be_embedded_in_a_thread_of_its_own(tmp_path: Path) -> None:
+    init_witness(tmp_path, [("127.0.0.1", 0)])
+    pairs: list[int] = []
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(serve_witness, tmp_path))
+            pairs.append((await ask(control_path(tmp_path), {"do": "reload"}))["pairs"])
+            nursery.cancel_scope.cancel()
+
+    thread = threading.Thread(target=trio.run, args=(main,))
+    thread.start()
+    thread.join(PATIENCE_S)
+    assert pairs == [0]

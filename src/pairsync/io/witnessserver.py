@@ -52,7 +52,15 @@ from .refusals import Refusals
 from .tls import ListenerPins, TlsStream
 from .witnessstore import RegisterKeeper
 
-__all__ = ["CONNECTIONS_HOST_MAX", "SILENCE_S", "Roll", "WitnessServer", "WitnessStatistics"]
+__all__ = [
+    "CONNECTIONS_HOST_MAX",
+    "HANDSHAKE_S",
+    "PLACES",
+    "SILENCE_S",
+    "Roll",
+    "WitnessServer",
+    "WitnessStatistics",
+]
 
 SILENCE_S = 120.0
 """A connection on which nothing comes for so long is dropped; a host says something every 10 s or so."""

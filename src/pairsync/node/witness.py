@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import signal
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -172,14 +173,12 @@ class _Keeping:
         return self._pair_count
 
     async def follow_hangups(self) -> None:
-        """Read the roll again on every SIGHUP."""
-        try:
-            receiver = trio.open_signal_receiver(signal.SIGHUP)
-            with receiver as signals:
-                async for _ in signals:
-                    try:
-                        _log.info("the roll was read: %d pairs", await self._read_roll())
-                    except (ConfigError, BackendError) as error:
-                        _log.error("the roll was not read, all stays as it was: %s", error)
-        except RuntimeError:  # not the program's main thread: there the control socket has to do
+        """Read the roll again on every SIGHUP; only a program's main thread hears of signals."""
+        if threading.current_thread() is not threading.main_thread():
             return
+        with trio.open_signal_receiver(signal.SIGHUP) as signals:
+            async for _ in signals:
+                try:
+                    _log.info("the roll was read: %d pairs", await self._read_roll())
+                except (ConfigError, BackendError) as error:
+                    _log.error("the roll was not read, all stays as it was: %s", error)

@@ -23,6 +23,7 @@ from pairsync.io.network import Address
 
 from .ending import await_signal, follow_stdin, leaves
 from .lines import LineWriter
+from .memory import trim_memory
 from .witness import serve_witness
 
 __all__ = ["main", "run_witness"]
@@ -44,6 +45,7 @@ def run_witness(directory: Path, *, listen: Sequence[Address] | None = None, fol
             if follow:
                 nursery.start_soon(follow_stdin, nursery.cancel_scope)
             await nursery.start(await_signal, nursery.cancel_scope)
+            nursery.start_soon(trim_memory)
             lines(await nursery.start(partial(serve_witness, directory, listen=listen)))
 
     try:
