@@ -17,14 +17,17 @@ SECONDS ?= 60
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-# Tests that only compute share the cores; those with processes, sockets and clocks come after them, alone.
-COMPUTING := $(wildcard tests/core tests/wire tests/testing tests/sim tests/fuzz tests/test_*.py)
+# Tests that only compute share the cores, and so do those with processes that mostly wait, two at a time; the
+# rest, which holds bounds of time or memory against a clock, comes after them, alone.
+COMPUTING := $(wildcard tests/core tests/wire tests/testing tests/sim tests/fuzz tests/storage tests/test_*.py)
+WAITING := $(wildcard $(foreach name,crash_points databases disk_faults filesystems lab_disk lab_form lab_overlay \
+	programs scrub,tests/e2e/test_$(name).py))
 
 # pip must not ask, nor tell of newer releases of itself; -qq below leaves its errors
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help install tools demo test computing acting lint types sim fuzz fuzz-one bench clean
+.PHONY: help install tools demo test computing waiting acting lint types sim fuzz fuzz-one bench clean
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -54,13 +57,17 @@ demo: install ## the main job, on real input: a disk on two hosts, one of them k
 
 test: install ## everything that decides whether a change is good: lint, types, the whole suite
 	@$(PYTHON) tools/system.py tools
-	@$(MAKE) --keep-going lint types computing acting
+	@status=0; $(MAKE) --keep-going --jobs 3 --output-sync=target lint types computing || status=$$?; \
+		$(MAKE) --keep-going waiting acting; exit $$status
 
 computing: install
 	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(PYTEST_ARGS) $(COMPUTING)
 
+waiting: install
+	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(PYTEST_ARGS) $(WAITING)
+
 acting: install
-	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(COMPUTING:%=--ignore=%)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(COMPUTING:%=--ignore=%) $(WAITING:%=--ignore=%)
 
 lint: install ## style, format, and which room may import which
 	@$(BIN)/ruff check
