@@ -26,8 +26,9 @@ __all__ = ["witness"]
 _REST_SHARE = 8
 """A rest lasts so many times longer than a timed load: half a minute unless told otherwise."""
 _INIT_S = 60.0
-_SETTLE_S = 5.0
-"""After the last connection: handshakes leave memory that is given back."""
+_SETTLE_SHARE = 8
+"""From the last connection to the rest: the first beats of all hosts, each of which takes a buffer for good,
+come within ten seconds."""
 
 
 def _resident_bytes(pid: int) -> int:
@@ -110,7 +111,7 @@ def witness(bench: Bench) -> list[Figure]:
         log_path = bench.base / "witness.log"
         server = stack.enter_context(Server(argv, listens_on=("127.0.0.1", port), log_path=log_path))
         log(f"  {hosts.tell('connect')}")
-        time.sleep(_SETTLE_S)
+        time.sleep(bench.seconds * _SETTLE_SHARE)
         rest = _rest(server.pid, port, bench.seconds * _REST_SHARE)
         rates = [float(hosts.tell(f"swap {bench.seconds}")["swaps_per_s"]) for _ in range(bench.heavy_rounds)]
     log(f"  {rest}, {rates} swaps a second")

@@ -11,8 +11,15 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-@pytest.mark.parametrize("name", ["embed_trio.py", "embed_asyncio.py"])
-def test_an_embedding_example_ends_well(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "promise"),
+    [
+        ("embed_trio.py", "in sync"),
+        ("embed_asyncio.py", "in sync"),
+        ("own_witness.py", "passed: histories are linearizable"),
+    ],
+)
+def test_an_example_ends_well(name: str, promise: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name)],
         cwd=tmp_path,
@@ -22,7 +29,7 @@ def test_an_embedding_example_ends_well(name: str, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "in sync" in done.stdout
+    assert promise in done.stdout
     assert "Traceback" not in done.stderr
 
 
