@@ -33,6 +33,20 @@ def test_an_example_ends_well(name: str, promise: str, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_an_incremental_backup_is_equal_to_the_volume(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "incremental_backup.py"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "is equal to the volume" in done.stdout
+    assert "65536 KiB copied" in done.stdout.splitlines()[0]  # the full one, and no other
+    assert done.stdout.count("65536 KiB copied") == 1
+
+
 def test_every_example_opens_by_saying_what_it_shows() -> None:
     for path in sorted(EXAMPLES.glob("*.py")):
         assert path.read_text(encoding="utf-8").startswith('"""'), path.name

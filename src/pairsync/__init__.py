@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pairsync.guest.config import GuestConfig, VolumeConfig
     from pairsync.guest.events import Subscription
     from pairsync.guest.guest import Guest, open_guest
+    from pairsync.guest.points import Point
     from pairsync.guest.replica import create_replica
     from pairsync.guest.statistics import GuestStatistics, VolumeStatistics
     from pairsync.guest.volume import Volume
@@ -63,6 +64,7 @@ __all__ = [
     "LinkTimings",
     "PairsyncError",
     "PathConfig",
+    "Point",
     "Role",
     "Subscription",
     "Volume",
@@ -97,6 +99,7 @@ _HOMES = {
     "LinkTimings": "pairsync.io.config",
     "PairsyncError": "pairsync.errors",
     "PathConfig": "pairsync.io.config",
+    "Point": "pairsync.guest.points",
     "Role": "pairsync.core.messages",
     "Subscription": "pairsync.guest.events",
     "Volume": "pairsync.guest.volume",

@@ -88,6 +88,23 @@ def test_two_hosts_in_one_loop(pair: Pair) -> None:
     assert pair.same()
 
 
+def test_what_has_changed_since_a_point(alone: GuestConfig) -> None:
+    async def program() -> None:
+        async with AsyncioGuest(alone) as guest:
+            size_bytes = guest.guest.volume("vda").size_bytes
+            point = await guest.make_point("vda", "monday")
+            await guest.write("vda", 4096, b"x" * 4096)
+            assert guest.points("vda") == (point,)
+            changed = [(4096, False), (4096, True), (size_bytes - 8192, False)]
+            assert await guest.changed_since("vda", point, 0, size_bytes) == changed
+            assert await guest.digests("vda", 4096, 4096, point="monday") == bytes(8)
+            assert await guest.digests("vda", 4096, 4096) != bytes(8)
+            await guest.drop_point("vda", "monday")
+            assert guest.points("vda") == ()
+
+    _run(program)
+
+
 def test_a_program_may_open_one_guest_after_the_other(alone: GuestConfig) -> None:
     async def program() -> None:
         for number in range(3):

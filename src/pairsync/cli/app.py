@@ -17,6 +17,7 @@ from cyclopts import App, Parameter
 from pairsync.errors import PairsyncError
 
 from .lab import lab
+from .point import host_point
 from .promote import host_promote
 from .witness import witness
 
@@ -39,6 +40,7 @@ app.command(host)
 
 
 host.command(host_promote, name="promote")
+host.command(host_point)
 
 
 @host.command(name="init")

@@ -16,6 +16,7 @@ from cyclopts import App, Parameter
 from pairsync.errors import ConfigError
 
 from .overlay import overlay
+from .point import lab_point
 from .show import guest_lines
 from .values import parse_volumes, show_bytes
 
@@ -23,6 +24,7 @@ __all__ = ["lab"]
 
 lab = App(name="lab", help="A whole pair on this machine, to try, to test and to measure.")
 lab.command(overlay)
+lab.command(lab_point)
 
 _Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")]
 _Host = Annotated[Literal["a", "b"], Parameter(help="The host; a is active.")]

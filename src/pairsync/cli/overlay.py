@@ -16,6 +16,7 @@ from cyclopts import App, Parameter
 
 from pairsync.errors import ConfigError, PeerLost
 
+from .asking import ask_host
 from .values import show_bytes
 
 if TYPE_CHECKING:
@@ -51,23 +52,6 @@ def _volume(host: HostFile, name: str) -> VolumeConfig:
     raise ConfigError(f"host {host.name} has no volume {name!r}")
 
 
-def _ask(host: HostFile, request: Mapping[str, Any], *, seconds: float) -> dict[str, Any] | None:
-    """The host's answer; None if it is down."""
-    import trio
-
-    from pairsync.node.control import ask
-
-    async def main() -> dict[str, Any] | None:
-        with trio.move_on_after(seconds):
-            try:
-                return await ask(host.control, request)
-            except PeerLost:
-                return None
-        raise ConfigError(f"host {host.name} did not answer within {seconds:g} s")
-
-    return trio.run(main)
-
-
 def _list(directory: Path) -> list[dict[str, Any]]:
     from pairsync.node.labfile import HOSTS, LabFile
     from pairsync.node.overlays import describe_overlay, open_stopped
@@ -76,7 +60,7 @@ def _list(directory: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for name in HOSTS[:1] if lab.single else HOSTS:
         host = _host_file(directory, name)
-        answer = _ask(host, {"do": "overlays"}, seconds=ASK_S)
+        answer = ask_host(host, {"do": "overlays"}, seconds=ASK_S)
         for volume in host.volumes:
             if answer is not None:
                 infos = answer["volumes"][volume.name]
@@ -186,7 +170,7 @@ def undo(directory: Path, overlay_id: _Id, /, *, json_: _Json = False) -> int:
     keeper, active = (_host_file(directory, each) for each in (found["host"], "a"))
     file = overlay_path(_volume(keeper, found["volume"]), overlay_id.rpartition("/")[2])
     request = {"do": "overlay-undo", "volume": found["volume"], "file": str(file)}
-    answer = _ask(active, request, seconds=float("inf"))
+    answer = ask_host(active, request, seconds=float("inf"))
     if answer is None:
         raise ConfigError("host a is not running: an overlay is written back through the active host")
     done = {"id": overlay_id, "bytes": answer["bytes"]}

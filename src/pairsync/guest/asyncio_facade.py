@@ -31,6 +31,7 @@ from pairsync.errors import BusyError, ClosedError, InternalError
 from .config import GuestConfig
 from .events import Subscription
 from .guest import Guest, open_guest
+from .points import Point
 from .statistics import GuestStatistics
 
 __all__ = ["AsyncioGuest", "AsyncioSubscription"]
@@ -332,3 +333,27 @@ class AsyncioGuest:
     async def flush(self, volume: str) -> None:
         """As `Volume.flush`."""
         await self.call(self._opened().volume(volume).flush)
+
+    async def make_point(self, volume: str, name: str) -> Point:
+        """As `Volume.make_point`."""
+        return await self.call(self._opened().volume(volume).make_point, name)
+
+    def points(self, volume: str) -> tuple[Point, ...]:
+        """As `Volume.points`."""
+        return self._opened().volume(volume).points()
+
+    async def drop_point(self, volume: str, name: str) -> None:
+        """As `Volume.drop_point`."""
+        await self.call(self._opened().volume(volume).drop_point, name)
+
+    async def changed_since(
+        self, volume: str, point: str | Point, offset: int, length: int
+    ) -> list[tuple[int, bool]]:
+        """As `Volume.changed_since`."""
+        return await self.call(self._opened().volume(volume).changed_since, point, offset, length)
+
+    async def digests(
+        self, volume: str, offset: int, length: int, *, point: str | Point | None = None
+    ) -> bytes:
+        """As `Volume.digests`."""
+        return await self.call(self._opened().volume(volume).digests, offset, length, point=point)

@@ -37,6 +37,7 @@ from .control import Answer, Handler, serve_control
 from .hostfile import HostFile, LinkFile, NbdFile
 from .memory import resident_bytes, trim_memory
 from .overlays import overlay_handlers
+from .points import point_handlers
 
 __all__ = ["More", "event_line", "guest_config", "no_more", "run_host", "status_of"]
 
@@ -189,7 +190,9 @@ async def run_host(
                 _link_of(guest).cut()
             subscription = guest.subscribe()
             await nursery.start(
-                serve_control, host.control, {**_handlers(guest), **overlay_handlers(guest), **more(guest)}
+                serve_control,
+                host.control,
+                {**_handlers(guest), **overlay_handlers(guest), **point_handlers(guest), **more(guest)},
             )
             doors = await _open_doors(nursery, guest, host.nbd, tls)
             await nursery.start(ending.await_signal, nursery.cancel_scope)

@@ -1,0 +1,30 @@
+"""Asking a host process, from a command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pairsync.errors import ConfigError, PeerLost
+
+if TYPE_CHECKING:
+    from pairsync.node.hostfile import HostFile
+
+__all__ = ["ask_host"]
+
+
+def ask_host(host: HostFile, request: Mapping[str, Any], *, seconds: float) -> dict[str, Any] | None:
+    """The host's answer; None if it is down.  `ConfigError` with its error, or if it does not answer."""
+    import trio
+
+    from pairsync.node.control import ask
+
+    async def main() -> dict[str, Any] | None:
+        with trio.move_on_after(seconds):
+            try:
+                return await ask(host.control, request)
+            except PeerLost:
+                return None
+        raise ConfigError(f"host {host.name} did not answer within {seconds:g} s")
+
+    return trio.run(main)

@@ -1,0 +1,117 @@
+"""``pairsync lab point`` and ``pairsync host point``: names for what a volume holds at one moment.
+
+The form of these commands is fixed: scripts of others depend on it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter
+
+from pairsync.errors import ConfigError
+
+from .asking import ask_host
+
+if TYPE_CHECKING:
+    from pairsync.node.hostfile import HostFile
+
+__all__ = ["host_point", "lab_point"]
+
+ASK_S = 10.0
+"""How long a host may take to answer what it knows by heart."""
+
+MAKE_S = 300.0
+"""How long making or dropping a point may take: a copy of all digests, on both hosts."""
+
+_Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")]
+_Name = Annotated[str, Parameter(help="A name, to be used only once: letters, digits, '.', '_', '-'.")]
+
+Hosts = Callable[[Path], Sequence["HostFile"]]
+
+
+def _hosts_of_lab(directory: Path) -> Sequence[HostFile]:
+    from pairsync.node.hostfile import read_host_file
+    from pairsync.node.labfile import HOSTS, LabFile
+
+    names = HOSTS[:1] if LabFile.load(directory).single else HOSTS
+    return [read_host_file(directory / name / "host.toml") for name in names]
+
+
+def _host_of_file(file: Path) -> Sequence[HostFile]:
+    from pairsync.node.hostfile import read_host_file
+
+    return [read_host_file(file)]
+
+
+def _answers(hosts: Sequence[HostFile], volume: str) -> list[tuple[HostFile, dict[str, Any]]]:
+    """What those say that run."""
+    asked = [(host, ask_host(host, {"do": "points", "volume": volume}, seconds=ASK_S)) for host in hosts]
+    return [(host, answer) for host, answer in asked if answer is not None]
+
+
+def _active(hosts: Sequence[HostFile], volume: str) -> HostFile:
+    for host, answer in _answers(hosts, volume):
+        if answer["role"] == "active":
+            return host
+    raise ConfigError("no active host is running here: points are made and dropped on the active one")
+
+
+def _ask_active(hosts: Sequence[HostFile], request: dict[str, Any]) -> dict[str, Any]:
+    host = _active(hosts, request["volume"])
+    answer = ask_host(host, request, seconds=MAKE_S)
+    if answer is None:
+        raise ConfigError(f"host {host.name} has gone away")
+    return answer
+
+
+def _line(point: dict[str, Any]) -> str:
+    when = datetime.fromtimestamp(point["created_s"], UTC)
+    where = {True: "on both hosts", False: "on this host only", None: "on this host"}[point["on_peer"]]
+    return f"{point['name']:<20} {when:%Y-%m-%d %H:%M:%S} UTC, {where}, id {point['id']}"
+
+
+def _commands(hosts_of: Hosts, where: str) -> App:
+    point = App(name="point", help="Names for what a volume holds at one moment: make, list, drop.")
+
+    @point.command
+    def make(place: Path, volume: str, name: _Name, /, *, json_: _Json = False) -> int:
+        answer = _ask_active(hosts_of(place), {"do": "point-make", "volume": volume, "name": name})
+        print(json.dumps(answer["point"]) if json_ else _line(answer["point"]))
+        return 0
+
+    @point.command(name="list")
+    def list_(place: Path, volume: str, /, *, json_: _Json = False) -> int:
+        found = {host.name: answer["points"] for host, answer in _answers(hosts_of(place), volume)}
+        if not found:
+            raise ConfigError("no host is running here")
+        if json_:
+            print(json.dumps({"hosts": found}, indent=2))
+            return 0
+        for host, points in found.items():
+            print(f"host {host}:{'' if points else ' no points'}")
+            for each in points:
+                print(f"  {_line(each)}")
+        return 0
+
+    @point.command
+    def drop(place: Path, volume: str, name: _Name, /, *, json_: _Json = False) -> int:
+        _ask_active(hosts_of(place), {"do": "point-drop", "volume": volume, "name": name})
+        print(json.dumps({"dropped": name}) if json_ else f"{name}: dropped")
+        return 0
+
+    make.__doc__ = f"""Remember what a volume holds now: durable, and on both hosts if they are in sync.
+
+    What may have changed since is the NBD meta context pairsync:changed:NAME. {where}
+    """
+    list_.__doc__ = f"""List the points that each running host has, the oldest first. {where}"""
+    drop.__doc__ = f"""Forget a point, on both hosts. {where}"""
+    return point
+
+
+lab_point = _commands(_hosts_of_lab, "The first argument is the lab's directory.")
+host_point = _commands(_host_of_file, "The first argument is the host's file.")
