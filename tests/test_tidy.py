@@ -41,6 +41,8 @@ TESTED_ELSEWHERE: dict[str, tuple[str, str]] = {
         "protocols only: the suite is the test of whatever keeps them",
     ),
     "src/pairsync/guest/seam.py": ("tests/guest/test_roles.py", "a protocol; its fake is there"),
+    "src/pairsync/node/labprepare.py": ("tests/node/test_labfile.py", "what it makes is what the file says"),
+    "src/pairsync/node/labrequests.py": ("tests/node/test_lab.py", "requests are asked of a lab that runs"),
     "src/pairsync/errors.py": (
         "tests/test_exports.py",
         "a tree of exceptions",

@@ -68,7 +68,7 @@ class Supervisor:
 
     async def _serve(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
-        names = ("status", "kill", "start", "cut", "heal", "wait", "disk")
+        names = ("status", "kill", "start", "pause", "resume", "cut", "heal", "wait", "disk")
         with self._scope:
             async with trio.open_nursery() as nursery:
                 handlers = dict.fromkeys(names, self._handle)
@@ -93,6 +93,7 @@ class Supervisor:
 def directory(tmp_path: Path) -> Path:
     """A lab that was made and is not up."""
     directory = tmp_path / "lab"
+    directory.mkdir()
     sockets_of(directory).mkdir(parents=True, exist_ok=True)
     LAB.save(directory)
     return directory
@@ -111,8 +112,12 @@ def supervisor(directory: Path) -> Iterator[Supervisor]:
     [
         (["kill", "DIR", "b"], {"do": "kill", "host": "b"}),
         (["start", "DIR", "a"], {"do": "start", "host": "a"}),
-        (["cut", "DIR"], {"do": "cut"}),
-        (["heal", "DIR"], {"do": "heal"}),
+        (["cut", "DIR"], {"do": "cut", "cable": "a-b"}),
+        (["cut", "DIR", "a-witness"], {"do": "cut", "cable": "a-witness"}),
+        (["heal", "DIR"], {"do": "heal", "cable": "a-b"}),
+        (["heal", "DIR", "all"], {"do": "heal", "cable": "all"}),
+        (["pause", "DIR", "witness"], {"do": "pause", "host": "witness"}),
+        (["resume", "DIR", "a"], {"do": "resume", "host": "a"}),
         (["wait", "DIR", "--in-sync", "--timeout", "5"], {"do": "wait"}),
     ],
 )

@@ -10,7 +10,8 @@ import pytest
 from tests.cli.conftest import Command
 
 from pairsync.cli import overlay as overlay_module
-from pairsync.node.labfile import LabFile, prepare
+from pairsync.node.labfile import LabFile
+from pairsync.node.labprepare import prepare
 
 LAB = LabFile({"vda": 1 << 20}, "sync", single=False, pair_id="0f" * 16, ports={"a": 1, "b": 2})
 

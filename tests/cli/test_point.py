@@ -7,7 +7,8 @@ from pathlib import Path
 from tests.cli.conftest import Command
 
 from pairsync.cli import point as point_module
-from pairsync.node.labfile import LabFile, prepare
+from pairsync.node.labfile import LabFile
+from pairsync.node.labprepare import prepare
 
 LAB = LabFile({"vda": 1 << 20}, "sync", single=False, pair_id="0f" * 16, ports={"a": 1, "b": 2})
 

@@ -191,6 +191,7 @@ def test_at_rest_nothing_is_killed_and_nothing_allowed(talk: Talk, victim: Victi
         REQUEST.pack(Tell.ARM, 1, time.clock_gettime_ns(time.CLOCK_BOOTTIME) + 2 * DEADLINE_AHEAD_NS, 0),
         None,
     ],
+    ids=["short", "long", "unknown", "never", "too far ahead", "lets go"],
 )
 def test_a_host_that_makes_no_sense_or_lets_go_has_its_guest_killed(
     talk: Talk, victim: Victim, record: bytes | None

@@ -203,3 +203,78 @@ def test_a_port_may_be_left_out_where_there_is_a_usual_one() -> None:
 def test_no_addresses(text: object) -> None:
     with pytest.raises(ConfigError, match="is not an address of the form host:port"):
         parse_address(text)
+
+
+REGISTER = """
+[host]
+name = "alpha"
+
+[guest]
+name = "db1"
+pair_id = "000102030405060708090A0B0C0D0E0F"
+
+[register]
+memory = "votes"
+failover_s = 2
+
+[[register.witnesses]]
+name = "hill"
+address = "192.0.2.7:10889"
+certificate = "hill.pem"
+
+[[register.witnesses]]
+name = "cluster"
+etcd = ["http://127.0.0.1:2379", "http://127.0.0.1:2380"]
+
+[link]
+peer_certificate = "other.pem"
+paths = [{ name = "cable", peer = "10.0.0.2:7002" }]
+
+[[volumes]]
+name = "vda"
+path = "vda.img"
+"""
+
+
+def test_where_the_owner_is_agreed_on_the_file_says_how_and_not_who(tmp_path: Path) -> None:
+    file = tmp_path / "host.toml"
+    file.write_text(REGISTER)
+    host = read_host_file(file)
+    assert host.role is Role.STANDBY
+    assert host.register is not None
+    assert host.register.memory == tmp_path / "votes"
+    assert host.register.failover_ns == 2 * NS_PER_S
+    hill, cluster = host.register.witnesses
+    assert (hill.name, hill.address, hill.certificate) == (
+        "hill",
+        ("192.0.2.7", 10889),
+        tmp_path / "hill.pem",
+    )
+    assert cluster.etcd == ("http://127.0.0.1:2379", "http://127.0.0.1:2380")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("failover_s = 2", "failover_s = 0.5", "failover_s must be from 1 to 60"),
+        ('name = "cluster"', 'name = "hill"', "names of their own"),
+        ('etcd = ["http://127.0.0.1:2379", "http://127.0.0.1:2380"]', "etcd = []", "one or more addresses"),
+        ('certificate = "hill.pem"\n', "", "'certificate' is missing"),
+        ('name = "db1"', 'name = "db1"\nrole = "active"', "unknown key 'role'"),
+        ('memory = "votes"', 'memories = "votes"', "unknown key 'memories'"),
+    ],
+)
+def test_what_a_register_cannot_be(tmp_path: Path, old: str, new: str, words: str) -> None:
+    file = tmp_path / "host.toml"
+    assert old in REGISTER
+    file.write_text(REGISTER.replace(old, new, 1))
+    with pytest.raises(ConfigError, match=words):
+        read_host_file(file)
+
+
+def test_a_register_needs_a_peer(tmp_path: Path) -> None:
+    begin, end = REGISTER.index("[link]"), REGISTER.index("[[volumes]]")
+    file = tmp_path / "host.toml"
+    file.write_text(REGISTER[:begin] + REGISTER[end:])
+    with pytest.raises(ConfigError, match="nobody to agree with"):
+        read_host_file(file)

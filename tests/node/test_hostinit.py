@@ -18,16 +18,20 @@ import pytest
 import trio
 
 import pairsync
+from pairsync.core.acceptor import AcceptorState
 from pairsync.core.messages import Condition, Role
 from pairsync.core.units import MIB
 from pairsync.errors import ConfigError, MismatchError
 from pairsync.guest.guest import open_guest
 from pairsync.guest.replica import open_replica
+from pairsync.io.keys import load_identity
 from pairsync.node.host import guest_config
 from pairsync.node.hostfile import read_host_file
 from pairsync.node.hostinit import LINK_PORT, HostPlan, init_host, volume_id_of
 from pairsync.node.labfile import free_ports
+from pairsync.storage.acceptorfile import AcceptorFile
 from pairsync.testing.nbd_client import NbdClient
+from pairsync.wire.arbitration import decode_acceptor
 
 SRC = Path(pairsync.__file__).parent.parent
 DEADLINE_S = 120.0  # seven processes start, on a machine that may be busy
@@ -42,6 +46,13 @@ def _condition(directory: Path, volume: int = 0) -> Condition:
     return condition
 
 
+def _memory(path: Path) -> AcceptorState:
+    file = AcceptorFile.open(path)
+    file.close()
+    assert not file.moved
+    return decode_acceptor(file.state)
+
+
 # -- what it makes -------------------------------------------------------------------------------------------
 
 
@@ -49,7 +60,12 @@ def test_the_first_host_is_active_and_draws_the_pairs_id(tmp_path: Path) -> None
     plan = HostPlan(volumes={"vda": MIB, "vdb": 5000}, name="alpha", peers=[("beta", 1), ("::1", 2)])
     lines = init_host(tmp_path / "x" / "alpha", plan)
     host = read_host_file(tmp_path / "x" / "alpha" / "host.toml")
-    assert (host.name, host.role, host.guest) == ("alpha", Role.ACTIVE, "guest")
+    assert (host.name, host.role, host.guest) == ("alpha", Role.STANDBY, "guest")  # until it is agreed on
+    assert host.register is not None
+    grant = _memory(host.register.memory).base
+    assert grant is not None
+    fingerprint = load_identity(host.identity).fingerprint
+    assert (grant.owner, list(grant.in_sync), len(grant.voters)) == (fingerprint, [fingerprint], 1)
     assert host.link is not None
     assert host.link.listen == (("0.0.0.0", LINK_PORT),)
     assert [(path.name, path.peer) for path in host.link.paths] == [
@@ -68,6 +84,8 @@ def test_the_second_is_its_standby(tmp_path: Path) -> None:
     lines = init_host(tmp_path / "beta", plan)
     host = read_host_file(tmp_path / "beta" / "host.toml")
     assert (host.role, host.pair_id.hex()) == (Role.STANDBY, PAIR_ID)
+    assert host.register is not None
+    assert _memory(host.register.memory).base is None  # it waits to be told of
     assert not any("--pair-id" in line for line in lines), "there is no third host"
 
 
@@ -253,6 +271,7 @@ async def test_a_block_devices_worthless_content_is_copied_over(tmp_path: Path) 
             open_guest(guest_config(read_host_file(tmp_path / "b" / "host.toml"))),
             open_guest(guest_config(read_host_file(tmp_path / "a" / "host.toml"))) as active,
         ):
+            await active.become(Role.ACTIVE, 1, in_order=True)
             await active.wait_in_sync()
             await active.volume("vda").write(0, b"new")
     assert disk.read_bytes() == b"new" + bytes(2 * MIB - 3)

@@ -19,7 +19,9 @@ from pairsync.core.units import MIB
 from pairsync.errors import BackendError, ConfigError
 from pairsync.node.control import ask
 from pairsync.node.lab import Lab, run_lab
-from pairsync.node.labfile import LabFile, control_socket_of, open_lab_file, prepare
+from pairsync.node.labfile import LabFile, control_socket_of, open_lab_file
+from pairsync.node.labprepare import prepare
+from pairsync.node.labrequests import lab_handlers
 from pairsync.testing.programs import is_alive, wait_gone
 
 DEADLINE_S = 60.0
@@ -228,3 +230,19 @@ def test_what_is_told_names_every_volume(tmp_path: Path) -> None:
             assert line["hosts"]["b"]["volumes"]["vda"]["uri"] is None
 
     trio.run(main)
+
+
+async def test_requests_that_cannot_be_are_refused_in_words(tmp_path: Path) -> None:
+    lab = make_lab(tmp_path, single=True)
+    async with trio.open_nursery() as nursery:
+        handlers = lab_handlers(Lab(tmp_path, lab, Told(), nursery))
+        for request, words in (
+            ({"do": "kill", "host": "c"}, "no host 'c'; there are a"),
+            ({"do": "pause", "host": "a"}, "host a is not running"),
+            ({"do": "resume", "host": "witness"}, "no host 'witness'"),
+            ({"do": "cut", "cable": "a-b"}, "a single host and no link"),
+            ({"do": "move", "guest": "other"}, "no guest 'other'"),
+            ({"do": "move"}, "fixed roles"),
+        ):
+            with pytest.raises(ConfigError, match=words):
+                await handlers[str(request["do"])](request)

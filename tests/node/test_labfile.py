@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pairsync.core.messages import Condition, Role
+from pairsync.core.messages import Condition
 from pairsync.errors import BackendError, BusyError, ConfigError
 from pairsync.guest.replica import open_replica
 from pairsync.io.keys import load_identity
@@ -22,11 +22,11 @@ from pairsync.node.labfile import (
     free_ports,
     nbd_socket_of,
     open_lab_file,
-    prepare,
-    put_empty_disk,
     remove_sockets,
     sockets_of,
 )
+from pairsync.node.labprepare import prepare, put_empty_disk
+from pairsync.node.witnessdir import list_pairs
 
 SIZE = 1 << 20
 
@@ -41,7 +41,11 @@ def test_a_new_lab_has_all_that_two_hosts_need(tmp_path: Path) -> None:
     lab = _new(tmp_path, vda=SIZE, vdb=5000)
     assert LabFile.load(tmp_path) == lab
     hosts = {name: read_host_file(tmp_path / name / "host.toml") for name in "ab"}
-    assert [hosts[name].role for name in "ab"] == [Role.ACTIVE, Role.STANDBY]
+    registers = [hosts[name].register for name in "ab"]
+    for register in registers:
+        assert register is not None
+        assert [each.name for each in register.witnesses] == ["witness"]
+    assert list_pairs(tmp_path / "witness")[0].pair_id == lab.pair_id
     identities = {name: load_identity(tmp_path / name / "identity") for name in "ab"}
     ids = set()
     for name, peer in ("ab", "ba"):

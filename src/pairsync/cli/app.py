@@ -5,6 +5,7 @@ Exit status: 0 well, 1 it could not be done (one line on standard error says why
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from pairsync.errors import PairsyncError
 from .lab import lab
 from .point import host_point
 from .promote import host_promote
+from .register import host_move, host_override
 from .witness import witness
 
 __all__ = ["app", "run"]
@@ -41,6 +43,8 @@ app.command(host)
 
 host.command(host_promote, name="promote")
 host.command(host_point)
+host.command(host_move, name="move")
+host.command(host_override, name="override")
 
 
 @host.command(name="init")
@@ -58,6 +62,13 @@ def host_init(
         Parameter(negative=(), help="Address of the other host, ADDRESS[:PORT]; one for each network path."),
     ] = None,
     listen: Annotated[str, Parameter(help="Where to listen for it, ADDRESS:PORT.")] = "0.0.0.0:10888",
+    witness: Annotated[
+        str | None,
+        Parameter(help="Address of the witness, ADDRESS[:PORT]; without one nobody takes over by itself."),
+    ] = None,
+    failover: Annotated[
+        float, Parameter(help="Seconds from the end of one host until the other one serves.")
+    ] = 5.0,
     name: Annotated[str | None, Parameter(help="For people and logs; by default the host's name.")] = None,
     overwrite: Annotated[
         bool, Parameter(negative=(), help="Standby only: the existing volumes hold nothing of worth.")
@@ -65,13 +76,14 @@ def host_init(
 ) -> int:
     """Make a host's key, certificate, volumes and host.toml in DIRECTORY, and say what to do next.
 
-    The first host makes up the pair's id and is the active one.  The second is made with --pair-id and the
-    same volumes, and is its standby.
+    The first host makes up the pair's id and is the active one at first.  The second is made with --pair-id
+    and the same volumes, and is its standby.
     """
     import socket
 
     from pairsync.node.hostfile import parse_address
     from pairsync.node.hostinit import LINK_PORT, HostPlan, init_host
+    from pairsync.node.witnessdir import WITNESS_PORT
 
     from .values import parse_places
 
@@ -82,6 +94,8 @@ def host_init(
         peers=[parse_address(each, LINK_PORT) for each in peer or []],
         listen=parse_address(listen),
         overwrite=overwrite,
+        witness=None if witness is None else parse_address(witness, WITNESS_PORT),
+        failover_s=failover,
     )
     for line in init_host(directory, plan):
         print(line)
@@ -182,6 +196,9 @@ def _plain_errors() -> Iterator[None]:
         status = 1
     except* KeyboardInterrupt:
         status = status or 130
+    except* BrokenPipeError:  # whoever read what is printed has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = status or 141
     if status:
         raise SystemExit(status)
 

@@ -27,7 +27,9 @@ lab.command(overlay)
 lab.command(lab_point)
 
 _Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")]
-_Host = Annotated[Literal["a", "b"], Parameter(help="The host; a is active.")]
+_Host = Annotated[Literal["a", "b"], Parameter(help="The host.")]
+_Process = Annotated[Literal["a", "b", "witness"], Parameter(help="The host, or the witness.")]
+_Cable = Annotated[Literal["a-b", "a-witness", "b-witness", "all"], Parameter(help="Which cable.")]
 
 
 @lab.command
@@ -43,9 +45,16 @@ def up(
     digests: Annotated[
         bool | None, Parameter(help="Keep digests of all blocks (default), or none (to compare with).")
     ] = None,
+    witness: Annotated[
+        Literal["builtin", "none"] | None,
+        Parameter(help="The third vote; none: the active host alone decides, and nobody takes over."),
+    ] = None,
+    failover: Annotated[
+        float | None, Parameter(help="Seconds from the end of one host until the other serves (5).")
+    ] = None,
     json_: Annotated[bool, Parameter(name="--json", negative=(), help="JSON also on a terminal.")] = False,
 ) -> int:
-    """Start both hosts and stay in the foreground.
+    """Start both hosts and their witness, and stay in the foreground.
 
     Prints a JSON line {"event": "ready", "hosts": ...} and then an event a line (as text if standard output
     is a terminal).  SIGINT or SIGTERM ends it in order.  A second `up` on the same DIRECTORY resumes what is
@@ -56,7 +65,8 @@ def up(
     import trio
 
     from pairsync.node.lab import run_lab
-    from pairsync.node.labfile import DirectoryLock, open_lab_file, prepare
+    from pairsync.node.labfile import DirectoryLock, open_lab_file
+    from pairsync.node.labprepare import prepare
     from pairsync.node.lines import LineWriter
 
     volumes = parse_volumes(volume or [])
@@ -65,7 +75,15 @@ def up(
     except OSError as error:
         raise ConfigError(f"{directory}: {error.strerror}") from error
     with DirectoryLock(directory):
-        what = open_lab_file(directory, volumes, level, single=single, digests=digests)
+        what = open_lab_file(
+            directory,
+            volumes,
+            level,
+            single=single,
+            digests=digests,
+            witness=witness,
+            failover_s=failover,
+        )
         prepare(directory, what)
         as_text = sys.stdout.isatty() and not json_
         lines = LineWriter(render=_as_text if as_text else None)
@@ -167,44 +185,54 @@ def _print_disks(host: Mapping[str, Any]) -> None:
 
 
 @lab.command
-def kill(directory: Path, host: _Host, /) -> int:
-    """Kill a host's process (SIGKILL)."""
+def kill(directory: Path, host: _Process, /) -> int:
+    """Kill a host's process, or the witness's (SIGKILL)."""
     _ask(directory, {"do": "kill", "host": host})
     return 0
 
 
 @lab.command
-def start(directory: Path, host: _Host, /) -> int:
-    """Start a host that was killed; returns when it serves."""
+def start(directory: Path, host: _Process, /) -> int:
+    """Start what was killed; returns when it serves."""
     _ask(directory, {"do": "start", "host": host})
     return 0
 
 
 @lab.command
-def pause(directory: Path, host: _Host, /) -> int:
+def pause(directory: Path, host: _Process, /) -> int:
     """Stop a host's process for the moment (SIGSTOP): as a machine does that hangs."""
     _ask(directory, {"do": "pause", "host": host})
     return 0
 
 
 @lab.command
-def resume(directory: Path, host: _Host, /) -> int:
+def resume(directory: Path, host: _Process, /) -> int:
     """Let a paused host go on (SIGCONT)."""
     _ask(directory, {"do": "resume", "host": host})
     return 0
 
 
 @lab.command
-def cut(directory: Path, /) -> int:
-    """Cut the link: as if the cable were pulled."""
-    _ask(directory, {"do": "cut"})
+def cut(directory: Path, cable: _Cable = "a-b", /) -> int:
+    """Cut the link of the hosts, or another cable: as if it were pulled."""
+    _ask(directory, {"do": "cut", "cable": cable})
     return 0
 
 
 @lab.command
-def heal(directory: Path, /) -> int:
-    """Mend the link."""
-    _ask(directory, {"do": "heal"})
+def heal(directory: Path, cable: _Cable = "a-b", /) -> int:
+    """Mend it."""
+    _ask(directory, {"do": "heal", "cable": cable})
+    return 0
+
+
+@lab.command
+def move(directory: Path, guest: str = "lab", /, *, json_: _Json = False) -> int:
+    """Have the guest run on the other host, as planned: nothing is lost, clients reconnect there."""
+    answer = _ask(directory, {"do": "move", "guest": guest})
+    answer.pop("ok", None)
+    text = f"{guest}: from host {answer['from']} to the other one in {answer['seconds']:.3f} s"
+    print(json.dumps(answer) if json_ else text)
     return 0
 
 

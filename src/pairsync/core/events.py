@@ -13,6 +13,7 @@ __all__ = [
     "BehindEvent",
     "DifferenceEvent",
     "Event",
+    "GrantEvent",
     "InSyncEvent",
     "NoWayBackEvent",
     "OverlayDroppedEvent",
@@ -26,6 +27,7 @@ __all__ = [
     "ScrubEvent",
     "ScrubFindingEvent",
     "TroubleEvent",
+    "TwoTruthsEvent",
 ]
 
 
@@ -273,6 +275,41 @@ class TroubleEvent:
         return f"{self.volume}: {'stopped: ' if self.fatal else ''}{self.reason}"
 
 
+@dataclass(frozen=True, slots=True)
+class GrantEvent:
+    """A grant is in force: who owns the guest, and whose replicas are in sync (``here``, ``peer``).
+
+    ``sole``: the owner decides the next one alone.
+    """
+
+    kind: ClassVar[str] = "grant"
+    term: int
+    epoch: int
+    owner: str
+    in_sync: tuple[str, ...]
+    sole: bool
+
+    def describe(self) -> str:
+        """One sentence."""
+        owner = "this host owns the guest" if self.owner == "here" else "the other host owns the guest"
+        both = "both replicas are" if len(self.in_sync) > 1 else f"the replica {self.in_sync[0]} is"
+        alone = ", and it decides alone" if self.sole else ""
+        return f"grant {self.term}.{self.epoch}: {owner}{alone}; {both} in sync"
+
+
+@dataclass(frozen=True, slots=True)
+class TwoTruthsEvent:
+    """Another chain of grants exists: somebody overruled, or memories were put back.  A person chooses."""
+
+    kind: ClassVar[str] = "two-truths"
+    ours: str
+    theirs: str
+
+    def describe(self) -> str:
+        """One sentence."""
+        return f"two truths: here {self.ours}; there {self.theirs}"
+
+
 Event: TypeAlias = (
     PeerEvent
     | PathEvent
@@ -290,4 +327,6 @@ Event: TypeAlias = (
     | PointEvent
     | RefusedEvent
     | TroubleEvent
+    | GrantEvent
+    | TwoTruthsEvent
 )

@@ -13,9 +13,8 @@ module is the guest's life and its face.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
@@ -40,7 +39,7 @@ from .reopen import Mender
 from .replica import Replica, open_replica
 from .roles import change_role, finish, halt
 from .seam import Arbiter
-from .statistics import GuestStatistics, VolumeStatistics, progress_of
+from .statistics import GuestStatistics, progress_of, statistics_of
 from .volume import Volume
 
 if TYPE_CHECKING:
@@ -187,37 +186,25 @@ class Guest:
         """Whether every volume is in sync with the peer."""
         return self.session.in_sync
 
+    @property
+    def ill(self) -> bool:
+        """Whether a disk of this standby has failed and is being opened anew."""
+        return bool(self.ailments)
+
     async def wait_in_sync(self) -> None:
         """Return when every volume is in sync (it may be over a moment later)."""
         with self.subscribe() as subscription:
             while not self.in_sync:
                 await subscription.receive()
 
+    @property
+    def ailments(self) -> Mapping[str, str]:
+        """Why a standby takes no part, by volume; empty while its disks are well."""
+        return {} if self._mender is None else self._mender.ailments
+
     def statistics(self) -> GuestStatistics:
         """A moment's view."""
-        now_ns = self.now_ns()
-        volumes = tuple(
-            VolumeStatistics.of_source(volume.name, source, now_ns)
-            for volume, source in zip(self.volumes.values(), self.session.sources, strict=False)
-        ) + tuple(
-            VolumeStatistics.of_target(volume.name, target)
-            for volume, target in zip(self.volumes.values(), self.session.targets, strict=False)
-        )
-        ailments = {} if self._mender is None else self._mender.ailments
-        volumes = tuple(
-            replace(each, state="failed", failed=ailments[each.name]) if each.name in ailments else each
-            for each in volumes
-        )
-        return GuestStatistics(
-            name=self.name,
-            role=self.role.name.lower(),
-            term=self.session.term,
-            connected=self.link is not None and self.link.session is not None,
-            in_sync=self.in_sync,
-            refusal=self.session.refusal,
-            volumes=volumes,
-            link=None if self.link is None else self.link.statistics(),
-        )
+        return statistics_of(self)
 
     async def in_data_lane(self, index: int, job: Callable[[], T]) -> T:
         """Run ``job`` between two writes of that volume."""
@@ -228,8 +215,6 @@ class Guest:
         if self._performer.perform() and self.session.sources:
             for volume in self.volumes.values():
                 volume.wake_writers()
-            if self.arbiter is not None:
-                self.arbiter.peer_in_sync(self.in_sync)
 
     def emit(self, event: Event) -> None:
         """Tell the subscribers, and whoever looks after the disks."""
@@ -247,7 +232,9 @@ class Guest:
         _log.info("%s: session over path %s, protocol %d", self.name, session.path, session.protocol)
         self.turn()
         self.relay.connected()
-        self._deaf = self.paused or (self._mender is not None and self._mender.ill)
+        if self.arbiter is not None:
+            self.arbiter.link_up()
+        self._deaf = self.paused or self.ill
         if self._deaf:
             return
         self.session.connected(self.now_ns())

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from pairsync.core.messages import Role
+from pairsync.core.messages import Condition, Role
 from pairsync.core.session import SessionPhase
 from pairsync.errors import BackendError
 
@@ -28,7 +28,7 @@ from .disks import Disks
 if TYPE_CHECKING:
     from .guest import Guest
 
-__all__ = ["CLOSE_S", "change_role", "finish", "halt"]
+__all__ = ["CLOSE_S", "change_role", "could_serve", "finish", "halt"]
 
 _log = logging.getLogger("pairsync.guest")
 
@@ -44,6 +44,15 @@ SERVING_S: Final = 10.0
 
 LOOK_S: Final = 0.005
 """Between two looks whether something has ended: short, for the guest stands still meanwhile."""
+
+
+def could_serve(guest: Guest) -> bool:
+    """Whether what lies on this host's disks could serve the guest, if this host may."""
+    if guest.closed or guest.ill:
+        return False
+    if guest.session.sources:
+        return guest.paused or all(source.failed is None for source in guest.session.sources)
+    return all(target.superblock.condition is not Condition.SYNCING for target in guest.session.targets)
 
 
 async def finish(guest: Guest) -> None:

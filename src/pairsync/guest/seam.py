@@ -13,5 +13,5 @@ class Arbiter(Protocol):
     def ask_alone(self) -> None:
         """The guest has to go on without its peer; `Guest.permitted` answers."""
 
-    def peer_in_sync(self, in_sync: bool) -> None:
-        """Whether every volume is in sync with the peer."""
+    def link_up(self) -> None:
+        """The link has a session: the peer's half can be reached."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
 
 from pairsync.core.events import ProgressEvent
 from pairsync.core.messages import Condition
@@ -13,7 +13,10 @@ from pairsync.core.target import VolumeTarget
 from pairsync.core.units import BLOCK_BYTES
 from pairsync.io.link import LinkStatistics
 
-__all__ = ["GuestStatistics", "VolumeStatistics", "progress_of"]
+if TYPE_CHECKING:
+    from .guest import Guest
+
+__all__ = ["GuestStatistics", "VolumeStatistics", "progress_of", "statistics_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +88,36 @@ class GuestStatistics:
     term: int
     connected: bool
     in_sync: bool
+    paused: bool
+    """It serves nothing for the moment: its role changes, or nobody may run it."""
     refusal: str | None
     volumes: tuple[VolumeStatistics, ...]
     link: LinkStatistics | None
+
+
+def statistics_of(guest: Guest) -> GuestStatistics:
+    """The view of an open guest, at this moment."""
+    session, now_ns, ailments = guest.session, guest.now_ns(), guest.ailments
+    names = list(guest.volumes)
+    volumes = [
+        *(VolumeStatistics.of_source(*each, now_ns) for each in zip(names, session.sources, strict=False)),
+        *(VolumeStatistics.of_target(*each) for each in zip(names, session.targets, strict=False)),
+    ]
+    volumes = [
+        replace(each, state="failed", failed=ailments[each.name]) if each.name in ailments else each
+        for each in volumes
+    ]
+    return GuestStatistics(
+        name=guest.name,
+        role=guest.role.name.lower(),
+        term=session.term,
+        connected=guest.link is not None and guest.link.session is not None,
+        in_sync=guest.in_sync,
+        paused=guest.paused,
+        refusal=session.refusal,
+        volumes=tuple(volumes),
+        link=None if guest.link is None else guest.link.statistics(),
+    )
 
 
 def progress_of(sources: Sequence[VolumeSource], now_ns: int) -> Iterator[ProgressEvent]:

@@ -32,7 +32,9 @@ from .demoshow import Show, open_show
 from .demotools import Stretch, Tools, find_tools, stretches_of
 from .demotree import Tree, change_tree, compare_trees, copy_tree, default_sources
 from .lab import Lab
-from .labfile import LabFile, control_socket_of, nbd_socket_of, open_lab_file, prepare, remove_sockets
+from .labfile import LabFile, control_socket_of, nbd_socket_of, open_lab_file, remove_sockets
+from .labprepare import prepare
+from .labrequests import lab_handlers
 
 __all__ = ["Demo", "run_demo"]
 
@@ -162,10 +164,11 @@ class Demo:
         self._show.step("Start a pair: two host processes, an encrypted link between them")
         self._show.command(f"pairsync lab up {self._lab_directory} --volume {VOLUME}={VOLUME_BYTES // MIB}M")
         async with trio.open_nursery() as starting:
-            for name in ("b", "a"):
+            for name in lab.names:
                 starting.start_soon(lab.start, name)
+        await lab.until_owned()
         socket = control_socket_of(self._lab_directory)
-        await nursery.start(serve_control, socket, lab.handlers())
+        await nursery.start(serve_control, socket, lab_handlers(lab))
         await self._ask("wait")
         lab.tell_ready()
         hosts = lab.ready_line()["hosts"]

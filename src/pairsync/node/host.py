@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +18,7 @@ from typing import Any, TypeAlias
 import trio
 
 from pairsync.core.events import Event
+from pairsync.core.timing import derive
 from pairsync.core.units import BLOCK_BYTES
 from pairsync.errors import ConfigError
 from pairsync.guest.config import GuestConfig
@@ -24,7 +26,7 @@ from pairsync.guest.disks import Opener
 from pairsync.guest.door import Door
 from pairsync.guest.guest import Guest, open_guest
 from pairsync.guest.replica import open_replica
-from pairsync.io.config import LinkConfig
+from pairsync.io.config import LinkConfig, LinkTimings
 from pairsync.io.keys import open_identity
 from pairsync.io.network import describe_address
 from pairsync.nbd.export import Export
@@ -33,6 +35,7 @@ from pairsync.nbd.negotiation import TlsMode
 from pairsync.nbd.server import serve_nbd
 
 from . import ending
+from .arbitrate import Ballots, arbitration_handlers, open_arbitration
 from .control import Answer, Handler, serve_control
 from .hostfile import HostFile, LinkFile, NbdFile
 from .memory import resident_bytes, trim_memory
@@ -74,7 +77,19 @@ def _link_config(host: HostFile, link: LinkFile) -> LinkConfig:
         pair_id=host.pair_id,
         listen=link.listen,
         paths=link.paths,
-        timings=link.timings,
+        timings=_link_timings(host, link),
+    )
+
+
+def _link_timings(host: HostFile, link: LinkFile) -> LinkTimings:
+    """As stated; where the owner is agreed on, no slower than a peer is given up in time."""
+    if host.register is None:
+        return link.timings
+    timing = derive(host.register.failover_ns)
+    return replace(
+        link.timings,
+        heartbeat_ns=min(link.timings.heartbeat_ns, timing.heartbeat_ns),
+        silence_ns=min(link.timings.silence_ns, timing.silence_ns),
     )
 
 
@@ -100,20 +115,27 @@ def _tls_context(directory: Path) -> ssl.SSLContext:
     return context
 
 
+LOOK_S = 0.05
+"""Between two looks whether a grant calls both hosts in sync."""
+
 SCRUB_FOUND_MAX = 100
 """Findings of a scrub that an answer names one by one; the events name ten times as many."""
 
 
-def _handlers(guest: Guest) -> dict[str, Handler]:
+def _handlers(guest: Guest, votes: Ballots | None) -> dict[str, Handler]:
     """What the control socket understands."""
 
     async def status(_: Mapping[str, Any]) -> Answer:
         await trio.lowlevel.checkpoint()
-        return {"guest": status_of(guest), "process": _process_status()}
+        agreed = {} if votes is None else votes.describe()
+        return {"guest": {**status_of(guest), **agreed}, "process": _process_status()}
 
     async def wait(_: Mapping[str, Any]) -> Answer:
         await guest.wait_in_sync()
-        return {"in_sync": True}
+        while True:
+            if votes is None or votes.arbitration.in_sync:
+                return {"in_sync": True}
+            await trio.sleep(LOOK_S)
 
     async def cut(_: Mapping[str, Any]) -> Answer:
         await trio.lowlevel.checkpoint()
@@ -140,7 +162,8 @@ def _handlers(guest: Guest) -> dict[str, Handler]:
             "found": found,
         }
 
-    return {"status": status, "wait-in-sync": wait, "cut": cut, "heal": heal, "scrub": scrub}
+    agreed = {} if votes is None else arbitration_handlers(votes)
+    return {"status": status, "wait-in-sync": wait, "cut": cut, "heal": heal, "scrub": scrub, **agreed}
 
 
 def _process_status() -> dict[str, int]:
@@ -185,15 +208,16 @@ async def run_host(
     async with trio.open_nursery() as outer:
         if follow_stdin:
             outer.start_soon(ending.follow_stdin, outer.cancel_scope)
-        async with open_guest(config, opener=opener) as guest, trio.open_nursery() as nursery:
+        async with (
+            open_guest(config, opener=opener) as guest,
+            _register_of(host, config, guest) as votes,
+            trio.open_nursery() as nursery,
+        ):
             if cut:
                 _link_of(guest).cut()
             subscription = guest.subscribe()
-            await nursery.start(
-                serve_control,
-                host.control,
-                {**_handlers(guest), **overlay_handlers(guest), **point_handlers(guest), **more(guest)},
-            )
+            handlers = {**_handlers(guest, votes), **overlay_handlers(guest), **point_handlers(guest)}
+            await nursery.start(serve_control, host.control, {**handlers, **more(guest)})
             doors = await _open_doors(nursery, guest, host.nbd, tls)
             await nursery.start(ending.await_signal, nursery.cancel_scope)
             nursery.start_soon(trim_memory)
@@ -202,6 +226,16 @@ async def run_host(
                 async for event in subscription:
                     tell(event_line(event, host=host.name, monotonic_ns=time.monotonic_ns()))
         outer.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _register_of(host: HostFile, config: GuestConfig, guest: Guest) -> AsyncIterator[Ballots | None]:
+    """Take part in agreeing on the owner, where that is agreed on."""
+    if host.register is None or config.link is None:
+        yield None
+        return
+    async with open_arbitration(host, config.link, guest) as ballots:
+        yield ballots
 
 
 async def _open_doors(

@@ -10,8 +10,17 @@
     [guest]
     name = "lab"
     pair_id = "0f…"                 # 32 hex digits, the same on both hosts
-    role = "active"                 # or "standby"
+    role = "active"                 # or "standby"; not where the roles are agreed on:
     term = 1
+
+    [register]                      # absent: the roles are fixed, and nobody takes over
+    memory = "register"             # this host's own vote; made by `pairsync host init`
+    failover_s = 5                  # from the end of one host until the other serves
+
+    [[register.witnesses]]          # the preferred one first; none: the active host alone decides
+    name = "w1"                     # the same on both hosts
+    address = "192.0.2.7:10889"
+    certificate = "witness.pem"     # or, instead of these two: etcd = ["http://192.0.2.7:2379"]
 
     [link]                          # absent: no peer
     peer_certificate = "peer.pem"
@@ -42,13 +51,25 @@ from typing import Any
 
 from pairsync.core.limits import VolumeOptions
 from pairsync.core.messages import Role
+from pairsync.core.timing import FAILOVER_NS_DEFAULT, FAILOVER_NS_MAX, FAILOVER_NS_MIN
 from pairsync.core.units import NS_PER_MS, NS_PER_S
 from pairsync.errors import ConfigError
 from pairsync.guest.config import VolumeConfig
 from pairsync.io.config import LinkTimings, PathConfig
 from pairsync.io.network import Address
 
-__all__ = ["HostFile", "LinkFile", "NbdFile", "parse_address", "read_host_file"]
+__all__ = [
+    "HostFile",
+    "LinkFile",
+    "NbdFile",
+    "RegisterFile",
+    "WitnessFile",
+    "parse_address",
+    "read_host_file",
+]
+
+WITNESSES_MAX = 2
+"""A preferred witness and an alternate one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +92,25 @@ class LinkFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WitnessFile:
+    """One witness: the built-in one at an address, or an etcd cluster."""
+
+    name: str
+    address: Address | None = None
+    certificate: Path | None = None
+    etcd: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisterFile:
+    """How the owner of the guest is agreed on."""
+
+    memory: Path
+    failover_ns: int
+    witnesses: tuple[WitnessFile, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostFile:
     """The parsed file."""
 
@@ -80,10 +120,12 @@ class HostFile:
     guest: str
     pair_id: bytes
     role: Role
+    """With a register: standby, until the register says otherwise."""
     term: int
     volumes: tuple[VolumeConfig, ...]
     link: LinkFile | None
     nbd: NbdFile
+    register: RegisterFile | None = None
 
 
 class _Table:
@@ -147,10 +189,13 @@ def _parse(top: _Table, base: Path) -> HostFile:
     host = _Table("[host]", top.take("host", dict))
     guest = _Table("[guest]", top.take("guest", dict))
     pair_id = _hex16(guest)
-    role = guest.take("role", str)
+    register = top.take("register", dict, None)
+    role = guest.take("role", str) if register is None else "standby"
     if role not in {"active", "standby"}:
         raise ConfigError(f"[guest]: role {role!r}: active or standby")
     link = top.take("link", dict, None)
+    if register is not None and link is None:
+        raise ConfigError("[register]: without a [link] there is nobody to agree with")
     volumes = top.take("volumes", list)
     nbd = top.take("nbd", dict, {})
     result = HostFile(
@@ -160,12 +205,13 @@ def _parse(top: _Table, base: Path) -> HostFile:
         guest=guest.take("name", str),
         pair_id=pair_id,
         role=Role.ACTIVE if role == "active" else Role.STANDBY,
-        term=guest.take("term", int, 1),
+        term=guest.take("term", int, 1) if register is None else 1,
         volumes=tuple(
             _volume(_Table(f"[[volumes]] {number}", each), base) for number, each in enumerate(volumes, 1)
         ),
         link=None if link is None else _link(_Table("[link]", link), base),
         nbd=_nbd(_Table("[nbd]", nbd), base),
+        register=None if register is None else _register(_Table("[register]", register), base),
     )
     for table in (host, guest, top):
         table.end()
@@ -199,6 +245,43 @@ def _link(table: _Table, base: Path) -> LinkFile:
         listen=tuple(parse_address(text) for text in table.take("listen", list, [])),
         paths=tuple(paths),
         timings=LinkTimings(heartbeat_ns=heartbeat_ns, silence_ns=silence_ns),
+    )
+    table.end()
+    return result
+
+
+def _register(table: _Table, base: Path) -> RegisterFile:
+    failover_ns = int(table.take("failover_s", float, FAILOVER_NS_DEFAULT / NS_PER_S) * NS_PER_S)
+    if not FAILOVER_NS_MIN <= failover_ns <= FAILOVER_NS_MAX:
+        least, most = FAILOVER_NS_MIN / NS_PER_S, FAILOVER_NS_MAX / NS_PER_S
+        raise ConfigError(f"[register]: failover_s must be from {least:g} to {most:g}")
+    result = RegisterFile(
+        memory=base / table.take("memory", str, "register"),
+        failover_ns=failover_ns,
+        witnesses=tuple(
+            _witness(_Table(f"[[register.witnesses]] {number}", each), base)
+            for number, each in enumerate(table.take("witnesses", list, []), 1)
+        ),
+    )
+    table.end()
+    names = [witness.name for witness in result.witnesses]
+    if len(names) > WITNESSES_MAX or len(set(names)) != len(names):
+        raise ConfigError(f"[register]: at most {WITNESSES_MAX} witnesses, with names of their own")
+    return result
+
+
+def _witness(table: _Table, base: Path) -> WitnessFile:
+    name = table.take("name", str)
+    etcd = table.take("etcd", list, None)
+    if etcd is not None:
+        table.end()
+        if not etcd or not all(isinstance(each, str) for each in etcd):
+            raise ConfigError(f'{table.where}: etcd: one or more addresses such as "http://127.0.0.1:2379"')
+        return WitnessFile(name=name, etcd=tuple(etcd))
+    result = WitnessFile(
+        name=name,
+        address=parse_address(table.take("address", str)),
+        certificate=base / table.take("certificate", str),
     )
     table.end()
     return result

@@ -15,13 +15,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from pairsync.core.timing import FAILOVER_NS_DEFAULT
+from pairsync.core.units import NS_PER_S
 from pairsync.errors import BackendError, ConfigError
 from pairsync.guest.replica import create_replica
 from pairsync.io.keys import open_identity
 from pairsync.io.network import Address
+from pairsync.storage.acceptorfile import AcceptorFile
 from pairsync.storage.digests import digests_path
 from pairsync.storage.file import open_volume
 
+from .arbitrate import create_memory, first_memory
 from .durable import write_durably
 
 __all__ = ["LINK_PORT", "HostPlan", "init_host", "volume_id_of"]
@@ -36,7 +40,8 @@ class HostPlan:
 
     A volume is a size in bytes (a new sparse file in the directory) or the path of a file or block device
     that is there already.  ``overwrite``: what such a one holds is worthless; without it a standby's existing
-    content is never resynced over.
+    content is never resynced over.  ``witness``: the third vote; without one the active host alone
+    decides what is agreed, and nobody takes over.
     """
 
     volumes: Mapping[str, int | Path]
@@ -45,6 +50,8 @@ class HostPlan:
     peers: Sequence[Address] = ()  # of the other host, one for each network path
     listen: Address = ("0.0.0.0", LINK_PORT)  # noqa: S104  # strangers are refused by key, not by address
     overwrite: bool = False
+    witness: Address | None = None
+    failover_s: float = FAILOVER_NS_DEFAULT / NS_PER_S
 
 
 def volume_id_of(pair_id: bytes, name: str) -> bytes:
@@ -88,6 +95,10 @@ def init_host(directory: Path, plan: HostPlan) -> list[str]:
             undo.callback(Path(digests_path(str(metadata))).unlink)
             if isinstance(what, int):
                 undo.callback(data.unlink)
+        memory = directory / "register"
+        first = plan.pair_id is None
+        AcceptorFile.create(memory, first_memory(identity.fingerprint) if first else create_memory())
+        undo.callback(memory.unlink)
         try:
             write_durably(directory / "host.toml", _host_toml(plan, text).encode())
         except OSError as error:
@@ -142,7 +153,10 @@ def _host_toml(plan: HostPlan, pair_id: str) -> str:
         "[guest]",
         'name = "guest"                      # the same on both hosts',
         f"pair_id = {json.dumps(pair_id)}",
-        f'role = "{"active" if plan.pair_id is None else "standby"}"',
+        "",
+        "[register]                          # who is active is agreed on, not stated",
+        f"failover_s = {plan.failover_s:g}                      # from one host's end until the other serves",
+        *_witness_toml(plan),
         "",
         "[link]",
         'peer_certificate = "peer.pem"       # identity/host.crt of the other host',
@@ -160,12 +174,24 @@ def _host_toml(plan: HostPlan, pair_id: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _witness_toml(plan: HostPlan) -> list[str]:
+    if plan.witness is None:
+        return ["# without [[register.witnesses]] nobody takes over from a host that is lost"]
+    return [
+        "",
+        "[[register.witnesses]]",
+        'name = "witness"                    # the same on both hosts',
+        f"address = {json.dumps(_address(plan.witness))}",
+        'certificate = "witness.pem"         # identity/host.crt of the witness',
+    ]
+
+
 def _what_next(
     directory: Path, plan: HostPlan, pair_id: str, sizes: Mapping[str, int], fingerprint: bytes
 ) -> list[str]:
     role = "active" if plan.pair_id is None else "standby"
     lines = [
-        f"{directory}: host {plan.name!r}, {role}",
+        f"{directory}: host {plan.name!r}, {role} at first",
         f"fingerprint  {fingerprint.hex()}",
         f"pair id      {pair_id}",
         "",
@@ -175,7 +201,9 @@ def _what_next(
     if plan.pair_id is None:
         volumes = " ".join(f"--volume {name}={size}" for name, size in sizes.items())
         lines.append(f"  {number}. On the other host, with the address at which it reaches this one:")
-        lines.append(f"     pairsync host init DIRECTORY --pair-id {pair_id} {volumes} --peer ADDRESS")
+        more = "" if plan.witness is None else f" --witness {_address(plan.witness)}"
+        words = f"--pair-id {pair_id} {volumes} --peer ADDRESS{more}"
+        lines.append(f"     pairsync host init DIRECTORY {words}")
         number += 1
     lines.append(
         f"  {number}. Give each host the other's certificate (no secret, but it must be the right one):"
@@ -183,6 +211,13 @@ def _what_next(
     lines.append(f"     {directory}/identity/host.crt goes to the other host as DIRECTORY/peer.pem,")
     lines.append(f"     the other host's identity/host.crt comes here as {directory}/peer.pem.")
     number += 1
+    if plan.witness is not None:
+        lines.append(
+            f"  {number}. Put the witness's identity/host.crt here as {directory}/witness.pem, and there:"
+        )
+        words = f"--pair {pair_id} --host A/host.crt --host B/host.crt"
+        lines.append(f"     pairsync witness add DIRECTORY {words}")
+        number += 1
     if not plan.peers:
         lines.append(f"  {number}. Put the other host's address into {directory}/host.toml ([link], paths).")
         number += 1

@@ -28,9 +28,23 @@ import trio
 
 from pairsync.errors import ConfigError, PairsyncError, PeerLost
 
-from .control import Answer, Handler, ask, serve_control
-from .labfile import HOSTS, LabFile, control_socket_of, nbd_socket_of, put_empty_disk, remove_sockets
+from .control import Answer, ask, serve_control
+from .labfile import (
+    ALL,
+    CABLES,
+    GUEST,
+    HOSTS,
+    LINK,
+    WITNESS,
+    LabFile,
+    control_socket_of,
+    nbd_socket_of,
+    remove_sockets,
+)
+from .labprepare import put_empty_disk
 from .labprocess import LabProcess
+from .labrequests import lab_handlers
+from .labstatus import guest_of, runs
 
 __all__ = ["DISK_COMMANDS", "Lab", "run_lab"]
 
@@ -49,6 +63,18 @@ EARLY_LINES_MAX = 1000
 HOST_PROGRAM = ("-m", "pairsync.testing.faultyhost")
 """Arguments of the interpreter."""
 
+WITNESS_PROGRAM = ("-m", "pairsync.node.witnessmain")
+"""Likewise."""
+
+RESTART_S = 1.0
+"""After that a process that ended by itself is started again: as long as a service manager takes."""
+
+OWNED_S = 10.0
+"""How long two hosts that have come up may take to agree who is active, beyond the failover time."""
+
+MOVE_S = 60.0
+"""How long a planned move may take: a flush of everything is in it."""
+
 DISK_COMMANDS = ("ok", "fail", "hang", "full", "replace")
 """What can be done to a disk: its states, and ``replace``, after which another one is there that is ok."""
 
@@ -58,7 +84,7 @@ class _Host:
 
     def __init__(self, process: LabProcess) -> None:
         self.process = process
-        self.cut = False  # whether the link is cut here, as far as this process was told
+        self.cut: set[str] = set()  # of its cables, those that it was told are cut
         self.disks: dict[str, str] = {}  # what was done to its disks, by volume; others are ok
 
 
@@ -73,15 +99,24 @@ class Lab:
         self._tell = tell
         self._nursery = nursery
         self._hosts = {name: _Host(self._process(name)) for name in (HOSTS[:1] if lab.single else HOSTS)}
+        self._witness = self._process(WITNESS) if lab.arbitrated and lab.witness == "builtin" else None
         self._ready = False  # the line that says so has been told
         self._early: deque[Mapping[str, Any]] = deque(maxlen=EARLY_LINES_MAX)  # to be told behind it
-        self._cut = False  # the link, by command: it stays so when hosts are started again
+        # What is cut by command, of `CABLES`: it stays so when hosts are started again.
+        self._cut: set[str] = set()
+        self._down: set[str] = set()  # processes that were killed by command, or are being stopped
 
     # ------------------------------------------------------------------ processes
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All processes."""
+        return (*self._hosts, *(() if self._witness is None else (WITNESS,)))
+
     def _process(self, name: str) -> LabProcess:
         log = self._directory / name / "log"
-        return LabProcess(f"host {name}", log, self._nursery, self._said, partial(self._gone, name))
+        called = name if name == WITNESS else f"host {name}"
+        return LabProcess(called, log, self._nursery, self._said, partial(self._gone, name))
 
     def _said(self, line: Mapping[str, Any]) -> None:
         if self._ready:
@@ -91,57 +126,114 @@ class Lab:
 
     def _gone(self, name: str, code: int) -> None:
         if self._ready:
-            self._tell({"event": "host-ended", "host": name, "code": code})
+            self._happened("ended", name, code=code)
+            if self._lab.arbitrated and name not in self._down:
+                self._nursery.start_soon(self._start_again, name)
+
+    def _happened(self, what: str, name: str, **more: Any) -> None:
+        """Tell of a process: ``host-ended``, ``witness-paused`` ..."""
+        kind = {} if name == WITNESS else {"host": name}
+        self._tell({"event": f"{name if name == WITNESS else 'host'}-{what}", **kind, **more})
+
+    async def _start_again(self, name: str) -> None:
+        """A process that ended by itself, or by its guard: whoever supervises hosts starts them again."""
+        await trio.sleep(RESTART_S)
+        if name in self._down or self._any(name).running:
+            return
+        self._happened("restarting", name)
+        try:
+            await self.start(name)
+        except PairsyncError as error:
+            self._happened("failed", name, text=str(error))
+
+    def _any(self, name: str) -> LabProcess:
+        """A process by its name, the witness included."""
+        if name == WITNESS and self._witness is not None:
+            return self._witness
+        return self._host(name).process
 
     def _host(self, name: object) -> _Host:
         try:
             return self._hosts[str(name)]
         except KeyError:
-            raise ConfigError(f"no host {name!r}; there are {', '.join(self._hosts)}") from None
+            names = [*self._hosts, *([] if self._witness is None else [WITNESS])]
+            raise ConfigError(f"no host {name!r}; there are {', '.join(names)}") from None
 
     async def start(self, name: str) -> None:
         """Start a host and return when it serves; nothing if it runs.
 
         `BackendError`, with what became of it and why, as its log says, if it does not come up.
         """
-        host = self._host(name)
-        async with host.process.starting:
-            if not host.process.running:
-                await self._spawn(name, host)
-        await host.process.until_ready()
-        if host.cut is not self._cut:  # the link was cut or mended meanwhile
-            await self._ask(name, "cut" if self._cut else "heal")
-            host.cut = self._cut
+        process = self._any(name)
+        self._down.discard(name)
+        async with process.starting:
+            if not process.running:
+                await self._spawn(name)
+        await process.until_ready()
+        if name != WITNESS:
+            for cable in _cables_of(name):  # cut or mended meanwhile
+                await self._turn(name, cable)
 
-    async def _spawn(self, name: str, host: _Host) -> None:
+    async def _spawn(self, name: str) -> None:
+        if name == WITNESS:
+            await self._any(name).spawn([*WITNESS_PROGRAM, str(self._directory / name), "--follow-stdin"])
+            return
+        host = self._host(name)
         file = self._directory / name / "host.toml"
-        words = [str(file), "--follow-stdin", *(["--cut"] if self._cut else [])]
+        words = [str(file), "--follow-stdin", *(["--cut"] if LINK in self._cut else [])]
         words += [f"--disk={volume}={state}" for volume, state in host.disks.items() if state != "ok"]
-        host.cut = "--cut" in words
+        host.cut = {LINK} & self._cut
         await host.process.spawn([*HOST_PROGRAM, *words])
 
     async def kill(self, name: str) -> None:
         """SIGKILL; returns when the process is gone."""
-        await self._host(name).process.kill()
+        process = self._any(name)
+        process.running_process()
+        self._down.add(name)
+        await process.kill()
 
     def pause(self, name: str) -> None:
-        """SIGSTOP: the host stands still and says nothing, until `resume`."""
-        self._host(name).process.pause()
-        self._tell({"event": "host-paused", "host": name})
+        """SIGSTOP: it stands still and says nothing, until `resume`."""
+        self._any(name).pause()
+        self._happened("paused", name)
 
     def resume(self, name: str) -> None:
         """SIGCONT."""
-        self._host(name).process.resume()
-        self._tell({"event": "host-resumed", "host": name})
+        self._any(name).resume()
+        self._happened("resumed", name)
 
     async def stop(self) -> None:
-        """End both hosts in order: the active first, so that its last flush reaches the standby."""
-        for name, host in self._hosts.items():
+        """End all in order: the active host first, so that its last flush reaches the standby."""
+        self._down.update((*self._hosts, WITNESS))
+        active = await self._active()
+        for name, host in sorted(self._hosts.items(), key=lambda each: each[0] != active):
             if host.process.running:
                 if host.process.paused:
                     host.process.resume()
                 await self._let_go(name, host)
                 await host.process.stop()
+        if self._witness is not None:
+            await self._witness.stop()
+
+    async def _active(self) -> str:
+        """The host on which the guest runs; the first one if it runs nowhere."""
+        return await self._runs_on() or HOSTS[0]
+
+    async def _runs_on(self) -> str | None:
+        for name, host in self._hosts.items():
+            if host.process.running and not host.process.paused:
+                with suppress(PairsyncError):
+                    if runs((await self._ask(name, "status"))["guest"]):
+                        return name
+        return None
+
+    async def until_owned(self) -> None:
+        """Return when the guest runs somewhere, or it has taken too long: then nobody may run it."""
+        with trio.move_on_after(OWNED_S + self._lab.failover_s):
+            while True:
+                if not self._lab.arbitrated or await self._runs_on() is not None:
+                    return
+                await trio.sleep(RETRY_S)
 
     async def _let_go(self, name: str, host: _Host) -> None:
         """A disk that hangs by command must not hold up the end."""
@@ -179,7 +271,7 @@ class Lab:
         if volume not in self._lab.volumes:
             raise ConfigError(f"no volume {volume!r}; there are {', '.join(self._lab.volumes)}")
         request = {"do": "scrub", "volume": volume, "repair": repair}
-        return await ask(control_socket_of(self._directory, "a"), request)
+        return await ask(control_socket_of(self._directory, await self._active()), request)
 
     # ------------------------------------------------------------------ what is told
 
@@ -192,31 +284,40 @@ class Lab:
 
     def ready_line(self) -> dict[str, Any]:
         """The line that says that all is up."""
-        return {"event": "ready", "hosts": {name: self._describe(name) for name in self._hosts}}
+        line = {"event": "ready", "hosts": {name: self.describe(name) for name in self._hosts}}
+        return line if self._witness is None else {**line, "witness": self._describe_witness()}
 
-    def _describe(self, name: str) -> dict[str, Any]:
+    def _describe_witness(self) -> dict[str, Any]:
+        process = self._any(WITNESS)
+        return {
+            "pid": None if process.process is None else process.process.pid,
+            "address": process.about.get("address"),
+        }
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """A host, as the ready line names it."""
         host = self._hosts[name]
         return {
             "pid": None if host.process.process is None else host.process.process.pid,
             "link": host.process.about.get("link"),
             "volumes": {
                 volume: {
-                    "uri": self._uri(volume) if name == "a" else None,
+                    "uri": self._uri(name, volume) if name == HOSTS[0] or self._lab.arbitrated else None,
                     "path": str(self._directory.absolute() / name / f"{volume}.img"),
                 }
                 for volume in self._lab.volumes
             },
         }
 
-    def _uri(self, volume: str) -> str:
-        where = quote(str(nbd_socket_of(self._directory, "a")), safe="/")
+    def _uri(self, host: str, volume: str) -> str:
+        where = quote(str(nbd_socket_of(self._directory, host)), safe="/")
         return f"nbd+unix:///{quote(volume, safe='')}?socket={where}"
 
     async def status(self) -> dict[str, Any]:
         """Both hosts and what they say of themselves."""
         hosts: dict[str, Any] = {}
         for name, host in self._hosts.items():
-            hosts[name] = {"running": host.process.running, **self._describe(name), "guest": None}
+            hosts[name] = {"running": host.process.running, **self.describe(name), "guest": None}
             hosts[name]["paused"] = host.process.paused
             hosts[name]["disks"] = {volume: host.disks.get(volume, "ok") for volume in self._lab.volumes}
             if host.process.running:
@@ -227,67 +328,58 @@ class Lab:
                 else:
                     hosts[name]["guest"] = answer["guest"]
                     hosts[name]["process"] = answer["process"]
-        guest = hosts["a"]["guest"]
-        in_sync = guest is not None and guest["in_sync"]
-        return {"directory": str(self._directory.absolute()), "in_sync": in_sync, "hosts": hosts}
+        active = next((name for name in hosts if runs(hosts[name]["guest"])), None)
+        status = {
+            "directory": str(self._directory.absolute()),
+            "in_sync": active is not None and hosts[active]["guest"]["in_sync"],
+            "guests": {GUEST: guest_of(active, hosts)},
+            "hosts": hosts,
+        }
+        if self._witness is not None:
+            status["witness"] = {
+                "running": self._witness.running,
+                "paused": self._witness.paused,
+                **self._describe_witness(),
+            }
+        return {**status, "cut": sorted(self._cut)}
 
-    def handlers(self) -> dict[str, Handler]:
-        """What the supervisor's control socket understands."""
-
-        async def status(_: Mapping[str, Any]) -> Answer:
-            return await self.status()
-
-        async def kill(request: Mapping[str, Any]) -> Answer:
-            await self.kill(str(request.get("host")))
-            return {}
-
-        async def start(request: Mapping[str, Any]) -> Answer:
-            await self.start(str(request.get("host")))
-            return {"host": self._describe(str(request.get("host")))}
-
-        async def pause(request: Mapping[str, Any]) -> Answer:
-            await trio.lowlevel.checkpoint()
-            self.pause(str(request.get("host")))
-            return {}
-
-        async def resume(request: Mapping[str, Any]) -> Answer:
-            await trio.lowlevel.checkpoint()
-            self.resume(str(request.get("host")))
-            return {}
-
-        async def cut(_: Mapping[str, Any]) -> Answer:
-            return await self._both("cut")
-
-        async def heal(_: Mapping[str, Any]) -> Answer:
-            return await self._both("heal")
-
-        async def wait(_: Mapping[str, Any]) -> Answer:
-            await self._wait_in_sync()
-            return {}
-
-        async def disk(request: Mapping[str, Any]) -> Answer:
-            host, volume, what = (str(request.get(key)) for key in ("host", "volume", "disk"))
-            await self.disk(host, volume, what)
-            return {"host": host, "volume": volume, "disk": what}
-
-        async def scrub(request: Mapping[str, Any]) -> Answer:
-            return await self.scrub(str(request.get("volume")), repair=request.get("repair") is True)
-
-        link = {"cut": cut, "heal": heal, "wait": wait, "scrub": scrub}
-        process = {"kill": kill, "start": start, "pause": pause, "resume": resume}
-        return {"status": status, "disk": disk, **process, **link}
-
-    async def _both(self, what: str) -> Answer:
+    async def cables(self, which: str, *, cut: bool) -> Answer:
+        """Cut or mend a cable, or all of them: as if it were pulled, on both its ends."""
         if self._lab.single:
             raise ConfigError("this lab has a single host and no link")
-        self._cut = what == "cut"  # also for hosts that are being started
-        with trio.CancelScope(shield=True):  # both or none, even if who asked has hung up
+        there = CABLES if self._witness is not None else (LINK,)
+        if which not in {*there, ALL}:
+            raise ConfigError(f"no cable {which!r}; there are {', '.join((*there, ALL))}")
+        cables = there if which == ALL else (which,)
+        self._cut = self._cut | set(cables) if cut else self._cut - set(cables)  # also for hosts that start
+        with trio.CancelScope(shield=True):  # all of it, even if who asked has hung up
             for name, host in self._hosts.items():
-                if host.process.running and host.process.ready.is_set():
-                    await self._ask(name, what)
-                    host.cut = self._cut
-        self._tell({"event": f"link-{what}"})
+                if host.process.running and host.process.ready.is_set() and not host.process.paused:
+                    for cable in cables:
+                        await self._turn(name, cable)
+        for cable in cables:
+            self._tell({"event": f"link-{'cut' if cut else 'heal'}", "cable": cable})
         return {}
+
+    async def _turn(self, name: str, cable: str) -> None:
+        """Have a host know whether that cable is cut, if it has an end of it."""
+        host = self._host(name)
+        if cable not in _cables_of(name) or (cable in host.cut) is (cable in self._cut):
+            return
+        what = "cut" if cable in self._cut else "heal"
+        await self._ask(name, what if cable == LINK else f"{what}-witness")
+        host.cut ^= {cable}
+
+    async def move(self, guest: str) -> Answer:
+        """Have the guest move to the other host, as planned."""
+        if guest != GUEST:
+            raise ConfigError(f"no guest {guest!r}; there is {GUEST}")
+        if not self._lab.arbitrated:
+            raise ConfigError("this lab has fixed roles: nothing moves")
+        began = trio.current_time()
+        active = await self._active()
+        await self._ask(active, "move", seconds=MOVE_S)
+        return {"from": active, "seconds": round(trio.current_time() - began, 3)}
 
     async def _ask(self, name: str, what: str, *, seconds: float = ANSWER_S, **more: str) -> Answer:
         """Ask a host; `PeerLost` if it does not answer, or not in time."""
@@ -295,19 +387,24 @@ class Lab:
             return await ask(control_socket_of(self._directory, name), {"do": what, **more})
         raise PeerLost(f"host {name} did not answer within {seconds:g} s")
 
-    async def _wait_in_sync(self) -> None:
+    async def wait_in_sync(self) -> None:
+        """Return when the guest runs somewhere and is in sync."""
         if self._lab.single:
             raise ConfigError("this lab has a single host: it is never in sync")
         while True:
-            host = self._hosts["a"]
-            try:
-                await ask(control_socket_of(self._directory, "a"), {"do": "wait-in-sync"})
-            except PeerLost:
-                await trio.sleep(RETRY_S)  # host a is down; whoever waits has set a time limit
-                if not host.process.running and not self._ready:
-                    raise
-            else:
-                return
+            for name, host in self._hosts.items():
+                if not host.process.running:
+                    continue
+                with suppress(PairsyncError):  # it is down; whoever waits has set a time limit
+                    guest = (await self._ask(name, "status"))["guest"]
+                    if runs(guest) and guest["in_sync"]:
+                        return
+            await trio.sleep(RETRY_S)
+
+
+def _cables_of(name: str) -> tuple[str, ...]:
+    """Those that have an end at that host."""
+    return tuple(cable for cable in CABLES if name in cable.split("-"))
 
 
 async def run_lab(directory: Path, lab: LabFile, tell: Callable[[Mapping[str, Any]], None]) -> None:
@@ -320,7 +417,7 @@ async def run_lab(directory: Path, lab: LabFile, tell: Callable[[Mapping[str, An
             supervisor = Lab(directory, lab, tell, nursery)
             try:
                 with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-                    await _serve(supervisor, directory, lab, nursery, signals)
+                    await _serve(supervisor, directory, nursery, signals)
             finally:
                 with trio.CancelScope(shield=True):
                     await supervisor.stop()
@@ -332,7 +429,6 @@ async def run_lab(directory: Path, lab: LabFile, tell: Callable[[Mapping[str, An
 async def _serve(
     supervisor: Lab,
     directory: Path,
-    lab: LabFile,
     nursery: trio.Nursery,
     signals: Any,
 ) -> None:
@@ -345,8 +441,9 @@ async def _serve(
 
         starting.start_soon(interrupt)
         async with trio.open_nursery() as hosts:  # starting is mostly computing: use both cores
-            for name in HOSTS[:1] if lab.single else HOSTS:
+            for name in supervisor.names:
                 hosts.start_soon(supervisor.start, name)
-        await nursery.start(serve_control, control_socket_of(directory), supervisor.handlers())
+        await supervisor.until_owned()
+        await nursery.start(serve_control, control_socket_of(directory), lab_handlers(supervisor))
         supervisor.tell_ready()
         await trio.sleep_forever()

@@ -1,10 +1,9 @@
-"""What a lab is made of: its file, its lock, its directories, its volumes and its hosts' files."""
+"""What a lab is: its file, its lock, and where its sockets are."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import glob
 import hashlib
 import json
 import os
@@ -19,29 +18,47 @@ from pathlib import Path
 from typing import Self
 
 from pairsync.errors import BackendError, BusyError, ConfigError
-from pairsync.guest.replica import create_replica
-from pairsync.io.keys import open_identity
-from pairsync.storage.metadata import metadata_path
 
 from .durable import write_durably
-from .hostinit import volume_id_of
 
 __all__ = [
+    "ALL",
+    "CABLES",
+    "GUEST",
     "HOSTS",
+    "LINK",
+    "WITNESS",
+    "WITNESSES",
     "DirectoryLock",
     "LabFile",
     "control_socket_of",
     "free_ports",
     "nbd_socket_of",
     "open_lab_file",
-    "prepare",
-    "put_empty_disk",
     "remove_sockets",
     "sockets_of",
 ]
 
 HOSTS = ("a", "b")
-"""The two hosts; ``a`` is active."""
+"""The two hosts; ``a`` is active at first."""
+
+GUEST = "lab"
+"""The one guest, of all volumes."""
+
+LINK = "a-b"
+CABLES = (LINK, "a-witness", "b-witness")
+"""What can be cut; ``ALL`` is all of them."""
+
+ALL = "all"
+
+WITNESS = "witness"
+"""The third process of a lab, and its directory."""
+
+WITNESSES = ("builtin", "none")
+"""What a lab can be given: a witness of its own, or none, so that the active host alone decides."""
+
+FIXED = "fixed"
+"""In a lab that was made before hosts agreed on anything."""
 
 PORT_MIN = 16384
 """Lowest port that is chosen: below it are the services that people know by number."""
@@ -63,6 +80,13 @@ class LabFile:
     pair_id: str
     ports: dict[str, int]  # link port of each host
     digests: bool = True  # whether the hosts keep digests of their blocks; files of before do not say it
+    witness: str = FIXED  # one of `WITNESSES`, or `FIXED` in labs of before: nobody takes over
+    failover_s: float = 5.0
+
+    @property
+    def arbitrated(self) -> bool:
+        """Whether the hosts agree on who is active."""
+        return not self.single and self.witness != FIXED
 
     def save(self, directory: Path) -> None:
         """Write it durably, whole or not at all."""
@@ -123,6 +147,8 @@ def open_lab_file(
     *,
     single: bool,
     digests: bool | None = None,
+    witness: str | None = None,
+    failover_s: float | None = None,
 ) -> LabFile:
     """What the lab is: as asked for the first time, as it was afterwards.
 
@@ -131,16 +157,25 @@ def open_lab_file(
     if not (directory / "lab.json").exists():
         if not volumes:
             raise ConfigError("a new lab needs at least one --volume NAME=SIZE")
-        ports = dict(zip(HOSTS, free_ports(len(HOSTS)), strict=True))
-        kept = digests is not False
-        return LabFile(dict(volumes), level or "sync", single, secrets.token_hex(16), ports, kept)
+        return LabFile(
+            dict(volumes),
+            level or "sync",
+            single,
+            secrets.token_hex(16),
+            _draw_ports(),
+            digests is not False,
+            witness or WITNESSES[0],
+            failover_s or 5.0,
+        )
     lab = LabFile.load(directory)
+    if witness is not None and witness != lab.witness:
+        raise ConfigError(f"the lab in {directory} was made with witness {lab.witness}, not {witness}")
     for name, size in volumes.items():
         if lab.volumes.get(name, size) != size:
             raise ConfigError(f"volume {name!r} in {directory} has {lab.volumes[name]} bytes, not {size}")
     ports = lab.ports
-    if not all(_is_free(port) for port in ports.values()):
-        ports = dict(zip(HOSTS, free_ports(len(HOSTS)), strict=True))
+    if WITNESS not in ports or not all(_is_free(port) for port in ports.values()):
+        ports = _draw_ports()
     return replace(
         lab,
         volumes={**lab.volumes, **volumes},
@@ -148,7 +183,12 @@ def open_lab_file(
         single=single or lab.single,
         ports=ports,
         digests=lab.digests if digests is None else digests,
+        failover_s=failover_s or lab.failover_s,
     )
+
+
+def _draw_ports() -> dict[str, int]:
+    return dict(zip((*HOSTS, WITNESS), free_ports(len(HOSTS) + 1), strict=True))
 
 
 def free_ports(count: int) -> list[int]:
@@ -185,103 +225,6 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def prepare(directory: Path, lab: LabFile) -> None:
-    """Make what is missing: identities, volumes, host files, the directory for sockets.
-
-    What the lab is stands in ``lab.json`` before the first volume is made, so that an end in the middle is
-    made up for by the next call.  If something cannot be made, what this call made is taken away again.
-    """
-    file = directory / "lab.json"
-    before = file.read_bytes() if file.exists() else None
-    made: list[Path] = []
-    try:
-        _prepare(directory, lab, made)
-    except BaseException as error:
-        for path in reversed(made):
-            path.unlink(missing_ok=True)
-        file.unlink(missing_ok=True) if before is None else write_durably(file, before)
-        if isinstance(error, OSError):
-            raise BackendError(f"{directory}: {error.strerror or error}", error.errno or 5) from error
-        raise
-
-
-def _prepare(directory: Path, lab: LabFile, made: list[Path]) -> None:
-    sockets = sockets_of(directory)
-    sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if sockets.stat().st_uid != os.getuid():
-        raise ConfigError(f"{sockets} belongs to somebody else")
-    hosts = HOSTS[:1] if lab.single else HOSTS
-    for host in HOSTS:
-        (directory / host).mkdir(mode=0o700, exist_ok=True)
-    certificates = {
-        host: open_identity(directory / host / "identity", f"pairsync lab {host}").certificate_pem
-        for host in HOSTS
-    }
-    lab.save(directory)
-    for host in hosts:
-        peer = HOSTS[1 - HOSTS.index(host)]
-        write_durably(directory / host / "peer.pem", certificates[peer])
-        for name, size_bytes in lab.volumes.items():
-            made += _make_volume(directory / host / f"{name}.img", name, size_bytes, lab)
-        write_durably(directory / host / "host.toml", _host_toml(directory, host, lab).encode())
-
-
-def _make_volume(path: Path, name: str, size_bytes: int, lab: LabFile) -> list[Path]:
-    """Make what is missing of a volume; the files that were made.  Data that is there is taken over."""
-    metadata = Path(metadata_path(path))
-    if metadata.exists():
-        return []
-    made = [metadata] if path.exists() else [path, metadata]
-    pair_id = bytes.fromhex(lab.pair_id)
-    volume_id = volume_id_of(pair_id, name)
-    create_replica(path, name=name, pair_id=pair_id, volume_id=volume_id, size_bytes=size_bytes)
-    return made
-
-
-def put_empty_disk(path: Path, name: str, pair_id: bytes, size_bytes: int) -> None:
-    """In the place of a replica an empty one: its files, whatever belongs to it, are removed for good."""
-    metadata = Path(metadata_path(path))
-    try:
-        for each in (path, *metadata.parent.glob(glob.escape(metadata.name) + "*")):
-            each.unlink(missing_ok=True)
-    except OSError as error:
-        raise BackendError(f"{path}: {error.strerror or error}", error.errno or 5) from error
-    volume_id = volume_id_of(pair_id, name)
-    create_replica(path, name=name, pair_id=pair_id, volume_id=volume_id, size_bytes=size_bytes)
-
-
-def _host_toml(directory: Path, host: str, lab: LabFile) -> str:
-    peer = HOSTS[1 - HOSTS.index(host)]
-    role = "active" if host == "a" else "standby"
-    lines = [
-        "[host]",
-        f"name = {json.dumps(host)}",
-        f"control = {json.dumps(str(control_socket_of(directory, host)))}",
-        "",
-        "[guest]",
-        'name = "lab"',
-        f"pair_id = {json.dumps(lab.pair_id)}",
-        f"role = {json.dumps(role)}",
-        "",
-        "[nbd]",
-        f"socket = {json.dumps(str(nbd_socket_of(directory, host)))}",
-    ]
-    if not lab.single:
-        lines += [
-            "",
-            "[link]",
-            'peer_certificate = "peer.pem"',
-            f'listen = ["127.0.0.1:{lab.ports[host]}"]',
-            f'paths = [{{ name = "loopback", peer = "127.0.0.1:{lab.ports[peer]}" }}]',
-        ]
-    for name in lab.volumes:
-        lines += ["", "[[volumes]]", f"name = {json.dumps(name)}", f"path = {json.dumps(name + '.img')}"]
-        lines += [f"level = {json.dumps(lab.level)}"]
-        if not lab.digests:
-            lines += ["digests = false"]
-    return "\n".join(lines) + "\n"
 
 
 def nbd_socket_of(directory: Path, host: str) -> Path:

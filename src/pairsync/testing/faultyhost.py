@@ -26,7 +26,7 @@ from pairsync.guest.guest import Guest
 from pairsync.guest.replica import Replica, open_replica
 from pairsync.node.control import Answer, Handler
 from pairsync.node.hostmain import FLAGS, run_host_file
-from pairsync.node.labfile import put_empty_disk
+from pairsync.node.labprepare import put_empty_disk
 
 from .faulty import DiskState, FaultyDisk
 

@@ -122,9 +122,9 @@ class RunningLab(EventStream):
         self.host_pids.add(pid)
         return pid
 
-    async def connect(self, volume: str = "vda", **options: Any) -> NbdClient:
-        """A client in transmission on that volume; the caller closes it."""
-        client = await NbdClient.connect_unix(str(nbd_socket_of(self.directory, "a")))
+    async def connect(self, volume: str = "vda", host: str = "a", **options: Any) -> NbdClient:
+        """A client in transmission on that volume, by a host's door; the caller closes it."""
+        client = await NbdClient.connect_unix(str(nbd_socket_of(self.directory, host)))
         return await client.negotiate_or_hang_up(volume, **options)
 
     # ------------------------------------------------------------------ commands
@@ -144,13 +144,26 @@ class RunningLab(EventStream):
         answer = await self.request("start", host=host)
         self.host_pids.add(answer["host"]["pid"])
 
-    async def cut(self) -> None:
-        """Cut the link."""
-        await self.request("cut")
+    async def cut(self, cable: str = "a-b") -> None:
+        """Cut the link, or another cable."""
+        await self.request("cut", cable=cable)
 
-    async def heal(self) -> None:
-        """Mend the link."""
-        await self.request("heal")
+    async def heal(self, cable: str = "a-b") -> None:
+        """Mend it."""
+        await self.request("heal", cable=cable)
+
+    async def guest(self) -> dict[str, Any]:
+        """What the two hosts together say of the guest."""
+        guest: dict[str, Any] = (await self.status())["guests"]["lab"]
+        return guest
+
+    async def wait_active(self, host: str, seconds: float = COMMAND_S) -> None:
+        """Wait until the guest runs on that host."""
+
+        def there(status: dict[str, Any]) -> bool:
+            return bool(status["guests"]["lab"]["active"] == host)
+
+        await self.wait_status(there, f"the guest runs on host {host}", seconds=seconds)
 
     async def status(self) -> dict[str, Any]:
         """What both hosts say of themselves."""

@@ -1,0 +1,92 @@
+"""``pairsync host move`` and ``override``: who owns the guest, by a person's word."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from pairsync.errors import ConfigError, PeerLost
+
+__all__ = ["host_move", "host_override"]
+
+MOVE_S = 60.0
+"""How long a planned move may take: a flush of everything is in it."""
+
+ASK_S = 10.0
+
+
+def _ask(file: Path, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    import trio
+
+    from pairsync.node.control import ask
+    from pairsync.node.hostfile import read_host_file
+
+    host = read_host_file(file)
+    if host.register is None:
+        raise ConfigError(f"{file}: the roles of this host are fixed (no [register])")
+
+    async def main() -> dict[str, Any]:
+        try:
+            with trio.fail_after(seconds):
+                return await ask(host.control, request)
+        except PeerLost as error:
+            raise ConfigError(f"host {host.name} is not running") from error
+        except trio.TooSlowError as error:
+            raise ConfigError(f"host {host.name} did not answer within {seconds:g} s") from error
+
+    return trio.run(main)
+
+
+def host_move(
+    file: Path,
+    /,
+    *,
+    json_: Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")] = False,
+) -> int:
+    """Have the guest run on the other host, as planned: nothing is lost, clients reconnect there.
+
+    To be called on the host where it runs; both hosts must be in sync.
+
+    Parameters
+    ----------
+    file
+        The host's file.
+    """
+    _ask(file, {"do": "move"}, MOVE_S)
+    print(json.dumps({"moved": True}) if json_ else "the other host owns the guest now")
+    return 0
+
+
+def host_override(
+    file: Path,
+    /,
+    *,
+    operator: Annotated[str | None, Parameter(help="Who decides it; by default the user's name.")] = None,
+    yes: Annotated[
+        bool, Parameter(negative=(), help="Do it; without, it is only said what it means.")
+    ] = False,
+    json_: Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")] = False,
+) -> int:
+    """Make this host the owner of the guest, whatever was agreed: when those who should agree are gone.
+
+    What the other host acknowledged and this one does not have is missing here afterwards. It is not
+    overwritten: when the other host is back, both replicas stand apart until somebody chooses one.
+
+    Parameters
+    ----------
+    file
+        The host's file; the host must be running.
+    """
+    if not yes:
+        print("Nothing was changed. Be sure that the guest does not run on the other host;")
+        print(f"then: pairsync host override {file} --yes")
+        return 1
+    name = operator or getpass.getuser()
+    _ask(file, {"do": "override", "operator": name}, ASK_S)
+    print(json.dumps({"operator": name}) if json_ else f"this host owns the guest now, by the word of {name}")
+    return 0

@@ -1,0 +1,395 @@
+"""A guest's half of the grant register: the trio shell around the pure `core.arbiter`.
+
+::
+
+    link votes ─┐                                    ┌─▶ memory (durable), votes, witness
+    witness  ───┼─▶ Arbiter ──effects, in order──▶ act ─▶ lease (guard), permit (session)
+    session  ───┘                                    └─▶ wish: own, stop or yield ──▶ the guest's role
+
+Every input returns effects, which are performed at once and in their order; what rests on a write of this
+host's memory the arbiter holds back until `persisted`.  Two things take their time beside that: questions to
+a witness, in tasks of their own, and changes of the guest's role, which take as long as a disk does and are
+made by one task that follows the latest wish.  The arbiter hears when nothing of the guest runs any more.
+
+A memory that cannot be written and a role that cannot be taken end the guest, and with it the host process:
+nothing is served by who cannot tell whether he may.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Protocol, TypeAlias
+
+import trio
+
+from pairsync.core.arbiter import Arbiter
+from pairsync.core.arbitration import (
+    Effect,
+    InForce,
+    LeaseUntil,
+    Own,
+    PersistAcceptor,
+    SendPeer,
+    Stop,
+    TwoTruths,
+    WitnessGet,
+    WitnessSwap,
+    WitnessView,
+    Yield,
+)
+from pairsync.core.events import GrantEvent, TwoTruthsEvent
+from pairsync.core.grants import Grant, HostId
+from pairsync.core.messages import Role
+from pairsync.core.outlook import Outlook, State, outlook
+from pairsync.core.units import NS_PER_S
+from pairsync.core.witness import Conflict, Snapshot, WitnessKey
+from pairsync.errors import (
+    ArbitrationError,
+    ConfigError,
+    InternalError,
+    PeerError,
+    ProtocolError,
+)
+from pairsync.io.witnessstore import WitnessStore
+from pairsync.storage.acceptorfile import AcceptorFile
+from pairsync.storage.lane import Lane, start_lane
+from pairsync.wire.arbitration import decode_acceptor, decode_message, encode_acceptor, encode_message
+
+from .guest import Guest
+from .roles import could_serve
+
+__all__ = ["Arbitration", "Standing", "Warden"]
+
+_log = logging.getLogger("pairsync.arbitration")
+
+LOOK_S: Final = 0.05
+"""Between two looks whether the disks could serve the guest, and at deadlines that came nearer meanwhile."""
+
+WITNESS_S: Final = 15.0
+"""A question to a witness is given up then; the arbiter asks again long before."""
+
+Wish: TypeAlias = Own | Stop | Yield
+
+
+class Warden(Protocol):
+    """Who stops the guest if this process cannot, and keeps its clients from where it does not run."""
+
+    def lease_until(self, until_ns: int | None) -> None:
+        """The guest must have stopped at that time of the arbiter's clock; None: it needs no lease."""
+
+    async def settled(self) -> None:
+        """Return when that is sure; `BackendError` if it cannot be."""
+
+    def rest(self) -> None:
+        """Nothing of the guest runs here that could be stopped, and nothing may."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What the register says of a guest now, for status; hosts are named ``here`` and ``peer``."""
+
+    term: int
+    epoch: int
+    owner: str
+    in_sync: tuple[str, ...]
+    sole: bool
+    witness: str | None
+    """The witness that is asked now; None: none answers."""
+
+
+class Arbitration:
+    """See the module; `run` is its life.  All methods belong to the trio thread."""
+
+    def __init__(
+        self,
+        guest: Guest,
+        arbiter: Arbiter,
+        memory: AcceptorFile,
+        witnesses: Mapping[str, WitnessStore],
+        key: WitnessKey,
+        warden: Warden,
+        *,
+        host: HostId,
+        now_ns: Callable[[], int],
+    ) -> None:
+        """``witnesses``: the stores behind the arbiter's names; ``now_ns``: its clock, CLOCK_BOOTTIME."""
+        self.arbiter = arbiter
+        self._guest = guest
+        self._memory = memory
+        self._witnesses = witnesses
+        self._key = key
+        self._warden = warden
+        self._host = host
+        self._now_ns = now_ns
+        self._nursery: trio.Nursery | None = None  # while it runs; likewise the next
+        self._lane: Lane | None = None
+        self._wish: Wish | None = None  # the latest that was not taken up
+        self._wished = trio.Event()
+        self._ready = False  # as told last
+        self._alone = False  # the permit that the session has
+        self._until_ns: int | None = None  # of the lease, as told last
+        self._moved = trio.lowlevel.ParkingLot()  # those who wait for another grant or another role
+
+    # ------------------------------------------------------------------ life
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Take part in the register until cancelled; `BackendError` where this host cannot go on."""
+        link = self._guest.link
+        if link is None:
+            raise ConfigError(f"guest {self._guest.name}: without a link there is nobody to agree with")
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._lane = await start_lane(nursery, "register", may_block=self._memory.may_block)
+            self._guest.arbiter = self
+            link.set_vote_handler(self._voted)
+            self._act(self.arbiter.start(self._now_ns()))
+            nursery.start_soon(self._follow)
+            nursery.start_soon(self._watch)
+            task_status.started()
+
+    async def _watch(self) -> None:
+        """Deadlines, and whether the disks could serve the guest."""
+        while True:
+            self._look()
+            self._act(self.arbiter.tick(self._now_ns()))
+            next_ns = self.arbiter.next_deadline_ns()
+            wait_s = LOOK_S if next_ns is None else (next_ns - self._now_ns()) / NS_PER_S
+            await trio.sleep(min(max(wait_s, 0.0), LOOK_S))
+
+    def _look(self) -> None:
+        ready = could_serve(self._guest)
+        if ready is not self._ready:
+            self._ready = ready
+            self._act(self.arbiter.is_ready(ready, self._now_ns()))
+        grant = self.arbiter.grant
+        alone = grant is not None and len(grant.in_sync) == 1 and self.arbiter.peer_excluded
+        if alone and self._guest.serves and self._guest.in_sync:
+            _, effects = self.arbiter.peer_in(self._now_ns())
+            self._act(effects)
+
+    # ------------------------------------------------------------------ what the guest says (guest.seam)
+
+    def ask_alone(self) -> None:
+        """As `seam.Arbiter`."""
+        if self.arbiter.peer_excluded:
+            self._guest.permitted(alone=True)
+        else:
+            self._act(self.arbiter.peer_out(self._now_ns()))
+
+    # ------------------------------------------------------------------ what others say
+
+    def _voted(self, content: bytes) -> None:
+        try:
+            message = decode_message(content)
+        except ProtocolError as error:
+            _log.warning("%s: a vote that is none: %s", self._guest.name, error)
+            return
+        self._act(self.arbiter.hears(message, self._now_ns()))
+
+    def link_up(self) -> None:
+        """The link has a session (called by the guest)."""
+        self._act(self.arbiter.link_up(self._now_ns()))
+
+    def peer_is_down(self) -> None:
+        """It is proven that nothing of the guest runs on the peer (power fencing)."""
+        self._act(self.arbiter.peer_is_down(self._now_ns()))
+
+    # ------------------------------------------------------------------ what a person says
+
+    async def move(self) -> None:
+        """Have the peer own the guest; returns when it does.  `ArbitrationError` with the reason if not.
+
+        What is refused is tried again for two heartbeats: how the peer is comes with its next answer.
+        """
+        until_ns = self._now_ns() + 2 * self.arbiter.timing.heartbeat_ns
+        while True:
+            refusal, effects = self.arbiter.move(self._now_ns())
+            self._act(effects)
+            if not refusal:
+                break
+            if self._now_ns() > until_ns:
+                raise ArbitrationError(f"guest {self._guest.name} does not move: {refusal}")
+            await trio.sleep(LOOK_S)
+        while True:
+            grant = self.arbiter.grant
+            if grant is not None and grant.owner != self._host:
+                return
+            if not self.arbiter.decider.moving:
+                raise ArbitrationError(f"guest {self._guest.name} has not moved: the other host went silent")
+            await self._moved.park()
+
+    def override(self, operator: str, fork: bytes) -> None:
+        """Make this host the owner by the word of ``operator``, whatever was agreed."""
+        self._act(self.arbiter.override(operator, fork, self._now_ns()))
+
+    @property
+    def in_sync(self) -> bool:
+        """Whether both replicas are in sync, by proof and by grant (DESIGN rule 8)."""
+        grant = self.arbiter.grant
+        return grant is not None and len(grant.in_sync) > 1 and self._guest.in_sync
+
+    def standing(self) -> Standing | None:
+        """What is agreed; None before anything is."""
+        grant = self.arbiter.grant
+        if grant is None:
+            return None
+        decider = self.arbiter.decider
+        witnesses = decider.register.witnesses
+        return Standing(
+            term=grant.term,
+            epoch=grant.epoch,
+            owner=self._call(grant.owner),
+            in_sync=tuple(sorted(map(self._call, grant.in_sync))),
+            sole=grant.sole is not None,
+            witness=None if decider.witness_lost else witnesses[decider.current],
+        )
+
+    def outlook(self) -> Outlook | None:
+        """What would survive now, as far as this host can see; None for a guest that does not run here.
+
+        Whether the peer reaches the witness is not known here: it is taken to, if this host does.
+        """
+        grant, guest = self.arbiter.grant, self._guest
+        if grant is None or guest.role is not Role.ACTIVE or guest.paused:
+            return None
+        asks = not self.arbiter.decider.witness_lost
+        linked = guest.link is not None and guest.link.session is not None
+        in_sync = self._host in grant.in_sync and len(grant.in_sync) > 1 and linked
+        sources = guest.session.sources
+        lag_bytes = sum(each.inflight_bytes for each in sources if each.options.level == "async")
+        state = State(
+            in_sync=in_sync,
+            sole=grant.sole == self.arbiter.decider.own,
+            link=linked,
+            owner_asks=asks,
+            standby_asks=asks,
+            owner_disk=all(each.failed is None for each in sources),
+            lag_bytes=lag_bytes,
+        )
+        return outlook(state, failover_ns=self.arbiter.timing.failover_ns)
+
+    def _call(self, host: HostId) -> str:
+        return "here" if host == self._host else "peer"
+
+    # ------------------------------------------------------------------ effects
+
+    def _act(self, effects: Sequence[Effect]) -> None:
+        """Perform these, and take back the permit if it does not hold any more."""
+        for effect in effects:
+            self._perform(effect)
+        if self._alone and not self.arbiter.peer_excluded:
+            self._permit(alone=False)
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case SendPeer(message=message):
+                if self._guest.link is not None:
+                    self._guest.link.vote(encode_message(message))
+            case PersistAcceptor(state=state):
+                self._running()[1].submit(
+                    partial(self._memory.store, encode_acceptor(state)), self._persisted
+                )
+            case WitnessGet() | WitnessSwap():
+                self._running()[0].start_soon(self._ask_witness, effect)
+            case LeaseUntil(until_ns=until_ns):
+                self._until_ns = until_ns
+                self._warden.lease_until(until_ns)
+            case InForce(grant=grant):
+                self._in_force(grant)
+            case TwoTruths(ours=ours, theirs=theirs):
+                self._guest.emit(TwoTruthsEvent(ours.describe(), theirs.describe()))
+            case Own() | Stop() | Yield():
+                self._wish = effect
+                self._wished.set()
+
+    def _running(self) -> tuple[trio.Nursery, Lane]:
+        if self._nursery is None or self._lane is None:
+            raise InternalError(f"guest {self._guest.name}: its arbitration does not run")
+        return self._nursery, self._lane
+
+    def _persisted(self, result: BaseException | None) -> None:
+        if isinstance(result, BaseException):
+            raise result  # who cannot remember what he promises must not promise
+        self._act(self.arbiter.persisted(self._now_ns()))
+
+    def _in_force(self, grant: Grant) -> None:
+        in_sync = tuple(sorted(map(self._call, grant.in_sync)))
+        event = GrantEvent(grant.term, grant.epoch, self._call(grant.owner), in_sync, grant.sole is not None)
+        self._guest.emit(event)
+        self._permit(alone=self.arbiter.peer_excluded)
+        self._moved.unpark_all()
+
+    def _permit(self, *, alone: bool) -> None:
+        self._alone = alone
+        self._guest.permitted(alone=alone)
+
+    # ------------------------------------------------------------------ the witness
+
+    async def _ask_witness(self, question: WitnessGet | WitnessSwap) -> None:
+        name, number = question.witness, question.number
+        try:
+            with trio.fail_after(WITNESS_S):
+                view = await self._view(question)
+        except (PeerError, trio.TooSlowError) as error:
+            _log.info("%s: witness %s: %s", self._guest.name, name, str(error) or "no answer")
+            self._act(self.arbiter.unreachable(number, name, self._now_ns()))
+        else:
+            self._act(self.arbiter.answered(number, name, view, self._now_ns()))
+
+    async def _view(self, question: WitnessGet | WitnessSwap) -> WitnessView:
+        store = self._witnesses[question.witness]
+        if isinstance(question, WitnessGet):
+            return _view_of(await store.get(self._key))
+        result = await store.swap(self._key, question.version, encode_acceptor(question.state))
+        return _view_of(result.current if isinstance(result, Conflict) else result)
+
+    # ------------------------------------------------------------------ the guest's role
+
+    async def _follow(self) -> None:
+        """Do what was wished last; what was overtaken meanwhile is not done any more."""
+        while True:
+            await self._wished.wait()
+            self._wished = trio.Event()
+            wish, self._wish = self._wish, None
+            match wish:
+                case Own(grant=grant):
+                    await self._own(grant)
+                case Stop(reason=reason):
+                    _log.warning("%s: stops: %s", self._guest.name, reason)
+                    await self._stop(in_order=self.arbiter.decider.moving)
+                    self._act(self.arbiter.stopped(self._now_ns()))
+                case Yield(grant=grant):
+                    await self._yield(grant)
+            self._moved.unpark_all()
+
+    async def _own(self, grant: Grant) -> None:
+        guest = self._guest
+        if guest.role is Role.ACTIVE and not guest.paused:
+            return  # another grant for the same owner
+        self._warden.lease_until(self._until_ns)
+        await self._warden.settled()
+        await guest.become(Role.ACTIVE, grant.term, in_order=False)
+        guest.permitted(alone=self._alone)
+
+    async def _stop(self, *, in_order: bool) -> None:
+        guest = self._guest
+        if guest.role is Role.ACTIVE and not guest.paused:
+            await guest.halt(in_order=in_order)
+        self._warden.rest()
+
+    async def _yield(self, grant: Grant) -> None:
+        guest = self._guest
+        if guest.role is Role.ACTIVE or guest.paused:
+            await self._stop(in_order=False)
+            await guest.become(Role.STANDBY, grant.term, in_order=False)
+
+
+def _view_of(snapshot: Snapshot) -> WitnessView:
+    """What a store holds; a memory that was written for another incarnation is none."""
+    state = None if snapshot.value is None else decode_acceptor(snapshot.value)
+    if state is not None and state.incarnation != snapshot.incarnation:
+        state = None
+    return WitnessView(snapshot.incarnation, snapshot.version, state)

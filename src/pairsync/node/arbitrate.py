@@ -1,0 +1,230 @@
+"""How a host takes part in the grant register: its memory, its witnesses, its guard, put together.
+
+What is agreed is ``core.arbiter``'s business, and doing it is ``guest.arbitration``'s.  Here is what only a
+host process has: files, certificates, and a guard process that kills it if it does not stop in time.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
+from typing import Any
+
+import trio
+
+from pairsync.core.acceptor import AcceptorState
+from pairsync.core.arbiter import Arbiter
+from pairsync.core.grants import FORK_BYTES, INCARNATION_BYTES, VoterId, genesis
+from pairsync.core.outlook import Outlook
+from pairsync.core.timing import Timing, derive
+from pairsync.core.units import NS_PER_S
+from pairsync.core.witness import WitnessKey
+from pairsync.errors import BackendError, ConfigError
+from pairsync.guest.arbitration import Arbitration
+from pairsync.guest.guest import Guest
+from pairsync.io.config import LinkConfig
+from pairsync.io.keys import fingerprint_of
+from pairsync.io.witness import WitnessClient, WitnessConfig, open_witness
+from pairsync.io.witnessstore import WitnessStore
+from pairsync.storage.acceptorfile import AcceptorFile
+from pairsync.wire.arbitration import decode_acceptor, encode_acceptor
+
+from .control import Answer, Handler
+from .guardclient import boottime_ns
+from .guardkeeper import GuardKeeper, keep_guard
+from .hostfile import HostFile, RegisterFile, WitnessFile
+
+__all__ = ["Ballots", "arbitration_handlers", "create_memory", "first_memory", "open_arbitration"]
+
+OVERRIDE_NAME_MAX = 64
+"""Characters of an operator's name."""
+
+
+def first_memory(fingerprint: bytes) -> bytes:
+    """The memory of the host that owns the guest first: it alone decides what is agreed next."""
+    incarnation = secrets.token_bytes(INCARNATION_BYTES)
+    grant = genesis(VoterId(fingerprint, incarnation), secrets.token_bytes(FORK_BYTES))
+    return encode_acceptor(AcceptorState(incarnation, grant))
+
+
+def create_memory() -> bytes:
+    """The memory of a host that has lived through nothing: it waits to be told of."""
+    return encode_acceptor(AcceptorState(secrets.token_bytes(INCARNATION_BYTES)))
+
+
+def _open_memory(register: RegisterFile) -> AcceptorFile:
+    """This host's memory; a lost one is begun anew, and one that was put back is not believed.
+
+    What it knows to be decided stays true; what it has promised since is not known, so it is another voter.
+    """
+    if not register.memory.exists():
+        AcceptorFile.create(register.memory, create_memory())
+    memory = AcceptorFile.open(register.memory)
+    if memory.moved:
+        known = decode_acceptor(memory.state)
+        memory.store(encode_acceptor(AcceptorState(secrets.token_bytes(INCARNATION_BYTES), known.base)))
+    return memory
+
+
+class _HostWarden:
+    """The guard process of this host."""
+
+    def __init__(self, guard: GuardKeeper) -> None:
+        self._guard = guard
+
+    def lease_until(self, until_ns: int | None) -> None:
+        """As `Warden`."""
+        if until_ns is None:
+            self._guard.disarm()
+        else:
+            self._guard.arm(until_ns)
+
+    async def settled(self) -> None:
+        """As `Warden`."""
+        await self._guard.settled()
+
+    def rest(self) -> None:
+        """As `Warden`."""
+        self._guard.rest()
+
+
+class Ballots:
+    """A host's part in the register, while it is open."""
+
+    def __init__(
+        self, arbitration: Arbitration, timing: Timing, witnesses: Mapping[str, WitnessStore]
+    ) -> None:
+        self.arbitration = arbitration
+        self.timing = timing
+        self.witnesses = witnesses
+
+    def describe(self) -> dict[str, Any]:
+        """The grant in force and what would survive, as JSON values; in sync is what the grant calls so."""
+        standing, seen = self.arbitration.standing(), self.arbitration.outlook()
+        return {
+            "in_sync": self.arbitration.in_sync,
+            "grant": None if standing is None else asdict(standing),
+            "survives": None if seen is None else _survives(seen),
+        }
+
+    def cut(self, *, cut: bool) -> None:
+        """Pull the cables to the witnesses, or put them back."""
+        for witness in self.witnesses.values():
+            if isinstance(witness, WitnessClient):
+                witness.cut() if cut else witness.heal()
+
+
+@asynccontextmanager
+async def open_arbitration(host: HostFile, link: LinkConfig, guest: Guest) -> AsyncIterator[Ballots]:
+    """Take part for as long as the block is open.
+
+    Leaving the block in order halts the guest first, in order.  Raises `ConfigError`, `BusyError` or
+    `BackendError` where that cannot be; in a group, as from any nursery, where it ends while open.
+    """
+    register = host.register
+    if register is None:
+        raise ConfigError(f"host {host.name}: its file has no [register]")
+    timing = derive(register.failover_ns)
+    async with AsyncExitStack() as stack:
+        memory = await trio.to_thread.run_sync(_open_memory, register)
+        stack.callback(memory.close)
+        guard = await stack.enter_async_context(keep_guard(watchdog_s=timing.watchdog_s))
+        witnesses = {
+            each.name: await stack.enter_async_context(open_witness(_witness(each, link)))
+            for each in register.witnesses
+        }
+        arbiter = Arbiter(
+            link.identity.fingerprint,
+            fingerprint_of(link.peer_certificate_pem),
+            decode_acceptor(memory.state),
+            timing,
+            witnesses=tuple(witnesses),
+            first_number=secrets.randbits(62),
+            fraction=guest.draw_fraction,
+        )
+        arbitration = Arbitration(
+            guest,
+            arbiter,
+            memory,
+            witnesses,
+            WitnessKey(host.pair_id, host.guest),
+            _HostWarden(guard),
+            host=link.identity.fingerprint,
+            now_ns=boottime_ns,
+        )
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        stack.callback(nursery.cancel_scope.cancel)
+        nursery.start_soon(_follow_guard, guard)
+        await nursery.start(arbitration.run)
+        yield Ballots(arbitration, timing, witnesses)
+        # An orderly end: the guest's last writes are flushed while its lease is still renewed.
+        with trio.CancelScope(shield=True):
+            await guest.halt(in_order=True)
+
+
+def _survives(seen: Outlook) -> dict[str, Any]:
+    return {
+        "redundant": seen.redundant,
+        "single": {
+            failure.value: {
+                "fate": each.fate.value,
+                "within_s": each.within_ns / NS_PER_S,
+                "lost_bytes": each.lost_bytes,
+            }
+            for failure, each in seen.single.items()
+        },
+        "safe_pairs": [[first.value, second.value] for first, second in seen.safe_pairs],
+    }
+
+
+async def _follow_guard(guard: GuardKeeper) -> None:
+    await guard.lost.wait()
+    raise BackendError(f"the guard is lost, and nothing is served without it: {guard.lost_reason}")
+
+
+def _witness(witness: WitnessFile, link: LinkConfig) -> WitnessConfig:
+    if witness.address is None or witness.certificate is None:
+        raise ConfigError(f"witness {witness.name}: etcd is not supported here yet")
+    try:
+        certificate = witness.certificate.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"witness {witness.name}: {witness.certificate}: {error.strerror}") from error
+    return WitnessConfig(
+        address=witness.address,
+        certificate_pem=certificate,
+        identity=link.identity,
+        pair_id=link.pair_id,
+    )
+
+
+def arbitration_handlers(ballots: Ballots) -> dict[str, Handler]:
+    """What the control socket understands of it."""
+    arbitration = ballots.arbitration
+
+    async def move(_: Mapping[str, Any]) -> Answer:
+        await arbitration.move()
+        return {}
+
+    async def override(request: Mapping[str, Any]) -> Answer:
+        await trio.lowlevel.checkpoint()
+        name = str(request.get("operator", "")).strip()
+        if not 0 < len(name) <= OVERRIDE_NAME_MAX:
+            raise ConfigError(
+                f"an override needs the name of who decides it, at most {OVERRIDE_NAME_MAX} characters"
+            )
+        arbitration.override(name, secrets.token_bytes(FORK_BYTES))
+        return {}
+
+    async def cut(_: Mapping[str, Any]) -> Answer:
+        await trio.lowlevel.checkpoint()
+        ballots.cut(cut=True)
+        return {}
+
+    async def heal(_: Mapping[str, Any]) -> Answer:
+        await trio.lowlevel.checkpoint()
+        ballots.cut(cut=False)
+        return {}
+
+    return {"move": move, "override": override, "cut-witness": cut, "heal-witness": heal}

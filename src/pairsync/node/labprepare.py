@@ -1,0 +1,148 @@
+"""What a lab is made of: its directories, keys, volumes, memories, its witness and its hosts' files."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from pathlib import Path
+
+from pairsync.errors import BackendError, ConfigError
+from pairsync.guest.replica import create_replica
+from pairsync.io.keys import open_identity
+from pairsync.storage.acceptorfile import AcceptorFile
+from pairsync.storage.metadata import metadata_path
+
+from .arbitrate import create_memory, first_memory
+from .durable import write_durably
+from .hostinit import volume_id_of
+from .labfile import GUEST, HOSTS, WITNESS, LabFile, control_socket_of, nbd_socket_of, sockets_of
+from .witnessdir import add_pair, init_witness
+
+__all__ = ["prepare", "put_empty_disk"]
+
+
+def prepare(directory: Path, lab: LabFile) -> None:
+    """Make what is missing: identities, volumes, host files, the directory for sockets.
+
+    What the lab is stands in ``lab.json`` before the first volume is made, so that an end in the middle is
+    made up for by the next call.  If something cannot be made, what this call made is taken away again.
+    """
+    file = directory / "lab.json"
+    before = file.read_bytes() if file.exists() else None
+    made: list[Path] = []
+    try:
+        _prepare(directory, lab, made)
+    except BaseException as error:
+        for path in reversed(made):
+            path.unlink(missing_ok=True)
+        file.unlink(missing_ok=True) if before is None else write_durably(file, before)
+        if isinstance(error, OSError):
+            raise BackendError(f"{directory}: {error.strerror or error}", error.errno or 5) from error
+        raise
+
+
+def _prepare(directory: Path, lab: LabFile, made: list[Path]) -> None:
+    sockets = sockets_of(directory)
+    sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if sockets.stat().st_uid != os.getuid():
+        raise ConfigError(f"{sockets} belongs to somebody else")
+    hosts = HOSTS[:1] if lab.single else HOSTS
+    for host in HOSTS:
+        (directory / host).mkdir(mode=0o700, exist_ok=True)
+    certificates = {
+        host: open_identity(directory / host / "identity", f"pairsync lab {host}").certificate_pem
+        for host in HOSTS
+    }
+    lab.save(directory)
+    if lab.arbitrated:
+        _prepare_register(directory, lab, made)
+    for host in hosts:
+        peer = HOSTS[1 - HOSTS.index(host)]
+        write_durably(directory / host / "peer.pem", certificates[peer])
+        for name, size_bytes in lab.volumes.items():
+            made += _make_volume(directory / host / f"{name}.img", name, size_bytes, lab)
+        write_durably(directory / host / "host.toml", _host_toml(directory, host, lab).encode())
+
+
+def _prepare_register(directory: Path, lab: LabFile, made: list[Path]) -> None:
+    """The hosts' memories, of which the first one's makes it the owner, and the witness."""
+    for host in HOSTS:
+        memory = directory / host / "register"
+        if not memory.exists() and not (directory / host / "host.toml").exists():
+            fingerprint = open_identity(directory / host / "identity", "").fingerprint
+            state = first_memory(fingerprint) if host == HOSTS[0] else create_memory()
+            AcceptorFile.create(memory, state)
+            made.append(memory)
+    if lab.witness == "builtin":
+        place = directory / WITNESS
+        certificates = [directory / host / "identity" / "host.crt" for host in HOSTS]
+        if not (place / "witness.toml").exists():
+            init_witness(place, [("127.0.0.1", lab.ports[WITNESS])])
+        add_pair(place, lab.pair_id, certificates, replace=True)
+
+
+def _make_volume(path: Path, name: str, size_bytes: int, lab: LabFile) -> list[Path]:
+    """Make what is missing of a volume; the files that were made.  Data that is there is taken over."""
+    metadata = Path(metadata_path(path))
+    if metadata.exists():
+        return []
+    made = [metadata] if path.exists() else [path, metadata]
+    pair_id = bytes.fromhex(lab.pair_id)
+    volume_id = volume_id_of(pair_id, name)
+    create_replica(path, name=name, pair_id=pair_id, volume_id=volume_id, size_bytes=size_bytes)
+    return made
+
+
+def put_empty_disk(path: Path, name: str, pair_id: bytes, size_bytes: int) -> None:
+    """In the place of a replica an empty one: its files, whatever belongs to it, are removed for good."""
+    metadata = Path(metadata_path(path))
+    try:
+        for each in (path, *metadata.parent.glob(glob.escape(metadata.name) + "*")):
+            each.unlink(missing_ok=True)
+    except OSError as error:
+        raise BackendError(f"{path}: {error.strerror or error}", error.errno or 5) from error
+    volume_id = volume_id_of(pair_id, name)
+    create_replica(path, name=name, pair_id=pair_id, volume_id=volume_id, size_bytes=size_bytes)
+
+
+def _host_toml(directory: Path, host: str, lab: LabFile) -> str:
+    peer = HOSTS[1 - HOSTS.index(host)]
+    role = "active" if host == "a" else "standby"
+    lines = [
+        "[host]",
+        f"name = {json.dumps(host)}",
+        f"control = {json.dumps(str(control_socket_of(directory, host)))}",
+        "",
+        "[guest]",
+        f"name = {json.dumps(GUEST)}",
+        f"pair_id = {json.dumps(lab.pair_id)}",
+        *([] if lab.arbitrated else [f"role = {json.dumps(role)}"]),
+        "",
+        "[nbd]",
+        f"socket = {json.dumps(str(nbd_socket_of(directory, host)))}",
+    ]
+    if not lab.single:
+        lines += [
+            "",
+            "[link]",
+            'peer_certificate = "peer.pem"',
+            f'listen = ["127.0.0.1:{lab.ports[host]}"]',
+            f'paths = [{{ name = "loopback", peer = "127.0.0.1:{lab.ports[peer]}" }}]',
+        ]
+    if lab.arbitrated:
+        lines += ["", "[register]", f"failover_s = {lab.failover_s}"]
+    if lab.arbitrated and lab.witness == "builtin":
+        lines += [
+            "",
+            "[[register.witnesses]]",
+            f"name = {json.dumps(WITNESS)}",
+            f'address = "127.0.0.1:{lab.ports[WITNESS]}"',
+            f"certificate = {json.dumps('../witness/identity/host.crt')}",
+        ]
+    for name in lab.volumes:
+        lines += ["", "[[volumes]]", f"name = {json.dumps(name)}", f"path = {json.dumps(name + '.img')}"]
+        lines += [f"level = {json.dumps(lab.level)}"]
+        if not lab.digests:
+            lines += ["digests = false"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,66 @@
+"""What the supervisor of a lab understands on its control socket."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from .control import Answer, Handler
+from .labfile import GUEST, LINK
+
+if TYPE_CHECKING:
+    from .lab import Lab
+
+__all__ = ["lab_handlers"]
+
+
+def lab_handlers(lab: Lab) -> dict[str, Handler]:
+    """What the supervisor's control socket understands."""
+
+    async def status(_: Mapping[str, Any]) -> Answer:
+        return await lab.status()
+
+    async def kill(request: Mapping[str, Any]) -> Answer:
+        await lab.kill(str(request.get("host")))
+        return {}
+
+    async def start(request: Mapping[str, Any]) -> Answer:
+        await lab.start(str(request.get("host")))
+        return {"host": lab.describe(str(request.get("host")))}
+
+    async def pause(request: Mapping[str, Any]) -> Answer:
+        await trio.lowlevel.checkpoint()
+        lab.pause(str(request.get("host")))
+        return {}
+
+    async def resume(request: Mapping[str, Any]) -> Answer:
+        await trio.lowlevel.checkpoint()
+        lab.resume(str(request.get("host")))
+        return {}
+
+    async def cut(request: Mapping[str, Any]) -> Answer:
+        return await lab.cables(str(request.get("cable", LINK)), cut=True)
+
+    async def heal(request: Mapping[str, Any]) -> Answer:
+        return await lab.cables(str(request.get("cable", LINK)), cut=False)
+
+    async def move(request: Mapping[str, Any]) -> Answer:
+        return await lab.move(str(request.get("guest", GUEST)))
+
+    async def wait(_: Mapping[str, Any]) -> Answer:
+        await lab.wait_in_sync()
+        return {}
+
+    async def disk(request: Mapping[str, Any]) -> Answer:
+        host, volume, what = (str(request.get(key)) for key in ("host", "volume", "disk"))
+        await lab.disk(host, volume, what)
+        return {"host": host, "volume": volume, "disk": what}
+
+    async def scrub(request: Mapping[str, Any]) -> Answer:
+        return await lab.scrub(str(request.get("volume")), repair=request.get("repair") is True)
+
+    link = {"cut": cut, "heal": heal, "wait": wait, "scrub": scrub, "move": move}
+    process = {"kill": kill, "start": start, "pause": pause, "resume": resume}
+    return {"status": status, "disk": disk, **process, **link}

@@ -1,0 +1,116 @@
+"""Failover with real processes: two hosts, their guards, a witness, and a client that notices nothing.
+
+Every single failure and every pair of them is in the failure table; here are the stories that a user meets.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from pairsync.testing.lab import RunningLab, running_lab
+from pairsync.testing.nbd_client import NbdClient
+
+FAILOVER_S = 2.0
+BLOCK = 4096
+BLOCKS = 512
+MIB = 1 << 20
+
+pytestmark = pytest.mark.slow
+
+
+class Writer:
+    """A client at one door that writes block after block and remembers what was acknowledged."""
+
+    def __init__(self, client: NbdClient) -> None:
+        self.client = client
+        self.acknowledged: dict[int, bytes] = {}
+        self.longest_s = 0.0  # that a write has taken
+
+    async def run(self) -> None:
+        chance = random.Random(11)
+        while True:
+            block = chance.randrange(BLOCKS)
+            content = chance.randbytes(BLOCK)
+            began = time.monotonic()
+            self.acknowledged.pop(block, None)  # until it is answered either may be there
+            await self.client.write(block * BLOCK, content)
+            self.acknowledged[block] = content
+            self.longest_s = max(self.longest_s, time.monotonic() - began)
+
+    async def check(self, client: NbdClient) -> None:
+        """All that was acknowledged is there."""
+        for block, content in self.acknowledged.items():
+            assert await client.read(block * BLOCK, BLOCK) == content, f"block {block} was lost"
+
+
+@asynccontextmanager
+async def pair(directory: Path) -> AsyncIterator[RunningLab]:
+    async with running_lab(directory, {"vda": 8 * MIB}, more=[f"--failover={FAILOVER_S:g}"]) as lab:
+        assert lab.ready["witness"]["address"].startswith("127.0.0.1:")
+        yield lab
+
+
+async def test_the_active_host_is_killed_and_a_client_of_the_other_one_writes_on(tmp_path: Path) -> None:
+    async with pair(tmp_path / "lab") as lab:
+        writer = Writer(await lab.connect(host="b"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(writer.run)
+            await trio.sleep(0.3)
+            await lab.kill("a")
+            await lab.wait_active("b")
+            await trio.sleep(0.3)
+            nursery.cancel_scope.cancel()
+        await writer.client.aclose()
+        assert writer.longest_s < 2 * FAILOVER_S
+        guest = await lab.guest()
+        assert (guest["term"], guest["in_sync"], guest["survives"]["redundant"]) == (2, ["b"], False)
+        await lab.start("a")
+        await lab.wait_in_sync()
+        guest = await lab.guest()
+        assert (guest["active"], guest["in_sync"]) == ("b", ["a", "b"])
+        fresh = await lab.connect(host="a")
+        await writer.check(fresh)
+        await fresh.aclose()
+
+
+async def test_an_active_host_that_stands_still_is_replaced_and_killed_by_its_guard(tmp_path: Path) -> None:
+    async with pair(tmp_path / "lab") as lab:
+        before = await lab.pid("a")
+        mark = lab.mark()
+        await lab.request("pause", host="a")
+        await lab.wait_active("b")
+        ended = await lab.wait_event("host-ended", host="a", since=mark)
+        assert ended["code"] == -9
+        await lab.wait_in_sync()
+        assert await lab.pid("a") != before  # it was started again, and is the standby
+        assert (await lab.guest())["active"] == "b"
+
+
+async def test_a_planned_move_and_a_cut_lose_nothing(tmp_path: Path) -> None:
+    async with pair(tmp_path / "lab") as lab:
+        writer = Writer(await lab.connect(host="a"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(writer.run)
+            await lab.request("move")
+            await lab.wait_active("b")
+            await lab.wait_in_sync()
+            await lab.cut("a-b")
+            await trio.sleep(2 * FAILOVER_S)
+            assert (await lab.guest())["active"] == "b"  # a lost path alone never moves a guest
+            await lab.heal("a-b")
+            await lab.wait_in_sync()
+            await trio.sleep(0.2)
+            nursery.cancel_scope.cancel()
+        await writer.client.aclose()
+        fresh = await lab.connect(host="b")
+        await writer.check(fresh)
+        await fresh.aclose()
+    checked = await lab.command("check")
+    assert b"equal" in checked.stdout

@@ -1,0 +1,72 @@
+"""A host's part in the register: its memory, made once, and never believed when it was put back."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pairsync.core.acceptor import AcceptorState
+from pairsync.core.units import NS_PER_S
+from pairsync.errors import ConfigError
+from pairsync.io.config import LinkConfig
+from pairsync.io.keys import make_identity
+from pairsync.node import arbitrate
+from pairsync.node.arbitrate import create_memory, first_memory
+from pairsync.node.hostfile import RegisterFile, WitnessFile
+from pairsync.storage.acceptorfile import AcceptorFile
+from pairsync.wire.arbitration import decode_acceptor, encode_acceptor
+
+FINGERPRINT = b"h" * 32
+
+
+def opened(path: Path) -> AcceptorState:
+    file = arbitrate._open_memory(RegisterFile(memory=path, failover_ns=5 * NS_PER_S))
+    file.close()
+    assert not file.moved
+    return decode_acceptor(file.state)
+
+
+def test_the_first_host_owns_and_decides_alone() -> None:
+    state = decode_acceptor(first_memory(FINGERPRINT))
+    assert state.base is not None
+    assert state.base.owner_id == state.voter(FINGERPRINT)
+    assert state.base.voters == {state.voter(FINGERPRINT)}
+    assert first_memory(FINGERPRINT) != first_memory(FINGERPRINT)  # no two pairs have the same history
+
+
+def test_a_lost_memory_is_begun_anew_and_makes_nobody_the_owner(tmp_path: Path) -> None:
+    path = tmp_path / "register"
+    state = opened(path)
+    assert state.base is None
+    assert opened(path) == state
+
+
+def test_a_memory_that_was_put_back_is_another_voter_that_knows_what_was_decided(tmp_path: Path) -> None:
+    path, backup = tmp_path / "register", tmp_path / "backup"
+    AcceptorFile.create(path, first_memory(FINGERPRINT))
+    before = opened(path)
+    shutil.copy2(path, backup)
+    path.unlink()
+    shutil.copy2(backup, path)
+    after = opened(path)
+    assert after.base == before.base
+    assert after.incarnation != before.incarnation
+    assert after.base is not None
+    assert after.base.owner_id != after.voter(FINGERPRINT)  # it is not the owner that it was
+    assert opened(path) == after
+
+
+def test_what_a_memory_has_promised_is_forgotten_with_it(tmp_path: Path) -> None:
+    state = decode_acceptor(create_memory())
+    assert (state.base, state.accepted) == (None, None)
+    assert decode_acceptor(encode_acceptor(state)) == state
+
+
+def test_a_witness_without_its_certificate_is_named(tmp_path: Path) -> None:
+    identity = make_identity("a")
+    config = LinkConfig(identity=identity, peer_certificate_pem=identity.certificate_pem, pair_id=bytes(16))
+    missing = WitnessFile(name="hill", address=("127.0.0.1", 1), certificate=tmp_path / "hill.pem")
+    with pytest.raises(ConfigError, match=r"witness hill: .*hill\.pem: No such file"):
+        arbitrate._witness(missing, config)

@@ -1,0 +1,81 @@
+"""The memory of a host as a voter: safe at every crash, and not to be believed when it is a copy."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pairsync.errors import BusyError, ConfigError, MetadataError
+from pairsync.storage.acceptorfile import STATE_BYTES_MAX, AcceptorFile
+
+
+def stored(path: Path) -> tuple[bytes, bool]:
+    file = AcceptorFile.open(path)
+    file.close()
+    return file.state, file.moved
+
+
+def test_what_was_stored_last_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "register"
+    AcceptorFile.create(path, b"first")
+    assert stored(path) == (b"first", False)
+    file = AcceptorFile.open(path)
+    for number in range(5):
+        file.store(b"%d" % number * STATE_BYTES_MAX)
+    file.close()
+    assert stored(path) == (b"4" * STATE_BYTES_MAX, False)
+    assert [each.name for each in tmp_path.iterdir()] == ["register"]
+
+
+def test_it_is_not_made_twice_and_not_opened_twice(tmp_path: Path) -> None:
+    path = tmp_path / "register"
+    AcceptorFile.create(path, b"first")
+    with pytest.raises(ConfigError, match="exists already; nothing was changed"):
+        AcceptorFile.create(path, b"second")
+    file = AcceptorFile.open(path)
+    with pytest.raises(BusyError):
+        AcceptorFile.open(path)
+    file.close()
+    assert stored(path) == (b"first", False)
+
+
+def test_one_slot_that_is_torn_brings_no_older_state_back(tmp_path: Path) -> None:
+    path = tmp_path / "register"
+    AcceptorFile.create(path, b"older")
+    file = AcceptorFile.open(path)
+    file.store(b"newer")
+    file.close()
+    whole = path.read_bytes()
+    for slot in (0, 4096):
+        path.write_bytes(whole[:slot] + b"torn" * 20 + whole[slot + 80 :])
+        assert stored(path) == (b"newer", False)
+
+
+def test_a_file_that_was_put_back_knows_it_until_it_is_written_again(tmp_path: Path) -> None:
+    path, backup = tmp_path / "register", tmp_path / "backup"
+    AcceptorFile.create(path, b"promised little")
+    shutil.copy2(path, backup)
+    path.unlink()
+    shutil.copy2(backup, path)
+    assert stored(path) == (b"promised little", True)
+    file = AcceptorFile.open(path)
+    file.store(b"another voter")
+    assert not file.moved
+    file.close()
+    assert stored(path) == (b"another voter", False)
+
+
+def test_a_renamed_file_is_the_same(tmp_path: Path) -> None:
+    AcceptorFile.create(tmp_path / "old", b"state")
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert stored(tmp_path / "new") == (b"state", False)
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "register"
+    AcceptorFile.create(path, b"state")
+    path.write_bytes(b"\xff" * 8192)
+    with pytest.raises(MetadataError, match="neither copy of the register memory"):
+        AcceptorFile.open(path)
