@@ -12,7 +12,8 @@ from pairsync.cli.asking import ask_host
 from pairsync.errors import ConfigError
 from pairsync.node.control import Answer, serve_control
 from pairsync.node.hostfile import read_host_file
-from pairsync.node.labfile import LabFile, prepare
+from pairsync.node.labfile import LabFile
+from pairsync.node.labprepare import prepare
 
 LAB = LabFile({"vda": 1 << 20}, "sync", single=True, pair_id="0f" * 16, ports={"a": 1, "b": 2})
 
