@@ -21,6 +21,7 @@ def test_it_ends_with_a_verdict_and_leaves_nothing_behind(tmp_path: Path) -> Non
         [*COMMAND, "--directory", str(tmp_path)], capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Verdict: the disk outlived" in done.stdout
+    assert "Verdict: the disk outlived the loss of its active host" in done.stdout
+    assert "host b took over and served" in done.stdout
     assert "both replicas are the same" in done.stdout
     assert list(tmp_path.iterdir()) == []
