@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pairsync.core.acceptor import AcceptorState
 from pairsync.core.arbitration import (
     Accept,
@@ -21,7 +23,7 @@ from pairsync.core.arbitration import (
     Yield,
 )
 from pairsync.core.decider import Decider
-from pairsync.core.grants import Ballot, Grant, VoterId, genesis
+from pairsync.core.grants import Ballot, Grant, VoterId, forced, genesis
 from pairsync.core.outcomes import AskWitness, Guest, Outcome, Wait
 
 A, B = b"a" * 32, b"b" * 32
@@ -53,13 +55,29 @@ def _said(outcomes: list[Outcome]) -> list[PeerMessage]:
     return [each.message for each in outcomes if isinstance(each, SendPeer)]
 
 
-def test_the_first_owner_runs_at_once() -> None:
+@pytest.mark.parametrize("answers", [True, False])
+def test_who_decides_alone_asks_around_first(answers: bool) -> None:
     decider = Decider(A, B, AcceptorState(b"a1", FIRST), ("w",))
     out = decider.start()
     assert InForce(FIRST, peer_excluded=True) in out
     assert AskWitness("w", None, None) in out
-    assert decider.is_ready(ready=True)[0] == Own(FIRST)
+    assert decider.is_ready(ready=True) == []
+    if answers:
+        out = decider.hears(BeatAnswer(B1, None, 1, granted=False, ready=False))
+    else:
+        out = decider.expired(Wait.SILENCE)
+    assert Own(FIRST) in out
     assert decider.guest is Guest.UP
+
+
+def test_who_decides_alone_and_finds_that_it_does_not_any_more() -> None:
+    decider = Decider(A, B, AcceptorState(b"a1", FIRST), ("w",))
+    decider.start()
+    decider.is_ready(ready=True)
+    forced_grant = forced(B1, [FIRST], b"new", "Erika")
+    out = decider.answered("w", WitnessView(b"w1", 9, AcceptorState(b"w1", forced_grant)))
+    assert Yield(forced_grant) in out
+    assert not any(isinstance(each, Own) for each in out)
 
 
 def test_an_owner_with_other_voters_asks_first() -> None:
@@ -166,6 +184,7 @@ def test_a_move_is_given_up_when_the_peer_turns_out_to_have_forgotten() -> None:
 def test_moves_that_are_refused() -> None:
     assert _up(A1, BOTH).move()[0] == "the guest does not run here"
     alone = _up(A1, ALONE)
+    alone.hears(BeatAnswer(B1, ALONE, 0, granted=False, ready=True))
     assert alone.move()[0] == "the other host is not in sync"
     unready = _up(A1, BOTH)
     unready.hears(BeatAnswer(B1, BOTH, 1, granted=True, ready=False))
@@ -174,6 +193,18 @@ def test_moves_that_are_refused() -> None:
     own_out.own_out()
     own_out.register.acceptor = AcceptorState(b"a1", BOTH._replace(epoch=3, in_sync=frozenset({B})))
     assert own_out.move()[0] == "the other host must take over by itself"
+
+
+def test_no_move_to_a_memory_that_nobody_vouched_for() -> None:
+    """Found by exploration: no witness, the owner restarted, and the peer has lost everything meanwhile."""
+    witnessless = BOTH._replace(voters=frozenset({A1}))
+    decider = _up(A1, witnessless)
+    decider.hears(BeatAnswer(B2, witnessless, 1, granted=True, ready=True))
+    assert decider.guest is Guest.UP
+    assert decider.move()[0] == "the other host is not in sync"
+    assert decider.own_out() is None
+    decider.peer_in()
+    assert decider.move()[0] == ""
 
 
 def test_the_peer_is_taken_back_when_somebody_vouches() -> None:

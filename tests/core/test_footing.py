@@ -20,6 +20,7 @@ TAKEN = Grant(2, 1, B, b"b1", frozenset({B}), frozenset({B1}), b"fork")
 def _footing(base: Grant | None, incarnation: bytes = b"a1") -> Footing:
     footing = Footing(A, B, AcceptorState(incarnation, base), ("w",))
     footing.ready = True
+    footing.unsure = False
     footing.known = base
     if base is not None:
         footing.wanted = base.in_sync
@@ -46,7 +47,7 @@ def test_others_may_decide() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
-    [("ready", False, "volumes"), ("moving", True, "moves")],
+    [("ready", False, "volumes"), ("moving", True, "moves"), ("unsure", True, "newer")],
 )
 def test_what_stops_the_guest(name: str, value: object, reason: str) -> None:
     footing = _footing(ALONE)

@@ -108,6 +108,15 @@ class Arbiter:
         """
         return self.grant is not None and self.grant == self.decider.base and self.decider.peer_excluded
 
+    @property
+    def wants_proof(self) -> bool:
+        """Whether this host owns the guest and nobody has vouched for the peer's replica yet (`peer_in`).
+
+        Also where the grant calls it in sync already, say after a restart: only a memory that is vouched for
+        may become a voter, or be moved to.
+        """
+        return self.decider.owns and not self.decider.vouched
+
     def next_deadline_ns(self) -> int | None:
         """When `tick` has something to do."""
         open_ns = [] if self._answer_by_ns is None else [self._answer_by_ns]

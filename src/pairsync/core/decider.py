@@ -96,7 +96,7 @@ class Decider(Footing):
         if wait is Wait.BEAT:
             self._beat(out, asks=self.owns)
         elif wait is Wait.SILENCE:
-            self.peer_alive = False
+            self.peer_alive = self.unsure = False
             self._excludes_peer()
         elif wait is Wait.LEASE:
             self.leased_by = None
@@ -164,7 +164,7 @@ class Decider(Footing):
 
     def own_out(self) -> list[Outcome] | None:
         """The data plane wants to serve from the peer's replica alone; None: the peer's is not in sync."""
-        if not self.owns or self.register.peer not in self.wanted:
+        if not self.owns or not self.peer_proven:
             return None
         self.wanted -= {self.register.name}
         return self._finish([])
@@ -178,14 +178,14 @@ class Decider(Footing):
 
     def move(self) -> tuple[str, list[Outcome]]:
         """An operator wants the peer to own the guest: why that is refused, or "", and what is to be done."""
-        base, peer = self.base, self.register.peer
+        base = self.base
         if base is None or not self.owns or self.guest is not Guest.UP:
             return "the guest does not run here", []
-        if peer not in base.in_sync or peer not in self.wanted:
+        if not self.peer_proven:
             return "the other host is not in sync", []
         if self.register.name not in base.in_sync:
             return "the other host must take over by itself", []
-        if not self.peer_alive or not self.peer_ready or self.peer_id is None:
+        if not self.peer_alive or not self.peer_ready:
             return "the other host is not ready", []
         self.moving = True
         return "", self._finish([])
@@ -200,12 +200,14 @@ class Decider(Footing):
         out: list[Outcome] = []
         grants = [grant for grant in known if grant is not None]
         register.override(forced(self.own, grants, fork, operator), out)
+        self.unsure = False
         return self._finish(out)
 
     # ------------------------------------------------------------------ the peer
 
     def _meets(self, message: PeerMessage, out: list[Outcome]) -> None:
         """Whatever it says: it is there, this is its memory, and this is what it knows."""
+        self.unsure = False
         self.peer_behind = message.base != self.base
         if self.peer_behind:
             self._wait_if_off(Wait.BEAT, out)
@@ -275,6 +277,7 @@ class Decider(Footing):
         if base is None or base == before:
             return
         self.known = base
+        self.unsure = self.unsure and before is None
         owned_before = before is not None and before.owner_id == self.own
         self.moving = False
         self.waits -= {Wait.ROUND}
@@ -297,11 +300,11 @@ class Decider(Footing):
             if before is None or before.owner_id != base.owner_id:
                 self.promise_out = False
                 self._wait(Wait.PROMISE, out)
-            if self.guest is Guest.DOWN:
-                out.append(Yield(base))
         out.append(InForce(base, self.peer_excluded))
         if self.guest is Guest.UP and self.may_run:
             out.append(Own(base))
+        if self.guest is Guest.DOWN and not self.owns:
+            out.append(Yield(base))
         self._beat(out, asks=self.owns)
 
     def _drive_guest(self, out: list[Outcome]) -> None:
@@ -320,6 +323,8 @@ class Decider(Footing):
             return self._rest(out)
         if self.ceding and not self.cedes:
             return self._rest(out)  # the guest is being stopped
+        if self.unsure and base.sole == self.own:
+            return self._rest(out)
         wish = successor(self.situation(base))
         if wish is None:
             return self._rest(out)

@@ -5,7 +5,10 @@ The state of `core.decider`, and the questions that it answers; nothing here cha
 **May the guest run here?**  Yes, if the newest grant known names this memory as the owner, and nobody can
 have decided another one: no majority does without us, or the peer has promised not to take over (the lease),
 and is the voter that the grant means.  A peer that promises knows of no newer grant and works at none.  And
-if our own acceptor has accepted something for the next grant, that is brought to an end first.
+if our own acceptor has accepted something for the next grant, that is brought to an end first.  Who decides
+alone asks around first when it has come up (`Footing.unsure`): there may have been an override, or its disk
+may have been restored from a backup.  No vote can rule that out, so it waits no longer than for a silent
+peer.
 
 **Acknowledging alone** (`peer_excluded`): the newest grant known excludes the peer and no majority decides
 without us; and neither is the peer wanted in nor is a grant that includes it possible.
@@ -40,6 +43,7 @@ class Footing:
         "promise_out",
         "ready",
         "register",
+        "unsure",
         "vouched",
         "waits",
         "wanted",
@@ -53,6 +57,8 @@ class Footing:
         self.known: Grant | None = None
         """The base that the rest of the state has been adapted to."""
         self.guest = Guest.DOWN
+        self.unsure = True
+        """The grant is that of the disk, and nobody was heard yet who may know a newer one."""
         self.ready = False
         """The data plane could serve the guest with what this host has."""
         self.wanted: frozenset[HostId] = frozenset()
@@ -90,6 +96,18 @@ class Footing:
         return self.base is not None and self.base.owner_id == self.own
 
     @property
+    def peer_proven(self) -> bool:
+        """Whether the peer's replica is in sync with the memory that the peer has now.
+
+        A grant calls hosts in sync, not memories.  One that is among the voters is the one that was meant;
+        another one has to have been vouched for in this life.
+        """
+        base = self.base
+        if base is None or self.peer_id is None or self.register.peer not in base.in_sync & self.wanted:
+            return False
+        return self.vouched or self.peer_id in base.voters
+
+    @property
     def peer_excluded(self) -> bool:
         """Whether writes may be acknowledged without the peer: see the module."""
         base, peer = self.base, self.register.peer
@@ -105,7 +123,9 @@ class Footing:
         base = self.base
         if base is None or not self.owns or not self.ready or self.moving or self.ceding:
             return False
-        return not base.decides_without(self.own) or self.leased_by in base.voters
+        if base.decides_without(self.own):
+            return self.leased_by in base.voters
+        return not self.unsure
 
     @property
     def ceding(self) -> bool:
@@ -128,6 +148,8 @@ class Footing:
             return "the guest moves to the other host"
         if self.ceding:
             return "another owner may have been agreed on"
+        if self.unsure:
+            return "the other host may know of a newer grant"
         return "the other host does not confirm that it stands by"
 
     def situation(self, base: Grant) -> Situation:

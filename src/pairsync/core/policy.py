@@ -15,7 +15,8 @@ the same, no witness  the peer                        the owner cannot serve wit
 The peer becomes a voter only with the memory that was vouched for in this life of the owner, or that is a
 voter already; and only while it has promised not to take over, or the guest would have to stop at once.
 
-**A planned move**: the guest is down, both replicas are equal; the peer owns the next term.
+**A planned move**: the guest is down, both replicas are equal; the peer owns the next term.  It too has to be
+the memory that was vouched for, or that is a voter: that the grant calls its *host* in sync is not enough.
 
 **A standby** that is in sync takes over when its promise has run out, alone.
 """
@@ -113,6 +114,8 @@ def _moved(now: Situation) -> Grant | None:
     base, peer = now.base, now.peer_id
     if peer is None or not isinstance(peer.name, bytes) or peer.name not in base.in_sync:
         return None
+    if peer not in base.voters and not now.vouched:
+        return None  # nobody knows what that memory's replica is worth
     if any(voter.name == peer.name and voter != peer for voter in base.voters):
         return None  # it has lost its memory
     voters = frozenset({peer}) if base.sole == now.own else base.voters

@@ -164,9 +164,7 @@ class Arbitration:
         if ready is not self._ready:
             self._ready = ready
             self._act(self.arbiter.is_ready(ready, self._now_ns()))
-        grant = self.arbiter.grant
-        alone = grant is not None and len(grant.in_sync) == 1 and self.arbiter.peer_excluded
-        if alone and self._guest.serves and self._guest.in_sync:
+        if self.arbiter.wants_proof and self._guest.serves and self._guest.in_sync:
             _, effects = self.arbiter.peer_in(self._now_ns())
             self._act(effects)
 
