@@ -18,6 +18,7 @@ from pairsync.testing.lab import RunningLab, running_lab
 from pairsync.testing.nbd_client import NbdClient
 
 FAILOVER_S = 2.0
+HANG_S = 5.0  # the deadline of an operation of a disk, as it is by default
 BLOCK = 4096
 BLOCKS = 512
 MIB = 1 << 20
@@ -28,15 +29,16 @@ pytestmark = pytest.mark.slow
 class Writer:
     """A client at one door that writes block after block and remembers what was acknowledged."""
 
-    def __init__(self, client: NbdClient) -> None:
+    def __init__(self, client: NbdClient, first: int = 0) -> None:
         self.client = client
+        self.first = first  # of the blocks that it has for itself
         self.acknowledged: dict[int, bytes] = {}
         self.longest_s = 0.0  # that a write has taken
 
     async def run(self) -> None:
         chance = random.Random(11)
         while True:
-            block = chance.randrange(BLOCKS)
+            block = self.first + chance.randrange(BLOCKS)
             content = chance.randbytes(BLOCK)
             began = time.monotonic()
             self.acknowledged.pop(block, None)  # until it is answered either may be there
@@ -111,6 +113,38 @@ async def test_a_planned_move_and_a_cut_lose_nothing(tmp_path: Path) -> None:
         await writer.client.aclose()
         fresh = await lab.connect(host="b")
         await writer.check(fresh)
+        await fresh.aclose()
+    checked = await lab.command("check")
+    assert b"equal" in checked.stdout
+
+
+async def test_the_active_hosts_disk_fails_hangs_fills_up_and_is_replaced(tmp_path: Path) -> None:
+    async with pair(tmp_path / "lab") as lab:
+        writers = [Writer(await lab.connect(host="a")), Writer(await lab.connect(host="b"), BLOCKS)]
+        active, other = "a", "b"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(writers[0].run)
+            nursery.start_soon(writers[1].run)
+            for what in ("fail", "hang", "full", "replace"):
+                await lab.request("disk", host=active, volume="vda", disk=what)
+                if what == "full":  # what needs no new space goes on
+                    fresh = await lab.connect(host=active)
+                    await fresh.write(6 * MIB, b"x" * BLOCK)
+                    await fresh.aclose()
+                await lab.wait_active(other, HANG_S + 4 * FAILOVER_S)
+                if what != "replace":
+                    await lab.request("disk", host=active, volume="vda", disk="ok")
+                await lab.wait_in_sync()
+                active, other = other, active
+            await trio.sleep(0.3)
+            nursery.cancel_scope.cancel()
+        for writer in writers:
+            assert writer.acknowledged
+            assert writer.longest_s < HANG_S + 2 * FAILOVER_S
+            await writer.client.aclose()
+        fresh = await lab.connect(host=other)
+        for writer in writers:
+            await writer.check(fresh)
         await fresh.aclose()
     checked = await lab.command("check")
     assert b"equal" in checked.stdout

@@ -295,8 +295,8 @@ async def test_a_half_overwritten_replica_is_never_active(files: Pair) -> None:
         async with open_guest(files.config("a")) as active:
             for at in range(0, 64 * MIB, MIB):
                 await active.volume("vda").write(at, _noise(at, MIB))
-            with active.subscribe() as events:
-                async with open_guest(files.config("b")):
+            async with open_guest(files.config("b")) as standby:
+                with standby.subscribe() as events:
                     await await_event(events, ResyncEvent)
         with pytest.raises(ArbitrationError):
             async with open_guest(files.config("b", role=Role.ACTIVE, term=2, link=False)):

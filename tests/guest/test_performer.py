@@ -13,6 +13,7 @@ import pytest
 from pairsync.core.effects import (
     Apply,
     Complete,
+    DiskFailed,
     DropSession,
     Effect,
     Emit,
@@ -96,6 +97,7 @@ class _Stage:
         self.script = _Script()
         self.wire = _Wire()
         self.events: list[Event] = []
+        self.failures: list[tuple[int, str]] = []
         self.moved = 0
         self.performer = Performer(
             cast("Session", self.script),
@@ -103,6 +105,7 @@ class _Stage:
             [self.lanes],
             self.events.append,
             lambda: None,
+            lambda volume, reason: self.failures.append((volume, reason)),
             lambda: NOW_NS,
             self._move,
         )
@@ -393,3 +396,16 @@ async def test_lanes_that_close_in_the_middle_leave_it_for_the_next_opening(stag
     assert stage.script.reports == []
     assert stage.replica.store.superblock.condition is Condition.CONSISTENT
     stage.replica.close()
+
+
+def test_a_disk_that_fails_is_told_before_what_ends_for_it(stage: _Stage) -> None:
+    told: list[object] = []
+    stage.perform(DiskFailed(0, "it is gone"), Complete(lambda _: told.append(list(stage.failures)), [5]))
+    assert told == [[(0, "it is gone")]]
+
+
+def test_a_guest_that_leaves_says_nothing_more_and_leaves_the_session_alone(stage: _Stage) -> None:
+    stage.performer.leaving = True
+    stage.perform(Send([BarrierDone(0, 1)]), DropSession("a flush failed", refused=True))
+    assert stage.wire.sent == []
+    assert stage.wire.dropped == []

@@ -18,7 +18,7 @@ from tests.guest.harness import PAIR_ID, Pair, await_event, in_time
 from pairsync.core.events import Event, PeerEvent, TroubleEvent
 from pairsync.core.limits import VolumeOptions
 from pairsync.core.units import BLOCK_BYTES, MIB, NS_PER_MS
-from pairsync.guest import reopen
+from pairsync.guest import reopen, watch
 from pairsync.guest.config import VolumeConfig
 from pairsync.guest.events import Subscription
 from pairsync.guest.guest import Guest, open_guest
@@ -32,7 +32,7 @@ HOLES = 4 * MIB  # from here on nothing is ever written before a disk fills up
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask a disk that nobody uses soon."""
-    monkeypatch.setattr(reopen, "PROBE_NS", 300 * NS_PER_MS)
+    monkeypatch.setattr(watch, "PROBE_NS", 300 * NS_PER_MS)
 
 
 def _noise(seed: int, size: int = BLOCK_BYTES) -> bytes:
@@ -234,7 +234,7 @@ async def test_a_disk_that_hangs_while_it_is_opened_is_told(
 
 async def test_an_observer_that_slept_does_not_judge(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if every look came after a long sleep: an operation that hangs is not held against the disk."""
-    monkeypatch.setattr(reopen, "STALL_NS", 1)
+    monkeypatch.setattr(watch, "STALL_NS", 1)
     async with sick_standby(pair) as sick:
         with sick.standby.subscribe() as events:
             await sick.turn(DiskState.HANG)

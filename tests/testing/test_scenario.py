@@ -11,6 +11,7 @@ from pairsync.core.effects import (
     Apply,
     AskAlone,
     Complete,
+    DiskFailed,
     DropPoints,
     DropSession,
     Effect,
@@ -132,6 +133,7 @@ EFFECTS: list[tuple[Effect, list[str]]] = [
     (Complete("w1", None), ["done w1: ok"]),
     (Complete("w1", [0, 5]), ["done w1: ok EIO"]),
     (AskAlone(), ["ask whether to go on alone"]),
+    (DiskFailed(0, "a write failed: EIO"), ["the disk failed: a write failed: EIO"]),
     (DropSession("enough", refused=True), ["drop the session: enough"]),
     (Emit(PeerEvent(connected=False, reason="cut")), ["! peer lost: cut"]),
 ]

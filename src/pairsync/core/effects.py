@@ -25,6 +25,7 @@ __all__ = [
     "Apply",
     "AskAlone",
     "Complete",
+    "DiskFailed",
     "DropPoints",
     "DropSession",
     "Effect",
@@ -152,6 +153,16 @@ class AskAlone(NamedTuple):
     """The guest has to go on without its peer: `Session.permitted`, once the grant register allows it."""
 
 
+class DiskFailed(NamedTuple):
+    """This host's disk cannot do what it should; comes before whatever ends with an error for it.
+
+    If the guest is moved to the peer now, nobody has to hear of that error.
+    """
+
+    volume: int
+    reason: str
+
+
 class Complete(NamedTuple):
     """The request that the embedder gave ``ticket`` to has ended: an errno for each op, or None: all well."""
 
@@ -185,6 +196,7 @@ Effect: TypeAlias = (
     | MapAllocation
     | Send
     | AskAlone
+    | DiskFailed
     | Complete
     | DropSession
     | Emit

@@ -74,7 +74,7 @@ class VolumeSource:
         self._window = window
         self._admission = Admission(tracker, self._window, options)
         self._held: list[FlushOp] = []  # guest flushes that wait for the permit to go on alone
-        self.trouble = TroubleLog(standing.name, out)
+        self.trouble = TroubleLog(index, standing.name, out)
 
     # ------------------------------------------------------------------ opening and closing
 
@@ -155,9 +155,9 @@ class VolumeSource:
         self._admission.recorded(ticket.ops)
         if error:
             self.tracker.applied(ticket.generation)
+            self.trouble.failed(f"the write-intent log cannot be written: {errno_name(error)}", now_ns)
             if self._live.pop(ticket, self) is None:
                 self._out.extend(ticket.fail(error))
-            self.trouble.report(f"the write-intent log cannot be written: {errno_name(error)}", now_ns)
             self.advance(now_ns)
             return
         self.tracker.recorded(ticket.generation, ticket.intents)
@@ -201,7 +201,7 @@ class VolumeSource:
             # replicas are made equal again by copying those blocks.
             ticket.errnos = errnos
             self.tracker.lacking(ticket.ops)
-            self.trouble.report(f"a write failed: {errno_name(next(e for e in errnos if e))}", now_ns)
+            self.trouble.failed(f"a write failed: {errno_name(next(e for e in errnos if e))}", now_ns)
         self._settle(ticket, now_ns)
         self.advance(now_ns)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from .effects import Effect, Emit
+from .effects import DiskFailed, Effect, Emit
 from .events import TroubleEvent
 from .units import NS_PER_S
 
@@ -23,9 +23,10 @@ def errno_name(number: int) -> str:
 class TroubleLog:
     """Of one volume."""
 
-    __slots__ = ("_name", "_out", "_told_ns")
+    __slots__ = ("_index", "_name", "_out", "_told_ns")
 
-    def __init__(self, name: str, out: list[Effect]) -> None:
+    def __init__(self, index: int, name: str, out: list[Effect]) -> None:
+        self._index = index
         self._name = name
         self._out = out
         self._told_ns: int | None = None  # when it was last told
@@ -36,6 +37,12 @@ class TroubleLog:
             self._told_ns = now_ns
             self._out.append(Emit(TroubleEvent(self._name, fatal=False, reason=reason)))
 
+    def failed(self, reason: str, now_ns: int) -> None:
+        """Something that was asked of the disk cannot be done; before its error is told."""
+        self._out.append(DiskFailed(self._index, reason))
+        self.report(reason, now_ns)
+
     def fatal(self, reason: str) -> None:
-        """The volume serves nothing any more."""
+        """Likewise, and the volume serves nothing any more."""
+        self._out.append(DiskFailed(self._index, reason))
         self._out.append(Emit(TroubleEvent(self._name, fatal=True, reason=reason)))

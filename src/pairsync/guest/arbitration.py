@@ -177,6 +177,14 @@ class Arbitration:
         else:
             self._act(self.arbiter.peer_out(self._now_ns()))
 
+    def disk_failed(self, reason: str) -> bool:
+        """As `seam.Arbiter`; the next owner asks for a grant without this replica when it writes."""
+        refusal, effects = self.arbiter.move(self._now_ns())
+        if refusal:
+            _log.warning("%s: %s, and the guest cannot leave: %s", self._guest.name, reason, refusal)
+        self._act(effects)
+        return not refusal
+
     # ------------------------------------------------------------------ what others say
 
     def _voted(self, content: bytes) -> None:

@@ -102,16 +102,16 @@ class Disks:
         if not self.lanes:
             return  # closed: those that are opened next are asked what they need
         lanes, name = self.lanes[index], self.replicas[index].name
-        lanes.data = await self._threaded(lanes.data, f"{name}-data")
-        lanes.meta = await self._threaded(lanes.meta, f"{name}-meta")
-        lanes.side = await self._threaded(lanes.side, f"{name}-side")
-
-    async def _threaded(self, lane: Lane, name: str) -> Lane:
-        if not isinstance(lane, InlineLane):
-            return lane
-        # An inline lane has no job outside of its own `submit`: nothing is overtaken.
-        await lane.aclose()
-        return await start_lane(self._nursery, name, may_block=True)
+        for kind in ("data", "meta", "side"):
+            lane: Lane = getattr(lanes, kind)
+            if isinstance(lane, InlineLane):
+                fresh = await start_lane(self._nursery, f"{name}-{kind}", may_block=True)
+                if lanes not in self.lanes:  # closed meanwhile
+                    await fresh.aclose()
+                    return
+                # An inline lane has no job outside of its own `submit`: nothing is overtaken.
+                setattr(lanes, kind, fresh)
+                await lane.aclose()
 
     # ------------------------------------------------------------------ looking
 
@@ -120,13 +120,16 @@ class Disks:
         """Whether no job waits or runs."""
         return not any(lane.backlog for lanes in self.lanes for lane in _each(lanes))
 
-    def overdue_ns(self, index: int) -> int:
-        """How long an operation of that volume has been running, if its deadline has passed; else 0."""
+    def overdue_ns(self, index: int, read_age_ns: int = 0) -> int:
+        """How long an operation of that volume has been running, if its deadline has passed; else 0.
+
+        ``read_age_ns``: the same of reads that are no job of a lane.
+        """
         if not self.lanes:
             return 0
         lanes = self.lanes[index]
         deadline_ns = self._config.volumes[index].options.disk_deadline_ns
-        age_ns = max(lanes.data.job_age_ns, lanes.meta.job_age_ns)
+        age_ns = max(lanes.data.job_age_ns, lanes.meta.job_age_ns, read_age_ns)
         if age_ns > deadline_ns:
             return age_ns
         flush_ns = lanes.side.job_age_ns
@@ -177,7 +180,7 @@ class Disks:
 
     async def end_lives(self) -> None:
         """Of disks that work: record that they are given up in order; while `idle`, before `reopen`."""
-        if self.active:
+        if self.active or not self.lanes:
             return
         for replica, lanes in zip(self.replicas, self.lanes, strict=True):
             await lanes.side.run(partial(_end_life, replica))

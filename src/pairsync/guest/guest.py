@@ -13,8 +13,9 @@ module is the guest's life and its face.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
@@ -33,14 +34,17 @@ from pairsync.storage.linux import boot_id
 from .config import GuestConfig
 from .disks import Disks, Opener, open_disks
 from .events import EventHub, Subscription
+from .handover import disk_failed, watch_owner
+from .keeping import kept_events
 from .performer import Performer
 from .relay import GuestRelay
 from .reopen import Mender
 from .replica import Replica, open_replica
-from .roles import change_role, finish, halt
+from .roles import change_role, finish, halt, halt_now
 from .seam import Arbiter
 from .statistics import GuestStatistics, progress_of, statistics_of
 from .volume import Volume
+from .watch import Ailment
 
 if TYPE_CHECKING:
     from .door import Door
@@ -81,6 +85,7 @@ class Guest:
         self._mending = trio.CancelScope()  # of its task
         self.paused = False
         """Nothing is taken for the moment: the guest is changing its role.  Changed by `pause`."""
+        self.leaves_for: Ailment | None = None  # why the guest leaves this host, until it is a standby here
         self.relay = GuestRelay(self)
         """Requests of the other host's clients, and for ours the other way round."""
         self.doors: list[Door] = []
@@ -111,7 +116,7 @@ class Guest:
             raise InternalError(f"guest {self.name} does not live")
         self._nursery.start_soon(work, *arguments)
 
-    def _make_session(self, role: Role, term: int) -> Session:
+    def _make_session(self, role: Role, term: int, *, ill: bool = False) -> Session:
         config = self._config
         return Session(
             guest=config.name,
@@ -119,7 +124,7 @@ class Guest:
             role=role,
             term=term,
             boot_id=boot_id(),
-            volumes=[replica.setup for replica in self._disks.replicas],
+            volumes=[] if ill else [replica.setup for replica in self._disks.replicas],
             draw_tag=self.draw_tag,
             arbitrated=self.arbiter is not None,
         )
@@ -132,6 +137,7 @@ class Guest:
             disks.lanes,
             self.emit,
             self._ask_alone,
+            partial(disk_failed, self),
             self._network.now_ns,
             self.perform,
         )
@@ -139,6 +145,11 @@ class Guest:
     def _ask_alone(self) -> None:
         if self.arbiter is not None:
             self.arbiter.ask_alone()
+
+    def leave_for(self, ailment: Ailment) -> None:
+        """Serve nothing any more because of a disk, and say nothing; see `guest.handover`."""
+        self.leaves_for, self._performer.leaving, self._deaf = ailment, True, True
+        halt_now(self, f"the disk of {ailment.volume}: {ailment.reason}")
 
     @property
     def name(self) -> str:
@@ -291,16 +302,21 @@ class Guest:
         self.session.permitted(self.now_ns(), alone=alone)
         self.perform()
 
-    def start_mending(self) -> None:
-        """Look after the disks of a standby from now on; an active host's are not mended."""
-        if self.role is Role.STANDBY:
-            self._mender = Mender(self, self._disks)
-            self._mending = trio.CancelScope()
-            self.start_soon(self._mend, self._mender, self._mending)
+    def start_mending(self, ailments: Sequence[Ailment] = ()) -> None:
+        """Look after the disks from now on: those of a standby are mended, an owner's are left.
 
-    async def _mend(self, mender: Mender, scope: trio.CancelScope) -> None:
+        ``ailments``: of a standby that begins ill.
+        """
+        self._mending = trio.CancelScope()
+        if self.role is Role.ACTIVE:
+            self.start_soon(self._mend, partial(watch_owner, self, self._disks), self._mending)
+            return
+        self._mender = Mender(self, self._disks, ailments)
+        self.start_soon(self._mend, self._mender.run, self._mending)
+
+    async def _mend(self, work: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
         with scope:
-            await mender.run()
+            await work()
 
     def stop_mending(self) -> None:
         """Leave the disks alone from now on."""
@@ -313,14 +329,18 @@ class Guest:
         if self.link is not None:
             self.link.drop_session(reason)
 
-    def renew(self, role: Role | None = None, term: int = 0) -> None:
+    def renew(self, role: Role | None = None, term: int = 0, *, ill: bool = False) -> None:
         """Begin anew with disks that have been opened anew: another session machine, the same link.
 
-        In another ``role`` or under a higher ``term``, if they are given.
+        In another ``role`` or under a higher ``term``, if they are given.  ``ill``: as a standby whose disks
+        are still to be opened.
         """
         link = self.link
+        self.leaves_for = None
         # An empty disk has forgotten the term: terms only grow.
-        self.session = self._make_session(self.role if role is None else role, max(term, self.session.term))
+        self.session = self._make_session(
+            self.role if role is None else role, max(term, self.session.term), ill=ill
+        )
         self._performer = self._make_performer()
         self._performer.link = link
         for volume, replica in zip(self.volumes.values(), self._disks.replicas, strict=True):
@@ -349,17 +369,11 @@ class Guest:
             self.perform()
             for door in self.doors:
                 door.tick(now_ns)
-            self._tell_kept()
+            for kept in kept_events([each.keeper for each in self._disks.replicas]):
+                self.emit(kept)
             if now_ns - self._progress_ns >= PROGRESS_NS:
                 self._progress_ns = now_ns
                 for event in progress_of(self.session.sources, now_ns):
-                    self.emit(event)
-
-    def _tell_kept(self) -> None:
-        """What the lanes have told of overlays."""
-        for replica in self._disks.replicas:
-            if replica.keeper is not None:
-                for event in replica.keeper.take_events():
                     self.emit(event)
 
     async def _close(self) -> None:

@@ -6,9 +6,10 @@ The order of the jobs and of the superblock is `guest.performer`'s; what they do
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from pairsync.core.dirty import DirtyMap
+from pairsync.core.events import Event
 from pairsync.core.superblock import Superblock
 from pairsync.errors import BackendError
 from pairsync.storage.device import Device
@@ -16,7 +17,7 @@ from pairsync.storage.kept import Keeper, KeepingDevice
 from pairsync.storage.metadata import OpenedMetadata
 from pairsync.storage.overlay import Overlays
 
-__all__ = ["keep_job", "kept_job", "with_overlays"]
+__all__ = ["keep_job", "kept_events", "kept_job", "with_overlays"]
 
 
 def with_overlays(
@@ -37,6 +38,13 @@ def with_overlays(
         raise
     notes += overlays.problems
     return KeepingDevice(device, keeper, may_block=opened.store.may_block), keeper
+
+
+def kept_events(keepers: Iterable[Keeper | None]) -> Iterator[Event]:
+    """What the lanes have told of overlays since the last time."""
+    for keeper in keepers:
+        if keeper is not None:
+            yield from keeper.take_events()
 
 
 def keep_job(keeper: Keeper, durable: Superblock, wanted: Superblock) -> int:

@@ -22,6 +22,7 @@ from pairsync.core.effects import (
     Apply,
     AskAlone,
     Complete,
+    DiskFailed,
     DropPoints,
     DropSession,
     Effect,
@@ -86,6 +87,7 @@ class Performer:
         lanes: Sequence[Lanes],
         emit: Callable[[Event], None],
         ask_alone: Callable[[], None],
+        disk_failed: Callable[[int, str], object],
         now_ns: Callable[[], int],
         moved: Callable[[], None],
     ) -> None:
@@ -95,6 +97,10 @@ class Performer:
         self._lanes = list(lanes)
         self._emit = emit
         self._ask_alone = ask_alone
+        self._disk_failed = disk_failed
+        self.leaving = False
+        """It leaves this host: nothing is sent any more, and the link's session goes on without us: the
+        next owner is agreed over it."""
         self.now_ns = now_ns
         self._moved = moved  # called when a report of a lane has been dealt with
         self._performing = False  # the loop in `perform` runs, further up the stack
@@ -140,16 +146,20 @@ class Performer:
                 self._emit(effect.event)
             elif type(effect) is AskAlone:
                 self._ask_alone()
+            elif type(effect) is DiskFailed:
+                self._disk_failed(effect.volume, effect.reason)
             else:
                 table[type(effect)](effect)
         if outgoing:
             self._send(outgoing)
 
     def _send(self, messages: Sequence[Message]) -> None:
-        if self.link is not None and self.link.session is not None:
+        if self.link is not None and self.link.session is not None and not self.leaving:
             self.link.send(messages)
 
     def _drop(self, effect: DropSession) -> None:
+        if self.leaving:
+            return
         if self.link is not None:
             self.link.drop_session(effect.reason)
         if effect.refused:

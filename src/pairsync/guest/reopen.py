@@ -10,10 +10,9 @@
   that vanished may be another one when it is back, even an empty one.  What the replica is, is read from its
   disk again, exactly as after a restart of the host; what the peer is not known to hold durably stands in
   the active host's dirty map, so nothing is lost by it.
-* **A hang is told from slowness by a deadline** (``VolumeOptions.disk_deadline_ns``).  An observer that did
-  not run himself for a while judges nothing until operations have had their time again.
-* **A disk that nobody uses** is asked now and then whether it is still there (`PROBE_NS`): a standby that is
-  called in sync should not find out when it is needed.
+* **What is wrong** is told by whatever was asked of the disk, and by who watches it (``guest.watch``).
+* **A guest that has left this host**, its owner until then, because its disk had failed (``guest.handover``),
+  is ill from its first moment as a standby.
 * While it is ill this host keeps the link and says nothing on it: the active host waits for it to introduce
   itself, for as long as it waits for any peer.
 * A job that hangs is waited for, however long: nothing can end it, and what it writes late must not meet what
@@ -24,7 +23,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -35,8 +34,8 @@ from pairsync.core.messages import Failed
 from pairsync.core.session import SessionPhase
 from pairsync.core.units import NS_PER_MS, NS_PER_S
 
-from .disks import Disks, Unopened, describe_hang
-from .replica import flush_job
+from .disks import Disks, Unopened
+from .watch import LOOK_S, Ailment, DiskWatch
 
 if TYPE_CHECKING:
     from .guest import Guest
@@ -45,20 +44,8 @@ __all__ = ["Mender"]
 
 _log = logging.getLogger("pairsync.guest")
 
-LOOK_S: Final = 0.1
-"""Between two looks at running operations: a fiftieth of their deadline."""
-
-STALL_NS: Final = NS_PER_S
-"""A look that comes later than that after the last one finds an observer that slept."""
-
-GRACE_NS: Final = 5 * NS_PER_S
-"""For so long he then judges nothing: the time that an operation has by default."""
-
 OPENING_S: Final = 5.0
 """Opening that takes longer is told; it is waited for all the same."""
-
-PROBE_NS: Final = 2 * NS_PER_S
-"""Between two questions to a disk that nobody uses; a flush without anything to write costs microseconds."""
 
 RETRY_NS_MIN: Final = 250 * NS_PER_MS
 RETRY_NS_MAX: Final = 5 * NS_PER_S
@@ -74,12 +61,13 @@ REASON_CHARACTERS_MAX: Final = 400
 class Mender:
     """See the module; one for a standby guest, for all of its volumes, which share a session."""
 
-    def __init__(self, guest: Guest, disks: Disks) -> None:
+    def __init__(self, guest: Guest, disks: Disks, ailments: Sequence[Ailment] = ()) -> None:
+        """``ailments``: what is wrong already."""
         self._guest = guest
         self._disks = disks
         self._names = list(guest.volumes)
         self._backoff = Backoff(first_ns=RETRY_NS_MIN, limit_ns=RETRY_NS_MAX)
-        self.ailments: dict[str, str] = {}
+        self.ailments: dict[str, str] = dict(ailments)
         """Why the guest takes no part, by volume; empty while it is well."""
         self.busy = False
         """Messages have come since the last probe: who uses a disk hears from it."""
@@ -96,8 +84,9 @@ class Mender:
     async def run(self) -> None:
         """Watch and mend until cancelled."""
         while True:
-            await self._watch()
-            self._leave()
+            if not self.ailments:
+                await self._watch()
+                self._leave()
             await self._mend()
 
     # ------------------------------------------------------------------ well
@@ -105,40 +94,19 @@ class Mender:
     async def _watch(self) -> None:
         """Return when something is wrong."""
         guest = self._guest
-        began_ns = looked_ns = probed_ns = judge_from_ns = guest.now_ns()
+        began_ns = guest.now_ns()
+        watch = DiskWatch(guest, self._disks, self._unused)
         while not self.ailments:
             await trio.sleep(LOOK_S)
-            now_ns = guest.now_ns()
-            if now_ns - looked_ns >= STALL_NS:
-                judge_from_ns = now_ns + GRACE_NS
-            looked_ns = now_ns
-            if now_ns >= judge_from_ns:
-                self._look()
-            if now_ns - probed_ns >= PROBE_NS:
-                probed_ns = now_ns
-                self._probe()
-            if now_ns - began_ns >= WELL_NS:
+            found = watch.look()
+            if found is not None:
+                self._tell(*found)
+            if guest.now_ns() - began_ns >= WELL_NS:
                 self._backoff.succeeded()
 
-    def _look(self) -> None:
-        """Find what hangs."""
-        for index, name in enumerate(self._names):
-            age_ns = self._disks.overdue_ns(index)
-            if age_ns:
-                self._tell(name, describe_hang(age_ns))
-
-    def _probe(self) -> None:
-        """Ask the disks that nobody uses."""
+    def _unused(self) -> range:
         busy, self.busy = self.busy, False
-        if busy:
-            return
-        for name, replica, lanes in zip(self._names, self._disks.replicas, self._disks.lanes, strict=True):
-            if not lanes.side.backlog:
-                lanes.side.submit(partial(flush_job, replica.device), partial(self._probed, name))
-
-    def _probed(self, name: str, result: int | BaseException) -> None:
-        if isinstance(result, int) and result:
-            self._tell(name, f"it was asked whether it works: {errno.errorcode.get(result, result)}")
+        return range(0 if busy else len(self._names))
 
     def _tell(self, name: str, reason: str) -> None:
         """Say it once."""

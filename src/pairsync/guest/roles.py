@@ -23,12 +23,13 @@ from pairsync.core.messages import Condition, Role
 from pairsync.core.session import SessionPhase
 from pairsync.errors import BackendError
 
-from .disks import Disks
+from .disks import Disks, Unopened
+from .watch import Ailment
 
 if TYPE_CHECKING:
     from .guest import Guest
 
-__all__ = ["CLOSE_S", "change_role", "could_serve", "finish", "halt"]
+__all__ = ["CLOSE_S", "change_role", "could_serve", "finish", "halt", "halt_now"]
 
 _log = logging.getLogger("pairsync.guest")
 
@@ -36,8 +37,7 @@ CLOSE_S: Final = 30.0
 """How long closing waits for flushes and metadata before the volume is left as after a crash."""
 
 SETTLE_S: Final = 10.0
-"""How long jobs that run may take before the change is given up: two deadlines of a disk.  A job that hangs
-could still write when the next owner does."""
+"""How long jobs that run may take to end, and disks to be opened anew: two deadlines of a disk each."""
 
 SERVING_S: Final = 10.0
 """How long a new owner may take to record that it is one."""
@@ -88,36 +88,45 @@ async def halt(guest: Guest, *, in_order: bool) -> None:
     ``in_order``: what was asked is done and flushed on both hosts first.  Otherwise, for an owner that has
     lost its grant or its disk, it ends with EIO.  The link goes on: whoever owns next is agreed over it.
     """
+    if in_order:
+        guest.pause(True)
+        await finish(guest)
+    halt_now(guest, "the guest does not run here any more")
+
+
+def halt_now(guest: Guest, reason: str) -> None:
+    """Serve nothing from now on: what is under way ends with EIO, and what does not yet will find nobody."""
     guest.pause(True)
     for volume in guest.volumes.values():
         volume.wake_writers()
-    if in_order:
-        await finish(guest)
-    guest.session.abandon("the guest does not run here any more")
+    guest.session.abandon(reason)
     guest.perform()
 
 
 async def change_role(guest: Guest, disks: Disks, role: Role, term: int, *, in_order: bool) -> None:
     """Make ``guest`` active under ``term``, or a standby; returns when it is so.
 
-    An active guest is halted first (see `halt`).  Raises `BackendError` where a disk does not let go or
-    cannot be opened again, `ArbitrationError` where a replica may not be active; then nothing is served, and
+    An active guest is halted first (see `halt`).  A disk that fails or hangs does not keep it from becoming a
+    standby: that is ill then, and mended (``guest.reopen``).  Raises `BackendError` where a disk does not let
+    a guest become active, `ArbitrationError` where a replica may not be active; then nothing is served, and
     the host process has to be started again.
     """
     if not guest.paused:
         await halt(guest, in_order=in_order)
     guest.stop_mending()
     guest.leave_session(f"this host becomes {role.name.lower()}")
-    if not await _within(SETTLE_S, lambda: _settled(guest, disks)):
-        raise BackendError(f"guest {guest.name}: a disk does not end what it was asked before")
-    await disks.end_lives()
+    ailment = guest.leaves_for if role is Role.STANDBY else None
+    if ailment is None:
+        ailment = await _reopen(guest, disks, active=role is Role.ACTIVE)
     disks.active = role is Role.ACTIVE
-    unopened = await disks.reopen()
-    if unopened is not None:
-        raise BackendError(f"volume {unopened.volume}: {unopened.error}") from unopened.error
-    guest.renew(role, term)
-    guest.start_mending()
+    if ailment is not None and disks.active:
+        raise BackendError(f"volume {ailment.volume}: {ailment.reason}")
+    guest.renew(role, term, ill=ailment is not None)
+    guest.start_mending([] if ailment is None else [ailment])
     guest.pause(False)
+    if ailment is not None:
+        _log.warning("%s: standby under term %d, its disk is ill: %s", guest.name, term, ailment.reason)
+        return
     guest.rejoin(f"this host is {role.name.lower()} now")
     if not await _within(SERVING_S, lambda: _ready(guest)):
         raise BackendError(f"guest {guest.name}: the metadata do not become durable")
@@ -125,6 +134,26 @@ async def change_role(guest: Guest, disks: Disks, role: Role, term: int, *, in_o
     if failed is not None:
         raise BackendError(f"guest {guest.name}: {failed}")
     _log.info("%s: %s under term %d", guest.name, role.name.lower(), guest.session.term)
+
+
+async def _reopen(guest: Guest, disks: Disks, *, active: bool) -> Ailment | None:
+    """Open the disks anew for another role; what is wrong, if that cannot be."""
+    names = list(guest.volumes)
+
+    def hanging() -> str | None:
+        return next((name for index, name in enumerate(names) if disks.overdue_ns(index)), None)
+
+    await _within(SETTLE_S, lambda: _settled(guest, disks) or hanging() is not None)
+    if not _settled(guest, disks):
+        return Ailment(hanging() or names[0], "the disk does not end what it was asked before")
+    await disks.end_lives()
+    disks.active = active
+    unopened: Unopened | None = None
+    with trio.move_on_after(SETTLE_S) as scope:
+        unopened = await disks.reopen()
+    if scope.cancelled_caught:
+        return Ailment(names[0], "a disk of the guest hangs while it is opened anew")
+    return None if unopened is None else Ailment(unopened.volume, str(unopened.error))
 
 
 def _settled(guest: Guest, disks: Disks) -> bool:

@@ -78,6 +78,11 @@ class VolumeStatistics:
             failed=target.failed,
         )
 
+    @classmethod
+    def of_ill(cls, name: str, size_bytes: int) -> Self:
+        """Of a standby whose disk has not been opened."""
+        return cls(name=name, state="failed", size_bytes=size_bytes, generation=None, dirty_blocks=0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestStatistics:
@@ -103,6 +108,8 @@ def statistics_of(guest: Guest) -> GuestStatistics:
         *(VolumeStatistics.of_source(*each, now_ns) for each in zip(names, session.sources, strict=False)),
         *(VolumeStatistics.of_target(*each) for each in zip(names, session.targets, strict=False)),
     ]
+    if not volumes:  # a standby that has been ill from the first
+        volumes = [VolumeStatistics.of_ill(name, guest.volume(name).size_bytes) for name in names]
     volumes = [
         replace(each, state="failed", failed=ailments[each.name]) if each.name in ailments else each
         for each in volumes

@@ -10,6 +10,7 @@ from pairsync.core.effects import (
     Apply,
     AskAlone,
     Complete,
+    DiskFailed,
     DropPoints,
     DropSession,
     Effect,
@@ -160,35 +161,41 @@ def describe_effect(effect: Effect) -> list[str]:
         case Emit():
             return [f"! {effect.event.describe()}"]
         case Complete():
-            result = "ok" if effect.errnos is None else " ".join(error_name(e) for e in effect.errnos)
-            return [f"done {effect.ticket}: {result}"]
+            return [f"done {effect.ticket}: {_result(effect.errnos)}"]
         case AskAlone():
             return ["ask whether to go on alone"]
+        case DiskFailed():
+            return [f"the disk failed: {effect.reason}"]
         case DropSession():
             return [f"drop the session: {effect.reason}"]
-    where = f" volume {effect.volume}" if effect.volume else ""
+        case _:
+            return [_describe_job(effect, f" volume {effect.volume}" if effect.volume else "")]
+
+
+def _describe_job(effect: Effect, where: str) -> str:
+    """What is to be done with a disk."""
     match effect:
         case Journal():
             extents = " ".join(extent.describe() for extent in effect.extents)
-            return [f"journal{where} generation {effect.generation}: {extents}"]
+            return f"journal{where} generation {effect.generation}: {extents}"
         case Apply():
-            return [f"apply{where} {_ops(effect.ops)}"]
+            return f"apply{where} {_ops(effect.ops)}"
         case Read():
-            return [f"read{where} {_extents(effect.extents)}"]
+            return f"read{where} {_extents(effect.extents)}"
         case SavePages():
             pages = [f"page {number} {_page(content)}" for number, content in effect.pages.items()]
             pages += [f"release segment {segment}" for segment in effect.release]
-            return [f"save{where} {', '.join(pages) or 'nothing'}"]
+            return f"save{where} {', '.join(pages) or 'nothing'}"
         case Persist():
-            return [f"persist{where} {describe_superblock(effect.superblock)}"]
+            return f"persist{where} {describe_superblock(effect.superblock)}"
         case Examine():
-            return [f"digests{where} level {effect.level}: {effect.first}..{effect.stop}"]
+            return f"digests{where} level {effect.level}: {effect.first}..{effect.stop}"
         case Flush():
-            return [f"flush{where}"]
+            return f"flush{where}"
         case MakePoint() | DropPoints():
-            return [f"points{where}: {_of_points(effect)}"]
+            return f"points{where}: {_of_points(effect)}"
         case _:
-            return [f"find what is allocated{where}"]
+            return f"find what is allocated{where}"
 
 
 def _of_points(said: Remember | Remembered | KeepOnly | MakePoint | DropPoints) -> str:
@@ -199,6 +206,10 @@ def _of_points(said: Remember | Remembered | KeepOnly | MakePoint | DropPoints) 
             return error_name(error)
         case KeepOnly(tags=tags) | DropPoints(keep=tags):
             return f"none but {len(tags)}"
+
+
+def _result(errnos: Sequence[int] | None) -> str:
+    return "ok" if errnos is None else " ".join(map(error_name, errnos))
 
 
 def _page(content: bytes) -> str:

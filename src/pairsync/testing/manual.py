@@ -31,6 +31,7 @@ from pairsync.core.effects import (
     Apply,
     AskAlone,
     Complete,
+    DiskFailed,
     DropPoints,
     DropSession,
     Effect,
@@ -96,6 +97,7 @@ class ManualHost:
         self.drop: DropSession | None = None  # the session is to be ended
         self.trace: list[Effect] = []  # everything the session wanted, in order
         self.linked = False
+        self.disk_failures: list[DiskFailed] = []
         self.asked_alone = 0  # times that it wanted to go on without its peer
         self._session: Session | None = None
         self._draw_tag = draw_tag
@@ -172,6 +174,8 @@ class ManualHost:
                 self.session.dropped(self.now_ns)
         elif isinstance(effect, AskAlone):
             self.asked_alone += 1
+        elif isinstance(effect, DiskFailed):
+            self.disk_failures.append(effect)
         else:
             self._lanes[effect.volume, _LANE_OF[type(effect)]].append(effect)
 

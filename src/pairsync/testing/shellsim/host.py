@@ -175,8 +175,8 @@ class Life:
                 trace.note(name, "received", " ".join(map(show_message, messages)))
             received(messages)
 
-        def tapped_renew(role: Role | None = None, term: int = 0) -> None:
-            renew(role, term)
+        def tapped_renew(role: Role | None = None, term: int = 0, *, ill: bool = False) -> None:
+            renew(role, term, ill=ill)
             self.host.world.reach("reopened")
             trace.note(name, "reopened")
             self._tap_session(guest)

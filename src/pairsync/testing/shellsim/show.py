@@ -8,6 +8,7 @@ from pairsync.core.effects import (
     Apply,
     AskAlone,
     Complete,
+    DiskFailed,
     DropSession,
     Effect,
     Emit,
@@ -69,7 +70,7 @@ def show_effect(effect: Effect) -> str:
         return f"{effect.volume} {block.condition.name} {newest} term {block.term}{flags}"
     if isinstance(effect, Complete):
         return "" if effect.errnos is None else _several([errno.errorcode.get(e, "0") for e in effect.errnos])
-    if isinstance(effect, DropSession):
+    if isinstance(effect, DropSession | DiskFailed):
         return effect.reason
     if isinstance(effect, AskAlone):
         return ""

@@ -16,6 +16,7 @@ from pairsync.core.dirty import DirtyMap
 from pairsync.core.effects import (
     Apply,
     Complete,
+    DiskFailed,
     DropSession,
     Emit,
     Examine,
@@ -76,6 +77,7 @@ class SimHost:
             Complete: self._on_complete,
             DropSession: self._on_drop,
             Emit: self._on_emit,
+            DiskFailed: lambda _: None,  # no grant register here: what failed is told
         }
         for replica in replicas:
             self._new_lanes(replica)

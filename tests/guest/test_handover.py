@@ -1,0 +1,284 @@
+"""The owner's disk fails, hangs, fills up or vanishes: the guest goes to the peer, clients do not notice."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+import trio
+from tests.guest.harness import PAIR_ID, Host, Pair, in_time
+from tests.guest.test_door import Client, get, noise, write
+
+from pairsync.core.limits import VolumeOptions
+from pairsync.core.messages import OpKind, Role, WriteOp
+from pairsync.core.units import BLOCK_BYTES, MIB, NS_PER_MS
+from pairsync.guest import reopen, watch
+from pairsync.guest.door import Door
+from pairsync.guest.guest import Guest, open_guest
+from pairsync.guest.handover import hand_over
+from pairsync.guest.replica import create_replica, open_replica
+from pairsync.guest.watch import Ailment
+from pairsync.testing.faulty import DiskState, FaultyDisk
+
+QUICK_DISK = VolumeOptions(disk_deadline_ns=300 * NS_PER_MS)
+SERVICE_S = 3.0  # within which service goes on, beside the deadline of a disk; on a machine that is busy
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask a disk that nobody uses soon, and open it anew soon."""
+    monkeypatch.setattr(watch, "PROBE_NS", 300 * NS_PER_MS)
+    monkeypatch.setattr(reopen, "RETRY_NS_MAX", 300 * NS_PER_MS)
+
+
+class Register:
+    """The grant register of both hosts: agrees at once, and moves a guest whose disk has failed."""
+
+    def __init__(self) -> None:
+        self.term = 1
+        self.guests: list[Guest] = []
+        self.nursery: trio.Nursery | None = None
+        self.reasons: list[str] = []
+        self.willing = True
+        self.moved = trio.Event()
+
+    def speaks_for(self, guest: Guest) -> None:
+        self.guests.append(guest)
+        guest.arbiter = _Voice(self, guest)
+
+    async def move(self, source: Guest, target: Guest) -> None:
+        self.term += 1
+        await source.become(Role.STANDBY, self.term, in_order=False)
+        self.term += 1
+        await target.become(Role.ACTIVE, self.term, in_order=False)
+        target.permitted(alone=True)
+        self.moved.set()
+
+
+class _Voice:
+    def __init__(self, register: Register, guest: Guest) -> None:
+        self.register = register
+        self.guest = guest
+
+    def ask_alone(self) -> None:
+        self.guest.permitted(alone=True)
+
+    def link_up(self) -> None:
+        pass
+
+    def disk_failed(self, reason: str) -> bool:
+        register = self.register
+        register.reasons.append(reason)
+        if not register.willing or register.nursery is None:
+            return False
+        (target,) = [guest for guest in register.guests if guest is not self.guest]
+        register.nursery.start_soon(register.move, self.guest, target)
+        return True
+
+
+class Sick:
+    """Both hosts with their doors, a switch for the disk of either, and a client at each door."""
+
+    def __init__(self, pair: Pair, disks: dict[Host, FaultyDisk], guests: dict[Host, Guest]) -> None:
+        self.pair = pair
+        self.disks = disks
+        self.guests = guests
+        self.register = Register()
+        self.doors = {host: Door(guest, "vda") for host, guest in guests.items()}
+        self.clients = [Client(self.doors["a"], 1), Client(self.doors["b"], 2, 32)]
+
+    async def turn(self, host: Host, state: DiskState) -> None:
+        """As a command does it while the guest runs."""
+        self.disks[host].arm()
+        await self.guests[host].use_threads("vda")
+        self.disks[host].set(state)
+
+    async def progress(self) -> None:
+        """Return when each client has had some answers."""
+        counts = [client.count for client in self.clients]
+        while any(client.count < count + 5 for client, count in zip(self.clients, counts, strict=True)):
+            await trio.sleep(0.01)
+
+
+@asynccontextmanager
+async def sick_pair(pair: Pair) -> AsyncIterator[Sick]:
+    """At its end the guest is in sync again, and everything is checked."""
+    disks: dict[Host, FaultyDisk] = {"a": FaultyDisk(), "b": FaultyDisk()}
+
+    def opened(host: Host) -> contextlib.AbstractAsyncContextManager[Guest]:
+        opener = partial(open_replica, open_file=disks[host].open)
+        return open_guest(pair.config(host, options=QUICK_DISK), opener=opener)
+
+    async with in_time(), opened("b") as standby, opened("a") as active:
+        sick = Sick(pair, disks, {"a": active, "b": standby})
+        sick.register.speaks_for(active)
+        sick.register.speaks_for(standby)
+        await active.wait_in_sync()
+        active.perform()
+        async with trio.open_nursery() as nursery:
+            sick.register.nursery = nursery
+            for client in sick.clients:
+                nursery.start_soon(client.run)
+            await sick.progress()
+            yield sick
+            await sick.progress()
+            for guest in sick.guests.values():
+                await guest.wait_in_sync()
+            for client in sick.clients:
+                client.stopped = True
+        for client in sick.clients:
+            for door in sick.doors.values():
+                await client.check(door)
+        await sick.doors["a"].flush()
+    assert pair.same()
+
+
+async def test_a_disk_that_fails_is_left_and_comes_back(pair: Pair) -> None:
+    async with sick_pair(pair) as sick:
+        for host, other in (("a", "b"), ("b", "a")):
+            sick.register.moved = trio.Event()
+            await sick.turn(host, DiskState.FAIL)  # type: ignore[arg-type]
+            began = trio.current_time()
+            await sick.register.moved.wait()
+            await sick.progress()
+            assert trio.current_time() - began < SERVICE_S
+            assert sick.guests[other].role is Role.ACTIVE  # type: ignore[index]
+            (volume,) = sick.guests[host].statistics().volumes  # type: ignore[index]
+            assert volume.state == "failed"
+            await sick.turn(host, DiskState.OK)  # type: ignore[arg-type]
+            await sick.guests[other].wait_in_sync()  # type: ignore[index]
+            sick.guests[other].perform()  # type: ignore[index]
+        assert "EIO" in sick.register.reasons[0]
+
+
+@pytest.mark.parametrize("ends_with", [DiskState.OK, DiskState.FAIL])
+async def test_a_disk_that_hangs_is_not_waited_for(pair: Pair, ends_with: DiskState) -> None:
+    async with sick_pair(pair) as sick:
+        await sick.turn("a", DiskState.HANG)
+        began = trio.current_time()
+        await sick.register.moved.wait()
+        await sick.progress()
+        assert trio.current_time() - began < SERVICE_S + 0.3
+        assert any("hangs" in reason for reason in sick.register.reasons)
+        assert not sick.guests["a"]._disks.idle  # what it was asked is still under way
+        await trio.sleep(0.3)
+        assert not sick.guests["b"].in_sync
+        await sick.turn("a", ends_with)  # what hung is written late, or fails
+        await sick.progress()
+        await sick.turn("a", DiskState.OK)
+
+
+async def test_reads_that_hang_are_noticed_too(pair: Pair) -> None:
+    async with sick_pair(pair) as sick:
+        for client in sick.clients:
+            client.stopped = True
+        while sick.guests["a"].session.sources[0].tracker.unflushed:
+            await sick.doors["a"].flush()
+        await sick.turn("a", DiskState.HANG)
+        for client in sick.clients:
+            await client.check(sick.doors["a"])
+        assert "hangs" in sick.register.reasons[0]
+        assert sick.guests["b"].role is Role.ACTIVE
+        await sick.turn("a", DiskState.OK)
+        for client in sick.clients:
+            client.stopped = False
+            sick.register.nursery.start_soon(client.run)  # type: ignore[union-attr]
+
+
+async def test_a_disk_that_fails_unused_is_found_by_asking(pair: Pair) -> None:
+    async with sick_pair(pair) as sick:
+        for client in sick.clients:
+            client.stopped = True
+        await sick.doors["a"].flush()
+        await sick.turn("a", DiskState.FAIL)
+        await sick.register.moved.wait()
+        assert "it was asked whether it works" in sick.register.reasons[0]
+        for client in sick.clients:
+            await client.check(sick.doors["a"])
+            client.stopped = False
+            sick.register.nursery.start_soon(client.run)  # type: ignore[union-attr]
+        await sick.turn("a", DiskState.OK)
+
+
+async def test_a_disk_without_room_is_left_for_one_that_has_some(pair: Pair) -> None:
+    async with sick_pair(pair) as sick:
+        await sick.turn("a", DiskState.FULL)
+        door = sick.doors["a"]
+        data = noise(99, MIB)
+        assert await write(door, [WriteOp(OpKind.DATA, 6 * MIB, MIB, data)]) is None
+        assert any("ENOSPC" in reason for reason in sick.register.reasons)
+        assert await get(door, 6 * MIB, MIB) == data
+        await sick.turn("a", DiskState.OK)
+
+
+async def test_a_disk_that_is_replaced_by_an_empty_one(pair: Pair) -> None:
+    async with sick_pair(pair) as sick:
+        disk = sick.disks["a"]
+        disk.arm()
+        await sick.guests["a"].use_threads("vda")
+        disk.pull()
+        await sick.register.moved.wait()
+        for path in pair.base.joinpath("a").iterdir():
+            path.unlink()
+        create_replica(
+            pair.image("a"),
+            name="vda",
+            pair_id=PAIR_ID,
+            volume_id=b"vda".ljust(16, b"."),
+            size_bytes=8 * MIB,
+        )
+        disk.set(DiskState.OK)
+
+
+@pytest.mark.parametrize("reason", ["peer out of sync", "not wanted", "nobody to decide", "async"])
+async def test_where_the_peer_cannot_own_the_guest_is_told(pair: Pair, reason: str) -> None:
+    disk = FaultyDisk()
+    opener = partial(open_replica, open_file=disk.open)
+    options = VolumeOptions(level="async") if reason == "async" else QUICK_DISK
+    async with (
+        in_time(),
+        open_guest(pair.config("b", options=options)) as standby,
+        open_guest(pair.config("a", options=options), opener=opener) as active,
+    ):
+        register = Register()
+        if reason != "nobody to decide":
+            register.speaks_for(active)
+            register.speaks_for(standby)
+        async with trio.open_nursery() as register.nursery:
+            await active.wait_in_sync()
+            door = Door(active, "vda")
+            op = WriteOp(OpKind.DATA, 0, BLOCK_BYTES, noise(1))
+            register.willing = reason != "not wanted"
+            if reason == "peer out of sync":
+                assert active.link is not None
+                active.link.cut()
+                while active.in_sync:
+                    await trio.sleep(0.01)
+                active.permitted(alone=True)
+                assert await write(door, [op]) is None
+            disk.arm()
+            await active.use_threads("vda")
+            disk.set(DiskState.FAIL)
+            assert await write(door, [op]) == [5]
+            assert bool(register.reasons) is (reason == "not wanted")
+            assert active.serves
+            disk.set(DiskState.OK)
+
+
+async def test_a_guest_is_left_once(pair: Pair) -> None:
+    async with in_time(), pair.both() as (active, standby):
+        register = Register()
+        register.speaks_for(active)
+        register.speaks_for(standby)
+        ailment = Ailment("vda", "a test")
+        async with trio.open_nursery() as register.nursery:
+            assert not hand_over(standby, ailment)
+            assert hand_over(active, ailment)
+            assert not hand_over(active, ailment)
+            assert not active.serves
+        assert register.reasons == ["vda: a test"]
+        assert standby.role is Role.ACTIVE
+        await standby.wait_in_sync()
