@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from pairsync.core import acceptor, policy
+from pairsync.core import acceptor, policy, register
 from pairsync.core.acceptor import AcceptorState
+from pairsync.core.arbitration import PersistAcceptor
 from pairsync.core.decider import Decider
 from pairsync.core.footing import Footing
 from pairsync.core.proposer import Round
@@ -112,6 +113,34 @@ def acknowledge_alone_when_the_peer_is_wanted_out(patch: pytest.MonkeyPatch) -> 
         return self.owns and self.register.peer not in self.wanted
 
     patch.setattr(Footing, "peer_excluded", property(peer_excluded))
+
+
+@mutant("lost-write", "two-guests", epochs=2, ballots=1, crashes=1, amnesias=1, alarms=2)
+def rely_on_a_promise_of_a_memory_that_was_lost(patch: pytest.MonkeyPatch) -> None:
+    right = Footing.__dict__["may_run"].fget
+
+    def may_run(self: Footing) -> bool:
+        leased_by = self.leased_by
+        if leased_by is not None:
+            self.leased_by = self.register.voting_peer()
+        found: bool = right(self)
+        self.leased_by = leased_by
+        return found
+
+    patch.setattr(Footing, "may_run", property(may_run))
+
+
+@mutant("one-grant", "two-guests", "lost-write", epochs=2, ballots=2, crashes=1, amnesias=0, alarms=3)
+def commit_what_was_overtaken(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(register, "commit", lambda state, ballot, grant: acceptor.learn(state, grant))
+    patch.setattr(Register, "_holds", _hold)
+
+
+def _hold(self: Register, state: AcceptorState, out: list[Any]) -> None:
+    """As the right one, but the round goes on."""
+    if state != self.acceptor:
+        self.acceptor = state
+        out.append(PersistAcceptor(state))
 
 
 @mutant("lost-write", witness=False, crashes=2, amnesias=1, alarms=2, moves=1)
