@@ -34,6 +34,7 @@ LONG_MODULES: dict[str, str] = {
     # "src/pairsync/room/module.py": "reason",
 }
 TESTED_ELSEWHERE: dict[str, tuple[str, str]] = {
+    "src/pairsync/core/reports.py": ("tests/core/test_session.py", "a part of the session"),
     # "src/pairsync/room/module.py": ("tests/.../test_other.py", "reason"),
     "src/pairsync/node/demo.py": ("tests/e2e/test_demonstration.py", "it is run as a user would run it"),
     "src/pairsync/io/witnessstore.py": (

@@ -16,7 +16,6 @@ from pairsync.core.dirty import (
     PAGE_BLOCKS,
     PAGE_BYTES,
     DirtyMap,
-    DirtyView,
     IntentSet,
     load_pages,
 )
@@ -218,49 +217,28 @@ TestIntentSetMachine = IntentSetMachine.TestCase
 TestIntentSetMachine.settings = settings(stateful_step_count=STEPS, max_examples=50)
 
 
-# -- several seen as one -------------------------------------------------------------------------------------
+# -- growing -------------------------------------------------------------------------------------------------
 
 
-@given(block_count=st.sampled_from(SIZES), data=st.data())
-def test_a_view_shows_the_union_of_maps_and_intents(block_count: int, data: st.DataObject) -> None:
-    maps = [DirtyMap(block_count) for _ in range(data.draw(st.integers(0, 3)))]
-    intents = [IntentSet(block_count) for _ in range(data.draw(st.integers(0, 2)))]
-    wanted: set[int] = set()
-    both: list[DirtyMap | IntentSet] = [*maps, *intents]
+@given(before=st.sampled_from(SIZES), added=st.sampled_from(SIZES), data=st.data())
+def test_a_volume_that_grows_keeps_its_marks(before: int, added: int, data: st.DataObject) -> None:
+    both: list[DirtyMap | IntentSet] = [DirtyMap(before), IntentSet(before)]
+    runs = data.draw(st.lists(ranges(before), max_size=4))
+    more = data.draw(st.lists(ranges(before + added), max_size=4))
+    wanted = {block for run in runs + more for block in range(*run)}
     for each in both:
-        for start, stop in data.draw(st.lists(ranges(block_count), max_size=4)):
-            each.mark(start, stop)
-            wanted.update(range(start, stop))
-    view = DirtyView(block_count, maps, intents)
-    assert bool(view) == bool(wanted)
-    assert view.count == len(wanted)
-    assert list(view.runs()) == runs_of(wanted)
-    start, stop = data.draw(ranges(block_count))
-    assert list(view.runs(start, stop)) == runs_of(b for b in wanted if start <= b < stop)
-    assert all((block in view) == (block in wanted) for block in {start, max(stop - 1, 0)})
-    assert set(view.page_numbers()) == {block // PAGE_BLOCKS for block in wanted}
-    assert load_pages(block_count, {n: view.page_bytes(n) for n in view.page_numbers()}).count == len(wanted)
-    assert all(view.page_bytes(n) == bytes(PAGE_BYTES) for n in {0, 1, 2} - set(view.page_numbers()))
-    assert view.describe().startswith(f"{len(wanted)}[")
+        for run in runs:
+            each.mark(*run)
+        each.grow(before + added)
+        for run in more:
+            each.mark(*run)
+        assert {block for run in each.runs() for block in range(*run)} == wanted
+        assert each.block_count == before + added
 
 
-def test_a_view_of_a_full_map_of_a_tebibyte_copies_none_of_it() -> None:
-    todo, sent = DirtyMap(HUGE_BLOCKS), DirtyMap(HUGE_BLOCKS)
-    todo.mark(1, HUGE_BLOCKS)
-    todo.clear(PAGE_BLOCKS + 5, PAGE_BLOCKS + 7)
-    sent.mark(PAGE_BLOCKS + 5, PAGE_BLOCKS + 6)
-    intents = IntentSet(HUGE_BLOCKS)
-    intents.mark(0, 1)
-    tracemalloc.start()
-    try:
-        view = DirtyView(HUGE_BLOCKS, (todo, sent), (intents,))
-        assert view.count == HUGE_BLOCKS - 1
-        gap = PAGE_BLOCKS + 6
-        assert list(view.runs()) == [Extent(0, gap), Extent(gap + 1, HUGE_BLOCKS)]
-        assert list(view.runs(gap, gap + 2)) == [Extent(gap + 1, gap + 2)]
-        assert tracemalloc.get_traced_memory()[1] < 8 * PAGE_BYTES
-    finally:
-        tracemalloc.stop()
+def test_a_volume_does_not_shrink() -> None:
+    with pytest.raises(InternalError):
+        DirtyMap(10).grow(9)
 
 
 # -- what cannot be ------------------------------------------------------------------------------------------

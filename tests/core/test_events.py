@@ -12,6 +12,8 @@ from pairsync.core.events import (
     BehindEvent,
     DifferenceEvent,
     Event,
+    GrowFailedEvent,
+    GrownEvent,
     InSyncEvent,
     NoWayBackEvent,
     OverlayDroppedEvent,
@@ -44,6 +46,17 @@ SENTENCES: list[tuple[Event, str, str]] = [
         "vda: 25.6 % in sync, 3 MiB/s, 61 s left",
     ),
     (ProgressEvent("vda", 1.0, 0, 0.0, None), "progress", "vda: 100.0 % in sync, 0 MiB/s"),
+    (GrownEvent("vda", 8192, 4096), "grown", "vda: has grown from 4096 to 8192 bytes"),
+    (
+        GrowFailedEvent("vda", 8192, "here", "ENOSPC"),
+        "grow-failed",
+        "vda: cannot grow to 8192 bytes here: ENOSPC",
+    ),
+    (
+        GrowFailedEvent("vda", 8192, "peer", "EIO"),
+        "grow-failed",
+        "vda: cannot grow to 8192 bytes on the peer: EIO",
+    ),
     (InSyncEvent("vda", "1.2/03"), "in-sync", "vda: in sync at generation 1.2/03"),
     (
         AloneEvent("vda", "1.2/03"),

@@ -28,7 +28,7 @@ class Desk:
             condition=Condition.CONSISTENT,
             lineage=(Generation(1, 1, 1),),
         )
-        self.fetcher = Fetcher(0, BLOCKS, Standing(0, block, lambda: 1, self.out), self.out)
+        self.fetcher = Fetcher(0, Standing(0, block, lambda: 1, self.out), self.out)
         self.heard: list[tuple[Sequence[WriteOp] | None, int]] = []
 
     def ask(self, *extents: tuple[int, int], now_ns: int = 3) -> int:

@@ -235,6 +235,60 @@ def test_both_hosts_come_to_the_same_decision() -> None:
     assert sessions == 33664
 
 
+# -- sizes --------------------------------------------------------------------------------------------------
+
+
+def expected_size(active: VolumeState, standby: VolumeState) -> int | None:
+    """The oracle: the larger size, if the two may be brought together and that size means something."""
+    if expected_plan(active, standby) is None:
+        return None
+    mine, theirs = active.lineage, standby.lineage
+    is_copy = bool(theirs) or (standby.sync_target is not None and standby.sync_target in mine)
+    if standby.size_bytes > active.size_bytes and not is_copy:
+        return None
+    return max(active.size_bytes, standby.size_bytes)
+
+
+def test_every_pair_of_sizes_is_brought_to_the_larger_one_or_refused() -> None:
+    """Nobody ever has to give up a size that he has recorded, and a session begins with equal sizes only."""
+    every = histories(3, terms=False)
+    verdicts: Counter[tuple[Verdict, str]] = Counter()
+    for mine, theirs in itertools.product(every, repeat=2):
+        for active, standby in itertools.product(actives(mine), standbys(mine, theirs)):
+            for sizes in ((SIZE, SIZE + 1), (SIZE + 1, SIZE)):
+                one, other = (
+                    replace(each, size_bytes=size)
+                    for each, size in zip((active, standby), sizes, strict=True)
+                )
+                decision = plan_volume(one, other)
+                size = expected_size(one, other)
+                assert decision.plans == ()
+                assert decision.verdict is (Verdict.REFUSE if size is None else Verdict.GROW)
+                assert decision.sizes == (() if size is None else (size,))
+                verdicts[decision.verdict, decision.rule] += 1
+                if size is not None:  # once both have it, it is as if it had always been so
+                    again = plan_volume(*(replace(each, size_bytes=size) for each in (one, other)))
+                    assert again == plan_volume(active, standby)
+    assert {rule for verdict, rule in verdicts if verdict is Verdict.GROW} == {
+        "standby-smaller",
+        "active-smaller",
+    }
+
+
+def test_a_session_waits_until_all_volumes_have_their_sizes() -> None:
+    volume = replace(state((Generation(1, 1, 1),)), map_base=Generation(1, 1, 1))
+    mine = [volume, replace(volume, name="vdb", size_bytes=SIZE + 5), replace(volume, name="vdc")]
+    theirs = [volume, replace(volume, name="vdb"), replace(volume, name="vdc", size_bytes=SIZE + 7)]
+    one = Introduce(PAIR, "guest", Role.ACTIVE, 1, tuple(mine))
+    other = Introduce(PAIR, "guest", Role.STANDBY, 1, tuple(theirs))
+    decision = plan_session(one, other)
+    assert decision.verdict is Verdict.GROW
+    assert decision.sizes == (SIZE, SIZE + 5, SIZE + 7)
+    assert decision.plans == ()
+    assert decision.rule == "newest-generations-equal,standby-smaller,active-smaller"
+    assert decision == plan_session(other, one)
+
+
 # -- every rule is reached -----------------------------------------------------------------------------------
 
 
@@ -262,12 +316,18 @@ def odd_sessions() -> Iterator[tuple[Introduce, Introduce]]:
     yield active, replace(standby, volumes=())
     yield active, replace(standby, volumes=(replace(fine, name="vdb"),))
     yield active, replace(standby, volumes=(replace(fine, volume_id=b"w" * 16),))
-    yield active, replace(standby, volumes=(replace(fine, size_bytes=SIZE - 1),))
+    blank = VolumeState("vda", VOLUME, SIZE + 1, Condition.BLANK, ())
+    yield active, replace(standby, volumes=(blank,))
     left, right = Generation(1, 1, 1), Generation(1, 1, 2)
     yield (
         replace(active, volumes=(state((left, right)),)),
         replace(standby, volumes=(state((right, left)),)),
     )
+
+
+def same_twice() -> tuple[VolumeState, VolumeState]:
+    one = state((Generation(1, 1, 1),))
+    return one, one
 
 
 def test_every_rule_is_reached_and_listed(snapshot: Callable[[str, str], None]) -> None:
@@ -276,7 +336,7 @@ def test_every_rule_is_reached_and_listed(snapshot: Callable[[str, str], None]) 
     example: dict[tuple[str, str], str] = {}
 
     def note(decision: Decision, case: str) -> None:
-        mode = decision.plans[0].mode.name.lower() if decision.plans else "refuse"
+        mode = decision.plans[0].mode.name.lower() if decision.plans else decision.verdict.value
         fired[decision.rule, mode] += 1
         example.setdefault((decision.rule, mode), f"{case}  {decision.evidence}\n")
 
@@ -289,6 +349,9 @@ def test_every_rule_is_reached_and_listed(snapshot: Callable[[str, str], None]) 
     for mine, theirs in itertools.product(every, repeat=2):
         for active, standby in itertools.product(actives(mine), standbys(mine, theirs)):
             note(plan_volume(active, standby), describe_case(active, standby))
+    for sizes in ((SIZE, SIZE + 1), (SIZE + 1, SIZE)):
+        grown = [replace(fine, size_bytes=size) for size, fine in zip(sizes, same_twice(), strict=True)]
+        note(plan_volume(*grown), describe_case(*grown))
     text = "# Every rule of core.lineage: how often it fired in pairs up to length 3, and its first case.\n"
     for rule, mode in sorted(fired):
         text += f"\n{rule}: {mode}, {fired[rule, mode]} cases\n{example[rule, mode]}"

@@ -37,6 +37,7 @@ from pairsync.core.messages import (
     Write,
     WriteOp,
 )
+from pairsync.core.reports import Reports
 from pairsync.core.session import GREETING_NS_MAX, HOLD_OFF_NS_MAX, HOLD_OFF_NS_MIN, SessionPhase
 from pairsync.core.units import BLOCK_BYTES, NS_PER_S, Extent
 from pairsync.errors import InternalError
@@ -94,6 +95,10 @@ def receive(host: ManualHost, *messages: Message) -> None:
 
 def block_write(block: int, fill: int = 1) -> list[WriteOp]:
     return [WriteOp(OpKind.DATA, block * BLOCK_BYTES, BLOCK_BYTES, bytes([fill]) * BLOCK_BYTES)]
+
+
+def test_what_the_shell_reports_is_a_part_of_the_session() -> None:
+    assert isinstance(started().a.session, Reports)
 
 
 # -- introductions -------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from pairsync.core.units import BLOCK_BYTES, MIB, NS_PER_MS, NS_PER_S
 from pairsync.testing.manual import ManualHost, ManualPair
 
 BLOCKS = 12
+GROWN_BLOCKS_MAX = 24
 VOLUMES = 2
 HALF_BYTES = BLOCK_BYTES // 2
 HEALING_ROUNDS_MAX = 400  # of half a second: several times the longest wait
@@ -61,9 +62,10 @@ class PairMachine(RuleBasedStateMachine):
         busy = {h // 2 for v, ops in self.open.values() if v == volume for h in _halves(ops)}
         self.number += 1
         ops: list[WriteOp] = []
+        halves = self.a.session.sources[volume].growth.size_bytes // HALF_BYTES
         for _ in range(data.draw(st.integers(1, 2))):
-            start = data.draw(st.integers(0, 2 * BLOCKS - 1))
-            stop = min(start + data.draw(st.sampled_from([1, 2, 2, 3, 8])), 2 * BLOCKS)
+            start = data.draw(st.integers(0, halves - 1))
+            stop = min(start + data.draw(st.sampled_from([1, 2, 2, 3, 8])), halves)
             if busy & {half // 2 for half in range(start, stop)}:
                 continue
             kind = data.draw(st.sampled_from([OpKind.DATA, OpKind.DATA, OpKind.ZERO]))
@@ -81,6 +83,16 @@ class PairMachine(RuleBasedStateMachine):
         self.open[self.number] = (volume, [])
         self.a.flush(self.number, volume)
         self._collect()
+
+    @rule(volume=st.integers(0, VOLUMES - 1), halves=st.integers(1, 5))
+    def grow(self, volume: int, halves: int) -> None:
+        """A last block that is partial becomes whole sometimes."""
+        size_bytes = self.a.session.sources[volume].growth.size_bytes + halves * HALF_BYTES
+        if size_bytes <= GROWN_BLOCKS_MAX * BLOCK_BYTES:
+            self.number += 1
+            self.open[self.number] = (volume, [])
+            self.a.grow(self.number, size_bytes, volume)
+            self._collect()
 
     def _collect(self) -> None:
         """What the sessions said has ended."""
@@ -174,6 +186,17 @@ class PairMachine(RuleBasedStateMachine):
                     assert found == content, f"half block {half} of volume {volume} on host {host.name}"
 
     @invariant()
+    def a_size_is_served_where_it_is_recorded(self) -> None:
+        for index, source in enumerate(self.a.session.sources if self.a.up else ()):
+            served = source.growth.size_bytes
+            hosts = [self.a]
+            if self.a.metadata[index].superblock.peer_in_sync:
+                hosts.append(self.pair.b)
+            for host in hosts:
+                assert host.metadata[index].superblock.size_bytes >= served
+                assert len(host.disks[index].content) >= served
+
+    @invariant()
     def in_sync_is_said_only_of_what_is_whole(self) -> None:
         for index, source in enumerate(self.a.session.sources if self.a.up else ()):
             if source.standing.phase is Phase.IN_SYNC:
@@ -197,6 +220,7 @@ class PairMachine(RuleBasedStateMachine):
         assert self.pair.b.session.in_sync
         assert self.open == {}
         for volume in range(VOLUMES):
+            assert len(self.a.disks[volume].content) == len(self.pair.b.disks[volume].content)
             assert self.pair.differing(volume) == []
             self.open[-volume - 1] = (volume, [])
             self.a.close(-volume - 1, volume)

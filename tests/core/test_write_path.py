@@ -574,7 +574,7 @@ def test_closing_leaves_a_clean_superblock_and_an_exact_map(with_peer: bool) -> 
 def test_closing_writes_what_is_only_in_memory() -> None:
     """The peer has told blocks of its own, and is gone again."""
     pair = alone()
-    pair.a.session.sources[0].marked([(5, 7)])
+    pair.a.session.sources[0].copier.marked([(5, 7)])
     pair.a.close("c")
     pair.settle()
     assert ended(pair) == {"c": None}

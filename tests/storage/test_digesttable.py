@@ -566,6 +566,7 @@ def test_a_volume_grows() -> None:
     old, bench.size_bytes = bench.device, 3 * SIZE_BYTES
     bench.device = SimDisk(SimMedium(), "vda", bench.size_bytes)
     bench.device.apply([data_op(0, old._file.read(0, SIZE_BYTES))])
+    bench.table.extend(bench.size_bytes)
     bench.table.resize(bench.size_bytes)
     leaves = bench.leaves()
     assert leaves[: BLOCKS - 1] == before[: BLOCKS - 1]
@@ -582,9 +583,28 @@ def test_a_volume_grows() -> None:
 
 def test_a_table_that_cannot_grow_is_as_before() -> None:
     bench = Bench()
-    with pytest.raises(BackendError, match="cannot be changed"):
+    with pytest.raises(BackendError, match="cannot be enlarged"):
+        bench.table.extend(10 * SIZE_BYTES)
+    with pytest.raises(InternalError):
         bench.table.resize(10 * SIZE_BYTES)
     assert bench.leaves() == bench.truth()
+
+
+def test_what_cannot_be_written_when_a_volume_grows_is_unknown_afterwards() -> None:
+    bench = Bench()
+    bench.table.close()
+    bench.medium.open("digests")
+    bench.load(GrowingFile(bench.medium, "digests"))
+    bench.apply(block_op(3, 3))
+    bench.table.extend(2 * SIZE_BYTES)
+    bench.medium.fault = lambda operation: Fault(errno.EIO) if operation.action is SimAction.WRITE else None
+    old, bench.size_bytes = bench.device, 2 * SIZE_BYTES
+    bench.device = SimDisk(SimMedium(), "vda", bench.size_bytes)
+    bench.device.apply([data_op(0, old._file.read(0, SIZE_BYTES))])
+    bench.table.resize(bench.size_bytes)
+    bench.medium.fault = None
+    assert set(bench.leaves()) == {UNKNOWN_DIGEST}
+    assert bench.examine() == bench.truth()
 
 
 # ------------------------------------------------------------------ power cuts

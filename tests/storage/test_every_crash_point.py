@@ -20,6 +20,7 @@ from pairsync.guest.config import VolumeConfig
 from pairsync.guest.replica import Replica, recover_replica
 from pairsync.storage import slots
 from pairsync.storage.bitmap import Bitmap
+from pairsync.storage.blockfile import enlarge_file
 from pairsync.storage.file import RawFile
 from pairsync.storage.journal import Journal
 from pairsync.storage.metadata import MetadataStore, format_metadata, load_metadata, metadata_bytes
@@ -41,6 +42,7 @@ from pairsync.testing.replica_ledger import (
     life_superblock,
 )
 from pairsync.testing.replica_life import ReplicaLife, hand_made, wander
+from pairsync.testing.simfiles import SimGrowingFile
 
 BLOCKS = 12
 SIZE = BLOCKS * BLOCK_BYTES
@@ -65,13 +67,18 @@ def made(size_bytes: int = SIZE) -> SimMedium:
     return medium
 
 
+def growing(medium: SimMedium, name: str) -> SimGrowingFile:
+    return SimGrowingFile(medium, medium.claim(name))
+
+
 def recording_of(medium: SimMedium) -> Recording:
     return Recording({name: medium.content(name) for name in medium.names()})
 
 
 def opened_life(medium: SimMedium, recording: Recording, ledger: Ledger) -> ReplicaLife:
-    opened = load_metadata(recording.watch(medium.open("m")))
-    device = RawFile(recording.watch(medium.open("v"))) if "v" in medium.names() else None
+    opened = load_metadata(recording.watch(growing(medium, "m")))
+    size_bytes = opened.superblock.size_bytes
+    device = RawFile(recording.watch(growing(medium, "v")), size_bytes) if "v" in medium.names() else None
     return ReplicaLife(opened, device, ledger, recording.note)
 
 
@@ -87,9 +94,14 @@ def recorded(live: Callable[[ReplicaLife], None], size_bytes: int = SIZE) -> Rec
 
 def reopened(medium: SimMedium) -> Replica:
     volume = VolumeConfig(VOLUME_NAME, "v")
-    return recover_replica(
-        load_metadata(medium.open("m")), lambda _: RawFile(medium.open("v")), volume, PAIR_ID
-    )
+
+    def open_device(size_bytes: int) -> RawFile:
+        file = growing(medium, "v")
+        if file.size_bytes < size_bytes:
+            raise RuleBroken(f"a volume of {size_bytes} bytes in a file of {file.size_bytes}")
+        return RawFile(file, size_bytes)
+
+    return recover_replica(load_metadata(growing(medium, "m")), open_device, volume, PAIR_ID)
 
 
 def judge(state: CrashState) -> None:
@@ -103,7 +115,7 @@ def judge(state: CrashState) -> None:
 
 def judge_metadata(state: CrashState) -> None:
     """The rules, where there is no volume."""
-    opened = load_metadata(state.medium().open("m"))
+    opened = load_metadata(growing(state.medium(), "m"))
     check_found(opened.superblock, found_blocks(opened), opened.generation_next, state.notes[-1])
 
 
@@ -174,6 +186,54 @@ def a_drawn_life(seed: int) -> int:
         life.end()
 
     return explore(recorded(live), judge, BRIEF).states
+
+
+def a_volume_that_grows() -> int:
+    """Twice, in the middle of a life; the file has rubbish behind the volume's end."""
+
+    def live(life: ReplicaLife) -> None:
+        life.begin()
+        life.write([1, BLOCKS - 1])
+        life.grow(2)
+        life.write([BLOCKS, 3])
+        life.meet()
+        life.resync()
+        life.cut()
+        life.grow(3)
+        life.write([BLOCKS + 4, BLOCKS])
+        life.finish()
+        life.end()
+
+    medium = made()
+    medium.remove("v")
+    medium.create("v", SIZE + 3 * BLOCK_BYTES)
+    file = medium.open("v")
+    file.write(SIZE, [b"rubbish." * 1024])
+    file.flush()
+    file.close()
+    recording = recording_of(medium)
+    ledger = Ledger(SIZE)
+    recording.note(ledger.known())
+    live(opened_life(medium, recording, ledger))
+    return explore(recording, judge, BRIEF).states
+
+
+def a_map_that_grows() -> int:
+    """By a page of bitmap, and by two."""
+    places = [0, PAGE_BLOCKS - 1, 3 * PAGE_BLOCKS - 1]
+
+    def live(life: ReplicaLife) -> None:
+        life.begin()
+        life.write(places)
+        life.grow(1)
+        life.write([3 * PAGE_BLOCKS])
+        life.cut()
+        life.finish()
+        life.grow(PAGE_BLOCKS)
+        wander(life, random.Random(3), 12, [*places, 3 * PAGE_BLOCKS, 4 * PAGE_BLOCKS])
+        life.end()
+
+    return explore(recorded(live, WIDE_SIZE), judge_metadata, BRIEF).states
 
 
 def wide_maps(seed: int) -> int:
@@ -253,13 +313,15 @@ def two_power_cuts() -> int:
         (a_new_file, 20),
         (a_life_with_everything, 2000),
         (an_orderly_end, 50),
+        (a_volume_that_grows, 120),
+        (a_map_that_grows, 60),
         (lambda: sum(map(a_drawn_life, range(3))), 1500),
         (lambda: sum(map(wide_maps, range(8))), 500),
         (killed_and_then_a_power_cut, 3000),
         (killed_in_a_release, 200),
         (two_power_cuts, 1000),
     ],
-    ids=["format", "everything", "end", "drawn", "wide", "killed", "release", "twice"],
+    ids=["format", "everything", "end", "grows", "map-grows", "drawn", "wide", "killed", "release", "twice"],
 )
 def test_every_crash_point(
     scenario: Callable[[], int], states_min: int, record_property: Callable[[str, object], None]
@@ -350,6 +412,23 @@ def forget_pages(self: ReplicaLife) -> None:
     self._save({}, (0, 1))
 
 
+def size_first(self: ReplicaLife, blocks: int) -> None:
+    """`ReplicaLife.grow`: the size before the room in the volume."""
+    size_bytes = self._size_bytes + blocks * BLOCK_BYTES
+    self.store.extend(size_bytes)
+    self._replace(size_bytes, clean=False)
+    self._size_bytes = size_bytes
+    self.tracker.grow(size_bytes // BLOCK_BYTES)
+    if self._device is not None:
+        self._device.extend(size_bytes)
+        self._device.enlarge(size_bytes)
+
+
+def extend_without_zeroes(self: RawFile, size_bytes: int) -> None:
+    enlarge_file(self._file, size_bytes)
+    self._file.flush()
+
+
 def clean_too_early(self: ReplicaLife) -> None:
     """`ReplicaLife.end`: the label before the map."""
     self.superblock(clean=True)
@@ -398,6 +477,15 @@ PLANTED: list[tuple[str, Any, str, Any, Callable[[], int]]] = [
     ("data before intents", ReplicaLife, "_record", data_first, a_life_with_everything),
     ("data not flushed", replica_life, "flush_job", lambda _: 0, a_life_with_everything),
     ("clean before the map", ReplicaLife, "end", clean_too_early, an_orderly_end),
+    ("the size before the room", ReplicaLife, "grow", size_first, a_volume_that_grows),
+    ("rubbish in the room", RawFile, "extend", extend_without_zeroes, a_volume_that_grows),
+    (
+        "room that is not flushed",
+        RawFile,
+        "extend",
+        carelessly(RawFile.extend, flushes=False),
+        a_volume_that_grows,
+    ),
     ("one segment replayed", Journal, "_replay_segment", only_segment_0, a_life_with_everything),
     ("recovery forgets the map", ReplicaLife, "begin", forget_pages, two_power_cuts),
     ("generations begin anew", Journal, "replay", from_1, a_life_with_everything),

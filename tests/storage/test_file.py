@@ -295,7 +295,72 @@ def test_a_block_device(loop_device: str, tmp_path: Path) -> None:
     assert (tmp_path / "backing").stat().st_blocks <= allocated - 400_000 // 512 + 64  # given back
     volume.close()
     with pytest.raises(MismatchError):
-        open_volume(loop_device, 1 << 19)
+        open_volume(loop_device, (1 << 20) + 512)
+
+
+@pytest.mark.root
+@pytest.mark.tools("losetup")
+def test_a_block_device_that_was_enlarged_is_used_on_demand_and_its_rest_is_zeroed(
+    loop_device: str, tmp_path: Path
+) -> None:
+    volume = open_volume(loop_device, 1 << 20)
+    with pytest.raises(BackendError, match="the device has 1048576 bytes") as caught:
+        volume.extend(2 << 20)
+    assert caught.value.errno == errno.ENOSPC
+    with (tmp_path / "backing").open("r+b") as backing:
+        backing.seek(1 << 20)
+        backing.write(b"rubbish" * 1000)
+        backing.truncate(2 << 20)
+    subprocess.run(["losetup", "--set-capacity", loop_device], check=True)
+    assert volume.size_bytes == 1 << 20
+    volume.extend(2 << 20)
+    volume.enlarge(2 << 20)
+    assert not any(volume_tail(volume, 1 << 20))
+    volume.close()
+    again = open_volume(loop_device, 1 << 20)  # the metadata may not know of it yet
+    assert again.size_bytes == 1 << 20
+    again.close()
+
+
+def volume_tail(volume: RawFile, start: int) -> bytes:
+    content = bytearray(volume.size_bytes - start)
+    volume.read_into(start, memoryview(content))
+    return bytes(content)
+
+
+def test_a_file_grows_in_two_steps_and_what_lay_behind_its_end_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "vda"
+    path.write_bytes(b"x" * 5000 + b"rubbish")
+    volume = open_volume(path, 5000)
+    assert volume.size_bytes == 5000
+    with pytest.raises(InternalError):
+        volume.apply([WriteOp(OpKind.DATA, 4999, 2, b"yy")])
+    with pytest.raises(InternalError):
+        volume.enlarge(1 << 20)
+    volume.extend(1 << 20)
+    assert path.stat().st_size == 1 << 20
+    assert volume.size_bytes == 5000
+    volume.enlarge(1 << 20)
+    assert volume.size_bytes == 1 << 20
+    assert volume_tail(volume, 4999) == b"x" + bytes((1 << 20) - 5000)
+    volume.apply([WriteOp(OpKind.DATA, (1 << 20) - 1, 1, b"z")])
+    with pytest.raises(InternalError):
+        volume.enlarge(5000)
+    volume.close()
+
+
+def test_a_file_for_which_there_is_no_room_stays_as_it_is(tmp_path: Path) -> None:
+    volume = open_volume(_made(tmp_path / "vda", 5000))
+    with pytest.raises(BackendError):
+        volume.extend(1 << 62)
+    assert volume.size_bytes == 5000
+    assert (tmp_path / "vda").stat().st_size == 5000
+    volume.close()
+
+
+def _made(path: Path, size: int) -> Path:
+    path.write_bytes(bytes(size))
+    return path
 
 
 def test_a_killed_process_leaves_all_that_it_applied(tmp_path: Path) -> None:

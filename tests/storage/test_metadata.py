@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from bitarray import bitarray
 from pairsync.core.dirty import PAGE_BLOCKS, PAGE_BYTES, DirtyMap
 from pairsync.core.messages import Condition, Generation
 from pairsync.core.superblock import Superblock
-from pairsync.core.units import MIB, TIB, block_count_of
+from pairsync.core.units import BLOCK_BYTES, MIB, TIB, block_count_of
 from pairsync.errors import BackendError, BusyError, ConfigError, InternalError, MetadataError
 from pairsync.storage import osfile
 from pairsync.storage.metadata import (
@@ -295,13 +296,58 @@ def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-@pytest.mark.parametrize("change_bytes", [-4096, -1, 1, 4096])
-def test_a_file_of_another_length_is_refused(tmp_path: Path, make_superblock: Any, change_bytes: int) -> None:
+@pytest.mark.parametrize("change_bytes", [-4096, -1])
+def test_a_file_that_was_cut_is_refused(tmp_path: Path, make_superblock: Any, change_bytes: int) -> None:
     path = tmp_path / "m"
     create_metadata(path, make_superblock(), segment_bytes=SEGMENT_BYTES)
     os.truncate(path, path.stat().st_size + change_bytes)
     with pytest.raises(MetadataError, match=r"damaged: has .* expected for volume vda"):
         open_metadata(path)
+
+
+def test_a_longer_file_is_what_a_growth_cut_short_leaves(tmp_path: Path, make_superblock: Any) -> None:
+    path = tmp_path / "m"
+    create_metadata(path, make_superblock(), segment_bytes=SEGMENT_BYTES)
+    os.truncate(path, path.stat().st_size + 4096)
+    opened = open_metadata(path)
+    assert opened.superblock == make_superblock()
+    assert list(opened.pages) == []
+    opened.store.close()
+
+
+def test_a_volume_grows_in_the_middle_of_everything(tmp_path: Path, make_superblock: Any) -> None:
+    path = tmp_path / "m"
+    block = make_superblock()
+    create_metadata(path, block, segment_bytes=SEGMENT_BYTES)
+    opened = open_metadata(path)
+    store = opened.store
+    blocks = block_count_of(block.size_bytes)
+    larger = block.size_bytes + 3 * PAGE_BLOCKS * BLOCK_BYTES
+    with pytest.raises(InternalError):
+        store.write_superblock(replace(block, size_bytes=larger))  # there is no room yet
+    store.append_intents(0, 1, [(0, 1)])
+    store.extend(larger)
+    assert path.stat().st_size == metadata_bytes(larger, SEGMENT_BYTES)
+    with pytest.raises(InternalError):
+        store.append_intents(0, 1, [(blocks, blocks + 1)])
+    store.write_superblock(replace(block, size_bytes=larger, clean=False))
+    store.append_intents(0, 1, [(blocks + 7, blocks + 9)])
+    last = (block_count_of(larger) - 1) // PAGE_BLOCKS
+    store.write_bitmap({last: b"\x01" + bytes(PAGE_BYTES - 1)})
+    with pytest.raises(InternalError):
+        store.write_superblock(block)
+    store.close()
+    again = open_metadata(path)
+    assert again.superblock.size_bytes == larger
+    assert [page.number for page in again.pages] == [last]
+    assert list(again.intents) == [(0, 1), (blocks + 7, blocks + 9)]
+    again.store.close()
+
+
+def test_a_file_that_cannot_be_enlarged_says_so(new_medium: Callable[[], SimMedium]) -> None:
+    store = _opened(new_medium()).store
+    with pytest.raises(BackendError, match="cannot be enlarged"):
+        store.extend(store.superblock.size_bytes + (1 << 40))
 
 
 def test_a_superblock_that_makes_no_sense_is_refused(new_medium: Callable[[], SimMedium]) -> None:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from pairsync.core.messages import Condition, Generation
 from pairsync.core.superblock import LINEAGE_GENERATIONS_MAX, Superblock
+from pairsync.core.units import VOLUME_BYTES_MAX
 from pairsync.errors import InternalError, MetadataError, MismatchError
 from pairsync.storage.superblock import (
     PAYLOAD_BYTES_MAX,
-    SIZE_BYTES_MAX,
     Layout,
     check_identity,
     decode_superblock,
@@ -30,7 +30,7 @@ SUPERBLOCKS = st.builds(
     pair_id=IDS,
     volume_id=IDS,
     name=st.text(max_size=60),
-    size_bytes=st.integers(1, SIZE_BYTES_MAX),
+    size_bytes=st.integers(1, VOLUME_BYTES_MAX),
     term=U64,
     condition=st.sampled_from(Condition),
     lineage=st.lists(GENERATIONS, max_size=LINEAGE_GENERATIONS_MAX).map(tuple),
@@ -69,7 +69,7 @@ def test_the_largest_fits(make_superblock: Any) -> None:
         {"name": "n" * 256},
         {"name": "\ud800"},
         {"size_bytes": 0},
-        {"size_bytes": SIZE_BYTES_MAX + 1},
+        {"size_bytes": VOLUME_BYTES_MAX + 1},
         {"term": -1},
         {"term": 1 << 64},
         {"lineage": (Generation(1, 1, 1),) * (LINEAGE_GENERATIONS_MAX + 1)},

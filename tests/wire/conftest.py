@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pairsync.core import messages
 from pairsync.core.messages import Message, OpKind, PointMark, Relay, Write, WriteOp
 from pairsync.core.questions import LEVEL_TOP
+from pairsync.core.units import VOLUME_BYTES_MAX
 from pairsync.wire.limits import (
     FRAME_PAYLOAD_BYTES_MAX,
     NUMBER_MAX,
@@ -24,6 +25,7 @@ from pairsync.wire.limits import (
 NUMBERS = st.one_of(st.integers(0, 5), st.integers(0, NUMBER_MAX))
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)
 SPECIAL = {
+    "size_bytes": st.integers(1, VOLUME_BYTES_MAX),
     "volume": st.integers(0, VOLUMES_MAX - 1),
     "errno": st.integers(0, 0xFFFF),
     "errnos": st.lists(st.integers(0, 0xFFFF), max_size=3).map(tuple),

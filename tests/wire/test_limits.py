@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import get_type_hints
 
 from pairsync.core.messages import Condition, Generation, Introduce, Marked, Role, VolumeState
+from pairsync.core.units import VOLUME_BYTES_MAX
 from pairsync.wire import limits
 from pairsync.wire.codec import encode
 from pairsync.wire.frames import make_frame, pack_record
@@ -31,7 +32,7 @@ def test_the_largest_introduction_fits_a_header() -> None:
     values: dict[str, object] = {
         "name": "n" * NAME_BYTES_MAX,
         "volume_id": bytes(16),
-        "size_bytes": NUMBER_MAX,
+        "size_bytes": VOLUME_BYTES_MAX,
         "condition": Condition.CONSISTENT,
         "lineage": (LARGEST,) * LINEAGE_GENERATIONS_MAX,
     }

@@ -28,6 +28,9 @@ __all__ = ["app", "run"]
 ASK_S = 10.0
 """How long a host may take to say how it is."""
 
+GROW_S = 60.0
+"""How long a growth may take, which waits for the peer's answer or for its loss."""
+
 app = App(
     name="pairsync",
     help="A disk that lives on two hosts at once.",
@@ -134,34 +137,67 @@ def host_status(
     """
     import json
 
+    from .show import guest_lines
+
+    name, answer = _ask_host(file, {"do": "status"}, ASK_S)
+    guest = answer["guest"]
+    if json_:
+        print(json.dumps(guest, indent=2))
+    else:
+        print("in sync" if guest["in_sync"] else "NOT in sync")
+        print(f"host {name}: {guest['role']}, {'peer connected' if guest['connected'] else 'peer away'}")
+        for line in guest_lines(guest):
+            print(line)
+    return 0 if guest["in_sync"] else 1
+
+
+@host.command(name="grow")
+def host_grow(
+    file: Path,
+    volume: Annotated[str, Parameter(help="The volume.")],
+    size: Annotated[str, Parameter(help="Its new size, such as 2G; larger than it is.")],
+    /,
+    *,
+    timeout: Annotated[float, Parameter(help="Seconds.")] = GROW_S,
+    json_: Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")] = False,
+) -> int:
+    """Make a volume of the active host of FILE (host.toml) larger while it is used, on both hosts.
+
+    A file is extended; of a block device the host uses more, after it was enlarged on both hosts. What is
+    added reads as zeroes. Clients that connect from now on see the new size. No volume is made smaller.
+    """
+    import json
+
+    from .show import grown_line
+    from .values import parse_size
+
+    request = {"do": "grow", "volume": volume, "size_bytes": parse_size(size)}
+    _, answer = _ask_host(file, request, timeout)
+    answer.pop("ok", None)
+    print(json.dumps(answer) if json_ else grown_line(answer))
+    return 0
+
+
+def _ask_host(file: Path, request: dict[str, Any], seconds: float) -> tuple[str, dict[str, Any]]:
+    """The name of that running host, and its answer."""
     import trio
 
     from pairsync.errors import ConfigError, PeerLost
     from pairsync.node.control import ask
     from pairsync.node.hostfile import read_host_file
 
-    from .show import guest_lines
-
     what = read_host_file(file)
 
     async def main() -> dict[str, Any]:
         try:
-            with trio.fail_after(ASK_S):
-                return await ask(what.control, {"do": "status"})
+            with trio.fail_after(seconds):
+                return await ask(what.control, request)
         except PeerLost as error:
             raise ConfigError(f"host {what.name} is not running") from error
         except trio.TooSlowError as error:
-            raise ConfigError(f"host {what.name} did not answer within {ASK_S:g} s") from error
+            raise ConfigError(f"host {what.name} did not answer within {seconds:g} s") from error
 
-    guest = trio.run(main)["guest"]
-    if json_:
-        print(json.dumps(guest, indent=2))
-    else:
-        print("in sync" if guest["in_sync"] else "NOT in sync")
-        print(f"host {what.name}: {guest['role']}, {'peer connected' if guest['connected'] else 'peer away'}")
-        for line in guest_lines(guest):
-            print(line)
-    return 0 if guest["in_sync"] else 1
+    return what.name, trio.run(main)
 
 
 @app.command

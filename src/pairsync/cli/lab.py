@@ -17,8 +17,8 @@ from pairsync.errors import ConfigError
 
 from .overlay import overlay
 from .point import lab_point
-from .show import guest_lines
-from .values import parse_volumes, show_bytes
+from .show import grown_line, guest_lines
+from .values import parse_size, parse_volumes, show_bytes
 
 __all__ = ["lab"]
 
@@ -319,6 +319,30 @@ def _scrub_progress(name: str, *, quiet: bool) -> Callable[[Mapping[str, Any]], 
                 show(int(1000 * each["scrub_fraction"]), 1000)
 
     return look
+
+
+@lab.command
+def grow(
+    directory: Path,
+    volume: Annotated[str, Parameter(help="The volume.")],
+    size: Annotated[str, Parameter(help="Its new size, such as 2G; larger than it is.")],
+    /,
+    *,
+    timeout: Annotated[float, Parameter(help="Seconds.")] = 60.0,
+    json_: _Json = False,
+) -> int:
+    """Make a volume larger while it is used; returns when the new size is served.
+
+    On both hosts, if the standby is there; else it follows when it is back. What is added reads as zeroes.
+    NBD clients that connect from now on see the new size; those that are connected keep the one that they
+    were told, for NBD cannot tell them another. No volume is made smaller.
+    """
+    answer = _ask(
+        directory, {"do": "grow", "volume": volume, "size_bytes": parse_size(size)}, seconds=timeout
+    )
+    answer.pop("ok", None)
+    print(json.dumps(answer) if json_ else grown_line(answer))
+    return 0
 
 
 @lab.command

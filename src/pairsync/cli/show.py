@@ -7,7 +7,13 @@ from typing import Any
 
 from .values import show_bytes
 
-__all__ = ["guest_lines"]
+__all__ = ["grown_line", "guest_lines"]
+
+
+def grown_line(answer: Mapping[str, Any]) -> str:
+    """What became of a volume that was to grow."""
+    before, after = show_bytes(answer["before_bytes"]), show_bytes(answer["size_bytes"])
+    return f"{answer['volume']}: {after}" + (f", {before} before" if before != after else "")
 
 
 def guest_lines(guest: Mapping[str, Any]) -> Iterator[str]:

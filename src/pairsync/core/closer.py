@@ -5,6 +5,9 @@
     cut ──▶ drained (all its writes applied here) ──▶ flushed here ∥ at the peer ──▶ pages durable, released
                                               └── without a peer: flushed here, and in the bitmap as lacking
 
+A generation is cut when the window asks for it, by a flush that finds nothing in flight, by a resync that has
+sent its last block, and after a time.
+
 One save of bitmap pages is under way at a time, whoever asked for it.  See `core.tracker` for why this order
 makes a crash safe at every point.
 """

@@ -110,6 +110,13 @@ class Copier:
         else:
             self._base()
 
+    def grow(self, size_bytes: int) -> None:
+        """The volume has that size now, and so has its tracker; a proof covers what was added too."""
+        self._size_bytes = size_bytes
+        self._resync.grow()
+        if self._stage is _Stage.PROVING:
+            self._prover.start()
+
     def mapped(self, token: object, runs: Sequence[tuple[int, int]]) -> None:
         """What is allocated has been found out."""
         if self._stage is _Stage.MAPPING and token is self._token:
@@ -152,6 +159,13 @@ class Copier:
         self._waiting_since_ns = now_ns
         self._stage = _Stage.BEGINNING
         self._out.append(Emit(ResyncEvent(self._standing.name, plan.mode.name.lower(), plan.rule, dirty)))
+
+    def marked(self, extents: Sequence[tuple[int, int]]) -> None:
+        """The peer's own dirty blocks: the union is copied."""
+        for start, stop in extents:
+            if not 0 <= start < stop <= self._tracker.block_count:
+                raise ProtocolError(f"the peer marks blocks {start}..{stop} of {self._tracker.block_count}")
+        self._tracker.want(extents)
 
     def begun(self, now_ns: int) -> None:
         """The peer is ready to be written to."""

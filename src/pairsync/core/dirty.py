@@ -11,7 +11,7 @@ Two shapes for two jobs:
   every scattered block; a set of integers costs 60 bytes.  Wide extents (a discard of a terabyte) go to
   a `DirtyMap` at its side, where they fill whole pages.
 
-A `DirtyView` shows several of either as one set without a copy of them.
+``core.dirtyview`` shows several of either as one set without a copy of them.
 
 Both shapes count what was *newly* marked, because that is what costs: an intent for a block that is marked
 already is not written again.  Ranges outside the volume are the caller's mistake and raise `InternalError`.
@@ -27,7 +27,16 @@ from pairsync.errors import InternalError
 
 from .units import Extent
 
-__all__ = ["PAGE_BLOCKS", "PAGE_BYTES", "DirtyMap", "DirtyView", "IntentSet", "load_pages"]
+__all__ = [
+    "PAGE_BLOCKS",
+    "PAGE_BYTES",
+    "PAGE_MASK",
+    "PAGE_SHIFT",
+    "DirtyMap",
+    "IntentSet",
+    "describe_runs",
+    "load_pages",
+]
 
 PAGE_BYTES = 4096
 """Bytes of one bitmap page, in memory and on disk: one sector group that a disk writes at once."""
@@ -35,8 +44,8 @@ PAGE_BYTES = 4096
 PAGE_BLOCKS = PAGE_BYTES * 8
 """Blocks a page covers: 128 MiB of volume."""
 
-_PAGE_SHIFT = PAGE_BLOCKS.bit_length() - 1
-_PAGE_MASK = PAGE_BLOCKS - 1
+PAGE_SHIFT = PAGE_BLOCKS.bit_length() - 1
+PAGE_MASK = PAGE_BLOCKS - 1
 
 _FULL = frozenbitarray([1] * PAGE_BLOCKS, endian="little")
 """The page of all maps that has every bit; changing one bit of it raises, see `DirtyMap._own`."""
@@ -75,14 +84,21 @@ class DirtyMap:
         if not 0 <= start <= stop <= self.block_count:
             raise InternalError(f"blocks {start}..{stop} of a volume of {self.block_count}")
 
+    def grow(self, block_count: int) -> None:
+        """The volume has that many blocks now; those that were added are not marked."""
+        if block_count < self.block_count:
+            raise InternalError(f"a volume of {self.block_count} blocks cannot shrink to {block_count}")
+        self._present.extend(bitarray([0]) * (-(-block_count // PAGE_BLOCKS) - len(self._present)))
+        self.block_count = block_count
+
     def mark(self, start: int, stop: int) -> int:
         """Mark ``start <= block < stop``; how many of them were not marked before."""
         self._check(start, stop)
         added = 0
         while start < stop:
-            number = start >> _PAGE_SHIFT
-            low = start & _PAGE_MASK
-            high = min(stop - (number << _PAGE_SHIFT), PAGE_BLOCKS)
+            number = start >> PAGE_SHIFT
+            low = start & PAGE_MASK
+            high = min(stop - (number << PAGE_SHIFT), PAGE_BLOCKS)
             page = self._pages.get(number)
             if page is None:
                 page = self._pages[number] = bitarray(PAGE_BLOCKS, endian="little")
@@ -99,7 +115,7 @@ class DirtyMap:
             else:
                 added += page.count(0, low, high)
                 page[low:high] = 1
-            start = (number << _PAGE_SHIFT) + high
+            start = (number << PAGE_SHIFT) + high
         self.count += added
         return added
 
@@ -108,11 +124,11 @@ class DirtyMap:
         self._check(start, stop)
         removed = 0
         while start < stop:
-            number = start >> _PAGE_SHIFT
-            high = min(stop - (number << _PAGE_SHIFT), PAGE_BLOCKS)
+            number = start >> PAGE_SHIFT
+            high = min(stop - (number << PAGE_SHIFT), PAGE_BLOCKS)
             page = self._pages.get(number)
             if page is not None:
-                low = start & _PAGE_MASK
+                low = start & PAGE_MASK
                 here = page.count(1, low, high)
                 if here:
                     removed += here
@@ -122,7 +138,7 @@ class DirtyMap:
                     if high - low == PAGE_BLOCKS or not page.any():
                         del self._pages[number]
                         self._present[number] = 0
-            start = (number << _PAGE_SHIFT) + high
+            start = (number << PAGE_SHIFT) + high
         self.count -= removed
         return removed
 
@@ -134,8 +150,8 @@ class DirtyMap:
         return page
 
     def __contains__(self, block: int) -> bool:
-        page = self._pages.get(block >> _PAGE_SHIFT)
-        return page is not None and bool(page[block & _PAGE_MASK])
+        page = self._pages.get(block >> PAGE_SHIFT)
+        return page is not None and bool(page[block & PAGE_MASK])
 
     def intersects(self, start: int, stop: int) -> bool:
         """Whether any block of the range is marked."""
@@ -194,8 +210,8 @@ class DirtyMap:
     def _find_marked(self, start: int, stop: int, beside: DirtyMap | None = None) -> int | None:
         if start >= stop:
             return None
-        end = ((stop - 1) >> _PAGE_SHIFT) + 1
-        number = self._present.find(1, start >> _PAGE_SHIFT, end)
+        end = ((stop - 1) >> PAGE_SHIFT) + 1
+        number = self._present.find(1, start >> PAGE_SHIFT, end)
         while number >= 0:
             found = self._find_in_page(number, start, stop, beside)
             if found is not None:
@@ -204,7 +220,7 @@ class DirtyMap:
         return None
 
     def _find_in_page(self, number: int, start: int, stop: int, beside: DirtyMap | None) -> int | None:
-        base = number << _PAGE_SHIFT
+        base = number << PAGE_SHIFT
         page = self._pages[number]
         if beside is not None and number in beside._pages:
             page = page & ~beside._pages[number]
@@ -213,11 +229,11 @@ class DirtyMap:
 
     def _find_clear(self, start: int, stop: int) -> int:
         while start < stop:
-            number = start >> _PAGE_SHIFT
+            number = start >> PAGE_SHIFT
             page = self._pages.get(number)
             if page is None:
                 return start
-            base = number << _PAGE_SHIFT
+            base = number << PAGE_SHIFT
             high = min(stop - base, PAGE_BLOCKS)
             index = page.find(0, start - base, high)
             if index >= 0:
@@ -248,7 +264,7 @@ class DirtyMap:
             raise InternalError(f"a bitmap page of {len(content)} bytes")
         bits = bitarray(endian="little")
         bits.frombytes(content)
-        limit = self.block_count - (number << _PAGE_SHIFT)
+        limit = self.block_count - (number << PAGE_SHIFT)
         if limit < PAGE_BLOCKS and bits.find(1, max(limit, 0)) >= 0:
             raise InternalError(f"bitmap page {number} marks blocks beyond the volume")
         if not bits.any():
@@ -261,7 +277,7 @@ class DirtyMap:
 
     def describe(self) -> str:
         """Terse form for logs and transcripts."""
-        return _describe(self.count, self.runs())
+        return describe_runs(self.count, self.runs())
 
 
 class IntentSet:
@@ -273,6 +289,11 @@ class IntentSet:
         self.block_count = block_count
         self._few: set[int] = set()  # blocks marked by narrow extents; disjoint from `_wide`
         self._wide = DirtyMap(block_count)  # extents of more than INTENT_WIDE_BLOCKS
+
+    def grow(self, block_count: int) -> None:
+        """As `DirtyMap.grow`."""
+        self._wide.grow(block_count)
+        self.block_count = block_count
 
     def __bool__(self) -> bool:
         return bool(self._few) or bool(self._wide)
@@ -314,117 +335,11 @@ class IntentSet:
 
     def page_numbers(self) -> set[int]:
         """Numbers of the bitmap pages that cover any marked block."""
-        return {block >> _PAGE_SHIFT for block in self._few} | set(self._wide.page_numbers())
+        return {block >> PAGE_SHIFT for block in self._few} | set(self._wide.page_numbers())
 
 
-class DirtyView:
-    """The union of maps and intent sets of one volume.
-
-    Nothing is copied but the page at hand, so it costs what is looked at.  It shows what they hold at the
-    time of the question; while `runs` is being walked none of them may change.
-    """
-
-    __slots__ = ("_intents", "_maps", "block_count")
-
-    def __init__(self, block_count: int, maps: Iterable[DirtyMap], intents: Iterable[IntentSet]) -> None:
-        self.block_count = block_count
-        self._intents = [each for each in intents if each]
-        every = (*maps, *(each._wide for each in self._intents))
-        self._maps = sorted((each for each in every if each), key=lambda each: -each.count)
-
-    def __bool__(self) -> bool:
-        return bool(self._maps or self._intents)
-
-    def __contains__(self, block: int) -> bool:
-        return any(block in each for each in self._maps) or any(block in each for each in self._intents)
-
-    @property
-    def count(self) -> int:
-        """How many blocks are marked; of the largest map only what others share with it is looked at."""
-        maps = self._maps
-        few: set[int] = set().union(*(each._few for each in self._intents))
-        total = sum(1 for block in few if not any(block in each for each in maps))
-        if maps:
-            total += maps[0].count
-        for number in set[int]().union(*(each._pages for each in maps[1:])):
-            there = maps[0]._pages.get(number)
-            total += self._page(number, {}).count() - (0 if there is None else there.count())
-        return total
-
-    def runs(self, start: int = 0, stop: int | None = None) -> Iterator[Extent]:
-        """As `DirtyMap.runs`."""
-        stop = self.block_count if stop is None else min(stop, self.block_count)
-        few = self._few_by_page()
-        first = last = start  # of a run that may go on in the next page
-        for number in range(start >> _PAGE_SHIFT, ((stop - 1) >> _PAGE_SHIFT) + 1):
-            if not self._has(number, few):
-                continue
-            base = number << _PAGE_SHIFT
-            for low, high in _runs_in(self._page(number, few), max(start - base, 0), stop - base):
-                if base + low > last:
-                    if first < last:
-                        yield Extent(first, last)
-                    first = base + low
-                last = base + high
-        if first < last:
-            yield Extent(first, last)
-
-    def page_numbers(self) -> Iterable[int]:
-        """As `DirtyMap.page_numbers`."""
-        intents = (each.page_numbers() for each in self._intents)
-        return set[int]().union(*intents, *(each._pages for each in self._maps))
-
-    def page_bytes(self, number: int) -> bytes:
-        """As `DirtyMap.page_bytes`."""
-        first = number << _PAGE_SHIFT
-        last = first + _PAGE_MASK
-        here = {block & _PAGE_MASK for each in self._intents for block in each._few if first <= block <= last}
-        few = {number: here} if here else {}
-        return self._page(number, few).tobytes() if self._has(number, few) else bytes(PAGE_BYTES)
-
-    def describe(self) -> str:
-        """As `DirtyMap.describe`."""
-        return _describe(self.count, self.runs())
-
-    def _few_by_page(self) -> dict[int, set[int]]:
-        """The single blocks of the intent sets, as places within their pages."""
-        found: dict[int, set[int]] = {}
-        for each in self._intents:
-            for block in each._few:
-                found.setdefault(block >> _PAGE_SHIFT, set()).add(block & _PAGE_MASK)
-        return found
-
-    def _has(self, number: int, few: Mapping[int, set[int]]) -> bool:
-        return number in few or any(number in each._pages for each in self._maps)
-
-    def _page(self, number: int, few: Mapping[int, set[int]]) -> bitarray:
-        """A page that holds something; not to be changed: it may be one of a map's own."""
-        pages = [each._pages[number] for each in self._maps if number in each._pages]
-        blocks = few.get(number, ())
-        if len(pages) == 1 and not blocks:
-            return pages[0]
-        union = bitarray(PAGE_BLOCKS, endian="little")
-        for page in pages:
-            union |= page
-        for block in blocks:
-            union[block] = 1
-        return union
-
-
-def _runs_in(page: bitarray, start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Runs of set bits of a page within the range; ``stop`` may lie behind the page."""
-    stop = min(stop, PAGE_BLOCKS)
-    low = page.find(1, start, stop)
-    while low >= 0:
-        high = page.find(0, low, stop)
-        if high < 0:
-            yield low, stop
-            return
-        yield low, high
-        low = page.find(1, high, stop)
-
-
-def _describe(count: int, runs: Iterator[Extent]) -> str:
+def describe_runs(count: int, runs: Iterator[Extent]) -> str:
+    """How many blocks, and the first runs of them."""
     shown = [run.describe() for run, _ in zip(runs, range(8), strict=False)]
     return f"{count}[{' '.join(shown)}]"
 

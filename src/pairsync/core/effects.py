@@ -4,9 +4,11 @@ Every effect with a ``token`` is answered, once, through the method named beside
 after the session or the generation it belonged to has ended: the machines keep the token and drop answers
 they no longer wait for.  Order that the shell must keep, a volume:
 
-* `Apply`, `Read`, `Examine` and the moment of a `MakePoint` come strictly one after the other, in the order
-  of the bundle; a `DropPoints` concerns no point that is made behind it;
+* `Apply`, `Read`, `Examine`, `Extend` and the moment of a `MakePoint` come strictly one after the other, in
+  the order of the bundle; a `DropPoints` concerns no point that is made behind it;
 * `Journal`, `SavePages` and `Persist` likewise, in a queue of their own;
+* a `Persist` with a larger size than the last one is reported once the open files have that size, which they
+  get between two applies;
 * `Flush` covers every `Apply` that was *answered* before it was issued, and may run beside later ones;
 * `Send` keeps the order of messages of the whole session.
 """
@@ -31,6 +33,7 @@ __all__ = [
     "Effect",
     "Emit",
     "Examine",
+    "Extend",
     "Flush",
     "Journal",
     "MakePoint",
@@ -84,6 +87,17 @@ class Examine(NamedTuple):
     first: int
     stop: int
     read: bool
+
+
+class Extend(NamedTuple):
+    """Make room, durably, for a volume of that size that reads as zero behind its present end: `extended`.
+
+    Nothing that counts has changed before a `Persist` with that size.
+    """
+
+    volume: int
+    token: object
+    size_bytes: int
 
 
 class Flush(NamedTuple):
@@ -188,6 +202,7 @@ Effect: TypeAlias = (
     | Apply
     | Read
     | Examine
+    | Extend
     | Flush
     | SavePages
     | Persist

@@ -14,6 +14,8 @@ __all__ = [
     "DifferenceEvent",
     "Event",
     "GrantEvent",
+    "GrowFailedEvent",
+    "GrownEvent",
     "InSyncEvent",
     "NoWayBackEvent",
     "OverlayDroppedEvent",
@@ -60,6 +62,36 @@ class PathEvent:
     def describe(self) -> str:
         """One sentence."""
         return f"path {self.path} is {'up' if self.up else 'down'}{f': {self.reason}' if self.reason else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class GrownEvent:
+    """``volume`` has ``size_bytes`` now, ``before_bytes`` until then."""
+
+    kind: ClassVar[str] = "grown"
+    volume: str
+    size_bytes: int
+    before_bytes: int
+
+    def describe(self) -> str:
+        """One sentence."""
+        return f"{self.volume}: has grown from {self.before_bytes} to {self.size_bytes} bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class GrowFailedEvent:
+    """``volume`` was to have ``size_bytes`` and cannot: no room ``here``, or at the ``peer``."""
+
+    kind: ClassVar[str] = "grow-failed"
+    volume: str
+    size_bytes: int
+    where: str
+    reason: str
+
+    def describe(self) -> str:
+        """One sentence."""
+        where = "on the peer" if self.where == "peer" else "here"
+        return f"{self.volume}: cannot grow to {self.size_bytes} bytes {where}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +347,8 @@ Event: TypeAlias = (
     | PathEvent
     | ResyncEvent
     | ProgressEvent
+    | GrownEvent
+    | GrowFailedEvent
     | InSyncEvent
     | AloneEvent
     | BehindEvent

@@ -15,7 +15,7 @@ from .dirty import DirtyMap
 from .effects import Effect, Send
 from .messages import Fetch, Unfetched, Write, WriteOp
 from .standing import Standing
-from .units import BLOCK_BYTES, Extent
+from .units import BLOCK_BYTES, Extent, block_count_of
 
 __all__ = ["FETCHES_MAX", "FETCH_BLOCKS_MAX", "Fetched", "Fetcher"]
 
@@ -42,9 +42,8 @@ class _Request:
 class Fetcher:
     """Requests of one volume; see the module."""
 
-    def __init__(self, index: int, block_count: int, standing: Standing, out: list[Effect]) -> None:
+    def __init__(self, index: int, standing: Standing, out: list[Effect]) -> None:
         self._index = index
-        self._block_count = block_count
         self._standing = standing
         self._out = out
         self._next_number = 1  # never repeats, in later sessions neither
@@ -66,7 +65,8 @@ class Fetcher:
             raise InternalError(f"too much to fetch: {len(extents)} extents, {len(self._asked)} requests")
         number = self._next_number
         self._next_number += 1
-        self._asked[number] = _Request(extents, self._block_count, now_ns, then)
+        block_count = block_count_of(self._standing.superblock.size_bytes)
+        self._asked[number] = _Request(extents, block_count, now_ns, then)
         term = self._standing.superblock.term
         runs = tuple((start, stop) for start, stop in extents)
         self._out.append(Send([Fetch(term, self._index, number, runs)]))
@@ -77,7 +77,9 @@ class Fetcher:
             for op in ops:
                 if op.length > 0:
                     start = op.offset // BLOCK_BYTES
-                    request.written.mark(start, (op.offset + op.length - 1) // BLOCK_BYTES + 1)
+                    stop = (op.offset + op.length - 1) // BLOCK_BYTES + 1
+                    request.written.grow(max(stop, request.written.block_count))  # the volume may have grown
+                    request.written.mark(start, stop)
 
     def answered(self, message: Write | Unfetched) -> None:
         """The peer's answer; one that is refused leaves the request to `lost`."""

@@ -12,9 +12,15 @@ once it holds everything the list stands for.  So of two replicas of one volume:
 A label never makes a replica clean.  The relation decides the *direction*; how much is copied is decided by
 the dirty map, and only if that map reaches back far enough (``map_base``), otherwise everything is copied.
 
-`compare` and `plan` are pure and total: they return what is so and the name of the rule that said it; they
-never change anything (the place where today's systems lose data: see ``tests/core/test_lineage.py`` for all
-pairs of histories up to length four).
+**Size.**  The size of a volume is the largest that either host has recorded (``core.growth``): who has the
+smaller one grows before anything else.  The active host's size is always believed.  The standby's is believed
+where it is a copy of this volume, or is becoming one: then it has recorded what it was told to, and the
+active host was cut off before it could do the same.  A larger replica without any past may be a mistake, and
+is refused.
+
+`compare` and `plan_volume` are pure and total: they return what is so and the name of the rule that said it;
+they never change anything (the place where today's systems lose data: see ``tests/core/test_lineage.py`` for
+all pairs of histories up to length four).
 """
 
 from __future__ import annotations
@@ -90,6 +96,8 @@ class Verdict(enum.Enum):
     """Whether a session may go on."""
 
     PROCEED = "proceed"
+    GROW = "grow"
+    """Not yet: whoever has a smaller volume than the other grows first."""
     REFUSE = "refuse"
 
 
@@ -101,6 +109,8 @@ class Decision:
     rule: str
     evidence: str
     plans: tuple[VolumePlan, ...] = ()
+    sizes: tuple[int, ...] = ()
+    """With `Verdict.GROW`: what each volume has to have on both hosts, bytes."""
 
 
 def _refuse(rule: str, evidence: str) -> Decision:
@@ -120,11 +130,27 @@ def plan_volume(active: VolumeState, standby: VolumeState) -> Decision:
     name = active.name
     if active.volume_id != standby.volume_id or active.name != standby.name:
         return _refuse("another-volume", f"volume {name!r} is not the same volume on both hosts")
-    if active.size_bytes != standby.size_bytes:
-        return _refuse(
-            "size-differs",
-            f"volume {name!r} has {active.size_bytes} bytes here and {standby.size_bytes} bytes there",
-        )
+    decision = _plan_content(active, standby)
+    if active.size_bytes == standby.size_bytes or decision.verdict is Verdict.REFUSE:
+        return decision
+    return _plan_size(active, standby)
+
+
+def _plan_size(active: VolumeState, standby: VolumeState) -> Decision:
+    """The two are copies of one volume, or the standby's is worthless, and their sizes are not the same."""
+    sizes = f"{active.size_bytes} bytes on the active host, {standby.size_bytes} on the standby"
+    if active.size_bytes > standby.size_bytes:
+        rule, larger = "standby-smaller", active.size_bytes
+    elif standby.lineage or standby.sync_target in active.lineage:
+        rule, larger = "active-smaller", standby.size_bytes
+    else:
+        return _refuse("size-differs", f"volume {active.name!r} has {sizes}, which has no past of its own")
+    return Decision(Verdict.GROW, rule, f"it has {sizes}", sizes=(larger,))
+
+
+def _plan_content(active: VolumeState, standby: VolumeState) -> Decision:
+    """As if the two had the same size."""
+    name = active.name
     if active.condition is not Condition.CONSISTENT or not active.lineage:
         return _refuse(
             "active-not-consistent",
@@ -211,11 +237,17 @@ def plan_session(local: Introduce, peer: Introduce) -> Decision:
     plans: list[VolumePlan] = []
     rules: list[str] = []
     evidence: list[str] = []
+    grows = False
     for mine, theirs in zip(active.volumes, standby.volumes, strict=True):
         decision = plan_volume(mine, theirs)
         if decision.verdict is Verdict.REFUSE:
             return decision
+        grows = grows or decision.verdict is Verdict.GROW
         plans.extend(decision.plans)
         rules.append(decision.rule)
         evidence.append(f"{mine.name}: {decision.evidence}")
+    if grows:
+        pairs = zip(active.volumes, standby.volumes, strict=True)
+        sizes = tuple(max(mine.size_bytes, theirs.size_bytes) for mine, theirs in pairs)
+        return Decision(Verdict.GROW, ",".join(rules), "; ".join(evidence), sizes=sizes)
     return Decision(Verdict.PROCEED, ",".join(rules), "; ".join(evidence), tuple(plans))

@@ -16,6 +16,7 @@ never overtakes the writes before it.  The order of a session::
     active    Remember                       now is a moment to remember (once in sync; `core.points`)
     standby   Remembered
     active    KeepOnly*                      drop all other points
+    active    Grow (standby: Grown)          the volume is to have that size (recorded, or no room)
     active    Adopt                          nothing is missing any more: take over this lineage
     standby   Adopted                        durable: from now on the standby is in sync
     either    Failed | Leave                 a volume of mine is in trouble | I refuse to go on
@@ -53,6 +54,8 @@ __all__ = [
     "Failed",
     "Fetch",
     "Generation",
+    "Grow",
+    "Grown",
     "Introduce",
     "KeepOnly",
     "Leave",
@@ -312,6 +315,24 @@ class Unfetched:
 
 
 @dataclass(frozen=True, slots=True)
+class Grow:
+    """``volume`` is to have ``size_bytes``, more than it has; what is added reads as zero."""
+
+    term: int
+    volume: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """That size is recorded durably; or there is no room for it: ``errno``, and nothing has changed."""
+
+    volume: int
+    size_bytes: int
+    errno: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Adopt:
     """The standby's ``volume`` is complete and durable: it takes over this lineage."""
 
@@ -415,6 +436,8 @@ Message: TypeAlias = (
     | Remember
     | Remembered
     | KeepOnly
+    | Grow
+    | Grown
     | Adopt
     | Adopted
     | Failed

@@ -151,6 +151,11 @@ class ResyncSource:
         self._sampled_ns = 0
         self._sampled_blocks = 0
 
+    def grow(self) -> None:
+        """``todo`` has grown."""
+        self._claimed.grow(self._todo.block_count)
+        self._overwritten.grow(self._todo.block_count)
+
     @property
     def reading(self) -> bool:
         """Whether reads are under way."""

@@ -196,10 +196,18 @@ class Scrubber:
 
     def peer_lost(self) -> None:
         """The session is over; the scrub goes on with the next one, where it was."""
+        self._go_on()
+        self._fetcher.lost(errno.ENOTCONN)
+
+    def _go_on(self) -> None:
         if self.report is not None and not self.report.complete:
             self._restart(self.report.bytes // (FAN_OUT * BLOCK_BYTES))
 
-        self._fetcher.lost(errno.ENOTCONN)
+    def grow(self, size_bytes: int) -> None:
+        """The volume has that size now, and so has its tracker; a scrub covers what was added too."""
+        if self.report is not None and not self.report.complete:
+            self.report.total_bytes = size_bytes
+        self._go_on()
 
     @property
     def waiting_since_ns(self) -> int | None:

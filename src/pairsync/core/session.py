@@ -29,7 +29,7 @@ from pairsync.errors import ArbitrationError, ProtocolError
 from .effects import DropSession, Effect, Emit, Send
 from .events import PeerEvent, RefusedEvent
 from .intake import Intake
-from .lineage import NO_OWNER, Verdict, plan_session
+from .lineage import NO_OWNER, Decision, Verdict, plan_session
 from .messages import (
     Adopt,
     Adopted,
@@ -41,6 +41,8 @@ from .messages import (
     Condition,
     Failed,
     Fetch,
+    Grow,
+    Grown,
     Introduce,
     KeepOnly,
     Leave,
@@ -54,15 +56,14 @@ from .messages import (
     Unfetched,
     VolumePlan,
     Write,
-    WriteOp,
 )
 from .permit import Permit
-from .questions import Examined
+from .reports import Reports
 from .setup import VolumeSetup, make_source, make_target, state_of
 from .source import VolumeSource
 from .standing import Phase
 from .target import VolumeTarget
-from .units import NS_PER_S, Extent
+from .units import NS_PER_S
 from .window import Window
 
 __all__ = ["Session", "SessionPhase"]
@@ -84,7 +85,7 @@ class SessionPhase(enum.Enum):
     LEAVING = "leaving"
 
 
-class Session:
+class Session(Reports):
     """One guest on one host; pure.  Effects are taken with `take` after every call."""
 
     def __init__(
@@ -157,9 +158,13 @@ class Session:
                 return
         for target in self.targets:
             target.retry()
-        if any(not source.serving for source in self.sources) or any(not t.settled for t in self.targets):
+        if any(not source.serving or source.growth.catching_up for source in self.sources):
             return  # `persisted` and `saved` come back here
+        if any(not target.settled for target in self.targets):
+            return  # likewise
         self._become(SessionPhase.GREETING, now_ns)
+        for source in self.sources:
+            source.growth.introduced = True
         self._out.append(Send([self.introduction()]))
         if self._peer is not None:
             self._agree(self._peer, now_ns)
@@ -231,15 +236,38 @@ class Session:
         if decision.verdict is Verdict.REFUSE:
             self._refuse(decision.rule, decision.evidence, now_ns)
             return
+        if decision.verdict is Verdict.GROW:
+            self._catch_up(decision, now_ns)
+            return
         self._become(SessionPhase.RUNNING, now_ns)
         self._ran = True
         self.refusal = None
         self._plans = decision.plans
         self._out.append(Emit(PeerEvent(connected=True, reason=decision.evidence)))
         for source, plan, theirs in zip(self.sources, decision.plans, peer.volumes, strict=False):
+            source.growth.introduced = False
             source.copier.proves = source.scrubber.possible = source.options.digests and theirs.proves
             source.begin(plan, blank=theirs.condition is Condition.BLANK, now_ns=now_ns)
             source.points.begin_session(theirs.points, peer_keeps=source.scrubber.possible)
+
+    def _catch_up(self, decision: Decision, now_ns: int) -> None:
+        """The volumes have not the same size: who has a smaller one ends the session and grows first.
+
+        The other one waits for that.  Where there is no room it is tried again, ever more seldom.
+        """
+        mine = self.introduction().volumes
+        behind = [index for index, each in enumerate(mine) if each.size_bytes < decision.sizes[index]]
+        if not behind:
+            return
+        self.refusal = f"{decision.rule}: {decision.evidence}"
+        self._out.append(DropSession(f"this host grows first: {decision.evidence}", refused=False))
+        self._leave(now_ns)
+        for index in behind:
+            if self.sources:
+                self.sources[index].growth.catch_up(decision.sizes[index])
+                self.sources[index].advance(now_ns)
+            else:
+                self.targets[index].growth.catch_up(decision.sizes[index])
 
     def _refuse(self, rule: str, evidence: str, now_ns: int, *, tell: bool = True) -> None:
         """End the session, and wait before the next one."""
@@ -272,7 +300,7 @@ class Session:
         elif isinstance(message, BarrierDone):
             self._source(message.volume).peer_flushed(message.barrier, now_ns)
         elif isinstance(message, Marked):
-            self._source(message.volume).marked(message.extents)
+            self._source(message.volume).copier.marked(message.extents)
         elif isinstance(message, Begun):
             self._source(message.volume).begun(now_ns)
         elif isinstance(message, Proof):
@@ -286,6 +314,10 @@ class Session:
         elif isinstance(message, Remembered):
             source = self._source(message.volume)
             source.points.peer_made(message)
+            source.advance(now_ns)
+        elif isinstance(message, Grown):
+            source = self._source(message.volume)
+            source.growth.answered(message)
             source.advance(now_ns)
         elif isinstance(message, Adopted):
             self._source(message.volume).adopted(message, now_ns)
@@ -306,6 +338,8 @@ class Session:
             self._target(message.volume).fetch(message)
         elif isinstance(message, (Remember, KeepOnly)):
             self._target(message.volume).point(message)
+        elif isinstance(message, Grow):
+            self._target(message.volume).grow(message)
         elif isinstance(message, Adopt):
             self._target(message.volume).adopt(message)
         else:
@@ -321,7 +355,7 @@ class Session:
             raise ProtocolError(f"volume {volume} of {len(self.targets)}")
         return self.targets[volume]
 
-    # ------------------------------------------------------------------ reports of the shell
+    # ------------------------------------------------------------------ from outside
 
     def permitted(self, now_ns: int, *, alone: bool) -> None:
         """The grant register: may this host acknowledge without its peer (see `core.permit`)?"""
@@ -345,85 +379,6 @@ class Session:
         for source in self.sources:
             source.points.tick(now_ns)
             source.tick(now_ns)
-
-    def journaled(self, volume: int, token: object, error: int, now_ns: int) -> None:
-        """Answer to `Journal`; ``error`` is an errno or 0."""
-        self.sources[volume].journaled(token, error, now_ns)
-
-    def applied(self, volume: int, token: object, errnos: Sequence[int] | None, now_ns: int) -> None:
-        """Answer to `Apply`."""
-        if self.sources:
-            self.sources[volume].applied(token, errnos, now_ns)
-        else:
-            self.targets[volume].applied(token, errnos)
-
-    def examined(self, volume: int, token: object, answer: Examined | int, now_ns: int) -> None:
-        """Answer to `Examine`; an errno where the digests cannot be had."""
-        if self.targets:
-            self.targets[volume].examined(token, answer)
-        else:
-            self.sources[volume].copier.examined(token, answer)
-            self.sources[volume].advance(now_ns)
-
-    def flushed(self, volume: int, token: object, error: int, now_ns: int) -> None:
-        """Answer to `Flush`."""
-        if self.sources:
-            self.sources[volume].flushed(token, error, now_ns)
-        else:
-            self.targets[volume].flushed(token, error)
-
-    def saved(self, volume: int, token: object, error: int, now_ns: int) -> None:
-        """Answer to `SavePages`."""
-        if self.sources:
-            self.sources[volume].saved(token, error, now_ns)
-            self._greet(now_ns)
-        else:
-            self.targets[volume].saved(error)
-
-    def persisted(self, volume: int, token: object, error: int, now_ns: int) -> None:
-        """Answer to `Persist`."""
-        if self.sources:
-            self.sources[volume].persisted(token, error, now_ns)
-        else:
-            self.targets[volume].persisted(token, error)
-        if not error:
-            self._greet(now_ns)
-
-    def point_made(self, volume: int, token: object, error: int, now_ns: int) -> None:
-        """Answer to `MakePoint`."""
-        if self.sources:
-            self.sources[volume].points.made(token, error)
-            self.sources[volume].advance(now_ns)
-        else:
-            self.targets[volume].points.made(token, error)
-
-    def points_dropped(self, volume: int, token: object, error: int) -> None:
-        """Answer to `DropPoints`."""
-        if self.sources:
-            self.sources[volume].points.dropped(token, error)
-        else:
-            self.targets[volume].points.dropped(token, error)
-
-    def mapped(self, volume: int, token: object, runs: Sequence[tuple[int, int]], now_ns: int) -> None:
-        """Answer to `MapAllocation`: runs of blocks that may hold anything but zeroes."""
-        self.sources[volume].copier.mapped(token, runs)
-        self.sources[volume].advance(now_ns)
-
-    def read_done(
-        self, volume: int, number: int, covered: Sequence[Extent], ops: Sequence[WriteOp], now_ns: int
-    ) -> None:
-        """Answer to `Read`: ``ops`` is the content of ``covered``, the first part of each extent, or all."""
-        if self.targets:
-            self.targets[volume].read_done(number, ops)
-        else:
-            self.sources[volume].read_done(number, covered, ops, now_ns)
-
-    def read_failed(self, volume: int, number: int, error: int, now_ns: int) -> None:
-        """Answer to `Read` that could not be read."""
-        if self.targets:
-            self.targets[volume].read_failed(number, error)
-        else:
-            self.sources[volume].read_failed(number, error, now_ns)
 
     # ------------------------------------------------------------------ questions
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from .copier import Copier
-from .dirty import DirtyMap, DirtyView
+from .dirty import DirtyMap
+from .dirtyview import DirtyView
 from .effects import Effect
 from .fetcher import Fetcher
+from .growth import Growth
 from .intake import Intake
 from .limits import VolumeOptions
 from .messages import PointMark, VolumeState
@@ -66,10 +68,11 @@ def make_source(
     standing = Standing(index, block, draw_tag, out, permit)
     pacer = Pacer(options.latency_goal_ns, quota_bytes_max=options.copying_bytes)
     questions = Questions(index, standing, out)
-    fetcher = Fetcher(index, tracker.block_count, standing, out)
+    fetcher = Fetcher(index, standing, out)
     copier = Copier(index, block.size_bytes, tracker, standing, questions, pacer, out)
     scrubber = Scrubber(index, tracker, standing, questions, fetcher, pacer, copier.written, out)
-    source = VolumeSource(index, tracker, standing, copier, scrubber, window, options, out)
+    growth = Growth(index, block.size_bytes, tracker, standing, copier, scrubber, out)
+    source = VolumeSource(index, tracker, standing, copier, scrubber, growth, window, options, out)
     source.points.found(setup.points)
     return source
 

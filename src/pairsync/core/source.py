@@ -12,8 +12,6 @@ A write takes these steps; each arrow is an effect that the shell performs and r
 * An acknowledgement needs the local replica and, while the peer is joined and the level is ``sync``, the
   peer's `Applied`; without the peer it needs a durable generation that does not count on it (rule 2).
 * A flush of the guest makes durable what was *acknowledged*: see `core.flushes`.
-* A write-intent generation is closed (`core.closer`) when the window asks for it, by a flush that finds
-  nothing in flight, by a resync that has sent its last block, and after a time.
 
 What is taken in is decided by `core.admission`, what the peer lacks is copied by `core.copier`, and whether
 it counts is decided by `core.standing`.
@@ -33,6 +31,7 @@ from .effects import Apply, Complete, DropSession, Effect, Emit, Journal, Send
 from .ending import Ending
 from .events import BehindEvent
 from .flushes import Flushes, FlushOp
+from .growth import Growth
 from .limits import VolumeOptions
 from .messages import Adopted, SyncMode, VolumePlan, WriteOp
 from .points import SourcePoints
@@ -56,13 +55,14 @@ class VolumeSource:
         standing: Standing,
         copier: Copier,
         scrubber: Scrubber,
+        growth: Growth,
         window: Window,
         options: VolumeOptions,
         out: list[Effect],
     ) -> None:
         self.index = index
         self.tracker, self.standing = tracker, standing
-        self.copier, self.scrubber = copier, scrubber
+        self.copier, self.scrubber, self.growth = copier, scrubber, growth
         self.points = SourcePoints(index, standing, out)
         self.options = options
         self.failed: str | None = None  # why nothing is served any more
@@ -94,6 +94,7 @@ class VolumeSource:
             self._out.append(Complete(owner, [errno.EIO]))
             return
         self._ending.ask(owner)
+        self.growth.end(failed=False)
         self.advance(now_ns)
 
     # ------------------------------------------------------------------ the embedder's side
@@ -296,13 +297,6 @@ class VolumeSource:
         self.copier.begun(now_ns)
         self.advance(now_ns)
 
-    def marked(self, extents: Sequence[tuple[int, int]]) -> None:
-        """The peer's own dirty blocks: the union is copied."""
-        for start, stop in extents:
-            if not 0 <= start < stop <= self.tracker.block_count:
-                raise ProtocolError(f"the peer marks blocks {start}..{stop} of {self.tracker.block_count}")
-        self.tracker.want(extents)
-
     def peer_applied(self, number: int, now_ns: int) -> None:
         """The peer holds everything sent up to ``number``."""
         for ticket, data_bytes in self._window.applied(number, now_ns):
@@ -329,6 +323,7 @@ class VolumeSource:
             self.abandon(f"the metadata cannot be written: {errno_name(error)}", fatal=True)
             return
         self.standing.persisted(token)
+        self.growth.persisted()
         self._check_opened()
         self._settle_all(now_ns)
         self.advance(now_ns)
@@ -344,6 +339,7 @@ class VolumeSource:
         if self.standing.phase is not Phase.ABSENT:
             self._part(Phase.ABSENT)
         self._window.reset()
+        self.growth.peer_lost()
         self._admission.look(now_ns, joined=self.standing.joined)
         for ticket in self._live:
             ticket.number = 0
@@ -371,10 +367,11 @@ class VolumeSource:
             self._admit(now_ns)
         if self.tracker.full or self.copier.finishing:
             self._closer.cut(now_ns)
-        if not self.copier.idle and self.standing.phase is not Phase.ABSENT:
+        asks = self.growth.idle or self.growth.advance(now_ns)
+        if asks and not self.copier.idle and self.standing.phase is not Phase.ABSENT:
             room = self._admission.room_to_copy and not self._ending.asked  # the next start goes on with it
             self.copier.advance(now_ns, room=room)
-        if not self.scrubber.idle:
+        if asks and not self.scrubber.idle:
             self.scrubber.advance(now_ns, peer_has_all=self.copier.at_rest)
         if not self.points.idle:
             self.points.advance(now_ns, peer_has_all=self.copier.at_rest)
@@ -413,7 +410,7 @@ class VolumeSource:
         self.scrubber.tick(options.scrub_interval_ns, now_ns)
         self._check_lag(now_ns)
         asked = [self.copier.waiting_since_ns, self._flushes.oldest_peer_wait_ns()]
-        asked.append(self.scrubber.waiting_since_ns)
+        asked += [self.scrubber.waiting_since_ns, self.growth.waiting_since_ns]
         since_ns = self._window.owed_since_ns(min((ns for ns in asked if ns is not None), default=None))
         if since_ns is not None and now_ns - since_ns > options.peer_deadline_ns:
             reason = f"the peer owes an answer for more than {options.peer_deadline_ns / NS_PER_S:g} s"
@@ -440,6 +437,7 @@ class VolumeSource:
         if fatal:
             self.trouble.fatal(reason)
         self.scrubber.stop(errno.EIO)
+        self.growth.end(failed=True)
         for ticket in (*self._live, *self._admission.waiting.clear()):
             self._out.extend(ticket.fail(errno.EIO))
         self._live.clear()

@@ -100,12 +100,16 @@ class SuperblockWriter:
     def forget_wishes(self) -> None:
         """Nothing is wanted any more beyond what is durable, or on its way to the disk.
 
-        Of a write that has failed the term remains: it may be on disk, and terms only grow (DESIGN rule 1).
+        Of a write that has failed the term and the size remain: they may be on disk, and they only grow.
         """
         if self.writing is None:
             self.desired = self.durable
         elif self.stuck:
-            self.desired = replace(self.durable, term=max(self.durable.term, self.writing.term))
+            self.desired = replace(
+                self.durable,
+                term=max(self.durable.term, self.writing.term),
+                size_bytes=max(self.durable.size_bytes, self.writing.size_bytes),
+            )
         else:
             self.desired = self.writing
 
@@ -239,6 +243,15 @@ class Standing:
     def map_begins(self) -> None:
         """The dirty map now holds, durably, all that the peer may lack: a full resync starts from it."""
         self._writer.want(replace(self.superblock, map_base=self.newest))
+
+    def grow(self, size_bytes: int) -> None:
+        """The volume is to have that size; there is room for it."""
+        self._writer.want(replace(self.superblock, size_bytes=size_bytes))
+
+    @property
+    def durable_size_bytes(self) -> int:
+        """The size that is recorded."""
+        return self._writer.durable.size_bytes
 
     def _become(self, phase: Phase) -> None:
         if phase not in _STEPS[self.phase]:

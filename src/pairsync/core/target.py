@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from pairsync.errors import ArbitrationError, InternalError, ProtocolError
 
@@ -23,6 +24,7 @@ from .dirty import PAGE_BYTES, DirtyMap
 from .effects import Apply, DropSession, Effect, Emit, Examine, Flush, Read, SavePages, Send
 from .events import InSyncEvent, ResyncEvent, TroubleEvent
 from .fetcher import FETCH_BLOCKS_MAX, FETCHES_MAX
+from .growth import StandbyGrowth
 from .intake import Intake
 from .limits import VolumeOptions
 from .messages import (
@@ -36,6 +38,7 @@ from .messages import (
     Condition,
     Failed,
     Fetch,
+    Grow,
     KeepOnly,
     Marked,
     Proof,
@@ -78,22 +81,18 @@ BARRIERS_MAX = 16
 """Barriers and requests to adopt that no flush has answered.  An active host has two flushes under way at
 most (``core.flushes``) and one request to adopt: a further plan gives up the last one."""
 
-
 EXAMINING_MAX = 2 * QUESTIONS_MAX
 """Questions about digests that have no answer.  Those that an active host gave up when this one fell behind
 are still being looked at when it asks again, after a flush at the earliest."""
 
 
-class _Token:
+class _Token(NamedTuple):
     """What an effect of one session is answered with."""
 
-    __slots__ = ("data_bytes", "number", "op_count", "session")
-
-    def __init__(self, session: int, number: int, data_bytes: int = 0, op_count: int = 0) -> None:
-        self.session = session
-        self.number = number  # of the write; of a flush: the last write that it covers
-        self.data_bytes = data_bytes  # what the write took from the intake
-        self.op_count = op_count
+    session: int
+    number: int  # of the write; of a flush: the last write that it covers
+    data_bytes: int = 0  # what the write took from the intake
+    op_count: int = 0
 
 
 class VolumeTarget:
@@ -122,18 +121,17 @@ class VolumeTarget:
         self._begun = False  # a plan was agreed in this session, and what it needs is recorded
         self._planned: SyncMode | None = None  # the last plan of this session, until a request to adopt
         self._asked_to_adopt = False  # in this session: all that came before makes this replica whole
-        self.in_sync = False
-        """A lineage was adopted in this session, and no further plan has come since."""
+        self.in_sync = False  # a lineage was adopted in this session, and no further plan has come since
         self._received = 0  # number of the last `Write`
         self._applied = 0  # number up to which all is applied
         self._applying = 0  # batches on their way to the disk, of earlier sessions too
-        # (write number to wait for, the message that asks for a flush), in order
-        self._barriers: deque[tuple[int, Barrier | Adopt]] = deque()
+        self._barriers: deque[tuple[int, Barrier | Adopt]] = deque()  # and the write each waits for
         self._flushing: list[Barrier | Adopt] = []  # of them, what the running flush will answer
         self._examining = 0  # questions about digests of this session that have no answer yet
         self._fetching: set[int] = set()  # numbers of requests for content of this session, likewise
         self._adopt: Adopt | None = None  # the lineage to take over once all before it is durable
         self._when_settled: Callable[[], None] | None = None  # what the superblock on its way allows
+        self.growth = StandbyGrowth(index, self._writer, own_dirty, out)
 
     @property
     def superblock(self) -> Superblock:
@@ -151,7 +149,7 @@ class VolumeTarget:
 
         A disk that hangs would gather the writes of one session after the other.
         """
-        return self._writer.settled and not self._applying
+        return self._writer.settled and not self._applying and not self.growth.catching_up
 
     def open(self, boot_id: str) -> None:
         """The host takes the volume into use as a standby."""
@@ -258,9 +256,7 @@ class VolumeTarget:
         if not self._begun or not self.options.digests:
             raise ProtocolError("a question about digests without a plan, or where none are kept")
         if not message.first < message.stop <= count:
-            raise ProtocolError(
-                f"asked for digests {message.first}..{message.stop} of {count} of level {message.level}"
-            )
+            raise ProtocolError(f"asked for digests {message.first}..{message.stop} of {count}")
         if self._examining >= EXAMINING_MAX:
             raise ProtocolError(f"more than {EXAMINING_MAX} questions about digests at once")
         self._examining += 1
@@ -287,6 +283,11 @@ class VolumeTarget:
         if not self.options.digests:
             raise ProtocolError("points, where no digests are kept")
         self.points.take(message, begun=self._begun)
+
+    def grow(self, message: Grow) -> None:
+        """The volume is to have another size, once that is recorded here."""
+        self._check_term(message.term)
+        self.growth.take(message, begun=self._begun)
 
     def fetch(self, message: Fetch) -> None:
         """What does this replica hold there?"""
@@ -405,6 +406,7 @@ class VolumeTarget:
             self._fail(error, "the metadata cannot be written")
             return
         self._writer.persisted(token)
+        self.growth.persisted()
         if self._writer.settled and self._when_settled is not None:
             then, self._when_settled = self._when_settled, None
             then()
@@ -437,6 +439,7 @@ class VolumeTarget:
         self._flushing.clear()
         self._adopt = None
         self._when_settled = None
+        self.growth.session_over()
         self._writer.forget_wishes()  # what only this session wanted must not be written in the next one
 
 

@@ -33,7 +33,8 @@ from collections.abc import Iterable, Sequence
 
 from pairsync.errors import InternalError
 
-from .dirty import PAGE_BLOCKS, DirtyMap, DirtyView, IntentSet
+from .dirty import PAGE_BLOCKS, DirtyMap, IntentSet
+from .dirtyview import DirtyView
 from .messages import OpKind, WriteOp
 from .units import BLOCK_BYTES, MIB, Extent
 
@@ -147,6 +148,16 @@ class Tracker:
         self._unsaved: set[int] = set(todo.page_numbers())
         # Pages whose image on disk has bits that are no longer dirty: rewritten when convenient.
         self._stale: set[int] = set()
+
+    def grow(self, block_count: int) -> None:
+        """The volume has that many blocks now; those that were added are not dirty."""
+        self.block_count = block_count
+        self.todo.grow(block_count)
+        for generation in (self.open, self.closing):
+            if generation is not None:
+                generation.marked.grow(block_count)
+                generation.sent.grow(block_count)
+                generation.zeroed.grow(block_count)
 
     # ------------------------------------------------------------------ writes of the guest
 

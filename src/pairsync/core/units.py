@@ -18,6 +18,7 @@ __all__ = [
     "NS_PER_S",
     "NS_PER_US",
     "TIB",
+    "VOLUME_BYTES_MAX",
     "Extent",
     "block_count_of",
     "bounded_runs",
@@ -35,6 +36,9 @@ NS_PER_S = 1_000_000_000
 
 BLOCK_BYTES = 4 * KIB
 """Tracking granularity: one bit of a dirty map.  Fixed in this format version (DESIGN section 1)."""
+
+VOLUME_BYTES_MAX = (1 << 40) * BLOCK_BYTES
+"""The largest volume, 4 PiB: block numbers of 40 bits, as the journal's records have them."""
 
 
 class Extent(NamedTuple):

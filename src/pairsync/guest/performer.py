@@ -28,6 +28,7 @@ from pairsync.core.effects import (
     Effect,
     Emit,
     Examine,
+    Extend,
     Flush,
     Journal,
     MakePoint,
@@ -48,7 +49,8 @@ from pairsync.storage.lane import Lane
 from pairsync.storage.pointcopy import PointCopy
 from pairsync.storage.points import Points
 
-from .keeping import keep_job, kept_job
+from .growing import extend_job, recorded_job
+from .keeping import keep_job
 from .points import begin_point_job, copy_point_job, drop_points_job
 from .replica import (
     Found,
@@ -109,6 +111,7 @@ class Performer:
             Journal: self._journal,
             Read: self._read,
             Examine: self._examine,
+            Extend: self._extend,
             Flush: self._flush,
             SavePages: self._save,
             Persist: self._persist,
@@ -190,22 +193,28 @@ class Performer:
 
     def _persist(self, effect: Persist) -> None:
         """Before a resync, and at its end, the data lane has something to do too, in its turn: what was
-        written before the resync belongs to the replica's last consistent point."""
+        written before the resync belongs to the replica's last consistent point.  And when the volume has
+        grown: the open files get the new size between two writes."""
         replica, lanes = self._replicas[effect.volume], self._lanes[effect.volume]
-        keeper, durable, wanted = replica.keeper, replica.store.superblock, effect.superblock
+        durable, wanted = replica.store.superblock, effect.superblock
+        syncs = Condition.SYNCING in {durable.condition, wanted.condition}
+        keeper = replica.keeper if syncs else None
         job = partial(persist_job, replica.store, wanted)
-        syncing = Condition.SYNCING
-        if keeper is None or syncing not in {durable.condition, wanted.condition}:
+        if keeper is None and wanted.size_bytes == durable.size_bytes:
             self._report(lanes.meta, job, self.session.persisted, effect)
             return
 
         def end() -> None:
-            self._report(lanes.data, partial(kept_job, keeper, wanted), self.session.persisted, effect)
+            recorded = partial(recorded_job, replica.device, keeper, wanted)
+            self._report(lanes.data, recorded, self.session.persisted, effect)
 
         def write() -> None:
             self._go_on(lanes.meta, job, effect, end)
 
-        self._go_on(lanes.data, partial(keep_job, keeper, durable, wanted), effect, write)
+        if keeper is None:
+            write()
+        else:
+            self._go_on(lanes.data, partial(keep_job, keeper, durable, wanted), effect, write)
 
     def _go_on(self, lane: Lane, job: Callable[[], int], effect: Persist, then: Callable[[], None]) -> None:
         """Run a job on the way to a superblock, and then what comes next; a failure is that of the whole."""
@@ -221,6 +230,17 @@ class Performer:
                     then()
 
         lane.submit(job, done)
+
+    def _extend(self, effect: Extend) -> None:
+        def done(result: int | BaseException) -> None:
+            if isinstance(result, BaseException):
+                _raise_unless_closed(result)
+                return
+            self.session.extended(effect.volume, effect.token, effect.size_bytes, result, self.now_ns())
+            self._moved()
+
+        job = partial(extend_job, self._replicas[effect.volume], effect.size_bytes)
+        self._lanes[effect.volume].data.submit(job, done)
 
     def _flush(self, effect: Flush) -> None:
         job = partial(flush_job, self._replicas[effect.volume].device, effect.point)

@@ -133,7 +133,7 @@ def create_replica(
     """
     existing = Path(path).exists()
     if existing:
-        device = open_volume(path, size_bytes)
+        device = open_volume(path, size_bytes, exact=True)
         size_bytes = device.size_bytes
         device.close()
     elif size_bytes is None:

@@ -19,7 +19,7 @@ import trio
 from pairsync.core.messages import Buffer, OpKind, WriteOp
 from pairsync.core.scrubber import ScrubReport
 from pairsync.core.source import VolumeSource
-from pairsync.core.units import BLOCK_BYTES, extent_of
+from pairsync.core.units import BLOCK_BYTES, VOLUME_BYTES_MAX, extent_of
 from pairsync.core.window import FRAME_DATA_BYTES_MAX, FRAME_OPS_MAX
 from pairsync.errors import ArbitrationError, BackendError, ClosedError, ConfigError, InternalError
 
@@ -77,8 +77,36 @@ class Volume:
 
     @property
     def size_bytes(self) -> int:
-        """Size; any number from 1."""
-        return self._replica.device.size_bytes
+        """Size; any number from 1.  It only grows."""
+        session = self._guest.session
+        if session.sources:
+            return session.sources[self._index].growth.size_bytes
+        if session.targets:
+            return session.targets[self._index].superblock.size_bytes
+        return self._replica.device.size_bytes  # its disk is ill: what it was
+
+    async def grow(self, size_bytes: int) -> None:
+        """Let the volume have that size, on both hosts, while it is used; what is added reads as zero.
+
+        Returns when the new size is served: it is durable here and, while the peer is there, on the peer; a
+        peer that is away hears of it when it is back.  A file is extended, a block device must have been
+        enlarged before.  Nothing happens if the volume has that size already.  Cancelled, it goes on.
+
+        Raises `ConfigError` for a smaller size, `BackendError` where a host has no room or the disk fails
+        (nothing has changed then, and it may be tried again).
+        """
+        source = self._source()
+        if not self.size_bytes <= size_bytes <= VOLUME_BYTES_MAX:
+            raise ConfigError(
+                f"volume {self.name} has {self.size_bytes} bytes and cannot be made {size_bytes}: "
+                f"it only grows, to {VOLUME_BYTES_MAX} at most"
+            )
+        waiter = Waiter()
+        now_ns = self._guest.now_ns()
+        source.growth.ask(waiter, size_bytes)
+        source.advance(now_ns)
+        self._guest.perform()
+        await waiter.wait(f"volume {self.name}: growing to {size_bytes} bytes")
 
     @property
     def path(self) -> str:

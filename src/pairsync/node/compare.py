@@ -9,6 +9,7 @@ from pathlib import Path
 from pairsync.core.units import MIB
 from pairsync.storage.device import Device
 from pairsync.storage.file import open_volume
+from pairsync.storage.metadata import metadata_path, open_metadata
 
 __all__ = ["Comparison", "compare_volumes"]
 
@@ -35,18 +36,28 @@ def compare_volumes(
 ) -> Comparison:
     """Compare two volumes; ``progress`` hears (bytes done, bytes in all).
 
-    Raises `BusyError` if one is in use, `BackendError` if one cannot be read.  Volumes of different size
-    differ at the end of the shorter one.
+    A file may be longer than its volume (a growth that was cut short): what counts is the size that the
+    metadata beside it name, if there are any.  Volumes of different size differ at the end of the shorter
+    one.  Raises `BusyError` if one is in use, `BackendError` if one cannot be read.
     """
-    left = open_volume(first)
+    left = _open(first)
     try:
-        right = open_volume(second)
+        right = _open(second)
         try:
             return _compare(left, right, progress)
         finally:
             right.close()
     finally:
         left.close()
+
+
+def _open(path: Path) -> Device:
+    metadata = Path(metadata_path(path))
+    if not metadata.exists():
+        return open_volume(path)
+    opened = open_metadata(metadata)
+    opened.store.close()
+    return open_volume(path, opened.superblock.size_bytes)
 
 
 def _compare(left: Device, right: Device, progress: Callable[[int, int], None] | None) -> Comparison:

@@ -162,8 +162,18 @@ def _handlers(guest: Guest, votes: Ballots | None) -> dict[str, Handler]:
             "found": found,
         }
 
+    async def grow(request: Mapping[str, Any]) -> Answer:
+        volume = guest.volume(str(request.get("volume")))
+        size_bytes = request.get("size_bytes")
+        if type(size_bytes) is not int:
+            raise ConfigError(f"{size_bytes!r} is not a size in bytes")
+        before = volume.size_bytes
+        await volume.grow(size_bytes)
+        return {"volume": volume.name, "size_bytes": volume.size_bytes, "before_bytes": before}
+
     agreed = {} if votes is None else arbitration_handlers(votes)
-    return {"status": status, "wait-in-sync": wait, "cut": cut, "heal": heal, "scrub": scrub, **agreed}
+    link = {"cut": cut, "heal": heal}
+    return {"status": status, "wait-in-sync": wait, **link, "scrub": scrub, "grow": grow, **agreed}
 
 
 def _process_status() -> dict[str, int]:

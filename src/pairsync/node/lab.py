@@ -264,13 +264,13 @@ class Lab:
         text = f"the disk of {volume}: {what} (by command)"
         self._tell({"event": "disk", "host": name, "volume": volume, "disk": what, "text": text})
 
-    async def scrub(self, volume: str, *, repair: bool) -> Answer:
-        """Have both hosts read a volume and compare it with its digests; whoever asks sets a time limit."""
-        if self._lab.single:
+    async def on_volume(self, volume: str, what: str, **more: object) -> Answer:
+        """Have the active host do that with a volume; whoever asks sets a time limit."""
+        if what == "scrub" and self._lab.single:
             raise ConfigError("this lab has a single host: there is nothing to compare")
         if volume not in self._lab.volumes:
             raise ConfigError(f"no volume {volume!r}; there are {', '.join(self._lab.volumes)}")
-        request = {"do": "scrub", "volume": volume, "repair": repair}
+        request = {"do": what, "volume": volume, **more}
         return await ask(control_socket_of(self._directory, await self._active()), request)
 
     # ------------------------------------------------------------------ what is told

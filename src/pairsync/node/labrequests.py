@@ -59,8 +59,13 @@ def lab_handlers(lab: Lab) -> dict[str, Handler]:
         return {"host": host, "volume": volume, "disk": what}
 
     async def scrub(request: Mapping[str, Any]) -> Answer:
-        return await lab.scrub(str(request.get("volume")), repair=request.get("repair") is True)
+        repair = request.get("repair") is True
+        return await lab.on_volume(str(request.get("volume")), "scrub", repair=repair)
 
-    link = {"cut": cut, "heal": heal, "wait": wait, "scrub": scrub, "move": move}
+    async def grow(request: Mapping[str, Any]) -> Answer:
+        size_bytes = request.get("size_bytes")
+        return await lab.on_volume(str(request.get("volume")), "grow", size_bytes=size_bytes)
+
+    link = {"cut": cut, "heal": heal, "wait": wait, "scrub": scrub, "grow": grow, "move": move}
     process = {"kill": kill, "start": start, "pause": pause, "resume": resume}
     return {"status": status, "disk": disk, **process, **link}

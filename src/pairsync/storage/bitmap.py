@@ -108,6 +108,11 @@ class Bitmap:
         self._page_count = page_count_of(block_count)
         self._seed = seed
 
+    def grow(self, block_count: int) -> None:
+        """The volume has that many blocks now, and the file room for their bits."""
+        self._block_count = block_count
+        self._page_count = page_count_of(block_count)
+
     def write(self, pages: Mapping[int, bytes]) -> None:
         """Replace these pages; durable on return.  Neighbouring pages go in one call."""
         gathered: list[bytes] = []

@@ -20,12 +20,12 @@ import abc
 import errno
 import os
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from pairsync.core.messages import Buffer
 from pairsync.errors import BackendError
 
-__all__ = ["ALLOCATION_RUNS_MAX", "Allocation", "BlockFile", "OpenFile"]
+__all__ = ["ALLOCATION_RUNS_MAX", "Allocation", "BlockFile", "OpenFile", "Resizable", "enlarge_file"]
 
 Allocation = list[tuple[int, bool]]
 """Runs of a range in order: length in bytes, and whether it is a hole (reads as zero, holds no space)."""
@@ -38,7 +38,7 @@ _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class BlockFile(abc.ABC):
-    """A file or block device of fixed size, opened by nobody else."""
+    """A file or block device, opened by nobody else; its size changes only where it is `Resizable`."""
 
     path: str
     """Absolute, for messages."""
@@ -133,3 +133,23 @@ class BlockFile(abc.ABC):
 
 OpenFile: TypeAlias = Callable[[str | os.PathLike[str]], BlockFile]
 """Opens what exists, for this process alone (``OsFile``); errors as there."""
+
+
+@runtime_checkable
+class Resizable(Protocol):
+    """A `BlockFile` whose size can be set, such as `OsFile`."""
+
+    def resize(self, size_bytes: int) -> None:
+        """Set the size; what is added reads as zero.  Durable with the next flush or durable write.
+
+        `BackendError` if there is no room, or a device is smaller than that.
+        """
+
+
+def enlarge_file(file: BlockFile, size_bytes: int) -> None:
+    """Let the file have that size at least; `BackendError` where it cannot."""
+    if file.size_bytes >= size_bytes:
+        return
+    if not isinstance(file, Resizable):
+        raise BackendError(f"{file.path}: has {file.size_bytes} bytes and cannot be enlarged to {size_bytes}")
+    file.resize(size_bytes)

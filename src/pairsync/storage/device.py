@@ -23,7 +23,7 @@ __all__ = ["Device"]
 
 
 class Device(abc.ABC):
-    """A volume's data: fixed size, random access."""
+    """A volume's data: random access, and a size that grows in two steps (`extend`, `enlarge`)."""
 
     @property
     @abc.abstractmethod
@@ -55,6 +55,17 @@ class Device(abc.ABC):
     @abc.abstractmethod
     def flush(self) -> None:
         """Make durable all that was applied.  After a failure it fails for good: see `BlockFile`."""
+
+    @abc.abstractmethod
+    def extend(self, size_bytes: int) -> None:
+        """Get ready for a volume of that size: what lies behind the present end reads as zero, durably.
+
+        The size stays what it is.  `BackendError` where there is no room; nothing that counts has changed.
+        """
+
+    @abc.abstractmethod
+    def enlarge(self, size_bytes: int) -> None:
+        """The volume has that size, as its metadata say; after `extend`, between two applies."""
 
     def begin_life(self, *, active: bool) -> None:  # noqa: B027 - for who keeps digests, as the next few
         """A host takes the device into use; before the first apply."""

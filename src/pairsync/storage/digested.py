@@ -95,6 +95,18 @@ class DigestedDevice(Device):
         except BackendError:
             return False
 
+    def extend(self, size_bytes: int) -> None:
+        """As `Device.extend`."""
+        self._device.extend(size_bytes)
+        self._table.extend(size_bytes)
+
+    def enlarge(self, size_bytes: int) -> None:
+        """As `Device.enlarge`."""
+        end = self.size_bytes
+        self._device.enlarge(size_bytes)
+        self._table.resize(size_bytes)
+        self._table.note(self._device, [WriteOp(OpKind.ZERO, end, size_bytes - end)])
+
     def begin_life(self, *, active: bool) -> None:
         """As `Device.begin_life`.
 

@@ -28,19 +28,19 @@ import sys
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple, Protocol, runtime_checkable
+from typing import Final, NamedTuple
 
 import msgpack
 from xxhash import xxh3_64_intdigest
 
 from pairsync.core.messages import Buffer
 from pairsync.core.questions import DIGEST_BYTES, FAN_OUT, UNKNOWN_DIGEST
-from pairsync.core.units import BLOCK_BYTES, KIB, block_count_of
+from pairsync.core.units import BLOCK_BYTES, KIB, VOLUME_BYTES_MAX, block_count_of
 from pairsync.errors import BackendError, InternalError, MetadataError
 
 from .blockfile import BlockFile
 from .slots import DualSlot
-from .superblock import ID_BYTES, SIZE_BYTES_MAX
+from .superblock import ID_BYTES
 
 __all__ = [
     "LEAF_BYTES",
@@ -51,7 +51,6 @@ __all__ = [
     "ZERO_DIGEST",
     "Header",
     "LeafFile",
-    "Resizable",
     "block_digest",
     "block_digests",
     "data_pages",
@@ -204,7 +203,7 @@ def _wrong_with(header: Header) -> str | None:
         return "a field of another type"
     if len(header.volume_id) != ID_BYTES:
         return "volume_id"
-    if not 1 <= header.size_bytes <= SIZE_BYTES_MAX:
+    if not 1 <= header.size_bytes <= VOLUME_BYTES_MAX:
         return f"a volume of {header.size_bytes} bytes"
     if not 0 <= header.known_below <= block_count_of(header.size_bytes):
         return f"known below block {header.known_below} of {block_count_of(header.size_bytes)}"
@@ -235,14 +234,6 @@ def digests_bytes(size_bytes: int) -> int:
 
 
 # ------------------------------------------------------------------ the leaves
-
-
-@runtime_checkable
-class Resizable(Protocol):
-    """A `BlockFile` whose size can be set, such as `OsFile`."""
-
-    def resize(self, size_bytes: int) -> None:
-        """Set the size; what is added is a hole."""
 
 
 def data_pages(file: BlockFile, leaves_at: int, page: int, stop: int) -> int:

@@ -22,14 +22,13 @@ from pairsync.core.dirty import DirtyMap
 from pairsync.core.units import BLOCK_BYTES, block_count_of
 from pairsync.errors import BackendError, InternalError, MetadataError
 
-from .blockfile import BlockFile, OpenFile
+from .blockfile import BlockFile, OpenFile, Resizable, enlarge_file
 from .digestfile import (
     LEAVES_PER_NODE,
     UNKNOWN_DIGEST,
     ZERO_DIGEST,
     Header,
     LeafFile,
-    Resizable,
     block_digest,
     decode_header,
     digests_bytes,
@@ -168,7 +167,7 @@ def load_digests(file: BlockFile, *, volume_id: bytes, size_bytes: int, doubtful
         header, notes = _load_header(file, slots, volume_id, size_bytes)
         whole = not notes
         if header.size_bytes < size_bytes:
-            _set_size(file, digests_bytes(size_bytes))
+            enlarge_file(file, digests_bytes(size_bytes))
             notes += (f"{file.path}: the volume has grown from {header.size_bytes} to {size_bytes} bytes",)
     except BackendError as error:
         if isinstance(error, MetadataError) and error.errno == errno.EPROTONOSUPPORT:
@@ -214,13 +213,5 @@ def _load_header(
 def _make_anew(file: BlockFile, header: Header) -> None:
     if isinstance(file, Resizable):
         file.resize(0)  # gives back the room of what is not needed any more
-    _set_size(file, digests_bytes(header.size_bytes))
+    enlarge_file(file, digests_bytes(header.size_bytes))
     format_digests(file, volume_id=header.volume_id, size_bytes=header.size_bytes, blank=False)
-
-
-def _set_size(file: BlockFile, size_bytes: int) -> None:
-    if file.size_bytes >= size_bytes:
-        return
-    if not isinstance(file, Resizable):
-        raise BackendError(f"{file.path}: has {file.size_bytes} bytes and cannot be enlarged to {size_bytes}")
-    file.resize(size_bytes)

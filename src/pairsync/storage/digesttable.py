@@ -28,10 +28,10 @@ read.  No order between `save` and the flush of the data is needed.
 the lowest unknown block: whatever is at or above it counts as unknown at the next start.  A rebuild that
 reads the volume in rising order (`DigestTable.examine` does) raises it as it goes.
 
-Threads: `note`, `forget`, `fill`, `examine` and `resize` are called in the data lane; `save` from another
-thread at the same time; `mismatches` from any.  Two locks: a short one over the layers, never held across a
-call to the operating system; and one over writing to the file and what goes with it, which `note` does not
-wait for.  Raises `BackendError` where the file fails; after a failed flush the table is lost (`sound`).
+Threads: `note`, `forget`, `fill`, `examine`, `extend` and `resize` are called in the data lane; `save` from
+another thread at the same time; `mismatches` from any.  Two locks: a short one over the layers, never held
+across a call to the operating system; and one over writing to the file and what goes with it, which `note`
+does not wait for.  Raises `BackendError` where the file fails; after a failed flush the table is lost.
 """
 
 from __future__ import annotations
@@ -43,18 +43,17 @@ from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
-from pairsync.core.dirty import DirtyMap
 from pairsync.core.messages import Buffer, OpKind, WriteOp
 from pairsync.core.units import BLOCK_BYTES, block_count_of
 from pairsync.errors import BackendError, InternalError
 
+from .blockfile import enlarge_file
 from .device import Device
 from .digestfile import (
     LEAVES_PER_NODE,
     RESERVED_HASHES,
     UNKNOWN_DIGEST,
     ZERO_DIGEST,
-    Resizable,
     block_digest,
     block_digests,
     digests_bytes,
@@ -415,30 +414,31 @@ class DigestTable:
 
     # ------------------------------------------------------------------ the whole
 
+    def extend(self, size_bytes: int) -> None:
+        """Make room for the leaves of a volume of that size; nothing else changes.  `BackendError`."""
+        with self._writing:
+            enlarge_file(self._state.leaves.file, digests_bytes(size_bytes))
+
     def resize(self, size_bytes: int) -> None:
-        """The volume has grown; what was added is unknown until it is noted or examined.
+        """The volume has grown, after `extend`; what was added is unknown until it is noted or examined.
 
         Nothing is durable before the next `save`; a table found too small for its volume at the next start
-        grows then.  `BackendError` if the file cannot be enlarged: nothing has changed.
+        grows then.  It does not fail: if what is pending cannot be written, all blocks become unknown.
         """
         with self._writing:
-            self._write_out()
             state = self._state
-            if size_bytes < state.size_bytes:
+            unknown_from = state.size_bytes >> _BLOCK_SHIFT  # a partial last block is another block now
+            try:
+                self._write_out()
+            except BackendError:
+                unknown_from = 0
+            if size_bytes < state.size_bytes or state.leaves.file.size_bytes < digests_bytes(size_bytes):
                 raise InternalError(f"{self.path}: from {state.size_bytes} to {size_bytes} bytes")
-            file = state.leaves.file
-            if file.size_bytes < digests_bytes(size_bytes):
-                if not isinstance(file, Resizable):
-                    raise BackendError(f"{file.path}: its size cannot be changed")
-                file.resize(digests_bytes(size_bytes))
-            unknown = DirtyMap(block_count_of(size_bytes))
-            unknown.merge(state.unknown)
-            if size_bytes > state.size_bytes:
-                # The last block, if it was partial, is another block now.
-                unknown.mark(state.size_bytes >> _BLOCK_SHIFT, unknown.block_count)
             with self._lock:
-                state.unknown, state.size_bytes = unknown, size_bytes
-                self._pending = Layer(unknown.block_count)
+                state.unknown.grow(block_count_of(size_bytes))
+                state.unknown.mark(unknown_from, state.block_count)
+                state.size_bytes = size_bytes
+                self._pending, self._leaving = Layer(state.block_count), None
                 state.nodes.clear()
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from pairsync.core.messages import Buffer, OpKind, WriteOp
 from pairsync.errors import BackendError, ConfigError, InternalError, MismatchError
 
-from .blockfile import Allocation, BlockFile, OpenFile
+from .blockfile import Allocation, BlockFile, OpenFile, enlarge_file
 from .device import Device
 from .osfile import OsFile, backend_error, sync_directory
 
@@ -75,10 +75,16 @@ def merge_ops(ops: Sequence[WriteOp], size_bytes: int) -> list[Run]:
 
 
 class RawFile(Device):
-    """A volume's data in a `BlockFile` of exactly the volume's size; owns the file."""
+    """A volume's data in a `BlockFile`, from its beginning; owns the file.
 
-    def __init__(self, file: BlockFile) -> None:
+    The file may be larger than the volume: a device that was enlarged, or a growth that was cut short.  What
+    lies behind the volume's end belongs to nobody until `extend` makes it read as zero.
+    """
+
+    def __init__(self, file: BlockFile, size_bytes: int | None = None) -> None:
+        """``size_bytes``: of the volume; None: all of the file."""
         self._file = file
+        self._size_bytes = file.size_bytes if size_bytes is None else size_bytes
 
     @property
     def path(self) -> str:
@@ -88,7 +94,7 @@ class RawFile(Device):
     @property
     def size_bytes(self) -> int:
         """As `Device.size_bytes`."""
-        return self._file.size_bytes
+        return self._size_bytes
 
     @property
     def may_block(self) -> bool:
@@ -96,7 +102,7 @@ class RawFile(Device):
         return not self._file.memory_backed
 
     def _check(self, offset: int, length: int) -> None:
-        if offset < 0 or length < 0 or offset + length > self._file.size_bytes:
+        if offset < 0 or length < 0 or offset + length > self._size_bytes:
             raise InternalError(f"{self.path}: {length} bytes at {offset} lie outside the volume")
 
     def read_into(self, offset: int, view: memoryview) -> None:
@@ -112,7 +118,7 @@ class RawFile(Device):
     def apply(self, ops: Sequence[WriteOp]) -> None:
         """As `Device.apply`."""
         file = self._file
-        runs = merge_ops(ops, file.size_bytes)
+        runs = merge_ops(ops, self._size_bytes)
         fua_count = sum([run.fua for run in runs])
         singly = fua_count <= FUA_RUNS_MAX
         flush_after = not singly
@@ -128,6 +134,21 @@ class RawFile(Device):
     def flush(self) -> None:
         """As `Device.flush`."""
         self._file.flush()
+
+    def extend(self, size_bytes: int) -> None:
+        """As `Device.extend`."""
+        file, end = self._file, self._size_bytes
+        enlarge_file(file, size_bytes)
+        added = size_bytes - end
+        if added > 0 and file.hole_bytes(end, added) < added:
+            file.zero(end, added, keep_space=False)
+        file.flush()
+
+    def enlarge(self, size_bytes: int) -> None:
+        """As `Device.enlarge`."""
+        if not self._size_bytes <= size_bytes <= self._file.size_bytes:
+            raise InternalError(f"{self.path}: from {self._size_bytes} to {size_bytes} bytes")
+        self._size_bytes = size_bytes
 
     def allocation(self, offset: int, length: int) -> Allocation:
         """As `Device.allocation`; a block device is all data."""
@@ -175,15 +196,20 @@ def create_volume(path: str | os.PathLike[str], size_bytes: int) -> None:
 
 
 def open_volume(
-    path: str | os.PathLike[str], size_bytes: int | None = None, *, open_file: OpenFile = OsFile
+    path: str | os.PathLike[str],
+    size_bytes: int | None = None,
+    *,
+    exact: bool = False,
+    open_file: OpenFile = OsFile,
 ) -> RawFile:
     """Open a raw file or block device for this process alone, through ``open_file``.
 
-    Raises `BusyError` if it is in use, `MismatchError` if it has not exactly ``size_bytes`` (None: any size),
-    `BackendError` if it cannot be opened.
+    Of a file that is larger than ``size_bytes`` (None: as large as it is) the rest is not touched.  Raises
+    `BusyError` if it is in use, `MismatchError` if it is smaller (with ``exact``: or larger), `BackendError`
+    if it cannot be opened.
     """
     file = open_file(path)
-    if size_bytes is not None and file.size_bytes != size_bytes:
+    if size_bytes is not None and (file.size_bytes < size_bytes or (exact and file.size_bytes > size_bytes)):
         found = file.size_bytes
         file.close()
         raise MismatchError(
@@ -192,4 +218,4 @@ def open_volume(
     if file.size_bytes < 1:
         file.close()
         raise BackendError(f"{file.path}: is empty; a volume has at least 1 byte", errno.EINVAL)
-    return RawFile(file)
+    return RawFile(file, size_bytes)

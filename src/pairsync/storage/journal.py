@@ -93,6 +93,10 @@ class Journal:
         self._released = [0] * SEGMENT_COUNT  # what the durable release mark says
         self._generation_max = 0  # the highest ever seen
 
+    def grow(self, block_count: int) -> None:
+        """The volume has that many blocks now."""
+        self._block_count = block_count
+
     # ------------------------------------------------------------------ writing
 
     def append(self, segment: int, generation: int, extents: Sequence[tuple[int, int]]) -> None:

@@ -38,7 +38,7 @@ from pairsync.core.dirty import DirtyMap
 from pairsync.core.events import Event, NoWayBackEvent, OverlayDroppedEvent, OverlayKeptEvent
 from pairsync.core.messages import Buffer, Condition, WriteOp
 from pairsync.core.superblock import Superblock
-from pairsync.core.units import KIB, MIB
+from pairsync.core.units import KIB, MIB, block_count_of
 from pairsync.errors import BackendError, InternalError, MetadataError
 
 from .blockfile import Allocation
@@ -190,6 +190,12 @@ class Keeper:
         if undo is not None:
             undo.discard()
 
+    def grow(self, size_bytes: int) -> None:
+        """The volume has that size now; nothing of what was added is the replica's own.  `BackendError`."""
+        self._own.grow(block_count_of(size_bytes))
+        if self._undo is not None:
+            self._undo.grow(size_bytes)
+
     # ------------------------------------------------------------------ keeping
 
     def preserve(self, ops: Sequence[WriteOp]) -> None:
@@ -277,6 +283,15 @@ class KeepingDevice(Device):
         if self._keeper.undo is not None:
             self._keeper.preserve(ops)
         self._device.apply(ops)
+
+    def extend(self, size_bytes: int) -> None:
+        """As `Device.extend`."""
+        self._device.extend(size_bytes)
+
+    def enlarge(self, size_bytes: int) -> None:
+        """As `Device.enlarge`."""
+        self._device.enlarge(size_bytes)
+        self._keeper.grow(size_bytes)
 
     def seen(self, offset: int, content: Buffer) -> None:
         """As `Device.seen`."""

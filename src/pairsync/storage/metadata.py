@@ -19,6 +19,10 @@ intent was durable and that was not cleared after its segment was released** - a
 of the unflushed sectors a power cut keeps.  What a disk is assumed to do: a sector of 512 bytes is written
 whole or not at all, and what ``fdatasync`` or ``RWF_DSYNC`` has confirmed stays.
 
+A volume that grows needs more pages of bitmap, which lie at the end: first the file is enlarged, durably
+(`MetadataStore.extend`), then the superblock says the new size.  So a file may be larger than its volume
+needs (a growth that was cut short), never smaller; pages that were never needed are zero.
+
 A file is made under another name and renamed when it is whole and durable, so it exists whole or not at all.
 Its space (16 MiB, and 36 MiB for each TiB of volume) is reserved then: a file system that is full, as it
 easily is below sparse volumes, must not be what stops the dirty map from being written.  Bitmap pages that
@@ -42,7 +46,7 @@ from pairsync.core.units import KIB, MIB, block_count_of
 from pairsync.errors import BackendError, ConfigError, InternalError, MetadataError
 
 from .bitmap import Bitmap, BitmapPage, bitmap_area_bytes
-from .blockfile import BlockFile, OpenFile
+from .blockfile import BlockFile, OpenFile, enlarge_file
 from .journal import SEGMENT_COUNT, Journal, SegmentRoom
 from .osfile import OsFile
 from .slots import DualSlot
@@ -132,15 +136,29 @@ class MetadataStore:
         """The newest durable one."""
         return self._superblock
 
+    def extend(self, size_bytes: int) -> None:
+        """Make room, durably, for the metadata of a volume of that size; nothing else changes.
+
+        May be called from another thread than the rest.  `BackendError` (ENOSPC) if there is no room.
+        """
+        enlarge_file(self._file, metadata_bytes(size_bytes, self._layout.segment_bytes))
+        if isinstance(self._file, OsFile):
+            self._file.reserve()
+        self._file.flush()
+
     def write_superblock(self, superblock: Superblock) -> None:
-        """Replace the superblock; durable on return.  The size of a volume is fixed (`InternalError`)."""
-        if superblock.size_bytes != self._superblock.size_bytes:
+        """Replace the superblock; durable on return.  A larger size needs `extend` first, and none is smaller
+        (`InternalError`)."""
+        size_bytes = superblock.size_bytes
+        room_bytes = metadata_bytes(size_bytes, self._layout.segment_bytes)
+        if size_bytes < self._superblock.size_bytes or room_bytes > self._file.size_bytes:
             raise InternalError(
-                f"{self.path}: a superblock for {superblock.size_bytes} bytes, "
-                f"not {self._superblock.size_bytes}"
+                f"{self.path}: a superblock for {size_bytes} bytes, not {self._superblock.size_bytes}"
             )
         self._slots.store(encode_superblock(self._layout, superblock))
         self._superblock = superblock
+        self._journal.grow(block_count_of(size_bytes))
+        self._bitmap.grow(block_count_of(size_bytes))
 
     def settle(self) -> tuple[str, ...]:
         """Make durable what was found when the file was opened; what is wrong if that fails, for the log."""
@@ -260,7 +278,7 @@ def load_metadata(file: BlockFile) -> OpenedMetadata:
     except MetadataError as error:
         raise MetadataError(f"{file.path}: {error}") from error
     expected_bytes = metadata_bytes(superblock.size_bytes, layout.segment_bytes)
-    if file.size_bytes != expected_bytes:
+    if file.size_bytes < expected_bytes:
         raise MetadataError(
             f"{file.path}: damaged: has {file.size_bytes} bytes, {expected_bytes} expected for volume "
             f"{superblock.name}"

@@ -260,9 +260,19 @@ class OsFile(BlockFile):
     # ------------------------------------------------------------------ the file as a whole
 
     def resize(self, size_bytes: int) -> None:
-        """Set the size of a regular file; what is added is a hole."""
-        self._call(f"setting the size to {size_bytes}", lambda: os.ftruncate(self._fd, size_bytes))
-        self.size_bytes = size_bytes
+        """Set the size of a regular file; what is added is a hole.
+
+        A block device cannot be set: it is looked at again, for it may have been enlarged since it was
+        opened.  `BackendError` with ENOSPC if it is smaller than that.
+        """
+        if not self.is_block_device:
+            self._call(f"setting the size to {size_bytes}", lambda: os.ftruncate(self._fd, size_bytes))
+            self.size_bytes = size_bytes
+            return
+        found = self._call("asking for the size", lambda: file_size_bytes(self._fd))
+        if found < size_bytes:
+            raise BackendError(f"{self.path}: the device has {found} bytes, not {size_bytes}", errno.ENOSPC)
+        self.size_bytes = found
 
     def reserve(self) -> None:
         """Give the whole of a regular file its space, if the file system can; what was a hole reads as zero.

@@ -24,7 +24,7 @@ from typing import Final, NamedTuple
 import msgpack
 
 from pairsync.core.messages import PointMark, is_point_name
-from pairsync.core.units import BLOCK_BYTES, KIB, block_count_of
+from pairsync.core.units import BLOCK_BYTES, KIB, VOLUME_BYTES_MAX, block_count_of
 from pairsync.errors import InternalError, MetadataError
 
 from .blockfile import BlockFile
@@ -39,7 +39,7 @@ from .digestfile import (
     unpack_leaves,
 )
 from .slots import DualSlot
-from .superblock import ID_BYTES, SIZE_BYTES_MAX
+from .superblock import ID_BYTES
 
 __all__ = ["PointFile", "PointHeader", "load_point", "point_bytes"]
 
@@ -84,7 +84,7 @@ def _wrong_with(header: PointHeader) -> str | None:
         return "name"
     if not 0 <= header.tag <= _U64_MAX or not 0 <= header.created_s <= _TIME_MAX:
         return "tag or time"
-    if not 1 <= header.size_bytes <= SIZE_BYTES_MAX:
+    if not 1 <= header.size_bytes <= VOLUME_BYTES_MAX:
         return f"a volume of {header.size_bytes} bytes"
     if not 0 <= header.known_below <= block_count_of(header.size_bytes):
         return f"known below block {header.known_below} of {block_count_of(header.size_bytes)}"

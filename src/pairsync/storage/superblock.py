@@ -14,10 +14,10 @@ import msgpack
 
 from pairsync.core.messages import Condition, Generation
 from pairsync.core.superblock import LINEAGE_GENERATIONS_MAX, Superblock
-from pairsync.core.units import BLOCK_BYTES, block_count_of
+from pairsync.core.units import VOLUME_BYTES_MAX, block_count_of
 from pairsync.errors import InternalError, MetadataError, MismatchError
 
-from .records import BLOCK_COUNT_MAX, RECORD_BYTES
+from .records import RECORD_BYTES
 
 __all__ = [
     "BOOT_ID_BYTES_MAX",
@@ -41,9 +41,6 @@ slot's header, so that a superblock is one page on disk."""
 
 _U64_MAX: Final = (1 << 64) - 1
 _SEGMENT_BYTES_MAX: Final = 1 << 30
-
-SIZE_BYTES_MAX: Final = BLOCK_COUNT_MAX * BLOCK_BYTES
-"""The largest volume: 4 PiB."""
 
 
 class Layout(NamedTuple):
@@ -173,7 +170,7 @@ def _check(layout: Layout, superblock: Superblock) -> None:
         raise _Refused(f"an id that has not {ID_BYTES} bytes")
     _check_text("name", superblock.name, NAME_BYTES_MAX)
     _check_text("boot_id", superblock.boot_id, BOOT_ID_BYTES_MAX)
-    if not 1 <= superblock.size_bytes <= SIZE_BYTES_MAX:
+    if not 1 <= superblock.size_bytes <= VOLUME_BYTES_MAX:
         raise _Refused(f"a volume of {superblock.size_bytes} bytes")
     if len(superblock.lineage) > LINEAGE_GENERATIONS_MAX:
         raise _Refused(f"{len(superblock.lineage)} generations")

@@ -16,6 +16,7 @@ from pairsync.core.effects import (
     Effect,
     Emit,
     Examine,
+    Extend,
     Flush,
     Journal,
     MakePoint,
@@ -34,6 +35,8 @@ from pairsync.core.messages import (
     Failed,
     Fetch,
     Generation,
+    Grow,
+    Grown,
     Introduce,
     KeepOnly,
     Leave,
@@ -98,6 +101,15 @@ def _introduction(message: Introduce) -> str:
     return f"Introduce {message.role.name.lower()} term {message.term}: {volumes}"
 
 
+def _generations(message: Adopt | Adopted) -> str:
+    lineage = message.lineage if isinstance(message, Adopt) else (message.generation,)
+    return "<".join(generation.describe() for generation in lineage)
+
+
+def _outcome(message: Grow | Grown) -> str:
+    return f": {error_name(message.errno)}" if isinstance(message, Grown) else ""
+
+
 def describe_message(message: Message) -> str:
     """One line for people: the kind of message and what matters of it."""
     name = type(message).__name__
@@ -121,16 +133,16 @@ def _describe_replication(name: str, message: Message) -> str:
             return f"{name} {number}"
         case Marked(extents=extents):
             return f"{name} {_extents(extents)}"
-        case Adopt(lineage=lineage):
-            return f"{name} {'<'.join(g.describe() for g in lineage)}"
-        case Adopted(generation=generation):
-            return f"{name} {generation.describe()}"
+        case Adopt() | Adopted():
+            return f"{name} {_generations(message)}"
         case Fetch(number=number, extents=extents):
             return f"{name} {number}: {_extents(extents)}"
         case Unfetched(number=number, errno=error):
             return f"{name} {number}: {error_name(error)}"
         case Prove(level=level, first=first, stop=stop):
             return f"{name} level {level}: {first}..{stop}"
+        case Grow() | Grown():
+            return f"{name} to {message.size_bytes} bytes{_outcome(message)}"
         case Failed(reason=reason) | Leave(reason=reason):
             return f"{name}: {reason}"
         case Remember() | Remembered() | KeepOnly():
@@ -190,6 +202,8 @@ def _describe_job(effect: Effect, where: str) -> str:
             return f"persist{where} {describe_superblock(effect.superblock)}"
         case Examine():
             return f"digests{where} level {effect.level}: {effect.first}..{effect.stop}"
+        case Extend():
+            return f"room{where} for {effect.size_bytes} bytes"
         case Flush():
             return f"flush{where}"
         case MakePoint() | DropPoints():

@@ -8,7 +8,7 @@ contract of ``core.effects`` leaves open, and may crash a host between any two s
 Lanes of a volume, as the shell has them:
 
 ``disk``
-    `Apply`, `Read`, `Examine`, `MakePoint` and `DropPoints`, one after the other;
+    `Apply`, `Read`, `Examine`, `Extend`, `MakePoint` and `DropPoints`, one after the other;
 ``meta``
     `Journal`, `SavePages` and `Persist`, one after the other;
 ``side``
@@ -37,6 +37,7 @@ from pairsync.core.effects import (
     Effect,
     Emit,
     Examine,
+    Extend,
     Flush,
     Journal,
     MakePoint,
@@ -67,10 +68,20 @@ QUIET_ROUNDS_MAX = 100_000
 """Steps of `ManualPair.settle` before it is taken for a loop that makes no progress."""
 
 _Waiting: TypeAlias = (
-    Apply | Read | Examine | MakePoint | Journal | SavePages | Persist | Flush | MapAllocation | DropPoints
+    Apply
+    | Read
+    | Examine
+    | Extend
+    | MakePoint
+    | Journal
+    | SavePages
+    | Persist
+    | Flush
+    | MapAllocation
+    | DropPoints
 )
 _LANE_OF: dict[type, str] = {
-    **dict.fromkeys((Apply, Read, Examine, MakePoint, DropPoints), "disk"),
+    **dict.fromkeys((Apply, Read, Examine, Extend, MakePoint, DropPoints), "disk"),
     **dict.fromkeys((Journal, SavePages, Persist), "meta"),
     **dict.fromkeys((Flush, MapAllocation), "side"),
 }
@@ -203,7 +214,7 @@ class ManualHost:
 
     def _complete(self, effect: _Waiting, error: int) -> None:
         session, now_ns, volume = self.session, self.now_ns, effect.volume
-        disk, metadata = self.disks[volume], self.metadata[volume]
+        disk = self.disks[volume]
         if isinstance(effect, Apply):
             if not error:
                 disk.apply(effect.ops)
@@ -221,18 +232,10 @@ class ManualHost:
             blocks = range(*(node * FAN_OUT**effect.level for node in (effect.first, effect.stop)))
             bad = disk.wrong(blocks.start, min(blocks.stop, count)) if effect.read else ()
             session.examined(volume, effect.token, error or Examined(digests, bad), now_ns)
-        elif isinstance(effect, Journal):
-            if not error:
-                metadata.append(effect)
-            session.journaled(volume, effect.token, error, now_ns)
-        elif isinstance(effect, SavePages):
-            if not error:
-                metadata.save(effect)
-            session.saved(volume, effect.token, error, now_ns)
-        elif isinstance(effect, Persist):
-            if not error:
-                metadata.superblock = effect.superblock
-            session.persisted(volume, effect.token, error, now_ns)
+        elif isinstance(effect, Extend):
+            session.extended(volume, effect.token, effect.size_bytes, error, now_ns)
+        elif isinstance(effect, Journal | SavePages | Persist):
+            self._complete_metadata(effect, error)
         elif isinstance(effect, Flush):
             if not error:
                 disk.durable[:] = disk.content
@@ -253,6 +256,23 @@ class ManualHost:
             if not error:
                 metadata.keep_points(effect.keep)
             self.session.points_dropped(effect.volume, effect.token, error)
+
+    def _complete_metadata(self, effect: Journal | SavePages | Persist, error: int) -> None:
+        session, now_ns, volume = self.session, self.now_ns, effect.volume
+        metadata = self.metadata[volume]
+        if isinstance(effect, Journal):
+            if not error:
+                metadata.append(effect)
+            session.journaled(volume, effect.token, error, now_ns)
+        elif isinstance(effect, SavePages):
+            if not error:
+                metadata.save(effect)
+            session.saved(volume, effect.token, error, now_ns)
+        else:
+            if not error:
+                metadata.superblock = effect.superblock
+                self.disks[volume].enlarge(effect.superblock.size_bytes)
+            session.persisted(volume, effect.token, error, now_ns)
 
     # ------------------------------------------------------------------ the guest's side
 
@@ -275,6 +295,13 @@ class ManualHost:
     def drop_point(self, owner: object, name: str, volume: int = 0) -> None:
         """Drop it."""
         self.session.sources[volume].points.drop(owner, name)
+        self.perform()
+
+    def grow(self, owner: object, size_bytes: int, volume: int = 0) -> None:
+        """The volume is to have that size."""
+        source = self.session.sources[volume]
+        source.growth.ask(owner, size_bytes)
+        source.advance(self.now_ns)
         self.perform()
 
     def close(self, owner: object, volume: int = 0) -> None:
@@ -389,11 +416,13 @@ class ManualPair:
     # ------------------------------------------------------------------ questions
 
     def differing(self, volume: int = 0) -> list[int]:
-        """Blocks whose contents differ."""
-        left, right = self.a.disks[volume].content, self.b.disks[volume].content
+        """Blocks whose contents differ; what one volume has more than the other counts as zero there."""
+        left, right = bytes(self.a.disks[volume].content), bytes(self.b.disks[volume].content)
+        size = max(len(left), len(right))
+        left, right = left.ljust(size, b"\0"), right.ljust(size, b"\0")
         return [
             block
-            for block in range(block_count_of(len(left)))
+            for block in range(block_count_of(size))
             if left[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
             != right[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
         ]

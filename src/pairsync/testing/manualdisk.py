@@ -75,6 +75,15 @@ class ManualDisk:
             return covered, [WriteOp(OpKind.ZERO, start, stop - start)]
         return covered, [WriteOp(OpKind.DATA, start, stop - start, bytes(self.content[start:stop]))]
 
+    def enlarge(self, size_bytes: int) -> None:
+        """The volume has grown; what was added reads as zero."""
+        before = len(self.content)
+        for content in (self.content, self.durable):
+            content.extend(bytes(size_bytes - before))
+        last = before // BLOCK_BYTES
+        if last in self._recorded:
+            self._recorded[last] = self.found(last)
+
     def power_cut(self) -> None:
         """All that was not made durable is gone."""
         self.content[:] = self.durable

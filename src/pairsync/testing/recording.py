@@ -130,7 +130,10 @@ class Recording:
 
     def watch(self, file: BlockFile, name: str | None = None) -> RecordingFile:
         """The same file, with all that changes it recorded under ``name`` (its path by default)."""
-        return RecordingFile(file, self, self._numbers[file.path if name is None else name])
+        number = self._numbers[file.path if name is None else name]
+        if isinstance(file, GrowingFile):
+            return RecordingGrowingFile(file, self, number)
+        return RecordingFile(file, self, number)
 
     def killed_at(self, stop: int) -> Recording:
         """The run up to that operation, for another process to go on from: a kill makes nothing durable.

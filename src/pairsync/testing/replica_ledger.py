@@ -95,8 +95,8 @@ _ZERO_DIGEST: Final = xxh3_64_intdigest(bytes(BLOCK_BYTES))
 class Known(NamedTuple):
     """What holds at one moment, whatever happens now."""
 
-    superblocks: tuple[tuple[int, bool], ...]
-    """Number and cleanness of the confirmed one, and of the one that is being written."""
+    superblocks: tuple[tuple[int, bool, int], ...]
+    """Number, cleanness and size of the confirmed one, and of the one that is being written."""
     generation: int
     """The highest one that was confirmed."""
     must: frozenset[int]
@@ -123,7 +123,7 @@ class Known(NamedTuple):
         """The inverse."""
         plain = json.loads(line)
         return cls(
-            tuple((number, clean) for number, clean in plain["superblocks"]),
+            tuple((number, clean, size_bytes) for number, clean, size_bytes in plain["superblocks"]),
             plain["generation"],
             frozenset(plain["must"]),
             frozenset(plain["may"]),
@@ -136,8 +136,8 @@ class Known(NamedTuple):
 class Ledger:
     """What a life, or several lives of one replica, know; the moving form of `Known`."""
 
-    size_bytes: int
-    superblocks: tuple[tuple[int, bool], ...] = ((1, True),)  # any of them may be on disk
+    size_bytes: int  # that a life begins with
+    superblocks: tuple[tuple[int, bool, int], ...] = ()  # any of them may be on disk
     generation: int = 0
     must: set[int] = field(default_factory=set)
     image: set[int] = field(default_factory=set)  # set in the bitmap on disk
@@ -148,6 +148,10 @@ class Ledger:
     written: dict[int, list[int]] = field(default_factory=dict)  # since
     sent: dict[int, int] = field(default_factory=dict)  # to the peer, not covered by a flush of it
     peer: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.superblocks:
+            self.superblocks = ((1, True, self.size_bytes),)
 
     @classmethod
     def after(cls, known: Known, size_bytes: int) -> Ledger:
@@ -197,9 +201,7 @@ def blocks_of(runs: Iterable[tuple[int, int]]) -> set[int]:
 
 def check_found(superblock: Superblock, dirty: DirtyMap, generation_next: int, known: Known) -> None:
     """The rules of superblock, dirty set and generations; `RuleBroken`."""
-    allowed = [
-        life_superblock(number, superblock.size_bytes, clean=clean) for number, clean in known.superblocks
-    ]
+    allowed = [life_superblock(number, size, clean=clean) for number, clean, size in known.superblocks]
     if superblock not in allowed:
         raise RuleBroken(f"superblock {superblock.term} was found, one of {known.superblocks} was to be")
     found = blocks_of(dirty.runs())

@@ -18,7 +18,7 @@ from xxhash import xxh3_64_intdigest
 from pairsync.core.dirty import PAGE_BLOCKS, DirtyMap
 from pairsync.core.messages import OpKind, WriteOp
 from pairsync.core.tracker import Tracker
-from pairsync.core.units import BLOCK_BYTES, Extent
+from pairsync.core.units import BLOCK_BYTES, Extent, block_count_of
 from pairsync.errors import BackendError
 from pairsync.guest.replica import apply_job, flush_job, journal_job, persist_job, save_job
 from pairsync.storage.device import Device
@@ -77,14 +77,29 @@ class ReplicaLife:
 
     def superblock(self, *, clean: bool = False) -> None:
         """Replace the superblock by one of the next number."""
+        self._replace(self._size_bytes, clean=clean)
+
+    def _replace(self, size_bytes: int, *, clean: bool) -> None:
         ledger = self._ledger
-        number = max(number for number, _ in ledger.superblocks) + 1
-        ledger.superblocks += ((number, clean),)
+        number = max(number for number, _, _ in ledger.superblocks) + 1
+        ledger.superblocks += ((number, clean, size_bytes),)
         self._say()
-        block = life_superblock(number, self._size_bytes, clean=clean)
+        block = life_superblock(number, size_bytes, clean=clean)
         self._judge("writing the superblock", persist_job(self.store, block))
-        ledger.superblocks = ((number, clean),)
+        ledger.superblocks = ((number, clean, size_bytes),)
         self._say()
+
+    def grow(self, blocks: int) -> None:
+        """So many blocks more: room first, then the superblock, then what is open."""
+        size_bytes = self._size_bytes + blocks * BLOCK_BYTES
+        if self._device is not None:
+            self._device.extend(size_bytes)
+        self.store.extend(size_bytes)
+        self._replace(size_bytes, clean=False)
+        self._size_bytes = size_bytes
+        self.tracker.grow(block_count_of(size_bytes))
+        if self._device is not None:
+            self._device.enlarge(size_bytes)
 
     def write(self, blocks: Sequence[int], kind: OpKind = OpKind.DATA, *, fua: bool = False) -> None:
         """A batch of the guest: intents first, then the data, then the peer."""

@@ -19,7 +19,7 @@ text with the output that it found; a test compares it with the file, or writes 
 ``pair [blocks=N] [volumes=N] [OPTION=VALUE ...]``
     two new hosts with blank volumes of that many blocks, ``a`` active and ``b`` standby; OPTION is a field of
     `VolumeOptions`, sizes take K, M, G, durations ms or s: ``level=async lag_bytes=1M lag_ns=2s``
-``write NAME OP[, OP ...]``, ``flush NAME``, ``close NAME``
+``write NAME OP[, OP ...]``, ``flush NAME``, ``close NAME``, ``grow NAME BLOCKS``
     the guest's requests; OP is ``data``, ``zero``, ``trim`` or ``keep`` (zero and keep the space), then
     ``3`` or ``3..7`` (blocks) or ``@512+1024`` (bytes), then ``fua`` if wanted
 ``do HOST LANE [N|all] [ERRNO]``
@@ -143,6 +143,7 @@ class _Runner:
             "write": self._write,
             "flush": lambda words: self._active().flush(words[0]),
             "close": lambda words: self._active().close(words[0]),
+            "grow": lambda words: self._active().grow(words[0], int(words[1]) * BLOCK_BYTES),
             "do": self._do,
             "run": self._run,
             "deliver": self._deliver,

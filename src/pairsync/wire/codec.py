@@ -33,6 +33,8 @@ from pairsync.core.messages import (
     Failed,
     Fetch,
     Generation,
+    Grow,
+    Grown,
     Introduce,
     KeepOnly,
     Leave,
@@ -59,6 +61,7 @@ from pairsync.core.messages import (
     is_point_name,
 )
 from pairsync.core.questions import ANSWER_NODES_MAX, BAD_BLOCKS_MAX, DIGEST_BYTES, LEVEL_TOP
+from pairsync.core.units import VOLUME_BYTES_MAX
 from pairsync.errors import InternalError, ProtocolError
 
 from .digests import payload_digest, payload_digest_of
@@ -94,6 +97,7 @@ from .shapes import (
 __all__ = ["decode", "encode"]
 
 _number = unsigned(NUMBER_MAX)
+_size = unsigned(VOLUME_BYTES_MAX, minimum=1)
 _word64 = unsigned((1 << 64) - 1)
 _volume = unsigned(VOLUMES_MAX - 1)
 _name = text(NAME_BYTES_MAX)
@@ -106,7 +110,7 @@ _volume_state = structure(
     VolumeState,
     ("name", _name),
     ("volume_id", binary(16)),
-    ("size_bytes", _number),
+    ("size_bytes", _size),
     ("condition", choice(Condition)),
     ("lineage", _lineage),
     ("sync_target", optional(_generation)),
@@ -250,6 +254,11 @@ _TABLE: dict[int, tuple[type[Message], Shape[Any]]] = {
         structure(
             KeepOnly, ("term", _number), ("volume", _volume), ("tags", sequence(_word64, POINT_TAGS_MAX))
         ),
+    ),
+    25: (Grow, structure(Grow, ("term", _number), ("volume", _volume), ("size_bytes", _size))),
+    26: (
+        Grown,
+        structure(Grown, ("volume", _volume), ("size_bytes", _size), ("errno", unsigned(0xFFFF))),
     ),
 }
 _NUMBER_OF: dict[type[Message], int] = {made: number for number, (made, _) in _TABLE.items()}

@@ -11,6 +11,7 @@
   is not being overwritten; no host whose replica is being overwritten calls itself in sync.
 * ``mixture`` (rule 3): a standby that calls itself blank is not written to.
 * ``term``, ``lineage`` (rules 1, 6): they only grow.
+* ``size`` (rule 2): what is served is recorded by every replica that counts, and never falls once told.
 * ``way-back``, ``own-kept`` (rule 9): see ``wayback``.
 
 The contents of disks are read as lists of authors (`writer`), and judged by the history of the core
@@ -22,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from pairsync.core.effects import Effect, Emit
+from pairsync.core.effects import DropSession, Effect, Emit
 from pairsync.core.events import InSyncEvent, RefusedEvent
 from pairsync.core.messages import Condition, Role
 from pairsync.core.standing import Phase
@@ -69,8 +70,7 @@ class Checker:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._sizes = world.profile.sizes_bytes
-        self._views = [_View(world.profile.start) for _ in self._sizes]
+        self._views = [_View(world.profile.start) for _ in world.profile.sizes_bytes]
         self._sync = world.profile.options.level == "sync"
         self._steps = 0
         self.way_back = WayBack(world)
@@ -273,6 +273,7 @@ class Checker:
         for index, source in enumerate(guest.session.sources):
             if source.standing.phase is not self._views[index].phase:
                 self._phase(life, index, source.standing.phase)
+            self._check_size(index, source.growth.size_bytes)
         if guest.session.targets and guest.in_sync:
             for index, block in life.host.superblocks.items():
                 if block is not None and block.condition is not Condition.CONSISTENT:
@@ -280,6 +281,8 @@ class Checker:
                         "in-sync-claim", index, f"a {block.condition.name} standby calls itself in sync"
                     )
         for effect in effects:
+            if isinstance(effect, DropSession) and "grows first" in effect.reason:
+                self._world.reach(f"grows-first:{life.host.name}")
             if isinstance(effect, Emit):
                 if isinstance(effect.event, RefusedEvent):
                     self._world.refused(effect.event)
@@ -290,6 +293,18 @@ class Checker:
             self.full()
             for source in guest.session.sources:
                 source.tracker.check_invariants()
+
+    def _check_size(self, volume: int, served_bytes: int) -> None:
+        view = self._views[volume]
+        told = self._world.writer.histories[volume].volume_sectors * SECTOR_BYTES
+        if -(-served_bytes // SECTOR_BYTES) * SECTOR_BYTES < told:
+            self._fail("size", volume, f"{served_bytes} bytes are served, and {told} were told")
+        hosts = [self._world.active] + [self._world.standby] * (view.claims and view.intact)
+        for host in hosts:
+            block = host.superblocks[volume]
+            if block is not None and block.size_bytes < served_bytes:
+                text = f"{served_bytes} bytes are served, {block.size_bytes} recorded by {host.name}"
+                self._fail("size", volume, text)
 
     def _phase(self, life: Life, volume: int, phase: Phase) -> None:
         view = self._views[volume]

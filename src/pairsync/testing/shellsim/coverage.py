@@ -47,10 +47,13 @@ OTHERS = (
     "reopened",
     "way-back",
     "own-kept",
+    "grown",
+    "grows-first:active",
+    "grows-first:standby",
 )
 """``took-over``: a session went on over another path; ``died-inside``: in the middle of a disk operation;
 ``reopened``: a standby has opened its disks anew; ``way-back``: a half resynced standby was put back;
-``own-kept``: what it had written alone was overwritten."""
+``own-kept``: what it had written alone was overwritten; ``grows-first``: a host had the smaller volume."""
 
 
 def required() -> list[str]:

@@ -63,6 +63,7 @@ class Faults(Storm[SimHost]):
             "reset-all": lambda: self._reset(list(world.net.paths.values())),
             "slow-link": self._slow,
             "replace-standby": self._replace_standby,
+            "grow": self._grow,
             "crash-both": lambda: self._kill_both(world.hosts, power=False),
             "power-both": lambda: self._kill_both(world.hosts, power=True),
         }
@@ -205,6 +206,12 @@ class Faults(Storm[SimHost]):
         self._count("replace-standby")
         self._world.checker.swapped()
         make_blank(self._world, standby)
+
+    def _grow(self) -> None:
+        life = self._world.active.life
+        if life is not None and life.users is not None and life.serves():
+            self._count("grow")
+            self._world.writer.grow(life, life.users)
 
     def _count(self, kind: str) -> None:
         """A fault strikes now: in which state?"""

@@ -28,10 +28,11 @@ from pairsync.guest.config import GuestConfig, VolumeConfig
 from pairsync.guest.guest import Guest, open_guest
 from pairsync.guest.replica import Replica, recover_replica
 from pairsync.storage.digests import OpenedDigests, digests_path, load_digests
+from pairsync.storage.file import RawFile
 from pairsync.storage.metadata import load_metadata, metadata_path
 from pairsync.storage.overlay import Overlays
-from pairsync.testing.disks import Fault, PowerCut, SimAction, SimDisk, SimMedium, SimOperation
-from pairsync.testing.simfiles import SimDirectory
+from pairsync.testing.disks import Fault, PowerCut, SimAction, SimMedium, SimOperation
+from pairsync.testing.simfiles import SimDirectory, SimGrowingFile
 
 from .network import HostNetwork
 from .show import show_effect, show_message
@@ -102,6 +103,7 @@ class Life:
         self.opened = False  # its guest was opened
         self.failed = False  # a volume has stopped serving
         self.guest: Guest | None = None  # while it is open
+        self.users: trio.Nursery | None = None  # tasks that use it, as long
         self.replicas: dict[str, Replica] = {}  # that were opened last, by name, in the volumes' order
 
     def serves(self) -> bool:
@@ -122,7 +124,7 @@ class Life:
         name = str(volume.path)
         if volume.name in self.replicas and host.suspect:
             host.lose_cache()  # all files are closed
-        file = host.medium.open(metadata_path(name))
+        file = _growing(host.medium, metadata_path(name))
         try:
             opened = load_metadata(file)
         except BaseException:
@@ -130,14 +132,18 @@ class Life:
             raise
 
         def open_table(block: Superblock, doubtful: DirtyMap) -> OpenedDigests:
-            table = host.medium.open(digests_path(metadata_path(name)))
-            return load_digests(
-                table, volume_id=block.volume_id, size_bytes=block.size_bytes, doubtful=doubtful
-            )
+            table = _growing(host.medium, digests_path(metadata_path(name)))
+            try:
+                return load_digests(
+                    table, volume_id=block.volume_id, size_bytes=block.size_bytes, doubtful=doubtful
+                )
+            except BaseException:
+                table.close()
+                raise
 
         replica = recover_replica(
             opened,
-            lambda _: SimDisk(host.medium, name),
+            lambda size_bytes: RawFile(host.medium.open(name), size_bytes),
             volume,
             pair_id,
             open_table,
@@ -352,6 +358,10 @@ class SimHost:
             self.name, "disk fails", f"{operation.action.value} {errno.errorcode[armed.errno]}"
         )
         return Fault(armed.errno, done_bytes)
+
+
+def _growing(medium: SimMedium, name: str) -> SimGrowingFile:
+    return SimGrowingFile(medium, medium.claim(name))
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -11,6 +11,7 @@ from random import Random
 from pairsync.core.limits import VolumeOptions
 from pairsync.core.units import BLOCK_BYTES, KIB, MIB, NS_PER_MS, NS_PER_S, NS_PER_US
 from pairsync.io.config import LinkTimings
+from pairsync.testing.disks import SECTOR_BYTES
 from pairsync.testing.swarm import START_KINDS, Habits, SwarmProfile, between, draw_faults, draw_kinds
 
 from .network import WireSpeed
@@ -42,6 +43,7 @@ FAULTS: dict[str, float] = {
     "flush-fails-active": 0.5,
     "flush-fails-standby": 0.5,
     "replace-standby": 0.8,
+    "grow": 1.5,
 }
 """Every fault there is, with its weight in the storm."""
 
@@ -60,6 +62,11 @@ class Profile(SwarmProfile):
     paths: dict[str, WireSpeed]
     active_dials: bool
     crash_inside: float  # share of crashes that strike in the middle of what a host does with its disks
+    growth_bytes: int  # most that a volume grows in all
+
+    def device_bytes(self, volume: int) -> int:
+        """Of the devices below that volume, in whole sectors: what it may become."""
+        return -(-(self.sizes_bytes[volume] + self.growth_bytes) // SECTOR_BYTES) * SECTOR_BYTES
 
 
 def draw_profile(random: Random) -> Profile:
@@ -84,6 +91,7 @@ def draw_profile(random: Random) -> Profile:
         cache_keep=random.choice((None, None, 0.0, 0.5, 1.0)),
         safety_ns=random.randrange(15, 40) * NS_PER_S,
         restart_ns=between(random, NS_PER_S // 10, 5 * NS_PER_S),
+        growth_bytes=between(random, 1, 512) * SECTOR_BYTES,
     )
 
 

@@ -43,11 +43,11 @@ def _blank_superblock(index: int, size: int) -> Superblock:
     return new_superblock(pair_id=PAIR_ID, volume_id=volume_id, name=name, size_bytes=size)
 
 
-def _format(host: SimHost, index: int, block: Superblock) -> None:
+def _format(world: World, host: SimHost, index: int, block: Superblock) -> None:
     medium, name = host.medium, data_name(index)
     metadata = metadata_path(name)
     sizes = {
-        name: block.size_bytes,
+        name: world.profile.device_bytes(index),
         metadata: metadata_bytes(block.size_bytes),
         digests_path(metadata): digests_bytes(block.size_bytes),
     }
@@ -71,7 +71,7 @@ def make_blank(world: World, host: SimHost) -> None:
         if OVERLAY_MARK in name:
             host.medium.remove(name)
     for index, size in enumerate(world.profile.sizes_bytes):
-        _format(host, index, _blank_superblock(index, size))
+        _format(world, host, index, _blank_superblock(index, size))
 
 
 def make_start(world: World) -> None:
@@ -85,8 +85,8 @@ def make_start(world: World) -> None:
             first = Generation(1, 1, world.habits.getrandbits(64))
             mine = replace(mine, term=1, lineage=(first,), peer_in_sync=True, map_base=first)
             theirs = replace(mine, clean=kind == "in-sync")
-        _format(world.active, index, mine)
-        _format(world.standby, index, theirs)
+        _format(world, world.active, index, mine)
+        _format(world, world.standby, index, theirs)
         hosts = [world.active] if kind == "prefilled" else list(world.hosts)
         if kind != "fresh":
             _fill(world, index, size, hosts)

@@ -15,10 +15,11 @@ from pairsync.core.messages import Condition
 from pairsync.core.superblock import Superblock
 from pairsync.core.units import BLOCK_BYTES
 from pairsync.errors import PairsyncError
+from pairsync.storage.file import RawFile
 from pairsync.storage.metadata import load_metadata, metadata_path
 from pairsync.storage.overlay import Overlays
 from pairsync.storage.overlayfile import OverlayState
-from pairsync.testing.disks import SECTOR_BYTES, SimDisk, SimMedium
+from pairsync.testing.disks import SECTOR_BYTES, SimMedium
 from pairsync.testing.simfiles import SimDirectory
 
 from .start import OVERLAY_MARK, data_name
@@ -117,7 +118,7 @@ class WayBack:
                 return None
             if undo.kept:
                 self._world.reach("way-back")
-            undo.revert(SimDisk(copy, data_name(volume)))
+            undo.revert(RawFile(copy.open(data_name(volume)), block.size_bytes))
         except PairsyncError as error:
             self._world.fail("way-back", f"volume {volume}: {error}")
         return copy.content(data_name(volume))
@@ -137,8 +138,8 @@ class WayBack:
         kept = self._kept(self._overlays(copy, volume, opened.superblock))
         for block in sorted(own):
             part = slice(block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES)
-            was = point.content[part]
-            if live[part] == was:
+            was = point.content[part].ljust(BLOCK_BYTES, b"\0")
+            if live[part].ljust(BLOCK_BYTES, b"\0") == was:
                 continue
             if was not in kept.get(block, ()) and not point.excused:
                 self._world.fail(
@@ -157,7 +158,8 @@ class WayBack:
                     content = bytes(op.length) if op.data is None else bytes(op.data)
                     for at in range(0, op.length, BLOCK_BYTES):
                         block = (op.offset + at) // BLOCK_BYTES
-                        kept.setdefault(block, []).append(content[at : at + BLOCK_BYTES])
+                        whole = content[at : at + BLOCK_BYTES].ljust(BLOCK_BYTES, b"\0")  # the last one
+                        kept.setdefault(block, []).append(whole)
         return kept
 
 

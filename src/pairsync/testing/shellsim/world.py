@@ -160,6 +160,7 @@ class World:
         """A guest is open."""
         self.trace.note(life.host.name, "open")
         if life.host is self.active:
+            life.users = users
             self.writer.begin(life, users)
 
     def closed(self, life: Life) -> None:

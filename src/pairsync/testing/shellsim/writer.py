@@ -17,7 +17,7 @@ import trio
 
 from pairsync.core.messages import OpKind, WriteOp
 from pairsync.core.units import NS_PER_S
-from pairsync.errors import BackendError, ClosedError
+from pairsync.errors import BackendError, ClosedError, ConfigError
 from pairsync.guest.volume import Volume
 from pairsync.testing.sim.history import History, WriteRecord
 
@@ -63,8 +63,10 @@ class Writer:
     def __init__(self, world: World) -> None:
         self._world = world
         self._random = world.habits
-        self._sizes = world.profile.sizes_bytes
-        self.histories = [History(-(-size // SECTOR_BYTES)) for size in self._sizes]
+        profile = world.profile
+        self.histories = [
+            History(profile.device_bytes(index) // SECTOR_BYTES) for index in range(len(profile.sizes_bytes))
+        ]
         self.requests: dict[int, Request] = {}  # not answered, by number, oldest first
         self._numbers = count(1)
         self._versions = count(1)
@@ -85,6 +87,28 @@ class Writer:
         for index, volume in enumerate(guest.volumes.values()):
             for _ in range(self._world.profile.habits.depth):
                 users.start_soon(self._task, life, index, volume)
+
+    def grow(self, life: Life, users: trio.Nursery) -> None:
+        """Somebody wants one of the volumes larger."""
+        profile = self._world.profile
+        index = self._random.randrange(len(profile.sizes_bytes))
+        volume = None if life.guest is None else list(life.guest.volumes.values())[index]
+        if volume is None or not life.serves():
+            return
+        room = (profile.device_bytes(index) - volume.size_bytes) // SECTOR_BYTES
+        if room > 0:
+            size_bytes = volume.size_bytes + (1 + self._random.randrange(room)) * SECTOR_BYTES
+            self._world.trace.note("guest", "grow", f"{volume.name} to {size_bytes}")
+            users.start_soon(self._grow, life, index, volume, size_bytes)
+
+    async def _grow(self, life: Life, index: int, volume: Volume, size_bytes: int) -> None:
+        try:
+            await volume.grow(size_bytes)
+        except (BackendError, ClosedError, ConfigError):  # no room, closed, or somebody else was quicker
+            return
+        if not life.dead:
+            self._world.reach("grown")
+            self.histories[index].volume_sectors = -(-size_bytes // SECTOR_BYTES)
 
     async def _task(self, life: Life, index: int, volume: Volume) -> None:
         """One of several writers of a volume: bursts and pauses, until its host closes."""
@@ -117,7 +141,7 @@ class Writer:
             if not life.serves():
                 return True
             return await self._submit(life, index, volume)
-        op = self._draw_op(index)
+        op = self._draw_op(volume)
         request = self._new_request(index, [op])
         calls = {
             OpKind.DATA: partial(volume.write, op.offset, op.data or b"", fua=op.fua),
@@ -138,7 +162,7 @@ class Writer:
 
     async def _submit(self, life: Life, index: int, volume: Volume) -> bool:
         ops = [
-            self._draw_op(index)
+            self._draw_op(volume)
             for _ in range(1 + self._random.randrange(self._world.profile.habits.ops_max))
         ]
         request = self._new_request(index, ops)
@@ -170,7 +194,7 @@ class Writer:
 
     def _read(self, index: int, volume: Volume) -> bool:
         """What is read is not older than what was acknowledged."""
-        size = self._sizes[index]
+        size = volume.size_bytes
         sectors = -(-size // SECTOR_BYTES)
         start = self._random.randrange(sectors)
         stop = min(start + 1 + self._random.randrange(64), sectors)
@@ -205,9 +229,9 @@ class Writer:
         world.trace.note("guest", "write", f"{request.number} {' '.join(map(show_op, ops))}")
         return request
 
-    def _draw_op(self, volume: int) -> WriteOp:
+    def _draw_op(self, volume: Volume) -> WriteOp:
         random, habits = self._random, self._world.profile.habits
-        size = self._sizes[volume]
+        size = volume.size_bytes
         sectors = -(-size // SECTOR_BYTES)
         length = sectors if random.random() < WHOLE_SHARE else 1 + random.randrange(habits.op_sectors_max)
         region = sectors // 8 if random.random() < habits.hot_share else sectors

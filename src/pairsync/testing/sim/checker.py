@@ -10,6 +10,8 @@ Names of rules are those of the design; each failure says which rule, where and 
   overwritten.
 * ``window`` (rule 7): a crash of the active in sync costs no more than the write-intent window.
 
+* ``size`` (rule 2): the size that is served is recorded by every replica that counts, and one that somebody
+  was told of never falls.
 * ``digest`` (rule 8): a digest that is recorded is true, on a disk that counts.
 * ``false-alarm`` (rule 8): a proof finds a difference only where the dirty map or a disk was tampered with.
 
@@ -48,13 +50,14 @@ FULL_CHECK_STEPS = 400
 class _View:
     """What the checker keeps of one volume."""
 
-    __slots__ = ("acked_there", "claims", "generation", "intact", "phase")
+    __slots__ = ("acked_there", "claims", "generation", "intact", "phase", "size_bytes")
 
     def __init__(self) -> None:
         self.claims = False  # a superblock that calls the peer in sync may be on disk
         self.intact = False  # the standby's disk is the one that this superblock speaks of
         self.acked_there = True  # it has had no power cut since: it owes what was acknowledged
         self.phase = Phase.ABSENT
+        self.size_bytes = 0  # that the active serves
         self.generation: GenerationState | None = None  # state of the closing one
 
 
@@ -261,6 +264,8 @@ class Checker:
                 view = self._views[volume]
                 if source.standing.phase is not view.phase:
                     self._phase(volume, source.standing.phase)
+                if source.growth.size_bytes != view.size_bytes:
+                    self._serves(volume, source.growth.size_bytes)
                 closing = source.tracker.closing
                 state = None if closing is None else closing.state
                 if state is not view.generation:
@@ -270,6 +275,19 @@ class Checker:
                     source.tracker.check_invariants()
         if self._steps % FULL_CHECK_STEPS == 0:
             self.full()
+
+    def _serves(self, volume: int, size_bytes: int) -> None:
+        """The active serves another size than before: it is recorded wherever it has to be."""
+        view = self._views[volume]
+        view.size_bytes = size_bytes
+        active, standby = self._pair(volume)
+        told = self._world.guest.histories[volume].volume_sectors * SECTOR_BYTES
+        there = [active] + [standby] * (view.claims and view.intact)
+        recorded = min(each.metadata.superblock.size_bytes for each in there)
+        if not told <= size_bytes <= recorded:
+            self._fail(
+                "size", volume, f"{size_bytes} bytes are served, {recorded} recorded, {told} were told"
+            )
 
     def _phase(self, volume: int, phase: Phase) -> None:
         view = self._views[volume]

@@ -57,6 +57,7 @@ _WHERE: dict[str, tuple[Phase, ...]] = {
     "swap-volumes": (Phase.ABSENT,),
     "strange-volume": (Phase.ABSENT,),
     "resized-volume": (Phase.ABSENT,),
+    "grow": _LASTING,
 }
 
 MODES = ("mode:full", "mode:incremental", "mode:nothing")
@@ -83,6 +84,10 @@ RULES = (
     "damage-found:active",
     "damage-found:standby",
     "damage-read",
+    "grown",
+    "no-room",
+    "grows-first:active",
+    "grows-first:standby",
 )
 GENERATIONS = (
     "crash-active@generation:open",

@@ -114,7 +114,8 @@ class Damage:
 
     def _at_rest(self, volume: int, blocks: int) -> int | None:
         """The first of so many blocks that lie at rest and are whole on both disks."""
-        limit = self._world.active.replicas[volume].disk.sector_count // SECTORS_PER_BLOCK - blocks
+        sectors = min(host.replicas[volume].disk.sector_count for host in self._world.hosts)
+        limit = sectors // SECTORS_PER_BLOCK - blocks
         for _ in range(TRIES if limit >= 0 else 0):
             first = self._random.randrange(limit + 1)
             if all(self._rests(volume, block) for block in range(first, first + blocks)):

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pairsync.core.dirty import PAGE_BLOCKS, DirtyMap, DirtyView
+from pairsync.core.dirty import PAGE_BLOCKS, DirtyMap
+from pairsync.core.dirtyview import DirtyView
 
 from .disk import SECTORS_PER_BLOCK
 
@@ -119,7 +120,7 @@ class Differences:
     def _compare(self, volume: int) -> int:
         active, standby = self._pair(volume)
         ours, theirs = active.disk, standby.disk
-        count = ours.sector_count
+        count = len(ours.content)
         suspects = [(0, count)]
         for step in (64 * SECTORS_PER_BLOCK, SECTORS_PER_BLOCK):
             ranges, suspects = suspects, []
@@ -172,9 +173,6 @@ class Differences:
 
     def check_all(self, volume: int) -> None:
         """Compare everything, the slow way."""
-        active, standby = self._pair(volume)
-        if active.disk.sector_count != standby.disk.sector_count:
-            return  # a wrong disk, for a while: there is nothing to compare
         unequal = self._compare(volume)
         if unequal != self._unequal[volume]:
             lost = _blocks(unequal ^ self._unequal[volume])

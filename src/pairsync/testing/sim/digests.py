@@ -31,12 +31,15 @@ def _leaf(content: list[int]) -> int:
 class SimDigests:
     """See the module."""
 
-    __slots__ = ("_recorded", "_saved", "_unsaved")
+    __slots__ = ("_grown_from", "_growths", "_recorded", "_saved", "_unsaved")
 
     def __init__(self, block_count: int, *, known: bool) -> None:
         self._recorded = [0 if known else UNKNOWN_DIGEST] * block_count
         self._saved = self._recorded[:]
         self._unsaved: set[int] = set()  # blocks whose saved leaf may be another one than the recorded
+        # The size that a save has made durable ends in or before this block; None: it is the present one.
+        self._grown_from: int | None = None
+        self._growths = 0
 
     @property
     def block_count(self) -> int:
@@ -44,8 +47,19 @@ class SimDigests:
         return len(self._recorded)
 
     def content_of(self, disk: SimDisk, block: int) -> int:
-        """The leaf that the block should have."""
-        return _leaf(disk.content[block * SECTORS_PER_BLOCK : (block + 1) * SECTORS_PER_BLOCK])
+        """The leaf that the block should have; of the last one there may be a part only."""
+        return _leaf(disk.content[disk.sectors_of(block)])
+
+    def grow(self, disk: SimDisk, *, known: bool) -> None:
+        """The disk has grown; ``known``: while it was open, else what was added has to be read once."""
+        before, after = len(self._recorded), -(-disk.sector_count // SECTORS_PER_BLOCK)
+        added = [0 if known else UNKNOWN_DIGEST] * (after - before)
+        self._recorded += added
+        self._saved += added
+        self._growths += 1
+        if self._grown_from is None:
+            self._grown_from = before - 1
+        self._record(before - 1, self.content_of(disk, before - 1) if known else UNKNOWN_DIGEST)
 
     def settled(self, disk: SimDisk, block: int) -> bool:
         """Whether the leaf is known, true, and as durable as it will ever be."""
@@ -78,11 +92,14 @@ class SimDigests:
     # ------------------------------------------------------------------ durability
 
     def saving(self) -> dict[int, int]:
-        """A save begins: the leaves that it will make durable."""
-        return {block: self._recorded[block] for block in self._unsaved}
+        """A save begins: the leaves that it will make durable; that of block -1 stands for the size."""
+        leaves = {block: self._recorded[block] for block in self._unsaved}
+        return {**leaves, -1: self._growths}
 
     def saved(self, leaves: dict[int, int]) -> None:
         """It has ended."""
+        if leaves.pop(-1) == self._growths:
+            self._grown_from = None
         for block, leaf in leaves.items():
             self._saved[block] = leaf
             if self._recorded[block] == leaf:
@@ -93,6 +110,10 @@ class SimDigests:
         for block in sorted(self._unsaved):
             if random.random() < 0.5:
                 self._saved[block] = self._recorded[block]
+        if self._grown_from is not None:
+            unknown = [UNKNOWN_DIGEST] * (self.block_count - self._grown_from)
+            self._saved[self._grown_from :] = unknown
+            self._grown_from = None
         self._recorded = self._saved[:]
         self._unsaved.clear()
 
@@ -116,7 +137,7 @@ class SimDigests:
         seen = disk.seen()
         for block in blocks:
             if self._recorded[block] == UNKNOWN_DIGEST:
-                self._record(block, _leaf(seen[block * SECTORS_PER_BLOCK : (block + 1) * SECTORS_PER_BLOCK]))
+                self._record(block, _leaf(seen[disk.sectors_of(block)]))
 
     def wrong(self, disk: SimDisk, blocks: Iterable[int]) -> list[int]:
         """Of these blocks those whose content is not what is recorded."""
@@ -133,7 +154,7 @@ class SimDigests:
         seen = disk.seen()
         for block in disk.wrong_blocks():
             if block in blocks and self._recorded[block] != UNKNOWN_DIGEST:
-                leaf = _leaf(seen[block * SECTORS_PER_BLOCK : (block + 1) * SECTORS_PER_BLOCK])
+                leaf = _leaf(seen[disk.sectors_of(block)])
                 (bad.discard if leaf == self._recorded[block] else bad.add)(block)
         return sorted(bad)
 

@@ -59,10 +59,11 @@ class SimDisk:
 
     __slots__ = ("_base", "_log", "_wrong_durable", "content", "durable", "sector_count", "wrong")
 
-    def __init__(self, sector_count: int) -> None:
+    def __init__(self, sector_count: int, room: int = 0) -> None:
+        """``room``: sectors of the device behind the volume, which it may grow into."""
         self.sector_count = sector_count
-        self.content = [0] * sector_count  # what a read returns
-        self.durable = [0] * sector_count  # what certainly survives, but for what `_log` may have replaced
+        self.content = [0] * (sector_count + room)  # what a read returns
+        self.durable = self.content[:]  # what certainly survives, but for what `_log` may have replaced
         self._log: deque[_Entry] = deque()
         self._base = 0  # position of the first entry in `_log`
         self.wrong: dict[int, int] = {}  # sectors that are read as something else than their content
@@ -175,6 +176,10 @@ class SimDisk:
 
     # ------------------------------------------------------------------ questions
 
+    def sectors_of(self, block: int) -> slice:
+        """Where the block lies; of the last one there may be a part only."""
+        return slice(block * SECTORS_PER_BLOCK, min((block + 1) * SECTORS_PER_BLOCK, self.sector_count))
+
     def copy(self) -> SimDisk:
         """A disk with the same content, all of it durable and none of it wrong (for a host that is down)."""
         twin = SimDisk(self.sector_count)
@@ -220,10 +225,10 @@ def values_of_op(op: WriteOp) -> Values:
     return memoryview(data).cast("B").cast("Q")[::_WORDS].tolist()
 
 
-def ops_of_content(content: list[int], start_block: int, stop_block: int) -> Iterator[WriteOp]:
-    """The sectors of these blocks as a resync read finds them: data, or zeroes."""
+def ops_of_content(content: list[int], start_block: int, stop_block: int, limit: int) -> Iterator[WriteOp]:
+    """The sectors of these blocks below ``limit`` as a resync read finds them: data, or zeroes."""
     sector = start_block * SECTORS_PER_BLOCK
-    end = min(stop_block * SECTORS_PER_BLOCK, len(content))
+    end = min(stop_block * SECTORS_PER_BLOCK, limit)
     while sector < end:
         stop = sector
         zero = not any(content[sector : sector + SECTORS_PER_BLOCK])

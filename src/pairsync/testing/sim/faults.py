@@ -322,5 +322,13 @@ class Faults(Swaps):
 
 
 _REFUSED_FOR_ROLLED_BACK_ACTIVE = frozenset(
-    {"active-behind", "diverged", "unrelated", "interrupted-unrelated", "stale-term", "peer-left"}
+    {
+        "active-behind",
+        "size-differs",
+        "diverged",
+        "unrelated",
+        "interrupted-unrelated",
+        "stale-term",
+        "peer-left",
+    }
 )

@@ -38,17 +38,18 @@ STIR = 0.15
 
 
 class Request:
-    """A batch of writes, or a flush, that has not completed."""
+    """A batch of writes, a flush or a growth, that has not completed."""
 
-    __slots__ = ("asked_ns", "number", "ops_count", "records", "submitted", "volume")
+    __slots__ = ("asked_ns", "grows", "number", "ops_count", "records", "submitted", "volume")
 
     def __init__(self, number: int, volume: int, submitted: int, asked_ns: int) -> None:
         self.number = number
         self.volume = volume
         self.submitted = submitted  # in the history's own time
         self.asked_ns = asked_ns
-        self.records: list[tuple[int, WriteRecord]] | None = None  # None: a flush
+        self.records: list[tuple[int, WriteRecord]] | None = None  # None: no write
         self.ops_count = 0
+        self.grows = False  # neither write nor flush
 
 
 class Guest:
@@ -59,7 +60,6 @@ class Guest:
         self._clock = world.clock
         self._random = world.random
         self.histories = [History(sectors) for sectors in sector_counts]
-        self._sector_counts = list(sector_counts)
         self.requests: dict[int, Request] = {}  # not completed, by number, oldest first
         self._depth = [0] * len(self.histories)  # of them, for each volume
         self._reads = [0] * len(self.histories)  # of the peer, not answered
@@ -172,13 +172,30 @@ class Guest:
     def _write_block(self, volume: int, block: int) -> None:
         if self._may_write():
             start = block * SECTORS_PER_BLOCK
-            length = min(SECTORS_PER_BLOCK, self._sector_counts[volume] - start)
+            sectors: int = self._session_source(volume).growth.size_bytes // SECTOR_BYTES
+            length = min(SECTORS_PER_BLOCK, sectors - start)
             data = cast("Any", self.next_version())
             self._write(volume, [WriteOp(OpKind.DATA, start * SECTOR_BYTES, length * SECTOR_BYTES, data)])
 
     def _write_some(self, volume: int) -> None:
         count_ = 1 + self._random.randrange(self._world.profile.habits.ops_max)
         self._write(volume, [self._draw_op(volume) for _ in range(count_)])
+
+    def grow(self, volume: int) -> None:
+        """Somebody wants the volume larger."""
+        source = self._session_source(volume)
+        size_bytes: int = source.growth.size_bytes
+        profile = self._world.profile
+        room = profile.sizes_bytes[volume] + profile.growth_bytes - size_bytes
+        if room <= 0:
+            return
+        request = self._new_request(volume)
+        request.grows = True
+        size_bytes += (1 + self._random.randrange(room // SECTOR_BYTES)) * SECTOR_BYTES
+        self._world.trace.note("guest", "grow", request.number, str(size_bytes))
+        source.growth.ask(request.number, size_bytes)
+        source.advance(self._clock.now)
+        self._world.active.perform()
 
     def _write(self, volume: int, ops: list[WriteOp]) -> None:
         request = self._new_request(volume)
@@ -211,7 +228,7 @@ class Guest:
 
     def _draw_op(self, volume: int) -> WriteOp:
         random, habits = self._random, self._world.profile.habits
-        sectors = self._sector_counts[volume]
+        sectors: int = self._session_source(volume).growth.size_bytes // SECTOR_BYTES
         length = 1 + random.randrange(habits.op_sectors_max)
         if random.random() < 0.02:
             length = sectors  # all of it
@@ -242,7 +259,12 @@ class Guest:
         volume = request.volume
         self._depth[volume] -= 1
         history = self.histories[volume]
-        if request.records is None:
+        if request.grows:
+            world.coverage.reach("grown" if errnos is None else "no-room")
+            if errnos is None:
+                served: int = self._session_source(volume).growth.size_bytes
+                history.volume_sectors = served // SECTOR_BYTES
+        elif request.records is None:
             if errnos is None:
                 world.checker.flush_acknowledged(volume, history.flush_done(request.submitted))
         else:

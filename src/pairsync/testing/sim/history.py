@@ -35,9 +35,20 @@ class WriteRecord:
 class History:
     """See the module."""
 
-    __slots__ = ("_acked_log", "_ended", "_live_zeroes", "_span", "acked", "flushed", "number", "zero_ended")
+    __slots__ = (
+        "_acked_log",
+        "_ended",
+        "_live_zeroes",
+        "_span",
+        "acked",
+        "flushed",
+        "number",
+        "volume_sectors",
+        "zero_ended",
+    )
 
     def __init__(self, sector_count: int) -> None:
+        self.volume_sectors = 0  # the size that somebody was told of
         self.number = 1  # counts beginnings and ends of writes, and beginnings of flushes
         self.acked: list[int] = [
             -1
@@ -102,6 +113,7 @@ class History:
 
     def nothing_owed(self) -> None:
         """The authority was replaced by an empty one."""
+        self.volume_sectors = 0
         self.acked = [-1] * len(self.acked)
         self.flushed = self.acked[:]
         self._acked_log.clear()
@@ -159,6 +171,7 @@ class History:
     def restore_floors(self, floors: tuple[list[int], list[int], list[int]]) -> None:
         """The authority was restored from a backup: what was written since is not owed any more."""
         self.acked, self.flushed = floors[0][:], floors[1][:]
+        self.volume_sectors = 0
         self._acked_log.clear()
 
 

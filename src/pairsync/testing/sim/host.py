@@ -20,6 +20,7 @@ from pairsync.core.effects import (
     DropSession,
     Emit,
     Examine,
+    Extend,
     Flush,
     Journal,
     MapAllocation,
@@ -34,6 +35,7 @@ from pairsync.core.setup import VolumeSetup
 from pairsync.core.tracker import ops_bytes
 from pairsync.core.units import BLOCK_BYTES, KIB, NS_PER_MS, NS_PER_S
 
+from .disk import SECTOR_BYTES
 from .lane import Lane
 from .media import PIECE_BLOCKS, Media, Replica, metadata_text
 
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
 __all__ = ["SimHost"]
 
 TICK_NS = NS_PER_S // 2
+
+NO_ROOM = 0.1
+"""How often there is no room for a volume to grow."""
 
 
 class SimHost:
@@ -68,6 +73,7 @@ class SimHost:
             Apply: self._on_apply,
             Read: self._on_read,
             Examine: self._on_examine,
+            Extend: self._on_extend,
             Flush: self._on_flush,
             Journal: self._on_metadata,
             SavePages: self._on_metadata,
@@ -96,6 +102,8 @@ class SimHost:
         """
         world = self._world
         for replica in self.replicas:
+            if replica.grow():
+                replica.digests.grow(replica.disk, known=False)
             if not replica.metadata.superblock.clean:
                 # What an active host reads now becomes a digest, and no log will say that it is in doubt.
                 position = replica.disk.position if self.role is Role.ACTIVE else 0
@@ -225,6 +233,8 @@ class SimHost:
 
     def _on_drop(self, effect: DropSession) -> None:
         self._trace.note(self.name, "drop-session", effect.refused, effect.reason)
+        if "grows first" in effect.reason:
+            self._world.coverage.reach(f"grows-first:{self.name}")
         if self.session is not None and effect.refused:
             self.session.dropped(self._clock.now)
         self._world.link.drop(self.index, effect.reason)
@@ -257,6 +267,10 @@ class SimHost:
         replica = self.replicas[effect.volume]
         replica.lane.push(effect, self._cost(replica, self._world.profile.speeds.disk_ns))
 
+    def _on_extend(self, effect: Extend) -> None:
+        replica = self.replicas[effect.volume]
+        replica.lane.push(effect, self._cost(replica, self._world.profile.speeds.flush_ns))
+
     def _io_done(self, replica: Replica, job: object) -> None:
         session = self.session
         if session is None:
@@ -282,18 +296,26 @@ class SimHost:
         elif isinstance(job, Examine):
             self._trace.note(self.name, "examined", job.level, f"{job.first}..{job.stop}")
             session.examined(job.volume, job.token, self._media.examine(replica, job), now)
+        elif isinstance(job, Extend):
+            error = errno.ENOSPC if self._random.random() < NO_ROOM else 0
+            self._trace.note(self.name, "extended", error, str(job.size_bytes))
+            session.extended(job.volume, job.token, job.size_bytes, error, now)
+        elif isinstance(job, Persist):  # recorded already: a volume has grown
+            replica.grow()
+            replica.digests.grow(replica.disk, known=True)
+            session.persisted(job.volume, job.token, 0, now)
         self.perform()
 
     def _on_flush(self, effect: Flush) -> None:
         replica = self.replicas[effect.volume]
         begins_ns = max(replica.flush_free_ns, self._clock.now)
         replica.flush_free_ns = begins_ns + self._cost(replica, self._world.profile.speeds.flush_ns)
-        leaves = replica.digests.saving() if effect.point else {}
+        leaves = replica.digests.saving() if effect.point else None
         begun = (replica.disk.position, leaves)
         self._clock.at(replica.flush_free_ns, self._flush_done, self.incarnation, replica, effect, begun)
 
     def _flush_done(
-        self, incarnation: int, replica: Replica, effect: Flush, begun: tuple[int, dict[int, int]]
+        self, incarnation: int, replica: Replica, effect: Flush, begun: tuple[int, dict[int, int] | None]
     ) -> None:
         session = self.session
         if incarnation != self.incarnation or session is None:
@@ -309,7 +331,8 @@ class SimHost:
             self._world.checker.cache_lost(self, replica.index)
         else:
             position, leaves = begun
-            replica.digests.saved(leaves)
+            if leaves is not None:
+                replica.digests.saved(leaves)
             for start, stop in replica.disk.flush(position):
                 self._world.checker.differences.written(replica.index, start, stop)
         session.flushed(effect.volume, effect.token, error, self._clock.now)
@@ -360,7 +383,10 @@ class SimHost:
         elif isinstance(job, SavePages):
             session.saved(job.volume, job.token, error, now)
         elif isinstance(job, Persist):
-            session.persisted(job.volume, job.token, error, now)
+            if not error and job.superblock.size_bytes > replica.disk.sector_count * SECTOR_BYTES:
+                replica.lane.push(job, self._cost(replica, self._world.profile.speeds.disk_ns))
+            else:
+                session.persisted(job.volume, job.token, error, now)
         self.perform()
 
     # ------------------------------------------------------------------ the guest

@@ -95,9 +95,16 @@ class Replica:
         """Of its blocks."""
         return self.stores.digests
 
+    def grow(self) -> bool:
+        """The disk gets the size that is recorded; whether it had another one."""
+        sectors = self.metadata.superblock.size_bytes // SECTOR_BYTES
+        grows, self.disk.sector_count = sectors != self.disk.sector_count, sectors
+        return grows
+
     def doubtful(self, blocks: Sequence[int]) -> list[int]:
         """Of these blocks those whose digest is not true, or whose content a power cut would change."""
-        return [*self.digests.wrong(self.disk, blocks), *self.disk.cached(blocks)]
+        here = [block for block in blocks if block < self.digests.block_count]  # it may be the smaller one
+        return [*self.digests.wrong(self.disk, here), *self.disk.cached(here)]
 
     def claims(self) -> bool:
         """Whether any superblock that a crash may leave calls the peer in sync."""
@@ -158,7 +165,8 @@ class Media:
             ):
                 return None
         content = disk.seen()
-        return [op for extent in extents for op in ops_of_content(content, *extent)]
+        limit = disk.sector_count
+        return [op for extent in extents for op in ops_of_content(content, *extent, limit)]
 
     def finish(self, replica: Replica, job: object) -> list[int] | None:
         """Do it; for an apply that is made to fail: the errnos."""
@@ -193,6 +201,7 @@ class Media:
             start, stop = op.offset // SECTOR_BYTES, (op.offset + op.length) // SECTOR_BYTES
             elsewhere = failing < 0 and damage.may_misdirect(self._host, replica, op)
             before = disk.seen()[start:stop] if elsewhere else []
+            self._world.require(stop <= replica.disk.sector_count, "size", "a write behind the volume's end")
             if index == failing:
                 self._tear_op(replica, start, stop, values_of_op(op))
                 replica.digests.forget(disk, start, stop, values_of_op(op))

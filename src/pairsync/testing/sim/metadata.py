@@ -35,14 +35,26 @@ class _Segment:
 class SimMetadata:
     """The metadata file of one replica."""
 
-    __slots__ = ("_block_count", "_generation_max", "_pages", "_segments", "superblock")
+    __slots__ = ("_block_count", "_generation_max", "_pages", "_segments", "_superblock")
 
     def __init__(self, superblock: Superblock) -> None:
-        self.superblock = superblock
+        self._superblock = superblock
         self._block_count = block_count_of(superblock.size_bytes)
         self._pages: dict[int, bytes] = {}
         self._segments = [_Segment(self._block_count) for _ in range(2)]
         self._generation_max = 0
+
+    @property
+    def superblock(self) -> Superblock:
+        """The durable one."""
+        return self._superblock
+
+    @superblock.setter
+    def superblock(self, superblock: Superblock) -> None:
+        self._superblock = superblock
+        self._block_count = block_count_of(superblock.size_bytes)
+        for segment in self._segments:
+            segment.intents.grow(self._block_count)
 
     @property
     def first_generation(self) -> int:

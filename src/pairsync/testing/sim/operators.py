@@ -29,6 +29,7 @@ NEEDS_OWN_DISKS = frozenset(
     {
         "forget-dirty",
         "replace-active",
+        "grow",
         "replace-standby",
         "resized-volume",
         "rollback-active",
@@ -66,6 +67,7 @@ class Operators(Storm[SimHost]):
             "swap-volumes": self._swap_volumes,
             "strange-volume": self._strange_volume,
             "resized-volume": self._resized_volume,
+            "grow": self._grow,
         }
 
     def strike(self, kind: str) -> None:
@@ -78,6 +80,16 @@ class Operators(Storm[SimHost]):
         """Undo all that was done wrong."""
         self._put_back()
         self._depose()
+
+    # ------------------------------------------------------------------ a larger volume
+
+    def _grow(self) -> None:
+        """Rightly, for once: a volume is to be larger."""
+        host = self._world.active
+        if host.up and not host.closing:
+            volume = self._random.choice(host.replicas).index
+            self._world.coverage.fault("grow", volume)
+            self._world.guest.grow(volume)
 
     # ------------------------------------------------------------------ the wrong host
 
@@ -127,10 +139,11 @@ class Operators(Storm[SimHost]):
         self._mislay("strange-volume", {replica.index: stores})
 
     def _resized_volume(self) -> None:
-        """A new and empty file, of another size than the volume has."""
+        """A new and empty file, larger than the volume is: a smaller one would grow."""
         replica = self._random.choice(self._world.standby.replicas)
-        size = replica.metadata.superblock.size_bytes + self._random.choice((BLOCK_BYTES, -BLOCK_BYTES))
-        self._mislay("resized-volume", {replica.index: blank_replica(replica.index, size)})
+        there = self._world.active.replicas[replica.index]
+        size = max(each.metadata.superblock.size_bytes for each in (replica, there)) + BLOCK_BYTES
+        self._mislay("resized-volume", {replica.index: blank_replica(self._world, replica.index, size)})
 
     def _mislay(self, kind: str, stores: dict[int, Stores]) -> None:
         standby = self._world.standby

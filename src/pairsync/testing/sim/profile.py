@@ -57,6 +57,7 @@ FAULTS: dict[str, float] = {
     "swap-volumes": 0.7,
     "strange-volume": 0.3,
     "resized-volume": 0.3,
+    "grow": 1.5,
 }
 """Every fault there is, with its weight in the storm."""
 
@@ -78,6 +79,11 @@ class Profile(SwarmProfile):
     """Everything a seed decides at the start."""
 
     speeds: Speeds
+    growth_bytes: int  # most that a volume grows in all
+
+    def device_bytes(self, volume: int) -> int:
+        """Of the devices below that volume: what it may become, and a block more for who makes it larger."""
+        return self.sizes_bytes[volume] + self.growth_bytes + BLOCK_BYTES
 
 
 def draw_profile(random: Random) -> Profile:
@@ -97,6 +103,7 @@ def draw_profile(random: Random) -> Profile:
         cache_keep=random.choice((None, None, 0.0, 0.5, 1.0)),
         safety_ns=random.randrange(40, 120) * NS_PER_S,
         restart_ns=between(random, NS_PER_S // 10, 8 * NS_PER_S),
+        growth_bytes=between(random, 1, 512) * SECTOR_BYTES,
     )
 
 

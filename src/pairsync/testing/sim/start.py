@@ -26,9 +26,11 @@ def _superblock(index: int, size_bytes: int) -> Superblock:
     return new_superblock(pair_id=b"p" * 16, volume_id=volume_id, name=f"vd{index}", size_bytes=size_bytes)
 
 
-def blank_replica(index: int, size_bytes: int) -> Stores:
+def blank_replica(world: World, index: int, size_bytes: int) -> Stores:
     """A volume that was made and never written."""
-    return _stores(_superblock(index, size_bytes), SimDisk(size_bytes // SECTOR_BYTES), known=True)
+    sectors = size_bytes // SECTOR_BYTES
+    room = world.profile.device_bytes(index) // SECTOR_BYTES - sectors
+    return _stores(_superblock(index, size_bytes), SimDisk(sectors, room), known=True)
 
 
 def _stores(superblock: Superblock, disk: SimDisk, *, known: bool) -> Stores:
@@ -41,7 +43,7 @@ def make_replicas(world: World) -> tuple[list[Replica], list[Replica]]:
     mine: list[Replica] = []
     theirs: list[Replica] = []
     for index, size_bytes in enumerate(world.profile.sizes_bytes):
-        ours, others = blank_replica(index, size_bytes), blank_replica(index, size_bytes)
+        ours, others = blank_replica(world, index, size_bytes), blank_replica(world, index, size_bytes)
         if world.profile.start != "fresh":
             _fill(world, index, ours.disk)
             superblock = replace(ours.metadata.superblock, condition=Condition.CONSISTENT)

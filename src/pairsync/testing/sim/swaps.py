@@ -67,8 +67,8 @@ class Swaps(Operators):
             self._kill(standby, power=self._random.random() < 0.5)
         world.damage.swapped()
         for replica in standby.replicas:
-            size = replica.metadata.superblock.size_bytes
-            replica.stores = blank_replica(replica.index, size)
+            size = world.profile.sizes_bytes[replica.index]  # what it was made with, whatever it has become
+            replica.stores = blank_replica(world, replica.index, size)
             world.checker.swapped(standby, replica.index)
         self._backups["standby"].clear()
 
@@ -81,7 +81,8 @@ class Swaps(Operators):
             self._kill(active, power=self._random.random() < 0.5)
         world.damage.swapped()
         for replica in active.replicas:
-            replica.stores = blank_replica(replica.index, replica.metadata.superblock.size_bytes)
+            size = world.profile.sizes_bytes[replica.index]
+            replica.stores = blank_replica(world, replica.index, size)
             world.guest.histories[replica.index].nothing_owed()
             world.checker.swapped(active, replica.index)
         self._backups["active"].clear()

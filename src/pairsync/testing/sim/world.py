@@ -28,6 +28,7 @@ from .checker import Checker
 from .clock import Clock, Trace
 from .coverage import Coverage
 from .damage import Damage
+from .disk import SECTOR_BYTES
 from .faults import Faults
 from .guest import Guest
 from .host import SimHost
@@ -94,7 +95,9 @@ class World:
         self.trace = Trace(self.clock)
         self.coverage = Coverage(self)
         self.term = 1
-        sector_counts = [size // 512 for size in self.profile.sizes_bytes]
+        sector_counts = [
+            self.profile.device_bytes(index) // SECTOR_BYTES for index in range(len(self.profile.sizes_bytes))
+        ]
         self.guest = Guest(self, sector_counts)
         mine, theirs = make_replicas(self)
         self.active = SimHost(self, 0, "active", Role.ACTIVE, mine)
@@ -208,6 +211,8 @@ class World:
         for mine, theirs in zip(self.active.replicas, self.standby.replicas, strict=True):
             if mine.disk.content != theirs.disk.content:
                 self.fail("liveness", f"volume {mine.index}: in sync, and the disks differ")
+            if mine.disk.sector_count != theirs.disk.sector_count:
+                self.fail("liveness", f"volume {mine.index}: in sync, and the sizes differ")
 
     def _whole(self) -> bool:
         mine, theirs = self.active.session, self.standby.session
