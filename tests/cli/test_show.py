@@ -56,3 +56,13 @@ def test_volumes_stand_in_columns() -> None:
         guest_lines({"refusal": None, "volumes": [_VOLUME, {**_VOLUME, "name": "d", "size_bytes": 1 << 40}]})
     )
     assert lines[0].index("in-sync") == lines[1].index("in-sync")
+
+
+def test_a_failover_time_that_is_not_kept_is_said_first() -> None:
+    timing = {"failover_s": 5.0, "verdict": "ok", "reason": "", "smallest_failover_s": 1.0}
+    guest: dict[str, Any] = {"refusal": None, "volumes": [], "timing": timing}
+    assert list(guest_lines(guest)) == []
+    timing |= {"verdict": "warn", "reason": "a late guard"}
+    assert list(guest_lines(guest)) == ["  failover time of 5 s hardly kept: a late guard"]
+    timing |= {"verdict": "broken"}
+    assert list(guest_lines(guest)) == ["  failover time of 5 s NOT KEPT: a late guard"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from pairsync.core.acceptor import AcceptorState
 from pairsync.core.arbiter import BEATS_OPEN_MAX, Arbiter
 from pairsync.core.arbitration import (
     Beat,
-    BeatAnswer,
+    Discord,
     Effect,
     InForce,
     LeaseUntil,
@@ -20,6 +22,7 @@ from pairsync.core.arbitration import (
     WitnessSwap,
     WitnessView,
 )
+from pairsync.core.arbitration import BeatAnswer as _BeatAnswer
 from pairsync.core.grants import Grant, VoterId, genesis
 from pairsync.core.timing import derive
 from pairsync.errors import InternalError
@@ -31,6 +34,7 @@ BOTH = FIRST._replace(epoch=2, in_sync=frozenset({A, B}), voters=frozenset({A1, 
 ALONE = BOTH._replace(epoch=3, in_sync=frozenset({A}), voters=frozenset({A1}))
 TIMING = derive()
 T0 = 10**12
+BeatAnswer = partial(_BeatAnswer, failover_ns=TIMING.failover_ns)
 FIRST_NUMBER = 1 << 40
 
 
@@ -117,7 +121,7 @@ def test_a_standby_waits_for_its_promise_also_after_a_start() -> None:
     arbiter.start(T0)
     arbiter.is_ready(True, T0)
     heard_ns = T0 + 100
-    arbiter.hears(Beat(A1, BOTH, 77), heard_ns)
+    arbiter.hears(Beat(A1, BOTH, 77, TIMING.failover_ns), heard_ns)
     arbiter.tick(heard_ns + TIMING.promise_ns - 1)
     assert arbiter.decider.register.round is None
     arbiter.tick(heard_ns + TIMING.promise_ns)
@@ -220,3 +224,37 @@ def test_other_inputs_reach_the_decider() -> None:
     assert isinstance(out[0], Stop)
     out = _arbiter(B1, ALONE).override("Erika", b"new", T0)
     assert isinstance(out[0], PersistAcceptor)
+
+
+def test_an_owner_and_a_peer_with_another_failover_time_promise_each_other_nothing() -> None:
+    other_ns = 2 * TIMING.failover_ns
+    standby = _arbiter(B1, BOTH)
+    standby.start(T0)
+    out = standby.hears(Beat(A1, BOTH, 77, other_ns), T0 + 100)
+    assert Discord(other_ns) in out
+    (answer,) = [each.message for each in out if isinstance(each, SendPeer)]
+    assert answer == BeatAnswer(B1, BOTH, 0, granted=False, ready=False)
+    out = standby.hears(Beat(A1, BOTH, 78, other_ns), T0 + 200)
+    assert not any(isinstance(each, Discord) for each in out), "told once"
+    out = standby.hears(Beat(A1, BOTH, 79, TIMING.failover_ns), T0 + 300)
+    assert Discord(None) in out
+    assert SendPeer(BeatAnswer(B1, BOTH, 79, granted=True, ready=False)) in out
+
+    owner = _arbiter(A1, BOTH)
+    (beat,) = _beats(owner.start(T0))
+    assert beat.failover_ns == TIMING.failover_ns
+    owner.is_ready(True, T0)
+    out = owner.hears(_BeatAnswer(B1, BOTH, beat.number, True, True, other_ns), T0 + 5)
+    assert Discord(other_ns) in out
+    assert Own(BOTH) not in out, "granted for another time than is asked for"
+
+
+def test_a_peer_with_another_failover_time_is_put_out_and_stays_out_until_they_are_the_same() -> None:
+    arbiter, number = _leased()
+    arbiter.hears(_BeatAnswer(B1, BOTH, number, True, True, 2 * TIMING.failover_ns), T0 + 5)
+    assert arbiter.decider.register.round is not None
+    assert arbiter.decider.wanted == {A}
+    before = (arbiter.wants_proof, arbiter.peer_in(T0 + 6)[0])
+    arbiter.hears(BeatAnswer(B1, BOTH, number, granted=True, ready=True), T0 + 7)
+    after = (arbiter.wants_proof, arbiter.peer_in(T0 + 8)[0])
+    assert (before, after) == ((False, False), (True, True))

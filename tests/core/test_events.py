@@ -11,7 +11,10 @@ from pairsync.core.events import (
     AloneEvent,
     BehindEvent,
     DifferenceEvent,
+    DiscordEvent,
     Event,
+    FenceEvent,
+    GrantEvent,
     GrowFailedEvent,
     GrownEvent,
     InSyncEvent,
@@ -26,7 +29,9 @@ from pairsync.core.events import (
     ResyncEvent,
     ScrubEvent,
     ScrubFindingEvent,
+    TimingEvent,
     TroubleEvent,
+    TwoTruthsEvent,
 )
 
 SENTENCES: list[tuple[Event, str, str]] = [
@@ -110,6 +115,26 @@ SENTENCES: list[tuple[Event, str, str]] = [
     (RefusedEvent("diverged", "both wrote"), "refused", "refused (diverged): both wrote"),
     (TroubleEvent("vda", fatal=False, reason="EIO"), "trouble", "vda: EIO"),
     (TroubleEvent("vda", fatal=True, reason="EIO"), "trouble", "vda: stopped: EIO"),
+    (
+        GrantEvent(2, 3, "here", ("here",), sole=True),
+        "grant",
+        "grant 2.3: this host owns the guest, and it decides alone; the replica here is in sync",
+    ),
+    (TwoTruthsEvent("1.1", "1.2"), "two-truths", "two truths: here 1.1; there 1.2"),
+    (TimingEvent("ok", "", 1.0), "timing", "the failover time is kept again, with a reserve"),
+    (TimingEvent("warn", "so", 1.0), "timing", "the failover time is hardly kept any more: so"),
+    (TimingEvent("broken", "so", None), "timing", "the failover time is not kept any more: so"),
+    (
+        DiscordEvent(5.0, 2.0),
+        "discord",
+        "failover_s is 5 here and 2 on the other host: the standby is left out until they are the same",
+    ),
+    (DiscordEvent(5.0, None), "discord", "both hosts have a failover time of 5 s"),
+    (FenceEvent("begun", "silent"), "fence", "fencing: the other host is being turned off: silent"),
+    (FenceEvent("proven", "off"), "fence", "fencing: the other host was turned off: off"),
+    (FenceEvent("failed", "no"), "fence", "fencing: the other host could not be turned off: no"),
+    (FenceEvent("ready", "on"), "fence", "fencing: the fence agent works: on"),
+    (FenceEvent("unready", "no"), "fence", "fencing: the fence agent does not work: no"),
 ]
 
 

@@ -124,3 +124,11 @@ def test_a_watched_path_dies_exactly_when_it_was_silent_too_long(
             assert path.next_deadline_ns() == heard_ns + SILENCE
         path.heard(now_ns)
         heard_ns = now_ns
+
+
+def test_the_largest_round_trip_is_told_once() -> None:
+    path = monitor()
+    before = path.take_rtt_peak_ns()
+    for sent_ns, took_ns in ((0, 30), (INTERVAL, 70), (2 * INTERVAL, 50)):
+        path.pong(path.ping(sent_ns), sent_ns + took_ns)
+    assert (before, path.take_rtt_peak_ns(), path.take_rtt_peak_ns()) == (None, 70, None)

@@ -28,7 +28,7 @@ def fuzz_vote(data: bytes) -> None:
 
 def seeds_vote() -> Iterable[bytes]:
     """A short one and a long one."""
-    yield encode_message(Beat(HOST, GRANT, 7))
+    yield encode_message(Beat(HOST, GRANT, 7, 5 * 10**9))
     yield encode_message(Accept(HOST, GRANT, BALLOT, GRANT._replace(epoch=3)))
 
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import trio
@@ -18,10 +19,11 @@ from tests.guest.harness import PAIR_ID, Host, Pair, in_time
 
 from pairsync.core.acceptor import AcceptorState
 from pairsync.core.arbiter import Arbiter
-from pairsync.core.events import GrantEvent
+from pairsync.core.events import DiscordEvent, GrantEvent, TimingEvent
 from pairsync.core.grants import FORK_BYTES, VoterId, genesis
 from pairsync.core.messages import Role
 from pairsync.core.timing import Timing, derive
+from pairsync.core.timingjudge import Measure, TimingVerdict
 from pairsync.core.units import BLOCK_BYTES, NS_PER_S
 from pairsync.core.witness import Conflict, Snapshot, WitnessKey
 from pairsync.errors import ArbitrationError, PeerLost
@@ -33,6 +35,7 @@ from pairsync.wire.arbitration import decode_acceptor, encode_acceptor
 
 TIMING: Timing = derive(2 * NS_PER_S)
 KEY = WitnessKey(PAIR_ID, "guest")
+E = TypeVar("E")
 FORK = b"f" * FORK_BYTES
 
 
@@ -62,6 +65,7 @@ class Warden:
     def __init__(self) -> None:
         self.until_ns: int | None = None
         self.resting = True
+        self.late_ns = 0
 
     def lease_until(self, until_ns: int | None) -> None:
         self.until_ns, self.resting = until_ns, False
@@ -71,6 +75,9 @@ class Warden:
 
     def rest(self) -> None:
         self.until_ns, self.resting = None, True
+
+    def take_lateness_ns(self) -> int:
+        return self.late_ns
 
 
 class Half:
@@ -102,6 +109,7 @@ class Both:
 
     def __init__(self, pair: Pair) -> None:
         self.pair = pair
+        self.timings: dict[Host, Timing] = {}
         self.witness = MemoryWitness(random.Random(7).randbytes)
         self.fingerprints = {host: pair.identities[host].fingerprint for host in pair.identities}
         for host in pair.identities:
@@ -132,7 +140,7 @@ class Both:
                 self.fingerprints[name],
                 self.fingerprints[peer],
                 decode_acceptor(memory.state),
-                TIMING,
+                self.timings.get(name, TIMING),
                 witnesses=("hill",),
                 first_number=chance.getrandbits(62),
                 fraction=chance.random,
@@ -272,19 +280,18 @@ async def test_a_planned_move_goes_there_and_back(both: Both) -> None:
             with target.guest.subscribe() as events:
                 await source.arbitration.move()
                 await until(lambda: target.serves)  # noqa: B023 - awaited in this round
-                grants = [event async for event in first_of(events, GrantEvent)]
-            assert grants[0].owner == "here"
+                assert (await first_of(events, GrantEvent)).owner == "here"
             assert await target.read(8) == noise(8)
             await target.write(9)
             await until(lambda: agreed(first) and agreed(second))
         assert first.serves
 
 
-async def first_of(events: AsyncIterator[object], kind: type[GrantEvent]) -> AsyncIterator[GrantEvent]:
+async def first_of(events: AsyncIterator[object], kind: type[E]) -> E:
     async for event in events:
         if isinstance(event, kind):
-            yield event
-            return
+            return event
+    raise AssertionError(f"no {kind.__name__}")
 
 
 async def test_a_move_that_cannot_be_says_why(both: Both) -> None:
@@ -312,3 +319,50 @@ async def test_a_person_may_overrule_and_it_is_told_as_two_truths(both: Both) ->
             assert grant is not None
             assert grant.override == "Dr Weber"
             assert await second.read(10) == bytes(BLOCK_BYTES)
+
+
+async def test_hosts_with_different_failover_times_say_so_and_the_owner_serves_alone(both: Both) -> None:
+    async with in_time():
+        async with both.whole() as (first, second):
+            assert second.guest.in_sync
+        both.timings["b"] = derive(3 * NS_PER_S)
+        async with both.host("b") as second, both.host("a") as first:
+            with first.guest.subscribe() as here, second.guest.subscribe() as there:
+                told = [await first_of(here, DiscordEvent), await first_of(there, DiscordEvent)]
+                assert told == [DiscordEvent(2.0, 3.0), DiscordEvent(3.0, 2.0)]
+            await until(lambda: first.serves)
+            await until(lambda: (now := first.arbitration.standing()) is not None and now.sole)
+            await first.write(11)  # needs nobody
+            assert not first.arbitration.in_sync
+            assert first.warden.until_ns is None
+        del both.timings["b"]
+        async with both.host("b") as second, both.host("a") as first:
+            await until(lambda: agreed(first) and agreed(second))
+            assert await first.read(11) == noise(11)
+
+
+async def test_what_it_takes_is_measured_while_it_runs(both: Both) -> None:
+    async with in_time(), both.whole() as (first, second):
+        measured = dict.fromkeys(Measure, 0)
+        take = first.arbitration.punctuality.measured
+
+        def count(what: Measure, sample_ns: int, now_ns: int) -> None:
+            measured[what] += 1
+            take(what, sample_ns, now_ns)
+
+        first.arbitration.punctuality.measured = count  # type: ignore[method-assign]
+        first.warden.late_ns = 2 * TIMING.stall_ns
+        with first.guest.subscribe() as events:
+            event = await first_of(events, TimingEvent)
+        assert event.verdict == "broken"
+        assert first.arbitration.punctuality.judgement.verdict is TimingVerdict.BROKEN
+        assert first.guest.link is not None
+        first.guest.link.cut()
+        first.cable.cut = True
+        await until(lambda: second.serves)
+        first.guest.link.heal()
+        first.cable.cut = False
+        await until(lambda: agreed(first) and agreed(second))
+        await second.arbitration.move()
+        await until(lambda: first.serves)
+        assert min(measured.values()) > 0, measured

@@ -61,8 +61,8 @@ grants = st.builds(
 )
 bases = st.none() | grants
 messages: st.SearchStrategy[PeerMessage] = st.one_of(
-    st.builds(Beat, voters, bases, numbers),
-    st.builds(BeatAnswer, voters, bases, numbers, st.booleans(), st.booleans()),
+    st.builds(Beat, voters, bases, numbers, numbers),
+    st.builds(BeatAnswer, voters, bases, numbers, st.booleans(), st.booleans(), numbers),
     st.builds(Prepare, voters, bases, ballots),
     st.builds(Promise, voters, bases, ballots, ballots, bases),
     st.builds(Accept, voters, bases, ballots, grants),
@@ -124,9 +124,9 @@ def test_arbitrary_bytes_are_refused(data: bytes) -> None:
         ([True, 1], "version True"),
         ([1, 9], "unknown type of a vote 9"),
         ([1], "unknown type of a vote None"),
-        ([1, 1, [b"x" * 32, b"i" * 8], None], "2 fields, expected 3"),
-        ([1, 1, [b"x" * 31, b"i" * 8], None, 0], "expected 32"),
-        ([1, 1, [7, b"i" * 8], None, 0], "expected a byte string"),
+        ([1, 1, [b"x" * 32, b"i" * 8], None], "2 fields, expected 4"),
+        ([1, 1, [b"x" * 31, b"i" * 8], None, 0, 0], "expected 32"),
+        ([1, 1, [7, b"i" * 8], None, 0, 0], "expected a byte string"),
     ],
 )
 def test_what_no_vote_is(fields: list[object], words: str) -> None:
@@ -138,7 +138,7 @@ def test_what_no_vote_is(fields: list[object], words: str) -> None:
 def test_a_set_has_members_and_each_once(hosts_in_sync: list[bytes]) -> None:
     grant = [1, 1, b"x" * 32, b"i" * 8, hosts_in_sync, [[b"x" * 32, b"i" * 8]], b"f" * 8, ""]
     with pytest.raises(ProtocolError, match="empty, or has a member twice"):
-        decode_message(pack([1, 1, [b"x" * 32, b"i" * 8], grant, 0]))
+        decode_message(pack([1, 1, [b"x" * 32, b"i" * 8], grant, 0, 0]))
 
 
 def test_what_is_too_long_is_not_sent() -> None:

@@ -17,9 +17,13 @@ def grown_line(answer: Mapping[str, Any]) -> str:
 
 
 def guest_lines(guest: Mapping[str, Any]) -> Iterator[str]:
-    """A refusal if there is one, then a line for each volume of a guest's statistics."""
+    """What is wrong, if anything, then a line for each volume of a guest's statistics."""
     if guest["refusal"]:
         yield f"  refused: {guest['refusal']}"
+    timing = guest.get("timing")
+    if timing is not None and timing["verdict"] != "ok":
+        kept = "NOT KEPT" if timing["verdict"] == "broken" else "hardly kept"
+        yield f"  failover time of {timing['failover_s']:g} s {kept}: {timing['reason']}"
     for volume in guest["volumes"]:
         yield "  ".join(_parts(volume))
 

@@ -15,6 +15,10 @@ acts on its own if this process does not; the guest is to be stopped some time b
 **Promise.**  So long after the receipt of a heartbeat that it has answered, a standby does not take over.
 After a start it waits as long, for it does not know what it has promised.
 
+**One failover time.**  Both durations follow from it, each host's from its own.  So every heartbeat and every
+answer names the sender's; to one that names another nothing is promised, and its promise is none (rule 10).
+Such a peer is put out of the grant, so that no lease is needed, and stays out until the two are the same.
+
 **Waits** end in `tick` alone, all but the lease: what has arrived is worked on first, so give the arbiter
 what there is to hear before it is told the time.  One that is noticed late, because this host stood still,
 is given another round trip: the others may not have been silent, but we deaf.
@@ -36,6 +40,7 @@ from .acceptor import AcceptorState
 from .arbitration import (
     Beat,
     BeatAnswer,
+    Discord,
     Effect,
     InForce,
     LeaseUntil,
@@ -92,6 +97,9 @@ class Arbiter:
         self._backoff = Backoff(first_ns=self._attempt_ns, limit_ns=timing.failover_ns)
         self._in_force: InForce | None = None  # as told last
         self._until_ns: int | None = None  # as told last
+        self._discord_ns: int | None = None  # the peer's failover time, if it is not ours
+        self.heard_ns: int | None = None
+        """When the peer was heard last in this life."""
 
     # ------------------------------------------------------------------ questions
 
@@ -115,7 +123,7 @@ class Arbiter:
         Also where the grant calls it in sync already, say after a restart: only a memory that is vouched for
         may become a voter, or be moved to.
         """
-        return self.decider.owns and not self.decider.vouched
+        return self.decider.owns and not self.decider.vouched and self._discord_ns is None
 
     def next_deadline_ns(self) -> int | None:
         """When `tick` has something to do."""
@@ -131,6 +139,14 @@ class Arbiter:
     def hears(self, message: PeerMessage, now_ns: int) -> list[Effect]:
         """A message of the peer."""
         out = self._lease_ends(now_ns)
+        self.heard_ns = now_ns
+        if isinstance(message, Beat | BeatAnswer) and self._in_discord(message, out):
+            if isinstance(message, Beat):
+                message = message._replace(number=0)
+            else:
+                message = message._replace(granted=False)
+            if self.decider.owns:
+                out += self._done(self.decider.peer_out(), now_ns)
         sent_ns: int | None = None
         if isinstance(message, BeatAnswer) and message.granted:
             sent_ns = self._sent.get(message.number)
@@ -216,6 +232,8 @@ class Arbiter:
         False: that cannot be asked for now; try again later.  Otherwise `peer_excluded` is False from now on,
         until `peer_out` was decided.
         """
+        if self._discord_ns is not None:
+            return False, self._lease_ends(now_ns)
         return self._wish(self.decider.peer_in, now_ns)
 
     def own_out(self, now_ns: int) -> tuple[bool, list[Effect]]:
@@ -225,6 +243,15 @@ class Arbiter:
     def own_in(self, now_ns: int) -> tuple[bool, list[Effect]]:
         """Like `peer_in`, of this host's own replica."""
         return self._wish(self.decider.own_in, now_ns)
+
+    def _in_discord(self, message: Beat | BeatAnswer, out: list[Effect]) -> bool:
+        """Whether the peer's failover time is another one; told when that changes."""
+        ours_ns, theirs_ns = self.timing.failover_ns, message.failover_ns
+        discord_ns = None if theirs_ns == ours_ns else theirs_ns
+        if discord_ns != self._discord_ns:
+            self._discord_ns = discord_ns
+            out.append(Discord(discord_ns))
+        return discord_ns is not None
 
     def _wish(self, ask: Callable[[], list[Outcome] | None], now_ns: int) -> tuple[bool, list[Effect]]:
         out = self._lease_ends(now_ns)
@@ -301,6 +328,9 @@ class Arbiter:
                 effects.append(self._asks(outcome, now_ns))
             elif isinstance(outcome, SendPeer) and isinstance(outcome.message, Beat):
                 effects.append(SendPeer(self._numbered(outcome.message, now_ns)))
+            elif isinstance(outcome, SendPeer) and isinstance(outcome.message, BeatAnswer):
+                answer = outcome.message._replace(failover_ns=self.timing.failover_ns)
+                effects.append(SendPeer(answer))
             else:
                 if isinstance(outcome, InForce):
                     self._backoff.succeeded()
@@ -312,6 +342,7 @@ class Arbiter:
         return self._released(self._held.passes(effects))
 
     def _numbered(self, beat: Beat, now_ns: int) -> Beat:
+        beat = beat._replace(failover_ns=self.timing.failover_ns)
         if not beat.number:
             return beat
         self._number += 1

@@ -23,6 +23,7 @@ __all__ = [
     "Accepted",
     "Beat",
     "BeatAnswer",
+    "Discord",
     "Effect",
     "InForce",
     "LeaseUntil",
@@ -46,12 +47,15 @@ class Beat(NamedTuple):
     """A heartbeat of the host that owns the guest as far as it knows, or that has news.
 
     ``number`` grows with each; 0 asks for nothing.  Another one asks that the receiver does not take over
-    for the time that both know from their `Timing`, counted from the receipt.
+    for the time that follows from ``failover_ns``, counted from the receipt: that of the sender, from which
+    it has derived how long it relies on the answer.  A receiver with another one promises nothing.
     """
 
     sender: VoterId
     base: Grant | None
     number: int
+    failover_ns: int = 0
+    """Set by `core.arbiter`: the decider knows no time.  Likewise in `BeatAnswer`."""
 
 
 class BeatAnswer(NamedTuple):
@@ -62,6 +66,7 @@ class BeatAnswer(NamedTuple):
     number: int
     granted: bool
     ready: bool
+    failover_ns: int = 0
 
 
 class Prepare(NamedTuple):
@@ -194,6 +199,15 @@ class TwoTruths(NamedTuple):
     theirs: Grant
 
 
+class Discord(NamedTuple):
+    """The peer has another failover time: its promises are worth nothing, and neither are ours to it.
+
+    None: it has ours again.
+    """
+
+    theirs_ns: int | None
+
+
 Effect: TypeAlias = (
     PersistAcceptor
     | SendPeer
@@ -205,4 +219,5 @@ Effect: TypeAlias = (
     | LeaseUntil
     | InForce
     | TwoTruths
+    | Discord
 )

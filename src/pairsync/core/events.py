@@ -12,7 +12,9 @@ __all__ = [
     "AloneEvent",
     "BehindEvent",
     "DifferenceEvent",
+    "DiscordEvent",
     "Event",
+    "FenceEvent",
     "GrantEvent",
     "GrowFailedEvent",
     "GrownEvent",
@@ -28,6 +30,7 @@ __all__ = [
     "ResyncEvent",
     "ScrubEvent",
     "ScrubFindingEvent",
+    "TimingEvent",
     "TroubleEvent",
     "TwoTruthsEvent",
 ]
@@ -342,6 +345,70 @@ class TwoTruthsEvent:
         return f"two truths: here {self.ours}; there {self.theirs}"
 
 
+@dataclass(frozen=True, slots=True)
+class TimingEvent:
+    """How this host keeps the times of its failover time has changed: ``ok``, ``warn`` or ``broken``.
+
+    ``smallest_failover_s``: the shortest failover time that would hold as things are; None if there is none.
+    """
+
+    kind: ClassVar[str] = "timing"
+    verdict: str
+    reason: str
+    smallest_failover_s: float | None
+
+    def describe(self) -> str:
+        """One sentence."""
+        if self.verdict == "ok":
+            return "the failover time is kept again, with a reserve"
+        what = "is not kept any more" if self.verdict == "broken" else "is hardly kept any more"
+        return f"the failover time {what}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class DiscordEvent:
+    """The two hosts have different failover times, so the peer is left out; or they are the same again.
+
+    ``theirs_s`` is None when they are.
+    """
+
+    kind: ClassVar[str] = "discord"
+    ours_s: float
+    theirs_s: float | None
+
+    def describe(self) -> str:
+        """One sentence."""
+        if self.theirs_s is None:
+            return f"both hosts have a failover time of {self.ours_s:g} s"
+        return (
+            f"failover_s is {self.ours_s:g} here and {self.theirs_s:g} on the other host: "
+            "the standby is left out until they are the same"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FenceEvent:
+    """Power fencing of the other host: ``begun``, ``proven``, ``failed``, or ``ready`` and ``unready``.
+
+    The latter two are of the agent, which is tried out now and then.
+    """
+
+    kind: ClassVar[str] = "fence"
+    state: str
+    reason: str
+
+    def describe(self) -> str:
+        """One sentence."""
+        what = {
+            "begun": "the other host is being turned off",
+            "proven": "the other host was turned off",
+            "failed": "the other host could not be turned off",
+            "ready": "the fence agent works",
+            "unready": "the fence agent does not work",
+        }[self.state]
+        return f"fencing: {what}: {self.reason}"
+
+
 Event: TypeAlias = (
     PeerEvent
     | PathEvent
@@ -363,4 +430,7 @@ Event: TypeAlias = (
     | TroubleEvent
     | GrantEvent
     | TwoTruthsEvent
+    | TimingEvent
+    | DiscordEvent
+    | FenceEvent
 )

@@ -59,6 +59,7 @@ class PathMonitor:
         self._watched_ns = now_ns
         self._rtt_ns: int | None = None
         self._rtt_min_ns: int | None = None
+        self._rtt_peak_ns: int | None = None  # since it was taken
 
     @property
     def rtt_ns(self) -> int | None:
@@ -69,6 +70,11 @@ class PathMonitor:
     def rtt_min_ns(self) -> int | None:
         """Smallest round-trip time seen."""
         return self._rtt_min_ns
+
+    def take_rtt_peak_ns(self) -> int | None:
+        """Largest round-trip time since the last call; ``None`` if no ping was answered since."""
+        peak_ns, self._rtt_peak_ns = self._rtt_peak_ns, None
+        return peak_ns
 
     def silence_ns(self, now_ns: int) -> int:
         """How long nothing has been heard."""
@@ -99,6 +105,7 @@ class PathMonitor:
         if not self._open or self._open[0][0] != number:
             return
         sample_ns = max(0, now_ns - self._open.popleft()[1])
+        self._rtt_peak_ns = max(sample_ns, self._rtt_peak_ns or 0)
         if self._rtt_ns is None:
             self._rtt_ns = sample_ns
         else:

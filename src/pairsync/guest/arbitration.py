@@ -27,6 +27,7 @@ import trio
 
 from pairsync.core.arbiter import Arbiter
 from pairsync.core.arbitration import (
+    Discord,
     Effect,
     InForce,
     LeaseUntil,
@@ -40,10 +41,11 @@ from pairsync.core.arbitration import (
     WitnessView,
     Yield,
 )
-from pairsync.core.events import GrantEvent, TwoTruthsEvent
+from pairsync.core.events import DiscordEvent, GrantEvent, TwoTruthsEvent
 from pairsync.core.grants import Grant, HostId
 from pairsync.core.messages import Role
 from pairsync.core.outlook import Outlook, State, outlook
+from pairsync.core.timingjudge import Measure
 from pairsync.core.units import NS_PER_S
 from pairsync.core.witness import Conflict, Snapshot, WitnessKey
 from pairsync.errors import (
@@ -59,6 +61,7 @@ from pairsync.storage.lane import Lane, start_lane
 from pairsync.wire.arbitration import decode_acceptor, decode_message, encode_acceptor, encode_message
 
 from .guest import Guest
+from .punctuality import Punctuality
 from .roles import could_serve
 
 __all__ = ["Arbitration", "Standing", "Warden"]
@@ -85,6 +88,9 @@ class Warden(Protocol):
 
     def rest(self) -> None:
         """Nothing of the guest runs here that could be stopped, and nothing may."""
+
+    def take_lateness_ns(self) -> int:
+        """By how much it was late at worst since the last call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +137,7 @@ class Arbitration:
         self._ready = False  # as told last
         self._alone = False  # the permit that the session has
         self._until_ns: int | None = None  # of the lease, as told last
+        self.punctuality = Punctuality(arbiter.timing, guest.emit, now_ns())
         self._moved = trio.lowlevel.ParkingLot()  # those who wait for another grant or another role
 
     # ------------------------------------------------------------------ life
@@ -156,8 +163,27 @@ class Arbitration:
             self._look()
             self._act(self.arbiter.tick(self._now_ns()))
             next_ns = self.arbiter.next_deadline_ns()
-            wait_s = LOOK_S if next_ns is None else (next_ns - self._now_ns()) / NS_PER_S
-            await trio.sleep(min(max(wait_s, 0.0), LOOK_S))
+            began_ns = self._now_ns()
+            wait_s = LOOK_S if next_ns is None else (next_ns - began_ns) / NS_PER_S
+            wait_s = min(max(wait_s, 0.0), LOOK_S)
+            await trio.sleep(wait_s)
+            self._measured(Measure.STALL, began_ns + int(wait_s * NS_PER_S))
+            self._judge()
+
+    def _measured(self, what: Measure, since_ns: int) -> None:
+        now_ns = self._now_ns()
+        self.punctuality.measured(what, now_ns - since_ns, now_ns)
+
+    def _judge(self) -> None:
+        """Whether this host keeps its times; see `guest.punctuality`."""
+        now_ns = self._now_ns()
+        if not self.punctuality.is_due(now_ns):
+            return
+        self.punctuality.measured(Measure.GUARD, self._warden.take_lateness_ns(), now_ns)
+        peak_ns = None if self._guest.link is None else self._guest.link.take_rtt_peak_ns()
+        if peak_ns is not None:
+            self.punctuality.measured(Measure.ROUND_TRIP, peak_ns, now_ns)
+        self.punctuality.judge(now_ns)
 
     def _look(self) -> None:
         ready = could_serve(self._guest)
@@ -305,6 +331,9 @@ class Arbitration:
                 self._warden.lease_until(until_ns)
             case InForce(grant=grant):
                 self._in_force(grant)
+            case Discord(theirs_ns=theirs_ns):
+                theirs_s = None if theirs_ns is None else theirs_ns / NS_PER_S
+                self._guest.emit(DiscordEvent(self.arbiter.timing.failover_ns / NS_PER_S, theirs_s))
             case TwoTruths(ours=ours, theirs=theirs):
                 self._guest.emit(TwoTruthsEvent(ours.describe(), theirs.describe()))
             case Own() | Stop() | Yield():
@@ -336,6 +365,7 @@ class Arbitration:
 
     async def _ask_witness(self, question: WitnessGet | WitnessSwap) -> None:
         name, number = question.witness, question.number
+        asked_ns = self._now_ns()
         try:
             with trio.fail_after(WITNESS_S):
                 view = await self._view(question)
@@ -343,6 +373,7 @@ class Arbitration:
             _log.info("%s: witness %s: %s", self._guest.name, name, str(error) or "no answer")
             self._act(self.arbiter.unreachable(number, name, self._now_ns()))
         else:
+            self._measured(Measure.WITNESS, asked_ns)
             self._act(self.arbiter.answered(number, name, view, self._now_ns()))
 
     async def _view(self, question: WitnessGet | WitnessSwap) -> WitnessView:
@@ -375,15 +406,20 @@ class Arbitration:
         guest = self._guest
         if guest.role is Role.ACTIVE and not guest.paused:
             return  # another grant for the same owner
+        began_ns = self._now_ns()
         self._warden.lease_until(self._until_ns)
         await self._warden.settled()
         await guest.become(Role.ACTIVE, grant.term, in_order=False)
+        self._measured(Measure.OPEN, began_ns)
         guest.permitted(alone=self._alone)
 
     async def _stop(self, *, in_order: bool) -> None:
         guest = self._guest
         if guest.role is Role.ACTIVE and not guest.paused:
+            began_ns = self._now_ns()
             await guest.halt(in_order=in_order)
+            if not in_order:
+                self._measured(Measure.STOP, began_ns)
         self._warden.rest()
 
     async def _yield(self, grant: Grant) -> None:

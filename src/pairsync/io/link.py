@@ -133,6 +133,14 @@ class Link:
         """
         self._hub.vote(content)
 
+    def take_rtt_peak_ns(self) -> int | None:
+        """Largest round-trip time of a ping since the last call, on the path where it was the smallest.
+
+        What is said on every path at once takes no longer.  ``None`` if no ping was answered since.
+        """
+        peaks = [path.monitor.take_rtt_peak_ns() for path in self._hub.paths.values()]
+        return min((peak for peak in peaks if peak is not None), default=None)
+
     @property
     def room_bytes(self) -> int:
         """Bytes that may be sent now without waiting; 0 or less if none, and 0 without a session."""

@@ -89,6 +89,10 @@ class _HostWarden:
         """As `Warden`."""
         self._guard.rest()
 
+    def take_lateness_ns(self) -> int:
+        """As `Warden`."""
+        return self._guard.take_lateness_ns()
+
 
 class Ballots:
     """A host's part in the register, while it is open."""
@@ -103,10 +107,18 @@ class Ballots:
     def describe(self) -> dict[str, Any]:
         """The grant in force and what would survive, as JSON values; in sync is what the grant calls so."""
         standing, seen = self.arbitration.standing(), self.arbitration.outlook()
+        judged = self.arbitration.punctuality.judgement
+        smallest_ns = judged.smallest_failover_ns
         return {
             "in_sync": self.arbitration.in_sync,
             "grant": None if standing is None else asdict(standing),
             "survives": None if seen is None else _survives(seen),
+            "timing": {
+                "failover_s": self.timing.failover_ns / NS_PER_S,
+                "verdict": judged.verdict.name.lower(),
+                "reason": judged.reason,
+                "smallest_failover_s": None if smallest_ns is None else smallest_ns / NS_PER_S,
+            },
         }
 
     def cut(self, *, cut: bool) -> None:

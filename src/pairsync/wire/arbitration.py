@@ -126,10 +126,17 @@ _memory = structure(
 )
 _HEAD: tuple[tuple[str, Shape[Any]], ...] = (("sender", _voter), ("base", optional(_grant)))
 _TABLE: dict[int, tuple[type[PeerMessage], Shape[PeerMessage]]] = {
-    1: (Beat, structure(Beat, *_HEAD, ("number", _number))),
+    1: (Beat, structure(Beat, *_HEAD, ("number", _number), ("failover_ns", _number))),
     2: (
         BeatAnswer,
-        structure(BeatAnswer, *_HEAD, ("number", _number), ("granted", boolean), ("ready", boolean)),
+        structure(
+            BeatAnswer,
+            *_HEAD,
+            ("number", _number),
+            ("granted", boolean),
+            ("ready", boolean),
+            ("failover_ns", _number),
+        ),
     ),
     3: (Prepare, structure(Prepare, *_HEAD, ("ballot", _ballot))),
     4: (
