@@ -6,7 +6,6 @@ as an event), and once the disk is well again the replicas become equal by thems
 
 from __future__ import annotations
 
-import errno
 import os
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,7 +19,6 @@ from tests.e2e.ledger import BLOCK, Ledger
 from pairsync.core.units import KIB, MIB
 from pairsync.nbd import constants as c
 from pairsync.testing.lab import RunningLab, differences, running_lab
-from pairsync.testing.nbd_client import NbdReplyError
 from pairsync.testing.programs import ProgramError
 
 SIZE = {"vda": 64 * MIB}
@@ -103,34 +101,26 @@ async def test_hosts_are_killed_at_chosen_system_calls(tmp_path: Path) -> None:
 
 @pytest.mark.root
 @pytest.mark.tools("strace")
-async def test_a_flush_that_fails_on_the_active_host_is_told(lab_directory: Path) -> None:
-    """Nothing can be trusted after it: EIO to the client, an event, EIO from then on, until a restart."""
+async def test_a_flush_that_fails_on_the_active_host_moves_the_guest(lab_directory: Path) -> None:
+    """Nothing can be trusted after it: an event, and the guest is active on the other host from then on."""
     ledger = Ledger(12, count=BLOCKS)
     async with running_lab(lab_directory, SIZE) as lab:
         async with await lab.connect() as client:
             assert await ledger.run(client, requests=200)
             mark = lab.mark()
             async with injected(await lab.pid("a"), "fdatasync:error=EIO:when=1"):
-                with pytest.raises(NbdReplyError) as failure:
-                    await client.flush()
-            assert failure.value.error == errno.EIO
+                await client.flush()
             trouble = await lab.wait_event("trouble", host="a", since=mark)
             assert trouble["fatal"]
             assert "EIO" in trouble["reason"]
-            with pytest.raises(NbdReplyError):
-                await client.write(0, b"?" * BLOCK)
-            with pytest.raises(NbdReplyError):
-                await client.flush()
-        status = await lab.status()
-        assert "EIO" in status["hosts"]["a"]["guest"]["volumes"][0]["failed"]
-        assert not status["in_sync"]
-        await lab.kill("a")
-        await lab.start("a")
-        async with await lab.connect() as client:
-            await ledger.check(client)
+            await lab.wait_active("b")
             assert await ledger.run(client, requests=50)
             await client.flush()
-        await lab.wait_in_sync()
+        await lab.wait_in_sync()  # its files were opened anew, by itself
+        assert not ledger.errors
+        for host in ("a", "b"):
+            async with await lab.connect(host=host) as client:
+                await ledger.check(client)
         paths = [lab.path(host) for host in ("a", "b")]
     for path in paths:
         ledger.check_file(path)
@@ -163,8 +153,8 @@ async def test_a_flush_that_fails_on_the_standby_costs_only_the_standby(lab_dire
 
 @pytest.mark.root
 @pytest.mark.tools("strace")
-async def test_writes_that_fail_anywhere_are_told_and_made_up_for(lab_directory: Path) -> None:
-    """Some writes to data and metadata fail on either host, which is then started again."""
+async def test_writes_that_fail_anywhere_are_no_concern_of_the_guest(lab_directory: Path) -> None:
+    """Some writes to data and metadata fail, on whichever host is active then or on the other one."""
     ledger = Ledger(14, count=BLOCKS)
     async with running_lab(lab_directory, SIZE) as lab:
         for host, what in (
@@ -174,19 +164,18 @@ async def test_writes_that_fail_anywhere_are_told_and_made_up_for(lab_directory:
             ("a", "pwritev2:error=ENOSPC:when=33..40"),
             ("b", "pwritev2,fallocate:error=ENOSPC:when=33..40"),
         ):
-            mark, refused = lab.mark(), len(ledger.errors)
-            async with injected(await lab.pid(host), what), await lab.connect() as client:
+            mark, other = lab.mark(), "b" if host == "a" else "a"
+            async with injected(await lab.pid(host), what), await lab.connect(host=other) as client:
                 assert await ledger.run(client, requests=150)
-                await lab.wait_event("trouble", host=host, since=mark)
-            told = len(ledger.errors) > refused or lab.seen("trouble", host="a", since=mark, fatal=True)
-            assert bool(told) is (host == "a")  # what fails on the standby is no concern of the client's
-            await lab.kill(host)  # its disk is well again, and somebody has started it anew
-            await lab.start(host)
+            ended = lab.seen("host-ended", host=host, since=mark)  # it could not remember its votes
+            assert ended or lab.seen("trouble", host=host, since=mark)
+            if ended:
+                await lab.start(host)
             async with await lab.connect() as client:
                 await ledger.check(client)
             await lab.wait_in_sync()
         paths = [lab.path(host) for host in ("a", "b")]
-    assert set(ledger.errors) <= {errno.EIO, errno.ENOSPC}
+    assert not ledger.errors
     for path in paths:
         ledger.check_file(path)
     assert not differences(lab_directory, "vda")
@@ -237,7 +226,11 @@ async def settled(lab: RunningLab) -> None:
     await lab.wait_status(
         lambda status: (
             status["in_sync"]
-            and not any(each["dirty_blocks"] for each in status["hosts"]["a"]["guest"]["volumes"])
+            and not any(
+                each["dirty_blocks"]
+                for host in ("a", "b")
+                for each in status["hosts"][host]["guest"]["volumes"]
+            )
         ),
         "in sync, with empty dirty maps",
     )
@@ -261,7 +254,7 @@ async def test_a_full_disk_stops_nothing_but_what_needs_room(
                 payload = os.urandom(64 * KIB) * 16
                 errors.add((await client.command(c.CMD_WRITE, offset, MIB, payload=payload)).error)
             await lab.wait_event("trouble", host=full, since=mark)
-            assert errors == ({0, errno.ENOSPC} if full == "a" else {0})
+            assert errors == {0}  # where the active host's disk is full, the other one has room
             # what has its room is written on, also beside what has none
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(write_without_room, lab, errors)
@@ -269,6 +262,9 @@ async def test_a_full_disk_stops_nothing_but_what_needs_room(
             await client.flush()
             assert not ledger.errors
             await client.trim(8 * MIB, 32 * MIB)  # room again
+            if full == "a":  # what it lacks to be opened anew only a person can give it
+                larger = f"remount,size={128 * MIB}"
+                subprocess.run(["mount", "-o", larger, str(lab_directory / full)], check=True)
             assert await ledger.run(client, requests=200)
         await lab.wait_in_sync()
         async with await lab.connect() as client:

@@ -15,7 +15,7 @@ from tests.e2e.ledger import BLOCK, Ledger
 from pairsync.core.units import MIB
 from pairsync.nbd import constants as c
 from pairsync.testing.lab import differences, running_lab
-from pairsync.testing.nbd_client import NbdClient
+from pairsync.testing.nbd_client import NbdClient, NbdReplyError
 
 SIZE = {"vda": 16 * MIB}
 BLOCKS = 4 * MIB // BLOCK
@@ -106,8 +106,9 @@ async def test_an_empty_disk_is_filled_again(lab_directory: Path) -> None:
     assert not differences(lab_directory, "vda")
 
 
-async def test_the_active_host_tells_the_guest(lab_directory: Path) -> None:
+async def test_an_active_host_that_is_alone_tells_the_guest(lab_directory: Path) -> None:
     async with running_lab(lab_directory, SIZE) as lab:
+        await lab.kill("b")
         async with await lab.connect() as client:
             await client.write(0, b"a" * BLOCK)
             await lab.request("disk", host="a", volume="vda", disk="full")
@@ -115,7 +116,8 @@ async def test_the_active_host_tells_the_guest(lab_directory: Path) -> None:
             assert done.error == errno.ENOSPC
             await client.write(0, b"c" * BLOCK)
             await lab.request("disk", host="a", volume="vda", disk="fail")
-            assert await client.read(0, BLOCK) == b"c" * BLOCK, "the peer answers"
+            with pytest.raises(NbdReplyError):
+                await client.read(0, BLOCK)
             await lab.request("disk", host="a", volume="vda", disk="ok")
             assert await client.read(0, BLOCK) == b"c" * BLOCK
             await lab.request("disk", host="a", volume="vda", disk="hang")
@@ -128,6 +130,7 @@ async def test_the_active_host_tells_the_guest(lab_directory: Path) -> None:
         async with await lab.connect() as client:
             assert await client.read(0, BLOCK) == b"c" * BLOCK
             await client.flush()
+        await lab.start("b")
         await lab.wait_in_sync(BACK_S)
 
 
