@@ -43,6 +43,7 @@ TESTED_ELSEWHERE: dict[str, tuple[str, str]] = {
     ),
     "src/pairsync/guest/seam.py": ("tests/guest/test_roles.py", "a protocol; its fake is there"),
     "src/pairsync/node/labprepare.py": ("tests/node/test_labfile.py", "what it makes is what the file says"),
+    "src/pairsync/node/etcdmain.py": ("tests/e2e/test_failover.py", "a process of a lab"),
     "src/pairsync/node/labrequests.py": ("tests/node/test_lab.py", "requests are asked of a lab that runs"),
     "src/pairsync/errors.py": (
         "tests/test_exports.py",

@@ -258,3 +258,22 @@ def test_a_peer_with_another_failover_time_is_put_out_and_stays_out_until_they_a
     arbiter.hears(BeatAnswer(B1, BOTH, number, granted=True, ready=True), T0 + 7)
     after = (arbiter.wants_proof, arbiter.peer_in(T0 + 8)[0])
     assert (before, after) == ((False, False), (True, True))
+
+
+def test_an_answer_to_an_older_question_that_comes_after_a_newer_one_is_no_bug_of_ours() -> None:
+    """Seen on a busy machine with etcd: the host ended itself over it."""
+    arbiter = _arbiter(A1, ALONE)
+    (old,) = [each for each in arbiter.start(T0) if isinstance(each, WitnessGet)]
+    now_ns = T0 + TIMING.witness_wait_ns
+    arbiter.tick(now_ns)  # it is given up
+    asked: list[WitnessGet] = []
+    while not asked:
+        now_ns += TIMING.heartbeat_ns
+        asked = [each for each in arbiter.tick(now_ns) if isinstance(each, WitnessGet)]
+    arbiter.answered(asked[0].number, "w", WitnessView(b"w1", 7, None), now_ns)
+    while arbiter._answer_by_ns is not None:  # whatever was asked then is given up, too
+        now_ns = arbiter._answer_by_ns
+        arbiter.tick(now_ns)
+    before = arbiter.decider.base
+    arbiter.answered(old.number, "w", WitnessView(b"w1", 6, None), now_ns)
+    assert arbiter.decider.base == before

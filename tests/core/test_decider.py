@@ -163,7 +163,7 @@ def test_a_move_stops_first() -> None:
     out = decider.stopped()
     ballot = next(each.ballot for each in _said(out) if isinstance(each, Prepare))
     out = decider.hears(Promise(B1, BOTH, ballot, Ballot(0, b"", b""), None))
-    moved = Grant(2, 1, B, b"b1", BOTH.in_sync, BOTH.voters, b"fork")
+    moved = Grant(2, 1, B, b"b1", BOTH.in_sync, frozenset({B1}), b"fork")
     assert Accept(A1, BOTH, ballot, moved) in _said(out)
     out = decider.hears(Accepted(B1, BOTH, ballot))
     assert Yield(moved) in out

@@ -96,8 +96,9 @@ def test_moving_the_guest() -> None:
     moving = NOW._replace(moving=True)
     assert successor(moving) is None, "the guest is still up"
     down = moving._replace(guest_down=True)
-    moved = Grant(2, 1, B, b"b1", frozenset({A, B}), BOTH.voters, b"fork")
-    assert successor(down) == moved
+    alone = frozenset({VoterId(B, b"b1")})
+    moved = Grant(2, 1, B, b"b1", frozenset({A, B}), alone, b"fork")
+    assert successor(down) == moved, "it starts without a lease"
     assert successor(down._replace(base=WITNESSLESS)) is None, "that memory may know nothing"
     vouched = down._replace(base=WITNESSLESS, vouched=True)
     assert successor(vouched) == moved._replace(voters=frozenset({B1}))

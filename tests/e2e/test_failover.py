@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from pairsync.node.etcdmain import etcd_endpoint
 from pairsync.testing.lab import RunningLab, running_lab
 from pairsync.testing.nbd_client import NbdClient
 
@@ -53,8 +54,9 @@ class Writer:
 
 
 @asynccontextmanager
-async def pair(directory: Path) -> AsyncIterator[RunningLab]:
-    async with running_lab(directory, {"vda": 8 * MIB}, more=[f"--failover={FAILOVER_S:g}"]) as lab:
+async def pair(directory: Path, witness: str = "builtin") -> AsyncIterator[RunningLab]:
+    more = [f"--failover={FAILOVER_S:g}", f"--witness={witness}"]
+    async with running_lab(directory, {"vda": 8 * MIB}, more=more) as lab:
         assert lab.ready["witness"]["address"].startswith("127.0.0.1:")
         yield lab
 
@@ -148,3 +150,20 @@ async def test_the_active_hosts_disk_fails_hangs_fills_up_and_is_replaced(tmp_pa
         await fresh.aclose()
     checked = await lab.command("check")
     assert b"equal" in checked.stdout
+
+
+@pytest.mark.tools("etcd")
+async def test_an_etcd_cluster_is_as_good_a_witness(tmp_path: Path) -> None:
+    async with pair(tmp_path / "lab", "etcd") as lab:
+        port = int(lab.ready["witness"]["address"].rpartition(":")[2])
+        assert etcd_endpoint(port) in (tmp_path / "lab" / "a" / "host.toml").read_text()
+        await lab.kill("a")
+        await lab.wait_active("b")
+        await lab.kill("witness")
+        await lab.start("a")
+        await trio.sleep(FAILOVER_S)
+        guest = await lab.guest()
+        assert (guest["active"], guest["sole"]) == ("b", True)  # the grant outlives its witness
+        await lab.start("witness")
+        await lab.wait_status(lambda status: not status["guests"]["lab"]["sole"], "all three decide again")
+        await lab.wait_in_sync()

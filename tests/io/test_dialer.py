@@ -147,3 +147,18 @@ async def test_a_session_that_the_peer_has_lost_is_ended_here_too(
         await standby.until(lambda: len(standby.sessions) == 2)
         assert active.sessions[1].session_id == standby.sessions[1].session_id
         await active.until(lambda: len(active.paths) == 2)
+
+
+async def test_a_session_that_was_ended_on_purpose_is_followed_by_another_at_once_each_time(
+    pair: Pair, memory: MemoryNetwork, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A guest that changes its role ends the session: the pair must not be apart for longer each time."""
+    pair.timings = TIMINGS
+    active, standby = Recorder(), Recorder()
+    async with pair.listen(standby) as listening, pair.dial(active, listening.addresses[0]) as link:
+        await active.until_up()
+        for number in range(2, 9):
+            began = trio.current_time()
+            link.drop_session("the role changes")
+            await active.until(lambda: len(active.sessions) == number)  # noqa: B023 - awaited in this round
+            assert trio.current_time() - began < 0.2

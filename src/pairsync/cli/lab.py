@@ -46,8 +46,8 @@ def up(
         bool | None, Parameter(help="Keep digests of all blocks (default), or none (to compare with).")
     ] = None,
     witness: Annotated[
-        Literal["builtin", "none"] | None,
-        Parameter(help="The third vote; none: the active host alone decides, and nobody takes over."),
+        Literal["builtin", "etcd", "none"] | None,
+        Parameter(help="The third vote (builtin); none: the active host alone decides, nobody takes over."),
     ] = None,
     failover: Annotated[
         float | None, Parameter(help="Seconds from the end of one host until the other serves (5).")

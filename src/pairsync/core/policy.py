@@ -15,8 +15,9 @@ the same, no witness  the peer                        the owner cannot serve wit
 The peer becomes a voter only with the memory that was vouched for in this life of the owner, or that is a
 voter already; and only while it has promised not to take over, or the guest would have to stop at once.
 
-**A planned move**: the guest is down, both replicas are equal; the peer owns the next term.  It too has to be
-the memory that was vouched for, or that is a voter: that the grant calls its *host* in sync is not enough.
+**A planned move**: the guest is down, both replicas are equal; the peer owns the next term, and decides alone
+until both are proven in sync anew: its first breath must not wait for a lease of ours.  It too has to be the
+memory that was vouched for, or that is a voter: that the grant calls its *host* in sync is not enough.
 
 **A standby** that is in sync takes over when its promise has run out, alone.
 """
@@ -118,5 +119,4 @@ def _moved(now: Situation) -> Grant | None:
         return None  # nobody knows what that memory's replica is worth
     if any(voter.name == peer.name and voter != peer for voter in base.voters):
         return None  # it has lost its memory
-    voters = frozenset({peer}) if base.sole == now.own else base.voters
-    return Grant(base.term + 1, 1, peer.name, peer.incarnation, base.in_sync, voters, base.fork)
+    return Grant(base.term + 1, 1, peer.name, peer.incarnation, base.in_sync, frozenset({peer}), base.fork)

@@ -46,8 +46,8 @@ class LinkTimings:
     its control connection lives.  One record must fit: 1.3 Mbit/s at least."""
     backoff_first_ns: int = 100 * NS_PER_MS
     backoff_limit_ns: int = 5 * NS_PER_S
-    """Dialling again: doubling from the first to the limit, with jitter; from the start again once a path
-    has stayed up for the limit."""
+    """Dialling again: doubling from the first to the limit, with jitter; from the start again after a path
+    that was up and did not end by a breach of the protocol."""
     handshake_ns: int = 5 * NS_PER_S
     """From connecting to the lane being up, on either end."""
 

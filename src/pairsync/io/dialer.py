@@ -59,9 +59,8 @@ class Dialer:
         told = ""
         while True:
             await hub.gate.wait_open()
-            began_ns = hub.network.now_ns()
             reason = await self._attempt(path, rank)
-            if hub.network.now_ns() - began_ns >= timings.backoff_limit_ns + timings.handshake_ns:
+            if reason is None:  # it came up, and what ended it is no reason to stay away
                 backoff.succeeded()
             if reason is not None and reason != told:
                 _log.warning("path %s: cannot connect: %s", path.name, reason)
@@ -70,7 +69,7 @@ class Dialer:
             await trio.sleep(backoff.failed(fraction) / 1e9)
 
     async def _attempt(self, path: PathConfig, rank: int) -> str | None:
-        """One attempt, to the end of the path if it comes up; returns why it did not, else ``None``."""
+        """One attempt, to the end of the path if it comes up; ``None``, or what is wrong with the peer."""
         hub = self._hub
         held = _Attempt([])
         who = f"{path.name} at {describe_address(path.peer)}"
@@ -81,6 +80,8 @@ class Dialer:
             if scope.cancelled_caught:
                 return f"{who}: no answer within {deadline_s:g} s"
             await hub.run_path(opened, session)
+            if opened.violation:
+                return f"{who}: {opened.violation}"
         except PeerError as error:
             if isinstance(error, (RefusedError, ProtocolError)):
                 hub.refusals.count("dialling")

@@ -20,13 +20,15 @@ from pairsync.core.grants import FORK_BYTES, INCARNATION_BYTES, VoterId, genesis
 from pairsync.core.outlook import Outlook
 from pairsync.core.timing import Timing, derive
 from pairsync.core.units import NS_PER_S
-from pairsync.core.witness import WitnessKey
+from pairsync.core.witness import Conflict, Snapshot, WitnessKey
 from pairsync.errors import BackendError, ConfigError
 from pairsync.guest.arbitration import Arbitration
 from pairsync.guest.guest import Guest
 from pairsync.io.config import LinkConfig
+from pairsync.io.etcd import EtcdConfig, open_etcd
+from pairsync.io.gate import Gate
 from pairsync.io.keys import fingerprint_of
-from pairsync.io.witness import WitnessClient, WitnessConfig, open_witness
+from pairsync.io.witness import WitnessConfig, open_witness
 from pairsync.io.witnessstore import WitnessStore
 from pairsync.storage.acceptorfile import AcceptorFile
 from pairsync.wire.arbitration import decode_acceptor, encode_acceptor
@@ -97,9 +99,7 @@ class _HostWarden:
 class Ballots:
     """A host's part in the register, while it is open."""
 
-    def __init__(
-        self, arbitration: Arbitration, timing: Timing, witnesses: Mapping[str, WitnessStore]
-    ) -> None:
+    def __init__(self, arbitration: Arbitration, timing: Timing, witnesses: Mapping[str, _Cable]) -> None:
         self.arbitration = arbitration
         self.timing = timing
         self.witnesses = witnesses
@@ -124,8 +124,7 @@ class Ballots:
     def cut(self, *, cut: bool) -> None:
         """Pull the cables to the witnesses, or put them back."""
         for witness in self.witnesses.values():
-            if isinstance(witness, WitnessClient):
-                witness.cut() if cut else witness.heal()
+            witness.cut() if cut else witness.heal()
 
 
 @asynccontextmanager
@@ -144,7 +143,7 @@ async def open_arbitration(host: HostFile, link: LinkConfig, guest: Guest) -> As
         stack.callback(memory.close)
         guard = await stack.enter_async_context(keep_guard(watchdog_s=timing.watchdog_s))
         witnesses = {
-            each.name: await stack.enter_async_context(open_witness(_witness(each, link)))
+            each.name: await stack.enter_async_context(_open_witness(each, link))
             for each in register.witnesses
         }
         arbiter = Arbiter(
@@ -196,9 +195,49 @@ async def _follow_guard(guard: GuardKeeper) -> None:
     raise BackendError(f"the guard is lost, and nothing is served without it: {guard.lost_reason}")
 
 
+@asynccontextmanager
+async def _open_witness(witness: WitnessFile, link: LinkConfig) -> AsyncIterator[_Cable]:
+    if witness.etcd:
+        async with open_etcd(EtcdConfig(endpoints=witness.etcd)) as store:
+            yield _Cable(store)
+    else:
+        async with open_witness(_witness(witness, link)) as client:
+            yield _Cable(client)
+
+
+class _Cable:
+    """A witness, behind a cable that a lab can cut: nothing goes there and back meanwhile."""
+
+    def __init__(self, store: WitnessStore) -> None:
+        self._store = store
+        self._gate = Gate()
+
+    def cut(self) -> None:
+        """Pull it out."""
+        self._gate.close()
+
+    def heal(self) -> None:
+        """Put it back."""
+        self._gate.open()
+
+    async def get(self, key: WitnessKey) -> Snapshot:
+        """As `WitnessStore.get`."""
+        await self._gate.wait_open()
+        found = await self._store.get(key)
+        await self._gate.wait_open()
+        return found
+
+    async def swap(self, key: WitnessKey, version: int, value: bytes) -> Snapshot | Conflict:
+        """As `WitnessStore.swap`."""
+        await self._gate.wait_open()
+        found = await self._store.swap(key, version, value)
+        await self._gate.wait_open()
+        return found
+
+
 def _witness(witness: WitnessFile, link: LinkConfig) -> WitnessConfig:
     if witness.address is None or witness.certificate is None:
-        raise ConfigError(f"witness {witness.name}: etcd is not supported here yet")
+        raise ConfigError(f"witness {witness.name}: no address")
     try:
         certificate = witness.certificate.read_bytes()
     except OSError as error:

@@ -90,6 +90,7 @@ def _link_timings(host: HostFile, link: LinkFile) -> LinkTimings:
         link.timings,
         heartbeat_ns=min(link.timings.heartbeat_ns, timing.heartbeat_ns),
         silence_ns=min(link.timings.silence_ns, timing.silence_ns),
+        backoff_limit_ns=min(link.timings.backoff_limit_ns, timing.failover_ns // 5),
     )
 
 

@@ -32,11 +32,13 @@ from .control import Answer, ask, serve_control
 from .labfile import (
     ALL,
     CABLES,
+    ETCD,
     GUEST,
     HOSTS,
     LINK,
     WITNESS,
     LabFile,
+    cables_of,
     control_socket_of,
     nbd_socket_of,
     remove_sockets,
@@ -64,6 +66,7 @@ HOST_PROGRAM = ("-m", "pairsync.testing.faultyhost")
 """Arguments of the interpreter."""
 
 WITNESS_PROGRAM = ("-m", "pairsync.node.witnessmain")
+ETCD_PROGRAM = ("-m", "pairsync.node.etcdmain")
 """Likewise."""
 
 RESTART_S = 1.0
@@ -99,7 +102,7 @@ class Lab:
         self._tell = tell
         self._nursery = nursery
         self._hosts = {name: _Host(self._process(name)) for name in (HOSTS[:1] if lab.single else HOSTS)}
-        self._witness = self._process(WITNESS) if lab.arbitrated and lab.witness == "builtin" else None
+        self._witness = self._process(WITNESS) if lab.arbitrated and lab.witness != "none" else None
         self._ready = False  # the line that says so has been told
         self._early: deque[Mapping[str, Any]] = deque(maxlen=EARLY_LINES_MAX)  # to be told behind it
         # What is cut by command, of `CABLES`: it stays so when hosts are started again.
@@ -171,12 +174,16 @@ class Lab:
                 await self._spawn(name)
         await process.until_ready()
         if name != WITNESS:
-            for cable in _cables_of(name):  # cut or mended meanwhile
+            for cable in cables_of(name):  # cut or mended meanwhile
                 await self._turn(name, cable)
 
     async def _spawn(self, name: str) -> None:
         if name == WITNESS:
-            await self._any(name).spawn([*WITNESS_PROGRAM, str(self._directory / name), "--follow-stdin"])
+            place, ports = str(self._directory / name), self._lab.ports
+            program = [*WITNESS_PROGRAM, place]
+            if self._lab.witness == "etcd":
+                program = [*ETCD_PROGRAM, place, str(ports[WITNESS]), str(ports[ETCD])]
+            await self._any(name).spawn([*program, "--follow-stdin"])
             return
         host = self._host(name)
         file = self._directory / name / "host.toml"
@@ -295,7 +302,9 @@ class Lab:
         }
 
     def describe(self, name: str) -> dict[str, Any]:
-        """A host, as the ready line names it."""
+        """A host or the witness, as the ready line names it."""
+        if name == WITNESS:
+            return self._describe_witness()
         host = self._hosts[name]
         return {
             "pid": None if host.process.process is None else host.process.process.pid,
@@ -364,7 +373,7 @@ class Lab:
     async def _turn(self, name: str, cable: str) -> None:
         """Have a host know whether that cable is cut, if it has an end of it."""
         host = self._host(name)
-        if cable not in _cables_of(name) or (cable in host.cut) is (cable in self._cut):
+        if cable not in cables_of(name) or (cable in host.cut) is (cable in self._cut):
             return
         what = "cut" if cable in self._cut else "heal"
         await self._ask(name, what if cable == LINK else f"{what}-witness")
@@ -402,11 +411,6 @@ class Lab:
             await trio.sleep(RETRY_S)
 
 
-def _cables_of(name: str) -> tuple[str, ...]:
-    """Those that have an end at that host."""
-    return tuple(cable for cable in CABLES if name in cable.split("-"))
-
-
 async def run_lab(directory: Path, lab: LabFile, tell: Callable[[Mapping[str, Any]], None]) -> None:
     """Bring the lab up, tell ``ready`` and every event, until SIGINT or SIGTERM.
 
@@ -426,12 +430,7 @@ async def run_lab(directory: Path, lab: LabFile, tell: Callable[[Mapping[str, An
         remove_sockets(directory)
 
 
-async def _serve(
-    supervisor: Lab,
-    directory: Path,
-    nursery: trio.Nursery,
-    signals: Any,
-) -> None:
+async def _serve(supervisor: Lab, directory: Path, nursery: trio.Nursery, signals: Any) -> None:
     async with trio.open_nursery() as starting:
 
         async def interrupt() -> None:

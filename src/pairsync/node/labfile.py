@@ -24,6 +24,7 @@ from .durable import write_durably
 __all__ = [
     "ALL",
     "CABLES",
+    "ETCD",
     "GUEST",
     "HOSTS",
     "LINK",
@@ -31,6 +32,7 @@ __all__ = [
     "WITNESSES",
     "DirectoryLock",
     "LabFile",
+    "cables_of",
     "control_socket_of",
     "free_ports",
     "nbd_socket_of",
@@ -54,8 +56,12 @@ ALL = "all"
 WITNESS = "witness"
 """The third process of a lab, and its directory."""
 
-WITNESSES = ("builtin", "none")
-"""What a lab can be given: a witness of its own, or none, so that the active host alone decides."""
+WITNESSES = ("builtin", "etcd", "none")
+"""What a lab can be given: a witness of its own, an etcd of one member, or none: the active host alone
+decides."""
+
+ETCD = "etcd"
+"""Of the ports of a lab: the one on which a member of etcd would meet others."""
 
 FIXED = "fixed"
 """In a lab that was made before hosts agreed on anything."""
@@ -174,7 +180,7 @@ def open_lab_file(
         if lab.volumes.get(name, size) != size:
             raise ConfigError(f"volume {name!r} in {directory} has {lab.volumes[name]} bytes, not {size}")
     ports = lab.ports
-    if WITNESS not in ports or not all(_is_free(port) for port in ports.values()):
+    if ETCD not in ports or not all(_is_free(port) for port in ports.values()):
         ports = _draw_ports()
     return replace(
         lab,
@@ -188,7 +194,13 @@ def open_lab_file(
 
 
 def _draw_ports() -> dict[str, int]:
-    return dict(zip((*HOSTS, WITNESS), free_ports(len(HOSTS) + 1), strict=True))
+    names = (*HOSTS, WITNESS, ETCD)
+    return dict(zip(names, free_ports(len(names)), strict=True))
+
+
+def cables_of(name: str) -> tuple[str, ...]:
+    """Those of `CABLES` that have an end at that host."""
+    return tuple(cable for cable in CABLES if name in cable.split("-"))
 
 
 def free_ports(count: int) -> list[int]:

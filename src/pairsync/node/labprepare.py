@@ -15,6 +15,7 @@ from pairsync.storage.metadata import metadata_path
 
 from .arbitrate import create_memory, first_memory
 from .durable import write_durably
+from .etcdmain import etcd_endpoint
 from .hostinit import volume_id_of
 from .labfile import GUEST, HOSTS, WITNESS, LabFile, control_socket_of, nbd_socket_of, sockets_of
 from .witnessdir import add_pair, init_witness
@@ -80,6 +81,8 @@ def _prepare_register(directory: Path, lab: LabFile, made: list[Path]) -> None:
         if not (place / "witness.toml").exists():
             init_witness(place, [("127.0.0.1", lab.ports[WITNESS])])
         add_pair(place, lab.pair_id, certificates, replace=True)
+    elif lab.witness == "etcd":
+        (directory / WITNESS).mkdir(mode=0o700, exist_ok=True)
 
 
 def _make_volume(path: Path, name: str, size_bytes: int, lab: LabFile) -> list[Path]:
@@ -140,6 +143,9 @@ def _host_toml(directory: Path, host: str, lab: LabFile) -> str:
             f'address = "127.0.0.1:{lab.ports[WITNESS]}"',
             f"certificate = {json.dumps('../witness/identity/host.crt')}",
         ]
+    if lab.arbitrated and lab.witness == "etcd":
+        endpoint = etcd_endpoint(lab.ports[WITNESS])
+        lines += ["", "[[register.witnesses]]", f"name = {json.dumps(WITNESS)}", f'etcd = ["{endpoint}"]']
     for name in lab.volumes:
         lines += ["", "[[volumes]]", f"name = {json.dumps(name)}", f"path = {json.dumps(name + '.img')}"]
         lines += [f"level = {json.dumps(lab.level)}"]

@@ -1,0 +1,120 @@
+"""``python -m pairsync.node.etcdmain DIRECTORY CLIENT_PORT PEER_PORT``: a lab's etcd, of one member.
+
+For labs only: who uses etcd in earnest has a cluster.  It runs Debian's ``etcd`` on loopback with its data in
+the directory, and says ``ready`` as the built-in witness does, once the cluster answers.  etcd dies with this
+process, however that ends.  ``--follow-stdin``: end when standard input ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import trio
+
+from pairsync.core.witness import WitnessKey
+from pairsync.errors import BackendError, ConfigError, PairsyncError, PeerError
+from pairsync.io.etcd import EtcdConfig, open_etcd
+
+from .ending import await_signal, follow_stdin, leaves
+from .lines import LineWriter
+
+__all__ = ["etcd_endpoint", "main"]
+
+READY_S = 25.0
+"""How long one member may take to elect itself."""
+
+LOOK_S = 0.05
+
+FLAG = "--follow-stdin"
+
+DIES_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
+"""Of util-linux, which every Debian has."""
+
+
+def etcd_endpoint(port: int) -> str:
+    """Where a lab's etcd answers its clients."""
+    return f"http://127.0.0.1:{port}"
+
+
+def _command(directory: Path, client: str, peer: str) -> list[str]:
+    program = shutil.which("etcd")
+    if program is None:
+        raise ConfigError("missing: etcd; on Debian: apt-get install etcd-server")
+    words = {
+        "--name": "lab",
+        "--data-dir": str(directory / "etcd"),
+        "--listen-client-urls": client,
+        "--advertise-client-urls": client,
+        "--listen-peer-urls": peer,
+        "--initial-advertise-peer-urls": peer,
+        "--initial-cluster": f"lab={peer}",
+        "--logger": "zap",
+        "--log-level": "error",
+    }
+    return [program, *(word for pair in words.items() for word in pair)]
+
+
+async def _serve(directory: Path, client: str, peer: str, lines: LineWriter, *, follow: bool) -> None:
+    async with trio.open_nursery() as nursery:
+        if follow:
+            nursery.start_soon(follow_stdin, nursery.cancel_scope)
+        await nursery.start(await_signal, nursery.cancel_scope)
+        # Not by trio: it starts processes in threads, and the signal comes when the *thread* has ended.
+        process = subprocess.Popen(  # noqa: ASYNC220, S603
+            [*DIES_WITH_PARENT, *_command(directory, client, peer)], stdin=subprocess.DEVNULL, stdout=2
+        )
+        try:
+            await _await_ready(client)
+            lines({"event": "ready", "pid": os.getpid(), "address": client.removeprefix("http://")})
+            status = await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
+            raise BackendError(f"etcd has ended with status {status}")
+        finally:
+            process.terminate()
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(process.wait)
+
+
+async def _await_ready(client: str) -> None:
+    with trio.move_on_after(READY_S):
+        async with open_etcd(EtcdConfig(endpoints=(client,))) as store:
+            while True:
+                with contextlib.suppress(PeerError):
+                    await store.get(WitnessKey(bytes(16), "ready"))
+                    return
+                await trio.sleep(LOOK_S)
+    raise BackendError(f"etcd does not answer at {client}")
+
+
+def main() -> int:
+    """The program."""
+    words = [word for word in sys.argv[1:] if word != FLAG]
+    if len(words) != 3:
+        sys.stderr.write(
+            f"usage: python -m pairsync.node.etcdmain DIRECTORY CLIENT_PORT PEER_PORT [{FLAG}]\n"
+        )
+        return 2
+    directory, (client, peer) = Path(words[0]), (etcd_endpoint(int(word)) for word in words[1:])
+    lines = LineWriter()
+    failures: list[PairsyncError] = []
+
+    async def serve() -> None:
+        await _serve(directory, client, peer, lines, follow=FLAG in sys.argv[1:])
+
+    try:
+        trio.run(serve)
+    except* PairsyncError as group:
+        failures = list(leaves(group))
+    finally:
+        lines.close()
+        for error in failures:
+            sys.stderr.write(f"pairsync: {error}\n")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
