@@ -13,10 +13,7 @@ from pairsync.core.events import (
     DifferenceEvent,
     DiscordEvent,
     Event,
-<<<<<<< HEAD
     FenceEvent,
-=======
->>>>>>> ed83e71 (Tell of grants in the list of all events)
     GrantEvent,
     GrowFailedEvent,
     GrownEvent,
@@ -119,7 +116,6 @@ SENTENCES: list[tuple[Event, str, str]] = [
     (TroubleEvent("vda", fatal=False, reason="EIO"), "trouble", "vda: EIO"),
     (TroubleEvent("vda", fatal=True, reason="EIO"), "trouble", "vda: stopped: EIO"),
     (
-<<<<<<< HEAD
         GrantEvent(2, 3, "here", ("here",), sole=True),
         "grant",
         "grant 2.3: this host owns the guest, and it decides alone; the replica here is in sync",
@@ -139,18 +135,6 @@ SENTENCES: list[tuple[Event, str, str]] = [
     (FenceEvent("failed", "no"), "fence", "fencing: the other host could not be turned off: no"),
     (FenceEvent("ready", "on"), "fence", "fencing: the fence agent works: on"),
     (FenceEvent("unready", "no"), "fence", "fencing: the fence agent does not work: no"),
-=======
-        GrantEvent(3, 2, "here", ("here", "peer"), sole=False),
-        "grant",
-        "grant 3.2: this host owns the guest; both replicas are in sync",
-    ),
-    (
-        GrantEvent(4, 1, "peer", ("peer",), sole=True),
-        "grant",
-        "grant 4.1: the other host owns the guest, and it decides alone; only the replica there is in sync",
-    ),
-    (TwoTruthsEvent("3.2 ...", "3.3 ..."), "two-truths", "two truths: here 3.2 ...; there 3.3 ..."),
->>>>>>> ed83e71 (Tell of grants in the list of all events)
 ]
 
 

@@ -327,11 +327,7 @@ class GrantEvent:
     def describe(self) -> str:
         """One sentence."""
         owner = "this host owns the guest" if self.owner == "here" else "the other host owns the guest"
-        both = (
-            "both replicas are"
-            if len(self.in_sync) > 1
-            else f"only the replica {'here' if self.in_sync[0] == 'here' else 'there'} is"
-        )
+        both = "both replicas are" if len(self.in_sync) > 1 else f"the replica {self.in_sync[0]} is"
         alone = ", and it decides alone" if self.sole else ""
         return f"grant {self.term}.{self.epoch}: {owner}{alone}; {both} in sync"
 
