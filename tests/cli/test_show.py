@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pairsync.cli.show import guest_lines
+from pairsync.cli.show import agreed_lines, guest_lines
 
 _VOLUME: dict[str, Any] = {
     "name": "vda",
@@ -66,3 +66,34 @@ def test_a_failover_time_that_is_not_kept_is_said_first() -> None:
     assert list(guest_lines(guest)) == ["  failover time of 5 s hardly kept: a late guard"]
     timing |= {"verdict": "broken"}
     assert list(guest_lines(guest)) == ["  failover time of 5 s NOT KEPT: a late guard"]
+
+
+def _agreed(**more: Any) -> dict[str, Any]:
+    return {"term": 3, "epoch": 2, "in_sync": ["a", "b"], "sole": False, "survives": None, **more}
+
+
+def _survives(**fates: tuple[str, int]) -> dict[str, Any]:
+    single = {
+        name: {"fate": fate, "within_s": 5.0, "lost_bytes": lost} for name, (fate, lost) in fates.items()
+    }
+    redundant = all(fate != "stops" and not lost for fate, lost in fates.values())
+    return {"redundant": redundant, "single": single, "safe_pairs": []}
+
+
+def test_what_is_agreed_and_what_would_survive() -> None:
+    whole = _agreed(survives=_survives(owner=("moves", 0), witness=("goes-on", 0)))
+    assert list(agreed_lines(whole, "lab", "runs on a")) == [
+        "guest lab: runs on a; in sync: a and b; grant 3.2",
+        "  any single failure is survived with nothing lost",
+    ]
+    alone = _agreed(in_sync=["b"], sole=True, survives=_survives(owner=("stops", 0), link=("goes-on", 0)))
+    assert list(agreed_lines(alone, "lab", "runs on b")) == [
+        "guest lab: runs on b, decides alone; in sync: b; grant 3.2",
+        "  stops if one of these is lost: owner",
+    ]
+    lagging = _agreed(survives=_survives(owner=("moves", 4096)))
+    assert list(agreed_lines(lagging, "lab", "runs on a"))[1:] == [
+        "  loses up to 4 KiB with one of these: owner"
+    ]
+    assert list(agreed_lines(_agreed(), "lab", "runs NOWHERE"))[1:] == []
+    assert list(agreed_lines({"term": 1}, "lab", "runs on a")) == []  # fixed roles

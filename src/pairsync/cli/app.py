@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import App, Parameter
 
 from pairsync.errors import PairsyncError
 
+from .asking import ask_running
 from .lab import lab
 from .point import host_point
 from .promote import host_promote
@@ -139,13 +140,13 @@ def host_status(
 
     from .show import guest_lines
 
-    name, answer = _ask_host(file, {"do": "status"}, ASK_S)
+    what, answer = ask_running(file, {"do": "status"}, seconds=ASK_S)
     guest = answer["guest"]
     if json_:
         print(json.dumps(guest, indent=2))
     else:
         print("in sync" if guest["in_sync"] else "NOT in sync")
-        print(f"host {name}: {guest['role']}, {'peer connected' if guest['connected'] else 'peer away'}")
+        print(f"host {what.name}: {guest['role']}, {'peer connected' if guest['connected'] else 'peer away'}")
         for line in guest_lines(guest):
             print(line)
     return 0 if guest["in_sync"] else 1
@@ -172,32 +173,10 @@ def host_grow(
     from .values import parse_size
 
     request = {"do": "grow", "volume": volume, "size_bytes": parse_size(size)}
-    _, answer = _ask_host(file, request, timeout)
+    _, answer = ask_running(file, request, seconds=timeout)
     answer.pop("ok", None)
     print(json.dumps(answer) if json_ else grown_line(answer))
     return 0
-
-
-def _ask_host(file: Path, request: dict[str, Any], seconds: float) -> tuple[str, dict[str, Any]]:
-    """The name of that running host, and its answer."""
-    import trio
-
-    from pairsync.errors import ConfigError, PeerLost
-    from pairsync.node.control import ask
-    from pairsync.node.hostfile import read_host_file
-
-    what = read_host_file(file)
-
-    async def main() -> dict[str, Any]:
-        try:
-            with trio.fail_after(seconds):
-                return await ask(what.control, request)
-        except PeerLost as error:
-            raise ConfigError(f"host {what.name} is not running") from error
-        except trio.TooSlowError as error:
-            raise ConfigError(f"host {what.name} did not answer within {seconds:g} s") from error
-
-    return what.name, trio.run(main)
 
 
 @app.command

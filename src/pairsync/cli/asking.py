@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pairsync.errors import ConfigError, PeerLost
@@ -10,7 +11,7 @@ from pairsync.errors import ConfigError, PeerLost
 if TYPE_CHECKING:
     from pairsync.node.hostfile import HostFile
 
-__all__ = ["ask_host"]
+__all__ = ["ask_host", "ask_running"]
 
 
 def ask_host(host: HostFile, request: Mapping[str, Any], *, seconds: float) -> dict[str, Any] | None:
@@ -28,3 +29,14 @@ def ask_host(host: HostFile, request: Mapping[str, Any], *, seconds: float) -> d
         raise ConfigError(f"host {host.name} did not answer within {seconds:g} s")
 
     return trio.run(main)
+
+
+def ask_running(file: Path, request: Mapping[str, Any], *, seconds: float) -> tuple[HostFile, dict[str, Any]]:
+    """The host of ``file``, and its answer; `ConfigError` also if it is down."""
+    from pairsync.node.hostfile import read_host_file
+
+    host = read_host_file(file)
+    answer = ask_host(host, request, seconds=seconds)
+    if answer is None:
+        raise ConfigError(f"host {host.name} is not running")
+    return host, answer

@@ -17,7 +17,7 @@ from pairsync.errors import ConfigError
 
 from .overlay import overlay
 from .point import lab_point
-from .show import grown_line, guest_lines
+from .show import agreed_lines, grown_line, guest_lines
 from .values import parse_size, parse_volumes, show_bytes
 
 __all__ = ["lab"]
@@ -160,8 +160,17 @@ def status(directory: Path, /, *, json_: _Json = False) -> int:
         print(json.dumps(answer, indent=2))
         return 0
     print("in sync" if answer["in_sync"] else "NOT in sync")
+    for name, guest in answer.get("guests", {}).items():
+        where = "runs NOWHERE" if guest["active"] is None else f"runs on {guest['active']}"
+        print("\n".join(agreed_lines(guest, name, where)) or f"guest {name}: {where}")
     for name, each in answer["hosts"].items():
         _print_host(name, each)
+    witness = answer.get("witness")
+    if witness is not None:
+        running = f"pid {witness['pid']}" if witness["running"] else "not running"
+        print(f"witness: {'paused' if witness['paused'] else running}")
+    for cable in answer.get("cut", ()):
+        print(f"cable {cable}: CUT by `lab cut`")
     return 0
 
 

@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from pairsync.errors import ConfigError, PeerLost
+from pairsync.errors import ConfigError
+
+from .asking import ask_running
 
 __all__ = ["host_move", "host_override"]
 
@@ -21,25 +23,12 @@ ASK_S = 10.0
 
 
 def _ask(file: Path, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    import trio
-
-    from pairsync.node.control import ask
     from pairsync.node.hostfile import read_host_file
 
-    host = read_host_file(file)
-    if host.register is None:
+    if read_host_file(file).register is None:
         raise ConfigError(f"{file}: the roles of this host are fixed (no [register])")
-
-    async def main() -> dict[str, Any]:
-        try:
-            with trio.fail_after(seconds):
-                return await ask(host.control, request)
-        except PeerLost as error:
-            raise ConfigError(f"host {host.name} is not running") from error
-        except trio.TooSlowError as error:
-            raise ConfigError(f"host {host.name} did not answer within {seconds:g} s") from error
-
-    return trio.run(main)
+    _, answer = ask_running(file, request, seconds=seconds)
+    return answer
 
 
 def host_move(

@@ -7,13 +7,36 @@ from typing import Any
 
 from .values import show_bytes
 
-__all__ = ["grown_line", "guest_lines"]
+__all__ = ["agreed_lines", "grown_line", "guest_lines"]
 
 
 def grown_line(answer: Mapping[str, Any]) -> str:
     """What became of a volume that was to grow."""
     before, after = show_bytes(answer["before_bytes"]), show_bytes(answer["size_bytes"])
     return f"{answer['volume']}: {after}" + (f", {before} before" if before != after else "")
+
+
+def agreed_lines(guest: Mapping[str, Any], name: str, owner: str) -> Iterator[str]:
+    """Who owns a guest, and what would survive now; nothing where that is not agreed on."""
+    if "epoch" not in guest:
+        return
+    alone = ", decides alone" if guest["sole"] else ""
+    in_sync = " and ".join(guest["in_sync"])
+    yield f"guest {name}: {owner}{alone}; in sync: {in_sync}; grant {guest['term']}.{guest['epoch']}"
+    survives = guest.get("survives")
+    if survives is None:
+        return
+    if survives["redundant"]:
+        yield "  any single failure is survived with nothing lost"
+        return
+    single = survives["single"]
+    stops = [failure for failure, each in single.items() if each["fate"] == "stops"]
+    loses = [failure for failure, each in single.items() if each["lost_bytes"]]
+    if stops:
+        yield f"  stops if one of these is lost: {', '.join(stops)}"
+    if loses:
+        most = show_bytes(max(each["lost_bytes"] for each in single.values()))
+        yield f"  loses up to {most} with one of these: {', '.join(loses)}"
 
 
 def guest_lines(guest: Mapping[str, Any]) -> Iterator[str]:
