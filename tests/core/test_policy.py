@@ -99,6 +99,8 @@ def test_moving_the_guest() -> None:
     alone = frozenset({VoterId(B, b"b1")})
     moved = Grant(2, 1, B, b"b1", frozenset({A, B}), alone, b"fork")
     assert successor(down) == moved, "it starts without a lease"
+    leaving = down._replace(wanted=frozenset({B}))
+    assert successor(leaving) == moved._replace(in_sync=frozenset({B})), "its disk has failed"
     assert successor(down._replace(base=WITNESSLESS)) is None, "that memory may know nothing"
     vouched = down._replace(base=WITNESSLESS, vouched=True)
     assert successor(vouched) == moved._replace(voters=frozenset({B1}))

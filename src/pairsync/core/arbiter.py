@@ -258,10 +258,10 @@ class Arbiter:
         outcomes = ask()
         return outcomes is not None, out + self._done(outcomes or [], now_ns)
 
-    def move(self, now_ns: int) -> tuple[str, list[Effect]]:
-        """An operator wants the peer to own the guest; why that is refused, or ""."""
+    def move(self, now_ns: int, *, leaving: bool = False) -> tuple[str, list[Effect]]:
+        """The peer is to own the guest; why that is refused, or "".  ``leaving``: our disk has failed."""
         out = self._lease_ends(now_ns)
-        refusal, outcomes = self.decider.move()
+        refusal, outcomes = self.decider.move(leaving=leaving)
         return refusal, out + self._done(outcomes, now_ns)
 
     def override(self, operator: str, fork: bytes, now_ns: int) -> list[Effect]:

@@ -176,8 +176,11 @@ class Decider(Footing):
         self.wanted |= {self.register.name}
         return self._finish([])
 
-    def move(self) -> tuple[str, list[Outcome]]:
-        """An operator wants the peer to own the guest: why that is refused, or "", and what is to be done."""
+    def move(self, *, leaving: bool = False) -> tuple[str, list[Outcome]]:
+        """The peer is to own the guest: why that is refused, or "", and what is to be done.
+
+        ``leaving``: because this host's disk has failed; its replica is out of sync with the same grant.
+        """
         base = self.base
         if base is None or not self.owns or self.guest is not Guest.UP:
             return "the guest does not run here", []
@@ -188,6 +191,8 @@ class Decider(Footing):
         if not self.peer_alive or not self.peer_ready:
             return "the other host is not ready", []
         self.moving = True
+        if leaving:
+            self.wanted -= {self.register.name}
         return "", self._finish([])
 
     def override(self, operator: str, fork: bytes) -> list[Outcome]:

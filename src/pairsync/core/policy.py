@@ -16,7 +16,8 @@ The peer becomes a voter only with the memory that was vouched for in this life 
 voter already; and only while it has promised not to take over, or the guest would have to stop at once.
 
 **A planned move**: the guest is down, both replicas are equal; the peer owns the next term, and decides alone
-until both are proven in sync anew: its first breath must not wait for a lease of ours.  It too has to be the
+until both are proven in sync anew: its first breath must not wait for a lease of ours.  So it is where the
+owner's disk has failed, but that its replica is out of sync with the same grant.  It too has to be the
 memory that was vouched for, or that is a voter: that the grant calls its *host* in sync is not enough.
 
 **A standby** that is in sync takes over when its promise has run out, alone.
@@ -119,4 +120,5 @@ def _moved(now: Situation) -> Grant | None:
         return None  # nobody knows what that memory's replica is worth
     if any(voter.name == peer.name and voter != peer for voter in base.voters):
         return None  # it has lost its memory
-    return Grant(base.term + 1, 1, peer.name, peer.incarnation, base.in_sync, frozenset({peer}), base.fork)
+    in_sync = (base.in_sync & now.wanted) | {peer.name}  # without ours, if our disk is why
+    return Grant(base.term + 1, 1, peer.name, peer.incarnation, in_sync, frozenset({peer}), base.fork)

@@ -204,8 +204,8 @@ class Arbitration:
             self._act(self.arbiter.peer_out(self._now_ns()))
 
     def disk_failed(self, reason: str) -> bool:
-        """As `seam.Arbiter`; the next owner asks for a grant without this replica when it writes."""
-        refusal, effects = self.arbiter.move(self._now_ns())
+        """As `seam.Arbiter`."""
+        refusal, effects = self.arbiter.move(self._now_ns(), leaving=True)
         if refusal:
             _log.warning("%s: %s, and the guest cannot leave: %s", self._guest.name, reason, refusal)
         self._act(effects)
