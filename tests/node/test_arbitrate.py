@@ -21,8 +21,8 @@ from pairsync.wire.arbitration import decode_acceptor, encode_acceptor
 FINGERPRINT = b"h" * 32
 
 
-def opened(path: Path) -> AcceptorState:
-    file = arbitrate._open_memory(RegisterFile(memory=path, failover_ns=5 * NS_PER_S))
+def opened(path: Path, empty: bytes | None = None) -> AcceptorState:
+    file = arbitrate._open_memory(RegisterFile(memory=path, failover_ns=5 * NS_PER_S), empty)
     file.close()
     assert not file.moved
     return decode_acceptor(file.state)
@@ -56,6 +56,21 @@ def test_a_memory_that_was_put_back_is_another_voter_that_knows_what_was_decided
     assert after.base is not None
     assert after.base.owner_id != after.voter(FINGERPRINT)  # it is not the owner that it was
     assert opened(path) == after
+
+
+def test_an_owner_with_empty_disks_is_the_owner_no_more_unless_the_guest_is_new(tmp_path: Path) -> None:
+    path = tmp_path / "register"
+    AcceptorFile.create(path, first_memory(FINGERPRINT))
+    first = opened(path, FINGERPRINT)
+    assert first.base is not None
+    assert first.base.owner_id == first.voter(FINGERPRINT)
+    path.unlink()
+    AcceptorFile.create(path, encode_acceptor(first._replace(base=first.base._replace(epoch=2))))
+    assert opened(path) == opened(path, b"o" * 32)
+    after = opened(path, FINGERPRINT)
+    assert after.base is not None
+    assert after.base.owner_id != after.voter(FINGERPRINT)
+    assert opened(path, FINGERPRINT) == after
 
 
 def test_what_a_memory_has_promised_is_forgotten_with_it(tmp_path: Path) -> None:

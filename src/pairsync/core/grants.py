@@ -123,6 +123,11 @@ class Grant(NamedTuple):
         """The voter that decides alone, if one does."""
         return next(iter(self.voters)) if len(self.voters) == 1 else None
 
+    @property
+    def is_first(self) -> bool:
+        """Whether it is a `genesis`: nothing was ever agreed of the guest but who has it first."""
+        return self.order == (1, 1)
+
     def decides_without(self, voter: VoterId) -> bool:
         """Whether a majority of the voters may decide the next grant without that one."""
         return len(self.voters - {voter}) >= majority(self.voters)

@@ -186,7 +186,8 @@ class Arbitration:
         self.punctuality.judge(now_ns)
 
     def _look(self) -> None:
-        ready = could_serve(self._guest)
+        grant = self.arbiter.grant
+        ready = could_serve(self._guest, new=grant is None or grant.is_first)
         if ready is not self._ready:
             self._ready = ready
             self._act(self.arbiter.is_ready(ready, self._now_ns()))
@@ -199,7 +200,7 @@ class Arbitration:
     def ask_alone(self) -> None:
         """As `seam.Arbiter`."""
         if self.arbiter.peer_excluded:
-            self._guest.permitted(alone=True)
+            self._permit(alone=True)
         else:
             self._act(self.arbiter.peer_out(self._now_ns()))
 

@@ -46,13 +46,18 @@ LOOK_S: Final = 0.005
 """Between two looks whether something has ended: short, for the guest stands still meanwhile."""
 
 
-def could_serve(guest: Guest) -> bool:
-    """Whether what lies on this host's disks could serve the guest, if this host may."""
+def could_serve(guest: Guest, *, new: bool) -> bool:
+    """Whether what lies on this host's disks could serve the guest, if this host may.
+
+    ``new``: nothing was agreed of the guest but who has it first.  Later a replica that was never written is
+    an exchanged disk, whatever a grant says of its host (DESIGN rule 3).
+    """
     if guest.closed or guest.ill:
         return False
     if guest.session.sources:
         return guest.paused or all(source.failed is None for source in guest.session.sources)
-    return all(target.superblock.condition is not Condition.SYNCING for target in guest.session.targets)
+    usable = {Condition.CONSISTENT, Condition.BLANK} if new else {Condition.CONSISTENT}
+    return all(target.superblock.condition in usable for target in guest.session.targets)
 
 
 async def finish(guest: Guest) -> None:

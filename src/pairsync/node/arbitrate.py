@@ -17,6 +17,7 @@ import trio
 from pairsync.core.acceptor import AcceptorState
 from pairsync.core.arbiter import Arbiter
 from pairsync.core.grants import FORK_BYTES, INCARNATION_BYTES, VoterId, genesis
+from pairsync.core.messages import Condition
 from pairsync.core.outlook import Outlook
 from pairsync.core.timing import Timing, derive
 from pairsync.core.units import NS_PER_S
@@ -56,17 +57,21 @@ def create_memory() -> bytes:
     return encode_acceptor(AcceptorState(secrets.token_bytes(INCARNATION_BYTES)))
 
 
-def _open_memory(register: RegisterFile) -> AcceptorFile:
+def _open_memory(register: RegisterFile, empty: bytes | None = None) -> AcceptorFile:
     """This host's memory; a lost one is begun anew, and one that was put back is not believed.
 
     What it knows to be decided stays true; what it has promised since is not known, so it is another voter.
+    ``empty``: this host, if its disks are.  Where the guest has run before it does not go on as the owner
+    that it was: as another voter it stands in nobody's way who has the data.
     """
     if not register.memory.exists():
         AcceptorFile.create(register.memory, create_memory())
     memory = AcceptorFile.open(register.memory)
-    if memory.moved:
-        known = decode_acceptor(memory.state)
-        memory.store(encode_acceptor(AcceptorState(secrets.token_bytes(INCARNATION_BYTES), known.base)))
+    known = decode_acceptor(memory.state)
+    base = known.base
+    owned = base is not None and not base.is_first and base.owner_id == known.voter(empty or b"")
+    if memory.moved or owned:
+        memory.store(encode_acceptor(AcceptorState(secrets.token_bytes(INCARNATION_BYTES), base)))
     return memory
 
 
@@ -139,7 +144,9 @@ async def open_arbitration(host: HostFile, link: LinkConfig, guest: Guest) -> As
         raise ConfigError(f"host {host.name}: its file has no [register]")
     timing = derive(register.failover_ns)
     async with AsyncExitStack() as stack:
-        memory = await trio.to_thread.run_sync(_open_memory, register)
+        blank = any(each.superblock.condition is Condition.BLANK for each in guest.session.targets)
+        empty = link.identity.fingerprint if blank else None
+        memory = await trio.to_thread.run_sync(_open_memory, register, empty)
         stack.callback(memory.close)
         guard = await stack.enter_async_context(keep_guard(watchdog_s=timing.watchdog_s))
         witnesses = {
