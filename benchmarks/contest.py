@@ -23,6 +23,7 @@ __all__ = [
     "ALONE",
     "MIB",
     "NO_DIGESTS",
+    "NO_WITNESS",
     "OURS",
     "SETTLE_S",
     "Bench",
@@ -38,6 +39,7 @@ MIB = 1 << 20
 OURS = "pairsync"
 ALONE = "pairsync, no replication"
 NO_DIGESTS = "pairsync, no digests"
+NO_WITNESS = "pairsync, no witness"
 SETTLE_S = 120.0
 """How long a pair may take to be in sync where that is not what is measured."""
 
@@ -164,7 +166,13 @@ def hold(goal: Goal, samples: Mapping[str, Sequence[float]], details: Mapping[st
 
 @contextlib.contextmanager
 def pair(
-    bench: Bench, size_bytes: int, *, single: bool = False, digests: bool = True
+    bench: Bench,
+    size_bytes: int,
+    *,
+    name: str = OURS,
+    single: bool = False,
+    digests: bool = True,
+    witness: str = "builtin",
 ) -> Iterator[tuple[Lab, Contender] | None]:
     """Our pair, in sync (or one host without replication); None if the peers are measured alone."""
     if bench.command is None:
@@ -172,11 +180,18 @@ def pair(
         return
     with (
         bench.directory("single" if single else "pair") as directory,
-        Lab(bench.command, directory, {"vda": size_bytes}, single=single, digests=digests) as lab,
+        Lab(
+            bench.command,
+            directory,
+            {"vda": size_bytes},
+            single=single,
+            digests=digests,
+            witness=witness,
+        ) as lab,
     ):
         if not single:
             lab.wait_in_sync(SETTLE_S)
-        yield lab, Contender(ALONE if single else OURS if digests else NO_DIGESTS, lab.uri(), lab.pids)
+        yield lab, Contender(ALONE if single else name, lab.uri(), lab.pids)
 
 
 @contextlib.contextmanager

@@ -119,13 +119,14 @@ class Lab:
         level: str = "sync",
         single: bool = False,
         digests: bool = True,
+        witness: str = "builtin",
     ) -> None:
         self._command = command
         self._directory = directory
         self._argv = [command, "lab", "up", str(directory)]
         for name, size_bytes in volumes.items():
             self._argv += ["--volume", f"{name}={size_bytes >> 20}M"]
-        self._argv += ["--single"] if single else ["--level", level]
+        self._argv += ["--single"] if single else ["--level", level, "--witness", witness]
         self._argv += [] if digests else ["--no-digests"]
         self._argv += ["--json"]
         self._process: subprocess.Popen[bytes] | None = None

@@ -9,12 +9,13 @@ import contextlib
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import clients
-from benchmarks.contest import MIB, NO_DIGESTS, SETTLE_S, Bench, Goal, alternate, hold, pair
+from benchmarks.contest import MIB, NO_DIGESTS, NO_WITNESS, SETTLE_S, Bench, Goal, alternate, hold, pair
 from benchmarks.loads import fitting, iops, latencies, lose_standby, sample, sync_fully, times
 from benchmarks.ours import IN_SYNC, RESYNC, CatchUp, Lab
 from benchmarks.peers import Contender
@@ -27,6 +28,7 @@ __all__ = [
     "resync_rate",
     "scrub_rate",
     "scrub_under_load",
+    "writes_with_arbitration",
     "writes_with_digests",
 ]
 
@@ -62,14 +64,35 @@ def writes_with_digests(bench: Bench) -> list[Figure]:
         bar=None,
         aim=None,
     )
-    figures = _with_and_without(bench, goal, bench.sizes.random, bench.rounds)
-    return figures + _with_and_without(bench, wide, bench.sizes.full_sync, bench.heavy_rounds)
+    less = partial(pair, bench, name=NO_DIGESTS, digests=False)
+    figures = _with_and_without(bench, goal, less, bench.sizes.random, bench.rounds)
+    return figures + _with_and_without(bench, wide, less, bench.sizes.full_sync, bench.heavy_rounds)
 
 
-def _with_and_without(bench: Bench, goal: Goal, size_bytes: int, rounds: int) -> list[Figure]:
-    with pair(bench, size_bytes) as kept, pair(bench, size_bytes, digests=False) as without:
+def writes_with_arbitration(bench: Bench) -> list[Figure]:
+    """Row 16: leases, votes and a guard beside the writes, against an owner that decides alone."""
+    goal = Goal(
+        row="16",
+        what="4 KiB random writes, depth 32, under a lease",
+        unit="IOPS",
+        judge=Judge.OURS_OVER_PEER,
+        bar=0.97,
+        aim=1.0,
+    )
+    less = partial(pair, bench, name=NO_WITNESS, witness="none")
+    return _with_and_without(bench, goal, less, bench.sizes.random, bench.rounds)
+
+
+def _with_and_without(
+    bench: Bench,
+    goal: Goal,
+    less: Callable[[int], contextlib.AbstractContextManager[tuple[Lab, Contender] | None]],
+    size_bytes: int,
+    rounds: int,
+) -> list[Figure]:
+    with pair(bench, size_bytes) as kept, less(size_bytes) as without:
         if kept is None or without is None:
-            return [goal.figure(peer_name=NO_DIGESTS)]
+            return [goal.figure(peer_name="pairsync")]
         contenders = [kept[1], without[1]]
         for contender in contenders:
             contender.fill(size_bytes)

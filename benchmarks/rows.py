@@ -344,4 +344,5 @@ ROWS = (
     Row("13", "scrub of clean data against cat", repairrows.scrub_rate),
     Row("14", "false alarms of a scrub under full write load", repairrows.scrub_under_load),
     Row("15", "a witness and a thousand pairs", witnessrows.witness),
+    Row("16", "writes under a lease against an owner that decides alone", repairrows.writes_with_arbitration),
 )

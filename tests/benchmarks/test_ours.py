@@ -74,7 +74,7 @@ def test_ready_line_and_commands(tmp_path: Path) -> None:
         lab.kill("b")
         lab.wait_in_sync(7.0)
     assert _commands(tmp_path) == [
-        "lab up --volume vda=256M --volume data=1048576M --level sync --json",
+        "lab up --volume vda=256M --volume data=1048576M --level sync --witness builtin --json",
         "lab status --json",
         "lab kill b",
         "lab wait --in-sync --timeout 7",
