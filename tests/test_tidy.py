@@ -375,7 +375,8 @@ def test_changelog_has_its_form() -> None:
 
 
 def test_a_spoilt_changelog_is_found() -> None:
-    good = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    written = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    good = re.sub(r"(### Safety\n\n).*?(\n### )", r"\1- Nothing yet.\n\2", written, count=1, flags=re.DOTALL)
     released = good + good[good.index("## Unreleased") :].replace("Unreleased", "0.1.0 (2030-01-31)")
     assert _judge_changelog(released) == []
     for old, new in [

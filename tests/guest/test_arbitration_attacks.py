@@ -46,10 +46,13 @@ async def test_a_permit_that_was_asked_for_is_taken_back_too(
     both: Both, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with in_time(), both.whole() as (first, _):
-        permit = first.guest.session._permit
-        assert not permit.alone
+
+        def permitted() -> bool:
+            return first.guest.session._permit.alone
+
+        assert not permitted()
         monkeypatch.setattr(Arbiter, "peer_excluded", True)
         first.arbitration.ask_alone()
-        assert permit.alone
+        assert permitted()
         monkeypatch.setattr(Arbiter, "peer_excluded", False)
-        await until(lambda: not permit.alone)
+        await until(lambda: not permitted())
