@@ -97,6 +97,53 @@ async def test_an_active_host_that_stands_still_is_replaced_and_killed_by_its_gu
         assert (await lab.guest())["active"] == "b"
 
 
+AGENT = """#!/bin/sh
+# A stand-in for a power switch: it kills the process whose number stands in the file.
+while IFS= read -r line; do
+    case "$line" in action=*) action=${line#action=} ;; esac
+done
+case "$action" in
+metadata) echo '<action name="on"/><action name="off"/><action name="status"/>' ;;
+off) kill -9 "$(cat HERE/pid)" && echo off > HERE/power ;;
+on) echo on > HERE/power ;;
+status) [ "$(cat HERE/power)" = on ] || exit 2 ;;
+esac
+"""
+
+
+async def test_a_standby_has_a_silent_active_host_turned_off_and_takes_over(tmp_path: Path) -> None:
+    async with running_lab(tmp_path / "lab", {"vda": 8 * MIB}, more=["--failover=10"]) as lab:
+        await lab.kill("b")
+        agent = tmp_path / "agent"
+        agent.write_text(AGENT.replace("HERE", str(tmp_path)))
+        agent.chmod(0o700)
+        (tmp_path / "power").write_text("on")
+        (tmp_path / "pid").write_text(str(await lab.pid("a")))
+        with (lab.directory / "b" / "host.toml").open("a") as file:
+            file.write(f'[fence]\ncommand = ["{agent}"]\nturn_on = false\n')
+        await lab.start("b")
+        await lab.wait_in_sync()
+        await lab.wait_event("fence", host="b", state="ready")
+        client = await lab.connect(host="a")
+        await client.write(0, b"x" * BLOCK)
+        mark = lab.mark()
+        await lab.cut("a-b")
+        await lab.cut("a-witness")
+        ended = await lab.wait_event("host-ended", host="a", since=mark)
+        assert ended["code"] == -9
+        await client.aclose()
+        await lab.wait_event("fence", host="b", since=mark, state="proven")
+        await lab.wait_active("b")
+        fresh = await lab.connect(host="b")
+        assert await fresh.read(0, BLOCK) == b"x" * BLOCK
+        await fresh.aclose()
+        assert (await lab.status())["hosts"]["b"]["guest"]["fence"]["state"] == "proven"
+        for cable in ("a-b", "a-witness"):
+            await lab.heal(cable)
+        await lab.wait_in_sync()
+        assert (await lab.guest())["active"] == "b"
+
+
 async def test_a_planned_move_and_a_cut_lose_nothing(tmp_path: Path) -> None:
     async with pair(tmp_path / "lab") as lab:
         writer = Writer(await lab.connect(host="a"))

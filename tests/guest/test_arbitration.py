@@ -6,181 +6,33 @@ leases reach the warden, memories are durable before anybody hears of them.
 
 from __future__ import annotations
 
-import random
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
-from pathlib import Path
-from typing import TypeVar
-
 import pytest
 import trio
-from tests.guest.harness import PAIR_ID, Host, Pair, in_time
+from tests.guest.halves import TIMING, Both, agreed, noise, until
+from tests.guest.harness import Pair, await_event, in_time
 
 from pairsync.core.acceptor import AcceptorState
-from pairsync.core.arbiter import Arbiter
 from pairsync.core.events import DiscordEvent, GrantEvent, TimingEvent
-from pairsync.core.grants import FORK_BYTES, VoterId, genesis
-from pairsync.core.messages import Role
-from pairsync.core.timing import Timing, derive
+from pairsync.core.grants import FORK_BYTES
+from pairsync.core.timing import derive
 from pairsync.core.timingjudge import Measure, TimingVerdict
 from pairsync.core.units import BLOCK_BYTES, NS_PER_S
-from pairsync.core.witness import Conflict, Snapshot, WitnessKey
-from pairsync.errors import ArbitrationError, PeerLost
-from pairsync.guest.arbitration import Arbitration
-from pairsync.guest.guest import Guest, open_guest
-from pairsync.storage.acceptorfile import AcceptorFile
-from pairsync.testing.witness.memory import MemoryWitness
-from pairsync.wire.arbitration import decode_acceptor, encode_acceptor
-
-TIMING: Timing = derive(2 * NS_PER_S)
-KEY = WitnessKey(PAIR_ID, "guest")
-E = TypeVar("E")
-FORK = b"f" * FORK_BYTES
-
-
-class Cable:
-    """A witness behind a cable."""
-
-    def __init__(self, witness: MemoryWitness) -> None:
-        self._witness = witness
-        self.cut = False
-
-    def _check(self) -> None:
-        if self.cut:
-            raise PeerLost("the cable is cut")
-
-    async def get(self, key: WitnessKey) -> Snapshot:
-        self._check()
-        return await self._witness.get(key)
-
-    async def swap(self, key: WitnessKey, version: int, value: bytes) -> Snapshot | Conflict:
-        self._check()
-        return await self._witness.swap(key, version, value)
-
-
-class Warden:
-    """Writes down what it is told."""
-
-    def __init__(self) -> None:
-        self.until_ns: int | None = None
-        self.resting = True
-        self.late_ns = 0
-
-    def lease_until(self, until_ns: int | None) -> None:
-        self.until_ns, self.resting = until_ns, False
-
-    async def settled(self) -> None:
-        await trio.lowlevel.checkpoint()
-
-    def rest(self) -> None:
-        self.until_ns, self.resting = None, True
-
-    def take_lateness_ns(self) -> int:
-        return self.late_ns
-
-
-class Half:
-    """One host."""
-
-    def __init__(self, guest: Guest, arbitration: Arbitration, cable: Cable, warden: Warden) -> None:
-        self.guest = guest
-        self.arbitration = arbitration
-        self.cable = cable
-        self.warden = warden
-
-    @property
-    def serves(self) -> bool:
-        return self.guest.serves
-
-    async def write(self, block: int) -> None:
-        await self.guest.volume("vda").write(block * BLOCK_BYTES, noise(block))
-
-    async def read(self, block: int) -> bytes:
-        return await self.guest.volume("vda").read(block * BLOCK_BYTES, BLOCK_BYTES)
-
-
-def noise(seed: int) -> bytes:
-    return random.Random(seed).randbytes(BLOCK_BYTES)
-
-
-class Both:
-    """The files of two hosts and their witness."""
-
-    def __init__(self, pair: Pair) -> None:
-        self.pair = pair
-        self.timings: dict[Host, Timing] = {}
-        self.witness = MemoryWitness(random.Random(7).randbytes)
-        self.fingerprints = {host: pair.identities[host].fingerprint for host in pair.identities}
-        for host in pair.identities:
-            incarnation = host.encode() * 8
-            owner = VoterId(self.fingerprints[host], incarnation)
-            state = AcceptorState(incarnation, genesis(owner, FORK) if host == "a" else None)
-            AcceptorFile.create(self.memory(host), encode_acceptor(state))
-
-    def memory(self, host: Host) -> Path:
-        return self.pair.base / host / "register"
-
-    def remembers(self, host: Host) -> AcceptorState:
-        file = AcceptorFile.open(self.memory(host))
-        file.close()
-        return decode_acceptor(file.state)
-
-    @asynccontextmanager
-    async def host(self, name: Host) -> AsyncIterator[Half]:
-        peer: Host = "b" if name == "a" else "a"
-        async with AsyncExitStack() as stack:
-            config = replace(self.pair.config(name), role=Role.STANDBY)
-            guest = await stack.enter_async_context(open_guest(config))
-            memory = AcceptorFile.open(self.memory(name))
-            stack.callback(memory.close)
-            cable, warden = Cable(self.witness), Warden()
-            chance = random.Random(name)
-            arbiter = Arbiter(
-                self.fingerprints[name],
-                self.fingerprints[peer],
-                decode_acceptor(memory.state),
-                self.timings.get(name, TIMING),
-                witnesses=("hill",),
-                first_number=chance.getrandbits(62),
-                fraction=chance.random,
-            )
-            arbitration = Arbitration(
-                guest,
-                arbiter,
-                memory,
-                {"hill": cable},
-                KEY,
-                warden,
-                host=self.fingerprints[name],
-                now_ns=guest.now_ns,
-            )
-            nursery = await stack.enter_async_context(trio.open_nursery())
-            stack.callback(nursery.cancel_scope.cancel)
-            await nursery.start(arbitration.run)
-            yield Half(guest, arbitration, cable, warden)
-
-    @asynccontextmanager
-    async def whole(self) -> AsyncIterator[tuple[Half, Half]]:
-        """Both hosts, in sync under a grant that all three voted for."""
-        async with self.host("b") as second, self.host("a") as first:
-            await until(lambda: agreed(first) and agreed(second))
-            yield first, second
-
-
-def agreed(half: Half) -> bool:
-    grant = half.arbitration.arbiter.grant
-    return grant is not None and len(grant.in_sync) == 2 and len(grant.voters) == 3
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await trio.sleep(0.01)
+from pairsync.core.witness import Snapshot
+from pairsync.errors import ArbitrationError
+from pairsync.guest.arbitration import view_of
+from pairsync.wire.arbitration import encode_acceptor
 
 
 @pytest.fixture
 def both(pair: Pair) -> Both:
     return Both(pair)
+
+
+def test_a_witness_that_holds_the_memory_of_another_voter_has_none() -> None:
+    value = encode_acceptor(AcceptorState(b"i" * 8))
+    assert view_of(Snapshot(b"i" * 8, 3, value)).state == AcceptorState(b"i" * 8)
+    assert view_of(Snapshot(b"j" * 8, 3, value)).state is None
+    assert view_of(Snapshot(b"i" * 8, 0, None)).state is None
 
 
 async def test_the_first_owner_serves_and_all_three_agree_once_both_are_in_sync(both: Both) -> None:
@@ -280,18 +132,11 @@ async def test_a_planned_move_goes_there_and_back(both: Both) -> None:
             with target.guest.subscribe() as events:
                 await source.arbitration.move()
                 await until(lambda: target.serves)  # noqa: B023 - awaited in this round
-                assert (await first_of(events, GrantEvent)).owner == "here"
+                assert (await await_event(events, GrantEvent)).owner == "here"
             assert await target.read(8) == noise(8)
             await target.write(9)
             await until(lambda: agreed(first) and agreed(second))
         assert first.serves
-
-
-async def first_of(events: AsyncIterator[object], kind: type[E]) -> E:
-    async for event in events:
-        if isinstance(event, kind):
-            return event
-    raise AssertionError(f"no {kind.__name__}")
 
 
 async def test_a_move_that_cannot_be_says_why(both: Both) -> None:
@@ -328,7 +173,7 @@ async def test_hosts_with_different_failover_times_say_so_and_the_owner_serves_a
         both.timings["b"] = derive(3 * NS_PER_S)
         async with both.host("b") as second, both.host("a") as first:
             with first.guest.subscribe() as here, second.guest.subscribe() as there:
-                told = [await first_of(here, DiscordEvent), await first_of(there, DiscordEvent)]
+                told = [await await_event(here, DiscordEvent), await await_event(there, DiscordEvent)]
                 assert told == [DiscordEvent(2.0, 3.0), DiscordEvent(3.0, 2.0)]
             await until(lambda: first.serves)
             await until(lambda: (now := first.arbitration.standing()) is not None and now.sole)
@@ -353,7 +198,7 @@ async def test_what_it_takes_is_measured_while_it_runs(both: Both) -> None:
         first.arbitration.punctuality.measured = count  # type: ignore[method-assign]
         first.warden.late_ns = 2 * TIMING.stall_ns
         with first.guest.subscribe() as events:
-            event = await first_of(events, TimingEvent)
+            event = await await_event(events, TimingEvent)
         assert event.verdict == "broken"
         assert first.arbitration.punctuality.judgement.verdict is TimingVerdict.BROKEN
         assert first.guest.link is not None

@@ -9,11 +9,12 @@ import pytest
 
 from pairsync.core.acceptor import AcceptorState
 from pairsync.core.units import NS_PER_S
-from pairsync.errors import ConfigError
+from pairsync.errors import BackendError, ConfigError
 from pairsync.io.config import LinkConfig
 from pairsync.io.keys import make_identity
 from pairsync.node import arbitrate
 from pairsync.node.arbitrate import create_memory, first_memory
+from pairsync.node.guardclient import open_guard
 from pairsync.node.hostfile import RegisterFile, WitnessFile
 from pairsync.storage.acceptorfile import AcceptorFile
 from pairsync.wire.arbitration import decode_acceptor, encode_acceptor
@@ -77,6 +78,24 @@ def test_what_a_memory_has_promised_is_forgotten_with_it(tmp_path: Path) -> None
     state = decode_acceptor(create_memory())
     assert (state.base, state.accepted) == (None, None)
     assert decode_acceptor(encode_acceptor(state)) == state
+
+
+@pytest.mark.parametrize(
+    ("device", "words"), [("watchdog", r"watchdog: No such file"), ("plain", r"plain: no device")]
+)
+def test_a_watchdog_that_is_none_is_named(tmp_path: Path, device: str, words: str) -> None:
+    (tmp_path / "plain").touch()
+    with pytest.raises(ConfigError, match=rf"\[register\]: watchdog: .*{words}"):
+        arbitrate._check_device(tmp_path / device)
+    arbitrate._check_device(Path("/dev/null"))
+
+
+async def test_a_watchdog_that_the_guard_does_not_get_is_named(tmp_path: Path) -> None:
+    async with open_guard(kill_host=False, watchdog=tmp_path / "watchdog") as guard:
+        with pytest.raises(BackendError, match=r"cannot be armed: .*watchdog: No such file"):
+            arbitrate._check_armed(guard.about)
+    async with open_guard(kill_host=False, watchdog=Path("/dev/null")) as guard:
+        arbitrate._check_armed(guard.about)
 
 
 def test_a_witness_without_its_certificate_is_named(tmp_path: Path) -> None:

@@ -111,6 +111,20 @@ async def test_the_host_is_turned_on_again_only_then(bench: Bench) -> None:
     assert bench.power() == "on"
 
 
+async def test_the_proof_is_told_before_the_host_is_turned_on_again(bench: Bench) -> None:
+    told: list[tuple[str, str]] = []
+    await bench.fence(turn_on=True).fence(proven=lambda reason: told.append((reason, bench.power())))
+    assert told == [("turned off, and seen to be off", "off")]
+
+
+async def test_no_attempt_is_begun_that_is_not_wanted_any_more(bench: Bench) -> None:
+    bench.plan("off", "exit1")
+    result = await bench.fence().fence(wanted=lambda: not (bench.directory / "calls").exists())
+    assert (result.stopped, result.attempts) == (False, 1)
+    assert result.reason.startswith("it is not to be turned off any more; off: exit status 1")
+    assert bench.calls() == ["off"]
+
+
 async def test_a_host_that_cannot_be_turned_on_has_stopped_all_the_same(bench: Bench) -> None:
     bench.plan("on", "exit1")
     result = await bench.fence(turn_on=True).fence()

@@ -11,7 +11,7 @@ from pairsync.core.messages import Role
 from pairsync.core.units import NS_PER_MS, NS_PER_S
 from pairsync.errors import ConfigError
 from pairsync.io.config import LinkTimings, PathConfig
-from pairsync.node.hostfile import NbdFile, parse_address, read_host_file
+from pairsync.node.hostfile import FenceFile, NbdFile, parse_address, read_host_file
 
 WHOLE = """
 [host]
@@ -216,6 +216,7 @@ pair_id = "000102030405060708090A0B0C0D0E0F"
 [register]
 memory = "votes"
 failover_s = 2
+watchdog = "/dev/watchdog"
 
 [[register.witnesses]]
 name = "hill"
@@ -225,6 +226,14 @@ certificate = "hill.pem"
 [[register.witnesses]]
 name = "cluster"
 etcd = ["http://127.0.0.1:2379", "http://127.0.0.1:2380"]
+
+[fence]
+command = ["fence_ipmilan", "-v"]
+options = { ip = "192.0.2.8" }
+secrets = "fence.secrets"
+turn_on = false
+deadline_s = 60
+attempt_s = 20.5
 
 [link]
 peer_certificate = "other.pem"
@@ -251,6 +260,15 @@ def test_where_the_owner_is_agreed_on_the_file_says_how_and_not_who(tmp_path: Pa
         tmp_path / "hill.pem",
     )
     assert cluster.etcd == ("http://127.0.0.1:2379", "http://127.0.0.1:2380")
+    assert host.register.watchdog == Path("/dev/watchdog")
+    assert host.fence == FenceFile(
+        command=("fence_ipmilan", "-v"),
+        options={"ip": "192.0.2.8"},
+        secrets=tmp_path / "fence.secrets",
+        turn_on=False,
+        deadline_ns=60 * NS_PER_S,
+        attempt_ns=20_500 * NS_PER_MS,
+    )
 
 
 @pytest.mark.parametrize(
@@ -262,6 +280,9 @@ def test_where_the_owner_is_agreed_on_the_file_says_how_and_not_who(tmp_path: Pa
         ('certificate = "hill.pem"\n', "", "'certificate' is missing"),
         ('name = "db1"', 'name = "db1"\nrole = "active"', "unknown key 'role'"),
         ('memory = "votes"', 'memories = "votes"', "unknown key 'memories'"),
+        ('command = ["fence_ipmilan", "-v"]', "", "'command' is missing"),
+        ('ip = "192.0.2.8"', "port = 7", "strings in quotes"),
+        ("turn_on = false", "turn_off = true", r"\[fence\]: unknown key 'turn_off'"),
     ],
 )
 def test_what_a_register_cannot_be(tmp_path: Path, old: str, new: str, words: str) -> None:
@@ -278,3 +299,8 @@ def test_a_register_needs_a_peer(tmp_path: Path) -> None:
     file.write_text(REGISTER[:begin] + REGISTER[end:])
     with pytest.raises(ConfigError, match="nobody to agree with"):
         read_host_file(file)
+
+
+def test_nobody_is_turned_off_where_nobody_takes_over(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\[fence\]: without a \[register\]"):
+        read_host_file(_file(tmp_path, LEAST + '[fence]\ncommand = ["agent"]\n'))

@@ -47,6 +47,9 @@ def guest_lines(guest: Mapping[str, Any]) -> Iterator[str]:
     if timing is not None and timing["verdict"] != "ok":
         kept = "NOT KEPT" if timing["verdict"] == "broken" else "hardly kept"
         yield f"  failover time of {timing['failover_s']:g} s {kept}: {timing['reason']}"
+    fence = guest.get("fence")
+    if fence is not None and fence["state"] in {"unready", "failed"}:
+        yield f"  FENCING {fence['state']}: {fence['reason']}"
     for volume in guest["volumes"]:
         yield "  ".join(_parts(volume))
 

@@ -125,6 +125,18 @@ class Arbiter:
         """
         return self.decider.owns and not self.decider.vouched and self._discord_ns is None
 
+    def owner_is_silent(self, now_ns: int) -> bool:
+        """Whether this host would take over, and the owner has gone on without it by now, or has stopped.
+
+        Not of an owner that was never heard in this life.
+        """
+        decider, base = self.decider, self.decider.base
+        if base is None or base != self.grant or decider.owns or base.owner != decider.register.peer:
+            return False
+        if not decider.ready or decider.own not in base.voters or decider.own.name not in base.in_sync:
+            return False
+        return self.heard_ns is not None and now_ns - self.heard_ns >= self.timing.yield_after_ns
+
     def next_deadline_ns(self) -> int | None:
         """When `tick` has something to do."""
         open_ns = [] if self._answer_by_ns is None else [self._answer_by_ns]

@@ -64,7 +64,7 @@ from .guest import Guest
 from .punctuality import Punctuality
 from .roles import could_serve
 
-__all__ = ["Arbitration", "Standing", "Warden"]
+__all__ = ["Arbitration", "Standing", "Warden", "view_of"]
 
 _log = logging.getLogger("pairsync.arbitration")
 
@@ -380,9 +380,9 @@ class Arbitration:
     async def _view(self, question: WitnessGet | WitnessSwap) -> WitnessView:
         store = self._witnesses[question.witness]
         if isinstance(question, WitnessGet):
-            return _view_of(await store.get(self._key))
+            return view_of(await store.get(self._key))
         result = await store.swap(self._key, question.version, encode_acceptor(question.state))
-        return _view_of(result.current if isinstance(result, Conflict) else result)
+        return view_of(result.current if isinstance(result, Conflict) else result)
 
     # ------------------------------------------------------------------ the guest's role
 
@@ -430,7 +430,7 @@ class Arbitration:
             await guest.become(Role.STANDBY, grant.term, in_order=False)
 
 
-def _view_of(snapshot: Snapshot) -> WitnessView:
+def view_of(snapshot: Snapshot) -> WitnessView:
     """What a store holds; a memory that was written for another incarnation is none."""
     state = None if snapshot.value is None else decode_acceptor(snapshot.value)
     if state is not None and state.incarnation != snapshot.incarnation:

@@ -6,10 +6,13 @@ host process has: files, certificates, and a guard process that kills it if it d
 
 from __future__ import annotations
 
+import os
 import secrets
+import stat
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -35,6 +38,8 @@ from pairsync.storage.acceptorfile import AcceptorFile
 from pairsync.wire.arbitration import decode_acceptor, encode_acceptor
 
 from .control import Answer, Handler
+from .fence import PowerFence
+from .fencing import Fencer, fence_config
 from .guardclient import boottime_ns
 from .guardkeeper import GuardKeeper, keep_guard
 from .hostfile import HostFile, RegisterFile, WitnessFile
@@ -104,7 +109,14 @@ class _HostWarden:
 class Ballots:
     """A host's part in the register, while it is open."""
 
-    def __init__(self, arbitration: Arbitration, timing: Timing, witnesses: Mapping[str, _Cable]) -> None:
+    def __init__(
+        self,
+        arbitration: Arbitration,
+        timing: Timing,
+        witnesses: Mapping[str, _Cable],
+        fencer: Fencer | None,
+    ) -> None:
+        self.fencer = fencer
         self.arbitration = arbitration
         self.timing = timing
         self.witnesses = witnesses
@@ -114,6 +126,7 @@ class Ballots:
         standing, seen = self.arbitration.standing(), self.arbitration.outlook()
         judged = self.arbitration.punctuality.judgement
         smallest_ns = judged.smallest_failover_ns
+        fenced = None if self.fencer is None else self.fencer.last
         return {
             "in_sync": self.arbitration.in_sync,
             "grant": None if standing is None else asdict(standing),
@@ -124,6 +137,7 @@ class Ballots:
                 "reason": judged.reason,
                 "smallest_failover_s": None if smallest_ns is None else smallest_ns / NS_PER_S,
             },
+            "fence": None if fenced is None else asdict(fenced),
         }
 
     def cut(self, *, cut: bool) -> None:
@@ -143,12 +157,19 @@ async def open_arbitration(host: HostFile, link: LinkConfig, guest: Guest) -> As
     if register is None:
         raise ConfigError(f"host {host.name}: its file has no [register]")
     timing = derive(register.failover_ns)
+    fence = None if host.fence is None else PowerFence(fence_config(host.fence))
+    if register.watchdog is not None:
+        _check_device(register.watchdog)
     async with AsyncExitStack() as stack:
         blank = any(each.superblock.condition is Condition.BLANK for each in guest.session.targets)
         empty = link.identity.fingerprint if blank else None
         memory = await trio.to_thread.run_sync(_open_memory, register, empty)
         stack.callback(memory.close)
-        guard = await stack.enter_async_context(keep_guard(watchdog_s=timing.watchdog_s))
+        guard = await stack.enter_async_context(
+            keep_guard(watchdog=register.watchdog, watchdog_s=timing.watchdog_s)
+        )
+        if register.watchdog is not None:
+            _check_armed(guard.about)
         witnesses = {
             each.name: await stack.enter_async_context(_open_witness(each, link))
             for each in register.witnesses
@@ -162,12 +183,13 @@ async def open_arbitration(host: HostFile, link: LinkConfig, guest: Guest) -> As
             first_number=secrets.randbits(62),
             fraction=guest.draw_fraction,
         )
+        key = WitnessKey(host.pair_id, host.guest)
         arbitration = Arbitration(
             guest,
             arbiter,
             memory,
             witnesses,
-            WitnessKey(host.pair_id, host.guest),
+            key,
             _HostWarden(guard),
             host=link.identity.fingerprint,
             now_ns=boottime_ns,
@@ -176,10 +198,32 @@ async def open_arbitration(host: HostFile, link: LinkConfig, guest: Guest) -> As
         stack.callback(nursery.cancel_scope.cancel)
         nursery.start_soon(_follow_guard, guard)
         await nursery.start(arbitration.run)
-        yield Ballots(arbitration, timing, witnesses)
+        fencer: Fencer | None = None
+        if fence is not None:
+            fencer = Fencer(arbitration, guest, fence, witnesses, key, boottime_ns)
+            nursery.start_soon(fencer.run)
+        yield Ballots(arbitration, timing, witnesses, fencer)
         # An orderly end: the guest's last writes are flushed while its lease is still renewed.
         with trio.CancelScope(shield=True):
             await guest.halt(in_order=True)
+
+
+def _check_device(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise ConfigError(f"[register]: watchdog: {path}: {error.strerror}") from error
+    if not stat.S_ISCHR(mode):
+        raise ConfigError(f"[register]: watchdog: {path}: no device")
+    if not os.access(path, os.W_OK):
+        raise ConfigError(f"[register]: watchdog: {path}: not ours to write to")
+
+
+def _check_armed(about: Mapping[str, str]) -> None:
+    """Whoever asks for a watchdog relies on it."""
+    said = about.get("watchdog", "none")
+    if said.startswith("none"):
+        raise BackendError(f"[register]: the watchdog cannot be armed{said.removeprefix('none')}")
 
 
 def _survives(seen: Outlook) -> dict[str, Any]:

@@ -152,11 +152,17 @@ class PowerFence:
         """What the device says now; nothing is changed."""
         return _state(await self._call("status"))
 
-    async def fence(self) -> FenceResult:
+    async def fence(
+        self,
+        *,
+        wanted: Callable[[], bool] = lambda: True,
+        proven: Callable[[str], None] = lambda _reason: None,
+    ) -> FenceResult:
         """Turn the other host off, see that it is, and turn it on again if so configured.
 
         The proof is had by the deadline or not at all; which of the two is in the result.  Cancelled, it
-        leaves no agent behind, and the other host in whatever state.
+        leaves no agent behind, and the other host in whatever state.  No attempt is begun that is not
+        ``wanted``; ``proven`` hears of the proof, with the reason, before the host is turned on again.
         """
         config = self._config
         began_ns = boottime_ns()
@@ -165,12 +171,17 @@ class PowerFence:
         stopped, reason = False, ""
         with trio.move_on_after(config.deadline_ns / NS_PER_S):
             while not stopped:
+                if not wanted():
+                    reason = "it is not to be turned off any more" + (f"; {reason}" if reason else "")
+                    break
                 attempts += 1
                 stopped, reason = await self._turn_off()
                 if not stopped:
                     _LOG.warning("fencing, attempt %d: %s", attempts, reason)
                     await trio.sleep(backoff.failed(self._entropy()) / NS_PER_S)
         taken_ns = boottime_ns() - began_ns
+        if stopped:
+            proven(reason)
         if stopped and config.turn_on:
             said = await self._call("on")
             if said.status != 0:

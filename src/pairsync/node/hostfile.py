@@ -16,11 +16,20 @@
     [register]                      # absent: the roles are fixed, and nobody takes over
     memory = "register"             # this host's own vote; made by `pairsync host init`
     failover_s = 5                  # from the end of one host until the other serves
+    watchdog = "/dev/watchdog"      # absent: nothing resets a machine whose guard stands still
 
     [[register.witnesses]]          # the preferred one first; none: the active host alone decides
     name = "w1"                     # the same on both hosts
     address = "192.0.2.7:10889"
     certificate = "witness.pem"     # or, instead of these two: etcd = ["http://192.0.2.7:2379"]
+
+    [fence]                         # absent: the other host is never turned off
+    command = ["fence_ipmilan"]     # a fence agent
+    options = { ip = "192.0.2.8", username = "pairsync", lanplus = "1" }
+    secrets = "fence.secrets"       # more options, name=value a line; mode 0600
+    turn_on = true                  # again, once it was off
+    deadline_s = 120                # for a proof
+    attempt_s = 40                  # for one call of the agent
 
     [link]                          # absent: no peer
     peer_certificate = "peer.pem"
@@ -59,6 +68,7 @@ from pairsync.io.config import LinkTimings, PathConfig
 from pairsync.io.network import Address
 
 __all__ = [
+    "FenceFile",
     "HostFile",
     "LinkFile",
     "NbdFile",
@@ -108,6 +118,19 @@ class RegisterFile:
     memory: Path
     failover_ns: int
     witnesses: tuple[WitnessFile, ...] = ()
+    watchdog: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FenceFile:
+    """How the other host is turned off; the secrets stay in their file (`node.fencing`)."""
+
+    command: tuple[str, ...]
+    options: Mapping[str, str]
+    secrets: Path | None = None
+    turn_on: bool = True
+    deadline_ns: int = 120 * NS_PER_S
+    attempt_ns: int = 40 * NS_PER_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +149,7 @@ class HostFile:
     link: LinkFile | None
     nbd: NbdFile
     register: RegisterFile | None = None
+    fence: FenceFile | None = None
 
 
 class _Table:
@@ -196,6 +220,9 @@ def _parse(top: _Table, base: Path) -> HostFile:
     link = top.take("link", dict, None)
     if register is not None and link is None:
         raise ConfigError("[register]: without a [link] there is nobody to agree with")
+    fence = top.take("fence", dict, None)
+    if fence is not None and register is None:
+        raise ConfigError("[fence]: without a [register] nobody takes over, and nobody is turned off")
     volumes = top.take("volumes", list)
     nbd = top.take("nbd", dict, {})
     result = HostFile(
@@ -212,6 +239,7 @@ def _parse(top: _Table, base: Path) -> HostFile:
         link=None if link is None else _link(_Table("[link]", link), base),
         nbd=_nbd(_Table("[nbd]", nbd), base),
         register=None if register is None else _register(_Table("[register]", register), base),
+        fence=None if fence is None else _fence(_Table("[fence]", fence), base),
     )
     for table in (host, guest, top):
         table.end()
@@ -255,7 +283,9 @@ def _register(table: _Table, base: Path) -> RegisterFile:
     if not FAILOVER_NS_MIN <= failover_ns <= FAILOVER_NS_MAX:
         least, most = FAILOVER_NS_MIN / NS_PER_S, FAILOVER_NS_MAX / NS_PER_S
         raise ConfigError(f"[register]: failover_s must be from {least:g} to {most:g}")
+    watchdog = table.take("watchdog", str, None)
     result = RegisterFile(
+        watchdog=None if watchdog is None else base / watchdog,
         memory=base / table.take("memory", str, "register"),
         failover_ns=failover_ns,
         witnesses=tuple(
@@ -267,6 +297,24 @@ def _register(table: _Table, base: Path) -> RegisterFile:
     names = [witness.name for witness in result.witnesses]
     if len(names) > WITNESSES_MAX or len(set(names)) != len(names):
         raise ConfigError(f"[register]: at most {WITNESSES_MAX} witnesses, with names of their own")
+    return result
+
+
+def _fence(table: _Table, base: Path) -> FenceFile:
+    command, options = table.take("command", list), table.take("options", dict, {})
+    for each in (*command, *options.values()):
+        if not isinstance(each, str):
+            raise ConfigError("[fence]: command and options are strings in quotes")
+    secrets = table.take("secrets", str, None)
+    result = FenceFile(
+        command=tuple(command),
+        options=options,
+        secrets=None if secrets is None else base / secrets,
+        turn_on=table.take("turn_on", bool, True),
+        deadline_ns=int(table.take("deadline_s", float, 120.0) * NS_PER_S),
+        attempt_ns=int(table.take("attempt_s", float, 40.0) * NS_PER_S),
+    )
+    table.end()
     return result
 
 
