@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import trio
+from tests.guest.halves import TIMING, Both, agreed, noise, until
 from tests.guest.harness import Host, Pair, in_time
-from tests.guest.test_arbitration import TIMING, Both, agreed, noise, until
 
 from pairsync.core.arbiter import Arbiter
 from pairsync.core.units import NS_PER_S
