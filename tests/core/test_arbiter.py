@@ -198,6 +198,11 @@ def test_answers_of_the_witness_that_are_late() -> None:
     assert arbiter.decider.register.view("w") == view, "of another question than the one that is open"
     arbiter.unreachable(again.number, "w", next_ns)
     assert arbiter.decider.register.view("w") is None
+    # A cable that was out delivers what was said meanwhile: also to questions that others have followed.
+    arbiter.answered(get.number, "w", view, next_ns + 1)
+    arbiter.answered(again.number, "w", view._replace(version=9), next_ns + 2)
+    arbiter.answered(get.number, "w", view, next_ns + 3)
+    assert arbiter.decider.register.view("w") == view._replace(version=9)
 
 
 def test_a_new_link_is_used_at_once() -> None:

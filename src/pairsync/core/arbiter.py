@@ -169,7 +169,7 @@ class Arbiter:
     def answered(self, number: int, witness: str, view: WitnessView, now_ns: int) -> list[Effect]:
         """What ``witness`` holds: the answer to the question of that number."""
         out = self._lease_ends(now_ns)
-        if self._answer_by_ns is not None and number != self._question:
+        if self._answer_by_ns is not None and number < self._question:
             return out  # another question is open; its answer will be newer
         if number > self._question:
             raise InternalError(f"no question has had the number {number}")
