@@ -202,6 +202,8 @@ def _what_next(
         volumes = " ".join(f"--volume {name}={size}" for name, size in sizes.items())
         lines.append(f"  {number}. On the other host, with the address at which it reaches this one:")
         more = "" if plan.witness is None else f" --witness {_address(plan.witness)}"
+        if plan.failover_s != FAILOVER_NS_DEFAULT / NS_PER_S:
+            more += f" --failover {plan.failover_s:g}"  # what one host promises the other one relies on
         words = f"--pair-id {pair_id} {volumes} --peer ADDRESS{more}"
         lines.append(f"     pairsync host init DIRECTORY {words}")
         number += 1
