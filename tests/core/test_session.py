@@ -357,6 +357,30 @@ def test_the_wait_is_forgotten_after_a_session_that_held(ends: str) -> None:
     assert refuse_once(pair) == NS_PER_S
 
 
+def test_a_disk_of_the_peer_that_fails_again_and_again_is_not_waited_for_twice() -> None:
+    pair = synced()
+    for _ in range(4):
+        receive(pair.a, Failed(0, 5, "EIO"))
+        pair.cut()
+        assert sync_again(pair) == NS_PER_S
+    pair.cut()
+
+
+def sync_again(pair: ManualPair) -> int:
+    """Connect, and wait until both are in sync; how long ``a`` waited before it introduced itself."""
+    clear(pair)
+    waited = 0
+    pair.connect()
+    while not any(isinstance(message, Introduce) for message in sent(pair.a)):
+        pair.tick(NS_PER_S // 4)
+        waited += NS_PER_S // 4
+        assert waited < 2 * HOLD_OFF_NS_MAX
+    while not pair.a.session.in_sync:
+        pair.tick(NS_PER_S)
+        pair.settle()
+    return waited
+
+
 def test_a_short_session_does_not_make_the_next_wait_shorter() -> None:
     pair = synced()
     pair.cut()

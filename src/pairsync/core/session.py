@@ -13,7 +13,8 @@ A guest with a failed volume refuses every session, so that the peer hears why.
 Two standbys stay in GREETING: whichever of them becomes the owner begins a new session.
 
 After a refusal or a failure the next session does not begin at once: the wait doubles from one second to a
-minute and is forgotten after a session that held for that long (DESIGN rule 11).
+minute and is forgotten after a session that held for that long (DESIGN rule 11), or was in sync when the
+peer's disk failed: who mends that waits ever longer by himself.
 
 Whatever the peer sends, the router raises nothing: a message that breaks the protocol or a rule ends the
 session with its reason, and nothing of it is applied.
@@ -220,6 +221,8 @@ class Session(Reports):
         elif isinstance(message, Leave):
             self._refuse("peer-left", message.reason, now_ns, tell=False)
         elif isinstance(message, Failed):  # also before the introductions: it may have no superblock to show
+            if self.in_sync:  # who looks after that disk has a wait of his own
+                self._hold_off_ns = 0
             self._refuse("peer-failed", message.reason, now_ns, tell=False)
         elif self.phase is not SessionPhase.RUNNING:
             raise ProtocolError(f"{type(message).__name__} before the introductions")
