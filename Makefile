@@ -14,6 +14,7 @@ STAMP := $(VENV)/.installed
 JOBS ?= auto
 SEEDS ?= 1000
 SECONDS ?= 60
+FAILOVER ?= 2
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
@@ -27,12 +28,12 @@ WAITING := $(wildcard $(foreach name,crash_points databases disk_faults filesyst
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help install tools demo test computing waiting acting lint types sim fuzz fuzz-one bench clean
+.PHONY: help install tools demo test computing waiting acting lint types sim failure-table fuzz fuzz-one bench clean
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of"
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r name text; do \
-		printf '  %-10s %s\n' "$$name" "$$text"; done
+		printf '  %-13s %s\n' "$$name" "$$text"; done
 
 install: $(STAMP) ## make .venv with everything in it; .venv/bin/pairsync is the command
 	@:
@@ -79,6 +80,9 @@ types: install ## mypy, strict
 
 sim: install ## SEEDS=N: that many seeds of the simulator
 	@$(BIN)/python -m pairsync.testing.sim --seeds $(SEEDS)
+
+failure-table: install ## every failure and every two in turn, with real processes: minutes; FAILOVER=S
+	@$(BIN)/python -m pairsync.testing.failuretable --failover $(FAILOVER)
 
 fuzz: install ## SECONDS=N: coverage-guided fuzzing of every decoder, that long each
 	@$(BIN)/python tests/fuzz/run_fuzz.py all --seconds $(SECONDS)

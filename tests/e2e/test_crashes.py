@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import trio
-from tests.e2e.ledger import BLOCK, Ledger
 
 from pairsync.core.tracker import WINDOW_BYTES_DEFAULT
 from pairsync.core.units import MIB
 from pairsync.nbd import constants as c
 from pairsync.testing.lab import RunningLab, differences, running_lab
+from pairsync.testing.ledger import BLOCK, Ledger
 
 SIZE = {"vda": 128 * MIB}
 BLOCKS = 128 * MIB // BLOCK

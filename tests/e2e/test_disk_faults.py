@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 import trio
-from tests.e2e.ledger import BLOCK, Ledger
 
 from pairsync.core.units import KIB, MIB
 from pairsync.nbd import constants as c
 from pairsync.testing.lab import RunningLab, differences, running_lab
+from pairsync.testing.ledger import BLOCK, Ledger
 from pairsync.testing.programs import ProgramError
 
 SIZE = {"vda": 64 * MIB}

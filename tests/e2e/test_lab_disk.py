@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import trio
-from tests.e2e.ledger import BLOCK, Ledger
 
 from pairsync.core.units import MIB
 from pairsync.nbd import constants as c
 from pairsync.testing.lab import differences, running_lab
+from pairsync.testing.ledger import BLOCK, Ledger
 from pairsync.testing.nbd_client import NbdClient, NbdReplyError
 
 SIZE = {"vda": 16 * MIB}

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import trio
-from tests.e2e.ledger import BLOCK, Ledger
 from tests.e2e.mounted import attached, check_image, guest_file_system, mount, why_not
 
 from pairsync.core.units import KIB, MIB
 from pairsync.errors import PairsyncError
 from pairsync.testing.lab import RunningLab, differences, running_lab
+from pairsync.testing.ledger import BLOCK, Ledger
 from pairsync.testing.nbd_client import NbdReplyError
 from pairsync.testing.programs import run_program
 

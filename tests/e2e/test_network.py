@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 import trio
-from tests.e2e.ledger import BLOCK, Ledger
 
 from pairsync.core.units import MIB
 from pairsync.node.control import ask
+from pairsync.testing.ledger import BLOCK, Ledger
 from pairsync.testing.nbd_client import NbdClient
-from pairsync.testing.programs import EventStream, pairsync_command, run_program, running_host
+from pairsync.testing.programs import EventStream, pairsync_command, run_program, running_service
 
 FIO_BYTES = 12 * MIB
 LEDGER_BLOCKS = 4 * MIB // BLOCK
@@ -94,8 +94,8 @@ async def two_sites(directory: Path) -> AsyncIterator[tuple[Site, Site]]:
         await plug(a, b)
         await init(a, b)
         async with (
-            running_host(b.directory / "host.toml", before=b.inside) as b.stream,
-            running_host(a.directory / "host.toml", before=a.inside) as a.stream,
+            running_service("host", "run", b.directory / "host.toml", before=b.inside) as b.stream,
+            running_service("host", "run", a.directory / "host.toml", before=a.inside) as a.stream,
         ):
             await a.stream.wait_event("in-sync")
             yield a, b

@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 
 import trio
-from tests.e2e.ledger import BLOCK, Ledger
 
 from pairsync.core.units import MIB
 from pairsync.testing.lab import RunningLab, differences, running_lab
+from pairsync.testing.ledger import BLOCK, Ledger
 from pairsync.testing.programs import pairsync_command, run_program
 
 SIZE = {"vda": 32 * MIB}

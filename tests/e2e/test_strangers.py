@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import trio
-from tests.e2e.ledger import BLOCK, Ledger
 from tests.e2e.strangers import Attack, Capture, LinkStrangers, NbdStrangers, Toll, attack_until, hold_idle
 
 from pairsync.core.units import MIB
 from pairsync.node.labfile import nbd_socket_of
 from pairsync.testing.lab import RunningLab, differences, running_lab
+from pairsync.testing.ledger import BLOCK, Ledger
 from pairsync.testing.programs import run_program
 
 HOSTILE_S = float(os.environ.get("PAIRSYNC_HOSTILE_S", "3"))

@@ -24,7 +24,7 @@ __all__ = [
     "is_alive",
     "pairsync_command",
     "run_program",
-    "running_host",
+    "running_service",
     "wait_gone",
 ]
 
@@ -222,20 +222,22 @@ def _fits(event: Mapping[str, Any], kind: str, fields: Mapping[str, Any]) -> boo
 
 
 @asynccontextmanager
-async def running_host(file: Path, *, before: tuple[str, ...] = ()) -> AsyncIterator[EventStream]:
-    """``pairsync host run FILE``, ready, and ended in order when the block is left.
+async def running_service(
+    *words: str | os.PathLike[str], before: tuple[str, ...] = ()
+) -> AsyncIterator[EventStream]:
+    """``pairsync WORDS``, ready, and ended in order when the block is left.
 
     ``before``: words in front of the command, such as those that enter a network namespace.
     """
-    argv = [*before, *pairsync_command("host", "run", file)]
+    argv = [*before, *pairsync_command(*words)]
     async with trio.open_nursery() as nursery:
         process = await trio.lowlevel.open_process(argv, stdin=subprocess.DEVNULL, stdout=-1, stderr=-1)
-        host = EventStream(process)
-        nursery.start_soon(host.follow)
+        service = EventStream(process)
+        nursery.start_soon(service.follow)
         try:
-            await host.wait_ready()
-            yield host
-            await host.stop(signal.SIGTERM)
+            await service.wait_ready()
+            yield service
+            await service.stop(signal.SIGTERM)
         finally:
             with trio.CancelScope(shield=True):
                 process.kill()
