@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 from tests.guest.harness import Pair, in_time
+from tests.guest.test_roles import Asked
 
 from pairsync.core.messages import OpKind, Relayed, Role, Serving, WriteOp
 from pairsync.core.units import BLOCK_BYTES, MIB
@@ -233,6 +234,36 @@ async def test_a_cut_link_is_waited_out(pair: Pair) -> None:
                     await trio.sleep(0.01)
             client.stopped = True
         await client.check(here)
+
+
+async def test_what_a_client_had_asked_for_before_it_died_is_not_done_later(pair: Pair) -> None:
+    """It was begun anew on the other host meanwhile, and has written there."""
+    async with doors(pair) as (here, there):
+        answers: list[object] = []
+        dead = False
+
+        def done(errnos: object) -> None:
+            answers.append(errnos)
+
+        def hung_up() -> bool:
+            return dead
+
+        link = here._guest.link
+        assert link is not None
+        link.cut()
+        Asked(here._guest)
+        here._guest.session.permitted(here._guest.now_ns(), alone=False)
+        here.submit([WriteOp(OpKind.DATA, 0, 3, b"old")], done, hung_up)  # begun, and needs the peer
+        await here._guest.become(Role.STANDBY, 2, in_order=False)
+        here.submit([WriteOp(OpKind.DATA, 8, 3, b"old"), WriteOp(OpKind.DATA, 16, 3, b"old")], done, hung_up)
+        await there._guest.become(Role.ACTIVE, 2, in_order=False)
+        await put(there, 0, b"new" + bytes(20))
+        dead = True
+        link.heal()
+        await relaying(here)
+        assert answers == [[errno.EIO], [errno.EIO] * 2]
+        for door in (here, there):
+            assert await get(door, 0, 24) == b"new" + bytes(21)
 
 
 async def test_nobody_owns_for_too_long(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

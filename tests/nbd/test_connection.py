@@ -25,7 +25,7 @@ from pairsync.nbd.connection import (
     Connection,
     Traffic,
 )
-from pairsync.nbd.export import Done
+from pairsync.nbd.export import STALE_S, Done, HungUp
 from pairsync.nbd.negotiation import Chosen
 from pairsync.nbd.transport import SocketTransport, StreamTransport
 from pairsync.testing.nbd_client import NbdClient, NbdReply, NbdReplyError
@@ -250,7 +250,7 @@ async def test_large_writes_that_are_here_go_on_together(
     batches: list[list[int]] = []
     submit = disk.submit
 
-    def note(ops: list[WriteOp], done: Done) -> None:
+    def note(ops: list[WriteOp], done: Done, _: HungUp) -> None:
         batches.append([op.offset for op in ops])
         submit(ops, done)
 
@@ -297,7 +297,7 @@ async def test_payload_stays_as_it_was(
     kept: list[tuple[WriteOp, bytes]] = []
     submit = disk.submit
 
-    def keep(ops: list[WriteOp], done: Done) -> None:
+    def keep(ops: list[WriteOp], done: Done, _: HungUp) -> None:
         kept.extend((op, bytes(op.data or b"")) for op in ops)
         submit(ops, done)
 
@@ -338,7 +338,7 @@ async def test_one_of_a_batch_fails(
 ) -> None:
     batches: list[int] = []
 
-    def fail_the_second(ops: list[WriteOp], done: Done) -> None:
+    def fail_the_second(ops: list[WriteOp], done: Done, _: HungUp) -> None:
         batches.append(len(ops))
         done([0 if number != 1 else errno.ENOSPC for number in range(len(ops))])
 
@@ -361,7 +361,7 @@ async def test_export_that_goes_away(
     async def wait_writable() -> None:
         raise ClosedError("the volume was closed")
 
-    def submit(ops: list[WriteOp], done: Done) -> None:
+    def submit(ops: list[WriteOp], done: Done, _: HungUp) -> None:
         raise ClosedError("the volume was closed")
 
     if where == "wait":
@@ -564,6 +564,26 @@ async def test_a_full_export_stops_the_reader(disk: MemoryExport, tmp_path: Path
         disk.write_gate.set()
         assert (await client.reply()).cookie == write
         assert (await client.reply()).data == b"abcd"
+
+
+async def test_what_a_client_had_sent_before_it_died_is_not_done_long_after(
+    disk: MemoryExport, tmp_path: Path
+) -> None:
+    """Another one may have taken its place, and written, while the export took nothing."""
+    async with serving_nbd(tmp_path, [disk]) as service:
+        for waits_s, done in ((STALE_S / 10, True), (2 * STALE_S, False)):
+            client = await service.client()
+            disk.write_gate = trio.Event()
+            await client.request(c.CMD_WRITE, 0, 4, payload=b"abcd")
+            await trio.testing.wait_all_tasks_blocked()
+            await client.request(c.CMD_WRITE, 0, 4, payload=b"efgh")
+            await client.aclose()
+            await trio.sleep(waits_s)
+            before = disk.writes_done
+            disk.write_gate.set()
+            await _until_gone(service)
+            assert (disk.writes_done > before) is done
+        assert service.server.statistics().bytes_in_flight == 0
 
 
 async def test_slow_reads_do_not_hold_up_others(disk: MemoryExport, tmp_path: Path) -> None:

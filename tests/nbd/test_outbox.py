@@ -49,6 +49,9 @@ class FakeTransport:
     def receive_nowait_into(self, window: memoryview) -> int | None:
         raise NotImplementedError
 
+    def hung_up(self) -> bool:
+        raise NotImplementedError
+
     async def start_tls(self, context: ssl.SSLContext) -> Transport:
         raise NotImplementedError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Iterator
 
 import pytest
@@ -39,6 +40,24 @@ async def test_socket_receives(pair: tuple[SocketTransport, socket.socket]) -> N
     assert transport.receive_nowait_into(window) == 0
     assert await transport.receive() == b""
     assert await transport.receive_into(window) == 0
+
+
+async def test_a_peer_that_has_hung_up_is_told_before_all_is_received(
+    pair: tuple[SocketTransport, socket.socket],
+) -> None:
+    transport, peer = pair
+    stream = StreamTransport(trio.SocketStream(trio.socket.from_stdlib_socket(transport._socket)))
+    context = ssl.create_default_context()
+    secret = StreamTransport(trio.SSLStream(stream._stream, context, server_hostname="a"))
+    alike = (transport, stream, secret)
+    peer.sendall(b"abcdef")
+    assert not any(each.hung_up() for each in alike)
+    peer.shutdown(socket.SHUT_WR)
+    assert all(each.hung_up() for each in alike)
+    assert await transport.receive() == b"abcdef"
+    await transport.aclose()
+    assert transport.hung_up()
+    assert not StreamTransport(trio.testing.memory_stream_pair()[0]).hung_up()
 
 
 async def test_receiving_is_a_checkpoint_even_with_data(pair: tuple[SocketTransport, socket.socket]) -> None:

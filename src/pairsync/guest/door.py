@@ -25,6 +25,10 @@ first may have been late, as long as two things hold:
     taken has ended (`core.relay`).
   - at the peer, which is not the owner any more: as in the first case.
 
+**Not for the dead.**  A write that waits, or is to be done again, is done only for a client that is still
+there.  One that has hung up, because a guard or a person has ended it, may run on the other host by then, and
+what it had asked for last would come after what it has written there.
+
 **Reads** have nothing to be done twice.  Those that wait for a disk are left behind when the role changes:
 they read into memory of their own, for nobody knows when their thread will end.
 """
@@ -45,6 +49,7 @@ from pairsync.core.units import MIB, NS_PER_S
 from pairsync.core.window import FRAME_DATA_BYTES_MAX
 from pairsync.errors import ArbitrationError, BackendError, ClosedError
 from pairsync.nbd.constants import CONTEXT_ALLOCATION
+from pairsync.nbd.export import STALE_S, HungUp
 
 from .export import CONTEXT_DIRTY, STATE_DIRTY, VolumeExport
 from .pieces import Done, parts_of
@@ -67,11 +72,19 @@ class _Write(NamedTuple):
 
     ops: Sequence[WriteOp]
     done: Done
-    since_ns: int  # when they came, or could not be done for the first time
+    since_ns: int  # when they came, or could not be done for the first time; 0: they never had to wait
+    hung_up: HungUp | None
 
     @property
     def data_bytes(self) -> int:
         return ops_bytes(self.ops)
+
+    @property
+    def wanted(self) -> bool:
+        return self.hung_up is None or not self.hung_up()
+
+    def give_up(self) -> None:
+        self.done([errno.EIO] * len(self.ops))
 
 
 class Door:
@@ -126,8 +139,7 @@ class Door:
         if self._here or (self._guest.relay.open and not self._guest.closed):
             return
         while self._queue and (self._guest.closed or now_ns - self._queue[0].since_ns > WAIT_S * NS_PER_S):
-            write = self._take()
-            write.done([errno.EIO] * len(write.ops))
+            self._take().give_up()
 
     async def _wait_turn(self, since_ns: int) -> None:
         """Wait until something has changed; `BackendError` if nobody has owned for too long."""
@@ -214,12 +226,12 @@ class Door:
 
     # ------------------------------------------------------------------ writing
 
-    def submit(self, ops: Sequence[WriteOp], done: Done) -> None:
-        """As `Volume.submit`; what cannot be done now waits."""
+    def submit(self, ops: Sequence[WriteOp], done: Done, hung_up: HungUp | None = None) -> None:
+        """As `Volume.submit`; what cannot be done now waits, unless the client hangs up."""
         if self._here and not self._queue:
-            self._volume.submit(ops, partial(self._ended, ops, done, 0))
+            self._volume.submit(ops, partial(self._ended, _Write(ops, done, 0, hung_up)))
         else:
-            self._put(ops, done, self._guest.now_ns())
+            self._put(_Write(ops, done, self._guest.now_ns(), hung_up))
 
     async def wait_writable(self) -> None:
         """Return when a batch is welcome; `BackendError` if nobody owns for too long."""
@@ -241,12 +253,12 @@ class Door:
                 await self._turned.park()
                 since_ns = self._guest.now_ns()
 
-    def _put(self, ops: Sequence[WriteOp], done: Done, since_ns: int) -> None:
+    def _put(self, write: _Write) -> None:
         """Send on, or keep until that is possible."""
-        for part, ended in parts_of(ops, done, FRAME_DATA_BYTES_MAX):
-            write = _Write(part, ended, since_ns)
-            self._queue.append(write)
-            self._queued_bytes += write.data_bytes
+        for ops, done in parts_of(write.ops, write.done, FRAME_DATA_BYTES_MAX):
+            part = write._replace(ops=ops, done=done)
+            self._queue.append(part)
+            self._queued_bytes += part.data_bytes
         self._pump()
 
     def _take(self) -> _Write:
@@ -261,9 +273,11 @@ class Door:
         self._pumping = True
         try:
             while self._queue:
-                if self._here:
-                    ops, done, since_ns = self._take()
-                    self._volume.submit(ops, partial(self._ended, ops, done, since_ns))
+                if self._stale(self._queue[0]):
+                    self._take().give_up()
+                elif self._here:
+                    write = self._take()
+                    self._volume.submit(write.ops, partial(self._ended, write))
                 elif self._guest.relay.write(
                     self._index, self._queue[0].ops, partial(self._answered, self._queue[0])
                 ):
@@ -273,19 +287,27 @@ class Door:
         finally:
             self._pumping = False
 
-    def _ended(self, ops: Sequence[WriteOp], done: Done, since_ns: int, errnos: Sequence[int] | None) -> None:
-        """This host's volume has ended a batch, which came at ``since_ns`` if it had to wait."""
+    def _stale(self, write: _Write) -> bool:
+        """Whether it has waited until nobody waited for it."""
+        return self._guest.now_ns() - write.since_ns > STALE_S * NS_PER_S and not write.wanted
+
+    def _again(self, write: _Write) -> None:
+        """It is to be done by whoever owns now."""
+        self._put(write) if write.wanted else write.give_up()
+
+    def _ended(self, write: _Write, errnos: Sequence[int] | None) -> None:
+        """This host's volume has ended a batch."""
         if errnos is None or self._guest.serves or self._guest.closed:
-            done(errnos)
+            write.done(errnos)
         else:  # the guest is not active here any more: that is why
-            self._put(ops, done, since_ns or self._guest.now_ns())
+            self._again(write._replace(since_ns=write.since_ns or self._guest.now_ns()))
 
     def _answered(self, write: _Write, answer: Relay | Relayed | None) -> None:
         """The owner has ended what it was asked for, or nobody knows."""
         if isinstance(answer, Relayed):
             write.done(answer.errnos or None)
         else:
-            self._put(*write)
+            self._again(write)
 
 
 def _not_now(offset: int, into: memoryview) -> bool:

@@ -10,13 +10,16 @@ under its name, the answer is an error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import trio
 
+from pairsync.core.messages import WriteOp
 from pairsync.errors import ConfigError
 from pairsync.nbd.constants import CONTEXT_ALLOCATION, STATE_HOLE, STATE_ZERO
+from pairsync.nbd.export import HungUp
 
+from .pieces import Done
 from .points import Point
 from .volume import Volume
 
@@ -41,7 +44,6 @@ class VolumeExport:
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
         self.read_nowait = volume.read_nowait
-        self.submit = volume.submit
         self.wait_writable = volume.wait_writable
         self.flush = volume.flush
         self.cache = volume.cache
@@ -68,6 +70,11 @@ class VolumeExport:
             name = f"{CONTEXT_CHANGED}{point.name}"
             contexts[name] = f"{name}@{point.id}"
         return contexts
+
+    def submit(self, ops: Sequence[WriteOp], done: Done, hung_up: HungUp | None = None) -> None:
+        """Take a batch; what is taken is done, or ended, in the time that a disk is given."""
+        del hung_up
+        self._volume.submit(ops, done)
 
     async def read(self, offset: int, into: memoryview) -> None:
         """Fill ``into``."""

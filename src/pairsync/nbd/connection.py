@@ -34,6 +34,7 @@ from pairsync.errors import InternalError, PairsyncError, PeerError, PeerLost
 
 from . import constants as c
 from .budget import Budget
+from .export import STALE_S
 from .flight import Flight
 from .limits import NbdLimits
 from .negotiation import Chosen
@@ -309,11 +310,14 @@ class Connection:
         self._traffic.writes += len(writes)
         self._traffic.bytes_written += payload_bytes
         self._flight.enter(len(writes), payload_bytes)
-        accepted = False
+        accepted, began = False, trio.current_time()
         try:
             await self.export.wait_writable()
+            if trio.current_time() - began > STALE_S and self._hung_up():
+                return self._on_lost(PeerLost("it hung up while its writes waited"))  # and what follows
             self._in_submit = True
-            self.export.submit(writes, functools.partial(self._written, cookies, payload_bytes))
+            done = functools.partial(self._written, cookies, payload_bytes)
+            self.export.submit(writes, done, self._hung_up)
             accepted = True
         except PairsyncError as error:
             self._post_results(cookies, [error_of(error)] * len(cookies), str(error))
@@ -421,6 +425,9 @@ class Connection:
                 crowded=self._budget.exhausted,
             )
         self.cancel()
+
+    def _hung_up(self) -> bool:
+        return self._over or self._transport.hung_up()
 
     def _on_lost(self, error: PeerLost) -> None:
         self._lost = error

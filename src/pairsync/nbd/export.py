@@ -19,10 +19,17 @@ from typing import Protocol, TypeAlias
 
 from pairsync.core.messages import WriteOp
 
-__all__ = ["Done", "Export"]
+__all__ = ["STALE_S", "Done", "Export", "HungUp"]
+
+STALE_S = 0.1
+"""What has waited for longer is not done for a client that has hung up: far less than it takes to start its
+machine anew.  Sooner it is, for a client may send, say that it disconnects, and leave."""
 
 Done: TypeAlias = Callable[[Sequence[int] | None], None]
 """``done(None)``: every op succeeded.  ``done([errno, ...])``: one number an op, 0 is success."""
+
+HungUp: TypeAlias = Callable[[], bool]
+"""Whether the client has closed its side, so that nobody waits for its requests any more."""
 
 
 class Export(Protocol):
@@ -69,8 +76,11 @@ class Export(Protocol):
     async def read(self, offset: int, into: memoryview) -> None:
         """Fill ``into`` from ``offset``.  May be cancelled."""
 
-    def submit(self, ops: Sequence[WriteOp], done: Done) -> None:
+    def submit(self, ops: Sequence[WriteOp], done: Done, hung_up: HungUp | None = None) -> None:
         """Take a batch of writes, zeroes and trims, in this order; never blocks.
+
+        What had to wait, for `STALE_S` or for another host, is not done if ``hung_up`` says so then: whoever
+        has taken the client's place may have written since.
 
         ``done`` is called exactly once, on the trio thread, possibly before `submit` returns, unless
         `submit` raises: then never.  It may come after the client has gone.  The data of an op belongs to

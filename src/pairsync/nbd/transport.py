@@ -10,6 +10,7 @@ One task receives and one task waits in `send_all`; `send_nowait` may be called 
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 from typing import Protocol
@@ -42,6 +43,9 @@ class Transport(Protocol):
 
     async def send_all(self, data: Buffer) -> None:
         """Send everything; raises `PeerLost`."""
+
+    def hung_up(self) -> bool:
+        """Whether the peer has closed its side, though more that it has sent may be here to be received."""
 
     async def start_tls(self, context: ssl.SSLContext) -> Transport:
         """Do the server's side of a TLS handshake; the result owns what this one owned.
@@ -106,6 +110,10 @@ class SocketTransport:
             await trio.lowlevel.wait_writable(self._socket)
         await trio.lowlevel.checkpoint()
 
+    def hung_up(self) -> bool:
+        """See `Transport.hung_up`."""
+        return _hung_up(self._socket.fileno())
+
     async def start_tls(self, context: ssl.SSLContext) -> StreamTransport:
         """See `Transport.start_tls`."""
         return await _start_tls(trio.SocketStream(trio.socket.from_stdlib_socket(self._socket)), context)
@@ -154,6 +162,13 @@ class StreamTransport:
         except trio.BrokenResourceError as error:
             raise PeerLost("sending failed") from error
 
+    def hung_up(self) -> bool:
+        """See `Transport.hung_up`; of a stream that has no socket below it, it is not known."""
+        stream = self._stream
+        if isinstance(stream, trio.SSLStream):
+            stream = stream.transport_stream
+        return isinstance(stream, trio.SocketStream) and _hung_up(stream.socket.fileno())
+
     async def start_tls(self, context: ssl.SSLContext) -> StreamTransport:
         """See `Transport.start_tls`."""
         return await _start_tls(self._stream, context)
@@ -161,6 +176,14 @@ class StreamTransport:
     async def aclose(self) -> None:
         """Close the stream; over TLS that sends close_notify."""
         await self._stream.aclose()
+
+
+def _hung_up(descriptor: int) -> bool:
+    if descriptor < 0:
+        return True  # closed here
+    poll = select.poll()
+    poll.register(descriptor, select.POLLRDHUP)  # errors are told in any case
+    return bool(poll.poll(0))
 
 
 async def _start_tls(stream: trio.abc.Stream, context: ssl.SSLContext) -> StreamTransport:

@@ -22,7 +22,7 @@ from pairsync.core.messages import OpKind, WriteOp
 from pairsync.core.units import BLOCK_BYTES, block_count_of, extent_of
 from pairsync.errors import BackendError
 from pairsync.nbd.constants import CONTEXT_ALLOCATION, STATE_HOLE, STATE_ZERO
-from pairsync.nbd.export import Done
+from pairsync.nbd.export import Done, HungUp
 
 __all__ = ["CONTEXT_DIRTY", "MemoryExport"]
 
@@ -135,8 +135,9 @@ class MemoryExport:
             raise BackendError("the disk cannot be read", self.read_error)
         into[:] = self._view[offset : offset + len(into)]
 
-    def submit(self, ops: Sequence[WriteOp], done: Done) -> None:
+    def submit(self, ops: Sequence[WriteOp], done: Done, hung_up: HungUp | None = None) -> None:
         """See `Export.submit`."""
+        del hung_up
         if self._holding:
             self._held.append((ops, done))
         else:
