@@ -243,14 +243,16 @@ async def host_disks(
 
 
 async def kill_hosts(lab: RunningLab, hosts: str, then: Callable[[], None] = lambda: None) -> None:
-    """SIGKILL hosts and do the next thing, before any other happens here; then wait until they have ended."""
-    mark = lab.mark()
+    """SIGKILL hosts and do the next thing, before any other happens here; then wait until they have ended.
+
+    They stay down until they are started by command.
+    """
     pids = [await lab.pid(host) for host in hosts]
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     then()
     for host in hosts:
-        await lab.wait_event("host-ended", since=mark, host=host)
+        await lab.kill(host)
 
 
 async def start(lab: RunningLab, hosts: str) -> None:

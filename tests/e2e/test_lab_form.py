@@ -35,7 +35,7 @@ async def lab_command(*words: str | os.PathLike[str], status: int) -> str:
 
 async def test_ready_line_and_commands_are_as_the_issue_fixes_them(lab_directory: Path) -> None:
     async with running_lab(lab_directory, {"vda": 8 * MIB, "data": 4 * MIB}) as lab:
-        assert set(lab.ready) == {"event", "hosts"}
+        assert set(lab.ready) == {"event", "hosts", "witness"}
         assert lab.ready["event"] == "ready"
         assert set(lab.ready["hosts"]) == {"a", "b"}
         for name, host in lab.ready["hosts"].items():

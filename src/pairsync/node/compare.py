@@ -37,8 +37,9 @@ def compare_volumes(
     """Compare two volumes; ``progress`` hears (bytes done, bytes in all).
 
     A file may be longer than its volume (a growth that was cut short): what counts is the size that the
-    metadata beside it name, if there are any.  Volumes of different size differ at the end of the shorter
-    one.  Raises `BusyError` if one is in use, `BackendError` if one cannot be read.
+    metadata beside it name, if there are any, or what is left of it in a file that was truncated.  Volumes
+    of different size differ at the end of the shorter one.  Raises `BusyError` if one is in use,
+    `BackendError` if one cannot be read.
     """
     left = _open(first)
     try:
@@ -57,6 +58,10 @@ def _open(path: Path) -> Device:
         return open_volume(path)
     opened = open_metadata(metadata)
     opened.store.close()
+    volume = open_volume(path)
+    if volume.size_bytes <= opened.superblock.size_bytes:
+        return volume
+    volume.close()
     return open_volume(path, opened.superblock.size_bytes)
 
 

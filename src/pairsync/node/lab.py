@@ -193,11 +193,12 @@ class Lab:
         await host.process.spawn([*HOST_PROGRAM, *words])
 
     async def kill(self, name: str) -> None:
-        """SIGKILL; returns when the process is gone."""
+        """SIGKILL; returns when the process is gone.  One that ended by itself is not started again."""
         process = self._any(name)
-        process.running_process()
+        to_be_started_again = self._lab.arbitrated and name not in self._down
         self._down.add(name)
-        await process.kill()
+        if process.running or not to_be_started_again:
+            await process.kill()
 
     def pause(self, name: str) -> None:
         """SIGSTOP: it stands still and says nothing, until `resume`."""
@@ -261,6 +262,8 @@ class Lab:
         if what not in DISK_COMMANDS:
             raise ConfigError(f"a disk cannot be made {what!r}; there are {', '.join(DISK_COMMANDS)}")
         with trio.CancelScope(shield=True):  # done and noted, even if who asked has hung up
+            if host.process.running:  # maybe it is only just being started again, and about to fail
+                await host.process.until_settled()
             if host.process.running:
                 await self._ask(name, "disk", seconds=DISK_S, volume=volume, state=what)
             elif what == "replace":

@@ -83,9 +83,9 @@ class LabProcess:
         self.ended = trio.Event()
         self._nursery.start_soon(self._follow, process, self.ready)
 
-    async def until_ready(self) -> None:
-        """Return when it serves; `BackendError`, with its fate and its last words, if it does not."""
-        process, ready, ended = self.process, self.ready, self.ended
+    async def until_settled(self) -> None:
+        """Return when it serves or has ended; or when it has taken too long for either."""
+        ready, ended = self.ready, self.ended
         with trio.move_on_after(READY_S):
             async with trio.open_nursery() as nursery:
 
@@ -96,6 +96,11 @@ class LabProcess:
                 nursery.start_soon(watch_end)
                 await ready.wait()
                 nursery.cancel_scope.cancel()
+
+    async def until_ready(self) -> None:
+        """Return when it serves; `BackendError`, with its fate and its last words, if it does not."""
+        process, ready, ended = self.process, self.ready, self.ended
+        await self.until_settled()
         if not ready.is_set():
             fate = _fate(process)
             if self.process is not None and self.ended is ended:
