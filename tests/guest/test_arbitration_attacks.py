@@ -10,7 +10,10 @@ from tests.guest.halves import TIMING, Both, agreed, noise, until
 from tests.guest.harness import Host, Pair, in_time
 
 from pairsync.core.arbiter import Arbiter
+from pairsync.core.arbitration import Accept
 from pairsync.core.units import NS_PER_S
+from pairsync.errors import ArbitrationError
+from pairsync.wire.arbitration import decode_message
 
 
 @pytest.fixture
@@ -56,3 +59,47 @@ async def test_a_permit_that_was_asked_for_is_taken_back_too(
         assert permitted()
         monkeypatch.setattr(Arbiter, "peer_excluded", False)
         await until(lambda: not permitted())
+
+
+async def test_an_orderly_end_is_not_undone_by_a_grant_that_comes_meanwhile(both: Both) -> None:
+    """The standby has just gone, and the last writes wait for a grant without it."""
+    async with in_time(), both.host("a") as first:
+        async with both.host("b") as second:
+            await until(lambda: agreed(first) and agreed(second))
+            assert first.guest.link is not None
+            first.guest.link.cut()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(first.write, 5)
+                await trio.sleep(0)
+                began = trio.current_time()
+                await first.arbitration.end()
+                assert trio.current_time() - began < TIMING.failover_ns / NS_PER_S
+            for _ in range(20):
+                assert not first.serves
+                await trio.sleep(0.01)
+        grant = first.arbitration.arbiter.grant
+        assert grant is not None
+        assert grant.in_sync == {both.fingerprints["a"]}
+
+
+async def test_who_asked_for_a_move_hears_that_nobody_knows_how_it_ended(both: Both) -> None:
+    """All cables are cut when the old owner has asked for the one acceptance that it needs."""
+    async with in_time(), both.whole() as (first, second):
+        link = first.guest.link
+        assert link is not None
+        vote = link.vote
+
+        def cut_there(content: bytes) -> None:
+            if isinstance(decode_message(content), Accept):
+                link.cut()
+                first.cable.cut = True
+            vote(content)
+
+        link.vote = cut_there  # type: ignore[method-assign]
+        with pytest.raises(ArbitrationError, match="went silent"):
+            await first.arbitration.move()
+        await until(lambda: second.serves)
+        assert not first.serves
+        link.heal()
+        first.cable.cut = False
+        await until(lambda: agreed(first) and agreed(second))

@@ -138,7 +138,8 @@ class Arbitration:
         self._alone = False  # the permit that the session has
         self._until_ns: int | None = None  # of the lease, as told last
         self.punctuality = Punctuality(arbiter.timing, guest.emit, now_ns())
-        self._moved = trio.lowlevel.ParkingLot()  # those who wait for another grant or another role
+        self._changing = trio.Lock()  # held while the role changes
+        self._ending = False  # no wish but to stop is followed any more
 
     # ------------------------------------------------------------------ life
 
@@ -156,6 +157,13 @@ class Arbitration:
             nursery.start_soon(self._follow)
             nursery.start_soon(self._watch)
             task_status.started()
+
+    async def end(self) -> None:
+        """Halt the guest in order, for good; a change of the role that is under way is waited for."""
+        self._ending = True
+        async with self._changing:
+            pass
+        await self._guest.halt(in_order=True)
 
     async def _watch(self) -> None:
         """Deadlines, and whether the disks could serve the guest."""
@@ -252,7 +260,7 @@ class Arbitration:
                 return
             if not self.arbiter.decider.moving:
                 raise ArbitrationError(f"guest {self._guest.name} has not moved: the other host went silent")
-            await self._moved.park()
+            await trio.sleep(LOOK_S)
 
     def override(self, operator: str, fork: bytes) -> None:
         """Make this host the owner by the word of ``operator``, whatever was agreed."""
@@ -356,7 +364,6 @@ class Arbitration:
         event = GrantEvent(grant.term, grant.epoch, self._call(grant.owner), in_sync, grant.sole is not None)
         self._guest.emit(event)
         self._permit(alone=self.arbiter.peer_excluded)
-        self._moved.unpark_all()
 
     def _permit(self, *, alone: bool) -> None:
         self._alone = alone
@@ -392,16 +399,16 @@ class Arbitration:
             await self._wished.wait()
             self._wished = trio.Event()
             wish, self._wish = self._wish, None
-            match wish:
-                case Own(grant=grant):
-                    await self._own(grant)
-                case Stop(reason=reason):
-                    _log.warning("%s: stops: %s", self._guest.name, reason)
-                    await self._stop(in_order=self.arbiter.decider.moving)
-                    self._act(self.arbiter.stopped(self._now_ns()))
-                case Yield(grant=grant):
-                    await self._yield(grant)
-            self._moved.unpark_all()
+            async with self._changing:
+                match wish:
+                    case Stop(reason=reason):
+                        _log.warning("%s: stops: %s", self._guest.name, reason)
+                        await self._stop(in_order=self.arbiter.decider.moving)
+                        self._act(self.arbiter.stopped(self._now_ns()))
+                    case Own(grant=grant) if not self._ending:
+                        await self._own(grant)
+                    case Yield(grant=grant) if not self._ending:
+                        await self._yield(grant)
 
     async def _own(self, grant: Grant) -> None:
         guest = self._guest

@@ -205,7 +205,7 @@ async def open_arbitration(host: HostFile, link: LinkConfig, guest: Guest) -> As
         yield Ballots(arbitration, timing, witnesses, fencer)
         # An orderly end: the guest's last writes are flushed while its lease is still renewed.
         with trio.CancelScope(shield=True):
-            await guest.halt(in_order=True)
+            await arbitration.end()
 
 
 def _check_device(path: Path) -> None:
