@@ -5,7 +5,9 @@ Every single failure and every pair of them is in the failure table; here are th
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -95,6 +97,37 @@ async def test_an_active_host_that_stands_still_is_replaced_and_killed_by_its_gu
         await lab.wait_in_sync()
         assert await lab.pid("a") != before  # it was started again, and is the standby
         assert (await lab.guest())["active"] == "b"
+
+
+def guards_of(pid: int) -> list[int]:
+    """The guard processes of a host process."""
+    told = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]  # of each thread
+    return [each for each in map(int, " ".join(told).split()) if b"pairsync.node.guard" in _words(each)]
+
+
+def _words(pid: int) -> list[bytes]:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+
+
+async def test_a_guard_that_is_killed_holds_the_guest_up_for_a_moment_only(tmp_path: Path) -> None:
+    async with pair(tmp_path / "lab") as lab:
+        host = await lab.pid("a")
+        (guard,) = guards_of(host)
+        writer = Writer(await lab.connect(host="a"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(writer.run)
+            await trio.sleep(0.2)
+            os.kill(guard, signal.SIGKILL)
+            await trio.sleep(1.5)
+            nursery.cancel_scope.cancel()
+        await writer.client.aclose()
+        assert writer.longest_s < FAILOVER_S
+        assert (await lab.guest())["active"] == "a"
+        assert await lab.pid("a") == host
+        assert guard not in guards_of(host)
+        fresh = await lab.connect(host="a")
+        await writer.check(fresh)
+        await fresh.aclose()
 
 
 AGENT = """#!/bin/sh

@@ -57,6 +57,7 @@ class Warden:
         self.until_ns: int | None = None
         self.resting = True
         self.late_ns = 0
+        self.valid = True
 
     def lease_until(self, until_ns: int | None) -> None:
         self.until_ns, self.resting = until_ns, False
@@ -66,6 +67,9 @@ class Warden:
 
     def rest(self) -> None:
         self.until_ns, self.resting = None, True
+
+    def lease_valid(self) -> bool:
+        return self.valid
 
     def take_lateness_ns(self) -> int:
         return self.late_ns

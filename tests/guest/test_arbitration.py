@@ -14,12 +14,14 @@ from tests.guest.harness import Pair, await_event, in_time
 from pairsync.core.acceptor import AcceptorState
 from pairsync.core.events import DiscordEvent, GrantEvent, TimingEvent
 from pairsync.core.grants import FORK_BYTES
+from pairsync.core.messages import OpKind, WriteOp
 from pairsync.core.timing import derive
 from pairsync.core.timingjudge import Measure, TimingVerdict
 from pairsync.core.units import BLOCK_BYTES, NS_PER_S
 from pairsync.core.witness import Snapshot
 from pairsync.errors import ArbitrationError
 from pairsync.guest.arbitration import view_of
+from pairsync.guest.door import Door
 from pairsync.wire.arbitration import encode_acceptor
 
 
@@ -211,3 +213,49 @@ async def test_what_it_takes_is_measured_while_it_runs(both: Both) -> None:
         await second.arbitration.move()
         await until(lambda: first.serves)
         assert min(measured.values()) > 0, measured
+
+
+async def test_a_door_is_shut_from_the_first_request_on_that_comes_without_a_lease(both: Both) -> None:
+    async with in_time(), both.whole() as (first, _):
+        door = Door(first.guest, "vda")
+        await first.write(1)
+        content = bytearray(BLOCK_BYTES)
+        assert door.read_nowait(BLOCK_BYTES, memoryview(content))
+        assert content == noise(1)
+        first.warden.valid = False
+        answered: list[object] = []
+        assert not door.read_nowait(BLOCK_BYTES, memoryview(content))
+        door.submit([WriteOp(OpKind.DATA, 0, BLOCK_BYTES, memoryview(noise(2)), False)], answered.append)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(door.read, BLOCK_BYTES, memoryview(content))
+            await trio.sleep(0.2)
+            assert (answered, first.serves) == ([], False)
+            assert len(nursery.child_tasks) == 1
+            first.warden.valid = True
+        assert content == noise(1)
+        await until(lambda: bool(answered))
+        assert answered == [None]
+        assert await first.read(0) == noise(2)
+
+
+async def test_what_was_read_while_the_lease_ran_out_is_not_told(both: Both) -> None:
+    async with in_time(), both.whole() as (first, _):
+        door = Door(first.guest, "vda")
+        await first.write(1)
+        read_into, reads = first.guest.volume("vda").read_into, 0
+
+        async def slow(offset: int, into: memoryview) -> None:
+            nonlocal reads
+            reads += 1
+            await read_into(offset, into)
+            first.warden.valid = reads > 1
+
+        first.guest.volume("vda").read_into = slow  # type: ignore[method-assign]
+        content = bytearray(BLOCK_BYTES)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(door.read, BLOCK_BYTES, memoryview(content))
+            await until(lambda: reads == 1)
+            await trio.sleep(0.1)
+            assert content == bytes(BLOCK_BYTES)
+            first.warden.valid = True
+        assert (bytes(content), reads) == (noise(1), 2)

@@ -89,6 +89,9 @@ class Warden(Protocol):
     def rest(self) -> None:
         """Nothing of the guest runs here that could be stopped, and nothing may."""
 
+    def lease_valid(self) -> bool:
+        """Whether the guest may be served at this moment, as far as it holds the deadline."""
+
     def take_lateness_ns(self) -> int:
         """By how much it was late at worst since the last call."""
 
@@ -135,6 +138,7 @@ class Arbitration:
         self._wish: Wish | None = None  # the latest that was not taken up
         self._wished = trio.Event()
         self._ready = False  # as told last
+        self._served = False  # as the guest was turned last by `_look`
         self._alone = False  # the permit that the session has
         self._until_ns: int | None = None  # of the lease, as told last
         self.punctuality = Punctuality(arbiter.timing, guest.emit, now_ns())
@@ -152,6 +156,7 @@ class Arbitration:
             self._nursery = nursery
             self._lane = await start_lane(nursery, "register", may_block=self._memory.may_block)
             self._guest.arbiter = self
+            self._guest.leased = self._warden.lease_valid
             link.set_vote_handler(self._voted)
             self._act(self.arbiter.start(self._now_ns()))
             nursery.start_soon(self._follow)
@@ -199,7 +204,10 @@ class Arbitration:
         if ready is not self._ready:
             self._ready = ready
             self._act(self.arbiter.is_ready(ready, self._now_ns()))
-        if self.arbiter.wants_proof and self._guest.serves and self._guest.in_sync:
+        if self._guest.serves is not self._served:
+            self._served = not self._served
+            self._guest.turn()  # by a lease that has run out, or has come back
+        if self.arbiter.wants_proof and self._served and self._guest.in_sync:
             _, effects = self.arbiter.peer_in(self._now_ns())
             self._act(effects)
 

@@ -29,6 +29,15 @@ first may have been late, as long as two things hold:
 there.  One that has hung up, because a guard or a person has ended it, may run on the other host by then, and
 what it had asked for last would come after what it has written there.
 
+**An owner whose lease has run out** while it stood still serves nobody from the first request on, for it may
+have a successor.  The lease is looked at where that costs little, once for a batch (`Guest.leased`: what the
+process's own guard has confirmed):
+
+* before a batch of reads that need not wait, and after one that had to: what was read may be old by now;
+* before a batch of writes is taken up, for in ``async`` nobody else would have to agree;
+* not before an acknowledgement leaves.  What is acknowledged is on every replica of the grant, a successor's
+  own among them, whenever it is told.
+
 **Reads** have nothing to be done twice.  Those that wait for a disk are left behind when the role changes:
 they read into memory of their own, for nobody knows when their thread will end.
 """
@@ -107,7 +116,6 @@ class Door:
         self._turned = trio.lowlevel.ParkingLot()  # those who wait for an owner, or for room
         self.name = self._local.name
         self.description = self._local.description
-        self.read_nowait: Callable[[int, memoryview], bool] = _not_now
         guest.doors.append(self)
         self.turn()
 
@@ -128,11 +136,16 @@ class Door:
         if here is not self._here:
             self._here = here
             self._stretch += 1
-            self.read_nowait = self._volume.read_nowait if here else _not_now
             for scope in self._under_way:
                 scope.cancel()
         self._pump()
         self._turned.unpark_all()
+
+    def _is_here(self) -> bool:
+        """Whether this host may serve now; see the module on leases."""
+        if self._here and not self._guest.leased():
+            self._guest.turn()
+        return self._here
 
     def tick(self, now_ns: int) -> None:
         """Time has passed: what has waited for too long ends."""
@@ -183,6 +196,11 @@ class Door:
 
     # ------------------------------------------------------------------ reading
 
+    @property
+    def read_nowait(self) -> Callable[[int, memoryview], bool]:
+        """As `Volume.read_nowait`, for a batch of reads: to be asked for anew for the next one."""
+        return self._volume.read_nowait if self._is_here() else _not_now
+
     async def read(self, offset: int, into: memoryview) -> None:
         """Fill ``into``; waits for a disk, for the peer, or for an owner."""
         relay = self._guest.relay
@@ -193,6 +211,8 @@ class Door:
     async def _read_here(self, offset: int, into: memoryview) -> None:
         content = bytearray(len(into))
         await self._volume.read_into(offset, memoryview(content))
+        if not self._is_here():
+            await trio.lowlevel.checkpoint()  # it is left, as by any change
         into[:] = content
 
     async def flush(self) -> None:
@@ -228,7 +248,7 @@ class Door:
 
     def submit(self, ops: Sequence[WriteOp], done: Done, hung_up: HungUp | None = None) -> None:
         """As `Volume.submit`; what cannot be done now waits, unless the client hangs up."""
-        if self._here and not self._queue:
+        if self._is_here() and not self._queue:
             self._volume.submit(ops, partial(self._ended, _Write(ops, done, 0, hung_up)))
         else:
             self._put(_Write(ops, done, self._guest.now_ns(), hung_up))

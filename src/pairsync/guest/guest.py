@@ -83,20 +83,20 @@ class Guest:
         self._nursery: trio.Nursery | None = None  # of the guest's own tasks, while it lives
         self._mender: Mender | None = None  # of a standby
         self._mending = trio.CancelScope()  # of its task
+        self.leased: Callable[[], bool] = lambda: True  # this host may answer for the guest now; cheap
         self.paused = False
         """Nothing is taken for the moment: the guest is changing its role.  Changed by `pause`."""
         self.leaves_for: Ailment | None = None  # why the guest leaves this host, until it is a standby here
         self.relay = GuestRelay(self)
         """Requests of the other host's clients, and for ours the other way round."""
-        self.doors: list[Door] = []
-        """Who is told when the guest is served elsewhere."""
+        self.doors: list[Door] = []  # who is told when the guest is served elsewhere
         # What the link's session brings is not for us: a disk was ill when it began, or has become so.
         self._deaf = False
 
     @property
     def serves(self) -> bool:
-        """Whether the guest is active here and takes requests."""
-        return bool(self.session.sources) and not (self.paused or self.closed)
+        """Whether the guest is active here and takes requests, now: a lease may have run out meanwhile."""
+        return bool(self.session.sources) and not (self.paused or self.closed) and self.leased()
 
     def pause(self, paused: bool) -> None:
         """Take nothing for the moment, or go on (called by who changes the role)."""

@@ -101,6 +101,10 @@ class _HostWarden:
         """As `Warden`."""
         self._guard.rest()
 
+    def lease_valid(self) -> bool:
+        """As `Warden`."""
+        return self._guard.lease_valid(boottime_ns())
+
     def take_lateness_ns(self) -> int:
         """As `Warden`."""
         return self._guard.take_lateness_ns()
