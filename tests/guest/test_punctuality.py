@@ -19,8 +19,7 @@ def test_only_another_verdict_is_told_and_only_now_and_then_it_is_judged() -> No
     watch.judge(JUDGE_NS)
     assert not watch.is_due(2 * JUDGE_NS - 1)
     assert (told, watch.judgement.verdict) == ([], TimingVerdict.OK)
-    watch.measured(Measure.GUARD, TIMING.stall_ns * 3 // 4, 2 * JUDGE_NS)
-    watch.judge(2 * JUDGE_NS)
+    watch.judge(2 * JUDGE_NS, guard_ns=TIMING.stall_ns * 3 // 4)
     watch.judge(3 * JUDGE_NS)
     assert [each.verdict for each in told] == ["warn"]
     watch.measured(Measure.GUARD, 2 * TIMING.stall_ns, 3 * JUDGE_NS)

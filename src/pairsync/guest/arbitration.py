@@ -189,14 +189,10 @@ class Arbitration:
 
     def _judge(self) -> None:
         """Whether this host keeps its times; see `guest.punctuality`."""
-        now_ns = self._now_ns()
-        if not self.punctuality.is_due(now_ns):
-            return
-        self.punctuality.measured(Measure.GUARD, self._warden.take_lateness_ns(), now_ns)
-        peak_ns = None if self._guest.link is None else self._guest.link.take_rtt_peak_ns()
-        if peak_ns is not None:
-            self.punctuality.measured(Measure.ROUND_TRIP, peak_ns, now_ns)
-        self.punctuality.judge(now_ns)
+        now_ns, link = self._now_ns(), self._guest.link
+        if self.punctuality.is_due(now_ns):
+            peak_ns = None if link is None else link.take_rtt_peak_ns()
+            self.punctuality.judge(now_ns, guard_ns=self._warden.take_lateness_ns(), round_trip_ns=peak_ns)
 
     def _look(self) -> None:
         grant = self.arbiter.grant

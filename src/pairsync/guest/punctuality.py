@@ -43,11 +43,13 @@ class Punctuality:
         self._judge.measured(what, sample_ns, now_ns)
 
     def is_due(self, now_ns: int) -> bool:
-        """Whether `judge` should be called, after what has gathered was `measured`."""
+        """Whether `judge` should be called."""
         return now_ns - self._judged_ns >= JUDGE_NS
 
-    def judge(self, now_ns: int) -> None:
-        """Judge, and tell of another verdict."""
+    def judge(self, now_ns: int, *, guard_ns: int = 0, round_trip_ns: int | None = None) -> None:
+        """Judge, and tell of another verdict; with the peaks of what has gathered since the last time."""
+        self.measured(Measure.GUARD, guard_ns, now_ns)
+        self.measured(Measure.ROUND_TRIP, round_trip_ns or 0, now_ns)
         self._judged_ns = now_ns
         before, self.judgement = self.judgement, self._judge.judge(now_ns)
         now = self.judgement
