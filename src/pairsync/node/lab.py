@@ -63,11 +63,9 @@ EARLY_LINES_MAX = 1000
 """Events kept while the hosts come up: a handful happen in that time."""
 
 HOST_PROGRAM = ("-m", "pairsync.testing.faultyhost")
-"""Arguments of the interpreter."""
-
 WITNESS_PROGRAM = ("-m", "pairsync.node.witnessmain")
 ETCD_PROGRAM = ("-m", "pairsync.node.etcdmain")
-"""Likewise."""
+"""Arguments of the interpreter."""
 
 RESTART_S = 1.0
 """After that a process that ended by itself is started again: as long as a service manager takes."""
