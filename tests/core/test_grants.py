@@ -152,6 +152,7 @@ def test_an_override_is_above_all_and_of_another_chain() -> None:
     assert grant.override == "Erika"
     assert "another chain" in str(objection(TAKEN, grant))
     assert forced(A1, [], b"new", "Erika").term == 1
+    assert forced(A1, [], b"new", "Erika", term_seen=7).term == 8, "its memory was lost, its disk was not"
     with pytest.raises(InternalError):
         forced(W1, [], b"new", "Erika")
 

@@ -104,6 +104,20 @@ def test_sync_needs_both_disks(peer_first: bool) -> None:
     assert ended(pair) == {"w": None}
 
 
+def test_a_write_that_waits_for_the_permit_ends_with_a_peer_that_never_left() -> None:
+    """The link flapped: nothing becomes durable when the peer is back, and nobody else looks (a seed)."""
+    pair = synced()
+    pair.a.session.permitted(0, alone=False)
+    pair.cut()
+    pair.a.write("w", data(3))
+    run(pair.a)
+    assert ended(pair) == {}
+    pair.connect()
+    pair.settle()
+    assert pair.a.session.in_sync
+    assert ended(pair) == {"w": None}
+
+
 def test_async_needs_this_disk_only() -> None:
     pair = synced(VolumeOptions(level="async"))
     pair.a.write("w", data(3))

@@ -276,10 +276,13 @@ class Arbiter:
         refusal, outcomes = self.decider.move(leaving=leaving)
         return refusal, out + self._done(outcomes, now_ns)
 
-    def override(self, operator: str, fork: bytes, now_ns: int) -> list[Effect]:
-        """An operator makes this host the owner, whatever was agreed; ``fork``: `FORK_BYTES` random bytes."""
+    def override(self, operator: str, fork: bytes, now_ns: int, term_seen: int = 0) -> list[Effect]:
+        """An operator makes this host the owner, whatever was agreed.
+
+        ``fork``: `FORK_BYTES` random bytes; ``term_seen``: the highest term that its replicas have recorded.
+        """
         out = self._lease_ends(now_ns)
-        return out + self._done(self.decider.override(operator, fork), now_ns)
+        return out + self._done(self.decider.override(operator, fork, term_seen), now_ns)
 
     # ------------------------------------------------------------------ time
 

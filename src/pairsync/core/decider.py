@@ -195,8 +195,8 @@ class Decider(Footing):
             self.wanted -= {self.register.name}
         return "", self._finish([])
 
-    def override(self, operator: str, fork: bytes) -> list[Outcome]:
-        """An operator makes this host the owner, whatever anybody has agreed."""
+    def override(self, operator: str, fork: bytes, term_seen: int = 0) -> list[Outcome]:
+        """An operator makes this host the owner, whatever anybody has agreed; see `grants.forced`."""
         register = self.register
         known = [register.acceptor.base, register.acceptor.accepted, *register.possible]
         for view in register.views:
@@ -204,7 +204,7 @@ class Decider(Footing):
                 known += [view.state.base, view.state.accepted]
         out: list[Outcome] = []
         grants = [grant for grant in known if grant is not None]
-        register.override(forced(self.own, grants, fork, operator), out)
+        register.override(forced(self.own, grants, fork, operator, term_seen=term_seen), out)
         self.unsure = False
         return self._finish(out)
 

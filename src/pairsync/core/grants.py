@@ -173,11 +173,17 @@ def genesis(owner: VoterId, fork: bytes) -> Grant:
     return Grant(1, 1, owner.name, owner.incarnation, frozenset({owner.name}), frozenset({owner}), fork)
 
 
-def forced(owner: VoterId, known: Iterable[Grant], fork: bytes, operator: str) -> Grant:
-    """An override: ``owner`` alone, above everything that is ``known``, by the word of ``operator``."""
+def forced(
+    owner: VoterId, known: Iterable[Grant], fork: bytes, operator: str, *, term_seen: int = 0
+) -> Grant:
+    """An override: ``owner`` alone, above everything that is ``known``, by the word of ``operator``.
+
+    ``term_seen``: the highest that the owner's replica has recorded; a memory that was lost knows less.
+    """
     if not isinstance(owner.name, bytes):
         raise InternalError("a witness owns nothing")
     term = 1 + max((grant.term for grant in known), default=0)
+    term = max(term, term_seen + 1)
     alone = frozenset({owner.name})
     return Grant(term, 1, owner.name, owner.incarnation, alone, frozenset({owner}), fork, operator)
 

@@ -315,6 +315,7 @@ class VolumeSource:
         if not self.standing.adopted(message.generation):
             raise ProtocolError(f"the peer adopted {message.generation.describe()}, which is not in force")
         self.copier.adopted()
+        self._settle_all(now_ns)  # a peer that never left holds what was waiting for the permit to do without
         self.advance(now_ns)
 
     def persisted(self, token: object, error: int, now_ns: int) -> None:

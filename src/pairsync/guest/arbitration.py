@@ -268,7 +268,8 @@ class Arbitration:
 
     def override(self, operator: str, fork: bytes) -> None:
         """Make this host the owner by the word of ``operator``, whatever was agreed."""
-        self._act(self.arbiter.override(operator, fork, self._now_ns()))
+        term = self._guest.session.term
+        self._act(self.arbiter.override(operator, fork, self._now_ns(), term))
 
     @property
     def in_sync(self) -> bool:
