@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pairsync.testing import shellsim, sim
+from pairsync.testing import grantsim, shellsim, sim
 from pairsync.testing.shellsim import profile as shell_profile
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +34,12 @@ def _in(place: str) -> set[str]:
 @pytest.mark.parametrize(("place", "faults"), [("core", sim.FAULTS), ("shell", shell_profile.FAULTS)])
 def test_the_atlas_has_the_faults_of_the_simulators(place: str, faults: dict[str, float]) -> None:
     assert _in(place) == set(faults)
+
+
+def test_the_atlas_has_the_faults_of_the_simulator_of_grants() -> None:
+    rows = _rows("Injected by the simulator of grants")
+    assert [fault.strip("`") for fault, _, _ in rows] == list(grantsim.FAULTS)
+    assert all(model and claim for _, model, claim in rows)
 
 
 def test_every_fault_stands_once_and_is_whole() -> None:

@@ -11,19 +11,73 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from random import Random
+from typing import Protocol
 
 from pairsync.core.messages import Message, Write
 from pairsync.core.tracker import ops_bytes
 from pairsync.core.units import KIB, NS_PER_MS, NS_PER_S, NS_PER_US
 
-if TYPE_CHECKING:
-    from .world import World
+from .clock import Clock, Trace
+from .profile import Speeds
 
-__all__ = ["Link"]
+__all__ = ["Link", "LinkHost", "LinkProfile", "LinkWorld"]
 
 MESSAGE_BYTES = 64
 """What a message costs beside its data."""
+
+
+class LinkHost(Protocol):
+    """What the link needs of a host."""
+
+    @property
+    def name(self) -> str:
+        """For the trace."""
+
+    @property
+    def up(self) -> bool:
+        """Whether there is a process that listens."""
+
+    def link_up(self) -> None:
+        """A session has begun at this end."""
+
+    def link_lost(self, reason: str) -> None:
+        """It has ended."""
+
+    def link_received(self, messages: Sequence[Message]) -> None:
+        """These have arrived."""
+
+
+class LinkProfile(Protocol):
+    """How fast it is."""
+
+    @property
+    def speeds(self) -> Speeds:
+        """Of the link and of the disks."""
+
+
+class LinkWorld(Protocol):
+    """What the link needs of the world: both simulators of the core have it."""
+
+    @property
+    def clock(self) -> Clock:
+        """Simulated time."""
+
+    @property
+    def random(self) -> Random:
+        """Of the seed."""
+
+    @property
+    def trace(self) -> Trace:
+        """What happened."""
+
+    @property
+    def profile(self) -> LinkProfile:
+        """What the seed has drawn."""
+
+    @property
+    def hosts(self) -> Sequence[LinkHost]:
+        """Both."""
 
 
 class _End:
@@ -43,7 +97,7 @@ class _End:
 class Link:
     """Between host 0 and host 1."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: LinkWorld) -> None:
         self._world = world
         self._clock = world.clock
         self._random = world.random

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from pairsync.core.units import NS_PER_S
 
@@ -55,9 +56,9 @@ class Summary:
             self.failures.append(outcome)
 
 
-def _timed(seed: int) -> tuple[Outcome, float]:
+def _timed(seed: int, run: Callable[[int], Outcome]) -> tuple[Outcome, float]:
     begun = time.process_time()
-    outcome = simulate(seed)
+    outcome = run(seed)
     return outcome, time.process_time() - begun
 
 
@@ -65,23 +66,29 @@ def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
 
 
-def _outcomes(seeds: Iterable[int], jobs: int) -> Iterator[tuple[Outcome, float]]:
+def _outcomes(
+    seeds: Iterable[int], jobs: int, run: Callable[[int], Outcome]
+) -> Iterator[tuple[Outcome, float]]:
     if jobs <= 1:
         for seed in seeds:
-            yield _timed(seed)
+            yield _timed(seed, run)
         return
     context = multiprocessing.get_context("spawn")  # a fresh process each: nothing is inherited
     with context.Pool(jobs, initializer=_ignore_interrupts) as pool:
-        yield from pool.imap_unordered(_timed, seeds, chunksize=CHUNK)
+        yield from pool.imap_unordered(partial(_timed, run=run), seeds, chunksize=CHUNK)
 
 
 def run_seeds(
-    seeds: Iterable[int], *, jobs: int = 1, progress: Callable[[Summary, Outcome], None] | None = None
+    seeds: Iterable[int],
+    *,
+    jobs: int = 1,
+    progress: Callable[[Summary, Outcome], None] | None = None,
+    run: Callable[[int], Outcome] = simulate,
 ) -> Summary:
-    """Run them all; ``progress`` hears of each."""
+    """Run them all; ``progress`` hears of each.  ``run``: of another simulator, a function of a module."""
     summary = Summary()
     begun = time.monotonic()
-    for outcome, busy_s in _outcomes(seeds, jobs):
+    for outcome, busy_s in _outcomes(seeds, jobs, run):
         summary.add(outcome, busy_s)
         summary.elapsed_s = time.monotonic() - begun
         if progress is not None:

@@ -18,7 +18,7 @@ from .metadata import SimMetadata
 if TYPE_CHECKING:
     from .world import World
 
-__all__ = ["blank_replica", "make_replicas"]
+__all__ = ["blank_replica", "blank_stores", "make_replicas"]
 
 
 def _superblock(index: int, size_bytes: int) -> Superblock:
@@ -28,9 +28,13 @@ def _superblock(index: int, size_bytes: int) -> Superblock:
 
 def blank_replica(world: World, index: int, size_bytes: int) -> Stores:
     """A volume that was made and never written."""
-    sectors = size_bytes // SECTOR_BYTES
-    room = world.profile.device_bytes(index) // SECTOR_BYTES - sectors
-    return _stores(_superblock(index, size_bytes), SimDisk(sectors, room), known=True)
+    return blank_stores(index, size_bytes, world.profile.device_bytes(index) - size_bytes)
+
+
+def blank_stores(index: int, size_bytes: int, room_bytes: int = 0) -> Stores:
+    """Likewise, on a device that is so much larger."""
+    disk = SimDisk(size_bytes // SECTOR_BYTES, room_bytes // SECTOR_BYTES)
+    return _stores(_superblock(index, size_bytes), disk, known=True)
 
 
 def _stores(superblock: Superblock, disk: SimDisk, *, known: bool) -> Stores:

@@ -1,0 +1,166 @@
+"""The safety rules, checked from outside after every step; names of rules as in the design.
+
+* ``one-owner`` (rule 1): of one chain, one grant at each place, and one owner of a term.
+* ``illegal-grant`` (rules 1, 3): what follows a grant is what may follow it.
+* ``lost-write`` (rule 2): whoever the owner's grant calls in sync has what is acknowledged; who takes over
+  has all of it.
+* ``stale-read`` (rule 2): nothing older is read than what was acknowledged before it was asked for.
+* ``not-linearizable``: what the guest was told, as registers.
+* ``two-running`` (rule 10): the guest runs on one host at most, by true time.
+* ``in-sync-claim`` (rules 3, 8): a replica that joins holds what was acknowledged.
+* ``dirty-superset`` (rules 7, 8): a proof finds a difference that no map held only where disks were swapped.
+* ``term`` (rules 1, 6): terms on a disk only grow.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pairsync.core.arbitration import TwoTruths
+from pairsync.core.events import DifferenceEvent, Event, InSyncEvent, RefusedEvent
+from pairsync.core.grants import Grant, objection
+from pairsync.core.superblock import Superblock
+
+if TYPE_CHECKING:
+    from .host import GrantHost
+    from .world import GrantWorld
+
+__all__ = ["GrantChecker"]
+
+
+class GrantChecker:
+    """See the module."""
+
+    def __init__(self, world: GrantWorld) -> None:
+        self._world = world
+        self._chain: dict[tuple[bytes, int, int], Grant] = {}
+        self._owners: dict[tuple[bytes, int], object] = {}
+        self._forced: set[bytes] = set()  # chains of overrides whose owner has not run yet
+        self._newest: Grant | None = None
+        self.forked = False
+        """Two truths exist, by the word of a person."""
+        self.refused: str | None = None  # the last rule by which a session was refused
+        self._served_by: int | None = None
+        self.replaced_ns = [-1, -1]  # when a host's disks were last
+
+    # ------------------------------------------------------------------ grants
+
+    def begin(self, grant: Grant) -> None:
+        """What was agreed before the seed begins."""
+        self._newest = grant
+
+    def in_force(self, host: GrantHost, grant: Grant) -> None:
+        """It is decided, and durable there."""
+        world = self._world
+        world.trace.note(host.name, "in-force", grant.epoch, grant)
+        known = self._chain.setdefault((grant.fork, *grant.order), grant)
+        if known != grant:
+            world.fail("one-owner", f"{grant.describe()} and {known.describe()}")
+        owner = self._owners.setdefault((grant.fork, grant.term), grant.owner_id)
+        if owner != grant.owner_id:
+            world.fail("one-owner", f"term {grant.term} has two owners")
+        before = self._chain.get((grant.fork, grant.term, grant.epoch - 1))
+        if before is not None:
+            wrong = objection(before, grant)
+            if wrong is not None:
+                world.fail("illegal-grant", f"{grant.describe()} after {before.describe()}: {wrong}")
+        if grant.override:
+            self._forced.add(grant.fork)
+        before = self._newest
+        if before is None or grant.order > before.order:
+            self._newest = grant
+            if before is not None and before.fork == grant.fork and grant.in_sync - before.in_sync:
+                self._joins(grant)
+
+    @property
+    def newest(self) -> Grant | None:
+        """The newest grant that was in force on any host; where a person has spoken, of those still known."""
+        if not self._world.overridden:
+            return self._newest
+        known = [host.base for host in self._world.hosts if host.base is not None]
+        return max(known, key=lambda grant: grant.order, default=None)
+
+    @property
+    def served_last(self) -> GrantHost:
+        """The host on which the guest has run last."""
+        return self._world.hosts[self._served_by or 0]
+
+    def _joins(self, grant: Grant) -> None:
+        for host in self._world.hosts:
+            if host.id in grant.in_sync:
+                self._owes(host, "in-sync-claim")
+
+    def _owes(self, host: GrantHost, rule: str) -> None:
+        floors = self._world.guest.floors
+        wrong = floors.first_wrong(host.stores.disk.content, 0, floors.owed)
+        if wrong is not None:
+            self._world.fail(rule, f"host {host.name}: {wrong}")
+
+    def two_truths(self, host: GrantHost, effect: TwoTruths) -> None:
+        """Two chains met."""
+        self._world.trace.note(host.name, "two-truths", 0, effect)
+        if not self._world.overridden:
+            self._world.fail("one-owner", f"{effect.ours.describe()} and {effect.theirs.describe()}")
+        self.forked = True
+
+    # ------------------------------------------------------------------ data
+
+    def takes_over(self, host: GrantHost, term: int) -> None:
+        """The guest begins to run there, from what lies on the disk."""
+        world = self._world
+        world.trace.note(host.name, "takes-over", term)
+        if self._served_by is not None:
+            world.coverage.reach("returned" if self._served_by == host.index else "took-over")
+        self._served_by = host.index
+        grant = host.arbiter.grant if host.arbiter is not None else None
+        if grant is not None and grant.fork in self._forced:
+            self._forced.clear()
+            world.guest.overruled(grant.fork, host.stores.disk.content)
+        elif world.guest.counts(host):
+            self._owes(host, "lost-write")
+
+    def not_opened(self, host: GrantHost, why: str) -> None:
+        """The replica refuses to be served from: right only where a person has insisted."""
+        if not self._world.overridden:
+            self._world.fail("lost-write", f"host {host.name} owns the guest, and cannot serve: {why}")
+
+    def acknowledged(self, host: GrantHost, start: int, stop: int, asked_ns: int, *, durable: bool) -> None:
+        """The guest was told that a write is there."""
+        world = self._world
+        grant = host.arbiter.grant if host.arbiter is not None else None
+        if grant is None:
+            world.fail("lost-write", f"host {host.name} acknowledges without a grant")
+        floors = world.guest.floors
+        for each in world.hosts:
+            if each.id not in grant.in_sync or self.replaced_ns[each.index] >= asked_ns:
+                continue
+            disk = each.stores.disk
+            content = disk.durable if durable else disk.content
+            wrong = floors.first_wrong(content[start:stop], start, floors.owed[start:stop])
+            if wrong is not None:
+                world.fail("lost-write", f"acknowledged on {host.name}, on {each.name}: {wrong}")
+
+    def event(self, host: GrantHost, event: Event) -> None:
+        """A session emitted it."""
+        world = self._world
+        world.trace.note(host.name, "event", 0, event)
+        if isinstance(event, DifferenceEvent) and max(self.replaced_ns) < 0:
+            world.fail("dirty-superset", f"host {host.name}: {event.describe()}")
+        elif isinstance(event, RefusedEvent):
+            self.refused = event.rule
+            world.coverage.reach(f"refused:{event.rule}")
+        elif isinstance(event, InSyncEvent):
+            self.refused = None
+
+    def persisted(self, host: GrantHost, before: Superblock, after: Superblock) -> None:
+        """A superblock has become durable."""
+        if after.term < before.term:
+            self._world.fail("term", f"host {host.name}: from {before.term} to {after.term}")
+
+    # ------------------------------------------------------------------ after every step
+
+    def step(self) -> None:
+        """Nobody runs beside another."""
+        world = self._world
+        if not world.two_may_run and all(host.serves for host in world.hosts):
+            world.fail("two-running", "the guest runs on both hosts")

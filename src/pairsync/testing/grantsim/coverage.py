@@ -1,0 +1,64 @@
+"""What a run has reached: each fault in each state of the pair that it can strike, and what came of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from .profile import FAULTS
+
+if TYPE_CHECKING:
+    from .world import GrantWorld
+
+__all__ = ["STATES", "GrantCoverage", "missing", "required"]
+
+STATES = ("both", "both-sole", "alone", "changing")
+"""Both are in sync, and two of three may go on; both, and the owner decides alone; one is; nobody serves."""
+
+_WHERE: dict[str, tuple[str, ...]] = {
+    "move": ("both", "both-sole"),
+    "witness-after-peer": ("both", "both-sole"),
+    "witness-rolled-back": ("both", "both-sole", "alone"),
+    "override": ("both", "both-sole", "alone", "changing"),
+}
+
+OUTCOMES = ("guard-kills", "took-over", "moved", "returned", "drill:goes-on", "drill:moves", "drill:stops")
+
+
+def required() -> list[str]:
+    """What a set of seeds has to reach."""
+    names = [f"{fault}@{state}" for fault in FAULTS for state in _WHERE.get(fault, STATES)]
+    return [*names, *OUTCOMES]
+
+
+def missing(reached: Iterable[str]) -> list[str]:
+    """Of `required`, what is not there."""
+    found = set(reached)
+    return [name for name in required() if name not in found]
+
+
+class GrantCoverage:
+    """Counts for one seed."""
+
+    def __init__(self, world: GrantWorld) -> None:
+        self._world = world
+        self.counts: Counter[str] = Counter()
+
+    def state(self) -> str:
+        """Of the pair, now."""
+        world = self._world
+        grant = world.checker.newest
+        if grant is None or not any(host.serves for host in world.hosts):
+            return "changing"
+        if len(grant.in_sync) == 1:
+            return "alone"
+        return "both-sole" if grant.sole is not None else "both"
+
+    def fault(self, kind: str) -> None:
+        """It strikes now."""
+        self.counts[f"{kind}@{self.state()}"] += 1
+
+    def reach(self, name: str) -> None:
+        """Something else that is worth counting."""
+        self.counts[name] += 1

@@ -1,0 +1,117 @@
+"""A drill: in a quiet moment, what would survive is asked (`core.outlook`); then that failure strikes.
+
+First the pair becomes whole.  Then up to two failures strike, one after the other has been dealt with, and
+each time what was foretold is held against what happens: the guest goes on where it is, moves, or stops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pairsync.core.outlook import Failure, Fate, Outlook, State, outlook
+from pairsync.core.units import NS_PER_S
+
+from .network import WITNESS
+
+if TYPE_CHECKING:
+    from .host import GrantHost
+    from .world import GrantWorld
+
+__all__ = ["drill"]
+
+FAILURES = (Failure.OWNER, Failure.STANDBY, Failure.LINK, Failure.WITNESS)
+"""Those of disks are the business of ``tests/guest/test_handover.py`` and of the table of failures."""
+
+WHOLE_NS_MAX = 60 * NS_PER_S
+SETTLE_NS = 3 * NS_PER_S
+"""Beside the failover time: a failure is dealt with, and what it leads to is agreed upon."""
+
+
+def drill(world: GrantWorld) -> None:
+    """See the module; raises through `GrantWorld.fail`."""
+    deadline_ns = world.clock.now + WHOLE_NS_MAX
+    while not world.whole():
+        if world.clock.now > deadline_ns:
+            world.fail("liveness", "a pair to which nothing happens does not become whole")
+        world.run_until(world.clock.now + NS_PER_S)
+    failures = world.random.sample(FAILURES, 2)
+    foretold: Outlook | None = None
+    for number, failure in enumerate(failures):
+        owner = next((host for host in world.hosts if host.serves), None)
+        if owner is None:
+            return
+        world.run_until(world.clock.now + world.random.randrange(2 * NS_PER_S))
+        seen = outlook(_state(world, owner), failover_ns=world.profile.timing.failover_ns)
+        fate = seen.single[failure].fate
+        if number and foretold is not None and (failures[0], failure) in foretold.safe_pairs:
+            _require(
+                world, fate is not Fate.STOPS, failure, "a pair of failures that was called safe is none"
+            )
+        foretold = seen
+        world.trace.note("drill", failure.value, 0, fate.value)
+        world.coverage.reach(f"drill:{fate.value}")
+        life = owner.life
+        _strike(world, owner, failure)
+        _watch(world, owner, life, failure, fate)
+
+
+def _state(world: GrantWorld, owner: GrantHost) -> State:
+    """As ``guest.arbitration.outlook`` sees it, but that the paths to the witness are known here."""
+    arbiter, plane = owner.arbiter, owner.plane
+    grant = arbiter.grant if arbiter is not None else None
+    if arbiter is None or plane is None or grant is None:
+        world.fail("outlook", "a host serves without a grant")
+    asks = not arbiter.decider.witness_lost
+    linked = world.network.link.session_of(owner.index) != 0
+    return State(
+        in_sync=owner.id in grant.in_sync and len(grant.in_sync) > 1 and linked,
+        sole=grant.sole == owner.voter,
+        link=linked,
+        owner_asks=asks,
+        standby_asks=asks,
+    )
+
+
+def _strike(world: GrantWorld, owner: GrantHost, failure: Failure) -> None:
+    standby = world.hosts[1 - owner.index]
+    power = world.random.random() < 0.5 and not world.guest.plain
+    strikes: dict[Failure, Callable[[], None]] = {
+        Failure.OWNER: lambda: owner.crash(power=power, why="drill") if owner.up else None,
+        Failure.STANDBY: lambda: standby.crash(power=power, why="drill") if standby.up else None,
+        Failure.LINK: lambda: world.network.set_cut(world.network.cut | {(0, 1), (1, 0)}),
+        Failure.WITNESS: lambda: _witness_dies(world),
+    }
+    strikes[failure]()
+    world.changed()
+
+
+def _witness_dies(world: GrantWorld) -> None:
+    if world.random.random() < 0.5:
+        ways = {(host, WITNESS) for host in (0, 1)} | {(WITNESS, host) for host in (0, 1)}
+        world.network.set_cut(world.network.cut | ways)
+    for witness in world.witnesses.values():
+        witness.up = False
+
+
+def _watch(world: GrantWorld, owner: GrantHost, life: int, failure: Failure, fate: Fate) -> None:
+    """What happens within the stated time, and what has become of the guest then."""
+    struck_ns, timing = world.clock.now, world.profile.timing
+    world.run_until(struck_ns + timing.failover_ns)
+    there = owner.life == life and owner.serves
+    other = world.hosts[1 - owner.index].serves
+    if fate is Fate.GOES_ON:
+        _require(world, there, failure, "the guest was to go on")
+    elif fate is Fate.MOVES:
+        _require(world, other, failure, "the guest was to move within the failover time")
+    else:
+        _require(world, not other and not there, failure, "the guest was to stop")
+        return
+    before = world.guest.acknowledged
+    world.run_until(world.clock.now + SETTLE_NS)
+    _require(world, world.guest.acknowledged > before, failure, "nothing is acknowledged after it")
+
+
+def _require(world: GrantWorld, holds: bool, failure: Failure, text: str) -> None:
+    if not holds:
+        world.fail("outlook", f"{failure.value}: {text}")

@@ -1,0 +1,61 @@
+"""Who is entitled to run the guest: a connected majority of the voters that includes a replica in sync.
+
+From the outside, with what no host knows: which paths work, who lives, and what was decided.  It is the
+definition of the promise, not a model of how it is kept.  Where a grant may have been decided that nobody
+knows of yet, all that may be must agree.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pairsync.core.grants import Grant, VoterId, majority
+
+from .network import WITNESS
+
+if TYPE_CHECKING:
+    from .host import GrantHost
+    from .world import GrantWorld
+
+__all__ = ["entitled"]
+
+
+def entitled(world: GrantWorld) -> GrantHost | None:
+    """A host that may run the guest now, or can be made to; None if there is none."""
+    newest = world.checker.newest
+    if newest is None or world.checker.forked or world.network.loss or world.network.slow > 1:
+        return None
+    grants = {newest, *_possible(world, newest)}
+    able = [host for host in world.hosts if all(_able(world, host, grant) for grant in grants)]
+    for host in able:
+        if host.voter == newest.owner_id:
+            return host
+    return able[0] if able else None
+
+
+def _possible(world: GrantWorld, newest: Grant) -> set[Grant]:
+    """Grants beyond the newest one that may have been decided."""
+    states = [host.memory for host in world.hosts]
+    states += [host.arbiter.decider.register.acceptor for host in world.hosts if host.arbiter is not None]
+    states += [each.view.state for each in world.witnesses.values() if each.view.state is not None]
+    known = {grant for state in states for grant in (state.base, state.accepted) if grant is not None}
+    return {grant for grant in known if grant.order > newest.order}
+
+
+def _able(world: GrantWorld, host: GrantHost, grant: Grant) -> bool:
+    if not host.up or host.frozen or host.plane is None or not host.plane.could_serve(new=grant.is_first):
+        return False
+    other = world.hosts[1 - host.index]
+    if host.voter != grant.owner_id:
+        if host.id not in grant.in_sync or host.voter not in grant.voters:
+            return False
+        if other.up and (other.index, host.index) not in world.network.cut:
+            return False  # the owner is there, and asks not to be replaced
+    elif host.id not in grant.in_sync:
+        return False
+    reached = {host.voter}
+    if other.up and not other.frozen and world.network.connected(0, 1):
+        reached.add(other.voter)
+    if world.network.connected(host.index, WITNESS):
+        reached |= {VoterId(each.name, each.view.incarnation) for each in world.witnesses.values() if each.up}
+    return len(reached & grant.voters) >= majority(grant.voters)

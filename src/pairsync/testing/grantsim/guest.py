@@ -1,0 +1,219 @@
+"""The guest's clients: they read and write through whoever serves, and remember what they were told.
+
+A write counts as acknowledged when it is durable everywhere: written through, or flushed after.  Only in a
+seed in which no power fails a plain write does.  Every client has one request at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any, cast
+
+from pairsync.core.messages import OpKind, WriteOp
+from pairsync.core.units import NS_PER_MS
+from pairsync.testing.sim.disk import SECTOR_BYTES
+
+from .plane import GuestRead
+from .registers import Floors, Registers
+
+if TYPE_CHECKING:
+    from .host import GrantHost
+    from .world import GrantWorld
+
+__all__ = ["Clients"]
+
+CLIENTS = 2
+RETRY_NS = 20 * NS_PER_MS
+READ_SHARE = 0.4
+WRITE_SECTORS_MAX = 12
+
+
+class _Request:
+    """One that has not ended.  ``version`` is 0 for a read."""
+
+    __slots__ = (
+        "asked_ns",
+        "begun",
+        "client",
+        "flushes",
+        "fua",
+        "host",
+        "life",
+        "number",
+        "start",
+        "stop",
+        "version",
+    )
+
+    def __init__(self, number: int, client: int, host: GrantHost, start: int, stop: int) -> None:
+        self.number = number
+        self.client = client
+        self.host = host
+        self.life = host.life
+        self.start = start
+        self.stop = stop
+        self.version = 0
+        self.begun = 0
+        self.asked_ns = 0
+        self.fua = False
+        self.flushes = False  # the flush after it is under way
+
+
+class Clients:
+    """See the module."""
+
+    def __init__(self, world: GrantWorld, sectors: int) -> None:
+        self._world = world
+        self._random = world.random
+        self._clock = world.clock
+        self._sectors = sectors
+        self._numbers = count(1)
+        self._moments = count(1)
+        self._requests: dict[int, _Request] = {}
+        self.plain = not any(fault.startswith("power") for fault in world.profile.faults)
+        self.floors = Floors([0] * sectors)
+        self.registers = Registers([0] * sectors)
+        self._truth: bytes | None = None  # the chain that a person has chosen; None: there is one only
+        self.acknowledged_ns = 0  # when something was last
+        self.completed = 0
+        self.acknowledged = 0
+        self._writing = True
+
+    def begin(self) -> None:
+        """Start."""
+        for client in range(CLIENTS):
+            self._later(client, self._think_ns())
+
+    def rest(self) -> None:
+        """Submit nothing more."""
+        self._writing = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request has not ended."""
+        return bool(self._requests)
+
+    def _think_ns(self) -> int:
+        return int(self._world.profile.think_ns * self._random.expovariate(1.0))
+
+    def _later(self, client: int, delay_ns: int) -> None:
+        self._clock.after(delay_ns, self._wake, client)
+
+    def counts(self, host: GrantHost) -> bool:
+        """Whether what that host says does: no person has chosen another one."""
+        grant = host.arbiter.grant if host.arbiter is not None else None
+        return grant is not None and self._truth in {None, grant.fork}
+
+    def overruled(self, fork: bytes, content: Sequence[int]) -> None:
+        """A person has made a host the owner: what it holds is the truth, and nothing else."""
+        self._truth = fork
+        self.floors, self.registers = Floors(content), Registers(content)
+        self._end_all(list(self._requests.values()), forget=True)
+
+    # ------------------------------------------------------------------ requests
+
+    def _wake(self, client: int) -> None:
+        if not self._writing:
+            return
+        hosts = [host for host in self._world.hosts if host.serves and self.counts(host)]
+        if not hosts:
+            self._later(client, RETRY_NS)
+            return
+        host = self._random.choice(hosts)
+        length = self._random.randrange(1, WRITE_SECTORS_MAX)
+        start = self._random.randrange(self._sectors)
+        request = _Request(next(self._numbers), client, host, start, min(start + length, self._sectors))
+        request.asked_ns, request.begun = self._clock.now, next(self._moments)
+        self._requests[request.number] = request
+        if self._random.random() < READ_SHARE:
+            host.defer(self._read, request)
+        else:
+            request.version = request.number
+            request.fua = self._random.random() < 0.5
+            self.floors.begins(request.version, request.start, request.stop)
+            self.registers.write_begins(request.version, request.start, request.stop, request.begun)
+            host.defer(self._write, request)
+
+    def _live(self, request: _Request) -> bool:
+        return request.number in self._requests and request.host.life == request.life
+
+    def _write(self, request: _Request) -> None:
+        plane = request.host.plane
+        if not self._live(request) or plane is None or not plane.serves:
+            self._end(request, acknowledged=False)
+            return
+        size = (request.stop - request.start) * SECTOR_BYTES
+        data = cast("Any", request.version)  # the core never looks into it: its number stands for it
+        op = WriteOp(OpKind.DATA, request.start * SECTOR_BYTES, size, data, request.fua)
+        self._world.trace.note(request.host.name, "write", request.number, f"{request.start}..{request.stop}")
+        plane.session.sources[0].write(request.number, [op], request.host.now_ns)
+        request.host.perform()
+
+    def _read(self, request: _Request) -> None:
+        plane = request.host.plane
+        if not self._live(request) or plane is None or not plane.serves:
+            self._end(request, acknowledged=False)
+            return
+        owed = self.floors.owed[request.start : request.stop]
+
+        def then(content: list[int] | None) -> None:
+            if not self._live(request):
+                return
+            if content is not None and not self._world.two_may_run:
+                self._world.trace.note(request.host.name, "read", request.number, str(content))
+                wrong = self.floors.first_wrong(content, request.start, owed)
+                if wrong is not None:
+                    self._world.fail("stale-read", f"host {request.host.name}: {wrong}")
+                self.registers.read(request.start, content, request.begun, next(self._moments))
+            self._end(request, acknowledged=content is not None)
+
+        plane.read(GuestRead(request.start, request.stop, then))
+
+    def complete(self, host: GrantHost, ticket: object, errnos: Sequence[int] | None) -> None:
+        """What a write, or the flush after it, has come to."""
+        request = self._requests.get(ticket) if isinstance(ticket, int) else None
+        if request is None:
+            return  # of a side that was overruled meanwhile
+        failed = errnos is not None and any(errnos)
+        if failed or request.fua or request.flushes or self.plain:
+            self._end(request, acknowledged=not failed)
+            return
+        request.flushes = True
+        if host.plane is not None:
+            host.plane.session.sources[0].flush(request.number, host.now_ns)
+
+    def _end(self, request: _Request, *, acknowledged: bool) -> None:
+        if self._requests.pop(request.number, None) is None:
+            return
+        self.completed += 1
+        self._world.trace.note(request.host.name, "ended", request.number, str(acknowledged))
+        if request.version:
+            now = next(self._moments)
+            self.floors.ends(request.version, request.begun, now, acknowledged=acknowledged)
+            self.registers.write_ends(
+                request.version, request.start, request.stop, now, acknowledged=acknowledged
+            )
+            if acknowledged:
+                self.acknowledged += 1
+                self.acknowledged_ns = self._clock.now
+                self._world.checker.acknowledged(
+                    request.host, request.start, request.stop, request.asked_ns, durable=not self.plain
+                )
+        self._later(request.client, self._think_ns() if acknowledged else RETRY_NS)
+
+    def host_died(self, host: GrantHost) -> None:
+        """What was asked of it will never be answered."""
+        self._end_all([each for each in self._requests.values() if each.host is host], forget=False)
+
+    def _end_all(self, requests: list[_Request], *, forget: bool) -> None:
+        for request in requests:
+            if forget:
+                del self._requests[request.number]
+                self._later(request.client, RETRY_NS)
+            else:
+                self._end(request, acknowledged=False)
+
+    def oldest_ns(self) -> int | None:
+        """Since when the oldest request has been waiting."""
+        return min((each.asked_ns for each in self._requests.values()), default=None)

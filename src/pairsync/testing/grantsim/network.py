@@ -1,0 +1,134 @@
+"""Three paths: between the hosts, and from each host to the witnesses; each direction works or does not.
+
+Votes and questions to a witness are datagrams: lost, repeated, late, overtaken, as the seed wants it.  Bulk
+data goes over `pairsync.testing.sim.link`, one ordered stream that falls silent when either direction of the
+path does.
+
+Nobody hears a vote of a process while he is in a session with an earlier one of that host: votes travel on
+the paths of the session (``io.hub``), and the old one is over before the new one brings any.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pairsync.core.arbitration import PeerMessage, WitnessGet, WitnessSwap
+from pairsync.core.units import NS_PER_MS, NS_PER_S
+from pairsync.testing.sim.link import Link
+
+from .witness import Seen, Witness
+
+if TYPE_CHECKING:
+    from .host import GrantHost
+    from .world import GrantWorld
+
+__all__ = ["WITNESS", "Network"]
+
+WITNESS = 2
+"""Where the witnesses are; hosts are 0 and 1."""
+
+GIVE_UP_NS = 15 * NS_PER_S
+"""As ``guest.arbitration`` gives up a question."""
+
+
+class _GrantLink(Link):
+    """The stream: a peer that is silent is given up when the heartbeats say so (``node.host``)."""
+
+    def __init__(self, world: GrantWorld) -> None:
+        super().__init__(world)
+        self._timing = world.profile.timing
+
+    def _silence_ns(self) -> int:
+        return self._timing.silence_ns + self._random.randrange(self._timing.heartbeat_ns)
+
+
+class Network:
+    """See the module."""
+
+    def __init__(self, world: GrantWorld) -> None:
+        self._world = world
+        self._random = world.random
+        self._clock = world.clock
+        self.link = _GrantLink(world)
+        self.cut: set[tuple[int, int]] = set()
+        """Directions in which nothing arrives."""
+        self.loss = 0.0  # of datagrams
+        self.repeats = 0.02
+        self.slow = 1.0  # factor on their delays
+
+    # ------------------------------------------------------------------ what works
+
+    def connected(self, one: int, other: int) -> bool:
+        """Whether both directions work."""
+        return (one, other) not in self.cut and (other, one) not in self.cut
+
+    def set_cut(self, ways: set[tuple[int, int]]) -> None:
+        """Nothing arrives in these directions; all others work."""
+        self.cut = ways
+        self.settle()
+
+    def settle(self) -> None:
+        """The stream falls silent, or goes on: after a change of paths, or of a host that stands still."""
+        if self.connected(0, 1) and not any(host.frozen for host in self._world.hosts):
+            self.link.heal()
+        else:
+            self.link.cut()
+
+    # ------------------------------------------------------------------ datagrams
+
+    def _delay(self, most_ns: int) -> int:
+        return int(most_ns * self.slow * (0.2 + 0.8 * self._random.random()))
+
+    def _copies(self) -> int:
+        if self._random.random() < self.loss:
+            return 0
+        return 2 if self._random.random() < self.repeats else 1
+
+    def vote(self, sender: int, message: PeerMessage) -> None:
+        """From that host to the other."""
+        if (sender, 1 - sender) in self.cut:
+            return
+        life = self._world.hosts[sender].life
+        for _ in range(self._copies()):
+            delay_ns = self._delay(self._world.profile.control_ns)
+            self._clock.after(delay_ns, self._voted, 1 - sender, life, message)
+
+    def _voted(self, receiver: int, life: int, message: PeerMessage) -> None:
+        host = self._world.hosts[receiver]
+        if self.link.session_of(receiver) and host.session_with != life:
+            return
+        if (1 - receiver, receiver) not in self.cut:
+            host.voted(message)
+
+    def ask(self, host: GrantHost, witness: Witness, question: WitnessGet | WitnessSwap) -> None:
+        """A question of that host; it is answered, found to be unreachable, or given up."""
+        life = host.life
+        if not witness.up and (host.index, WITNESS) not in self.cut and self._random.random() < 0.5:
+            self._clock.after(NS_PER_MS, host.witness_fails, life, question)  # the connection is refused
+            return
+        self._clock.after(GIVE_UP_NS, host.witness_fails, life, question)
+        seen = host.seen.get(witness.name)
+        for _ in range(self._copies()):
+            self._clock.after(
+                self._delay(self._world.profile.witness_ns), self._asked, host, life, witness, seen, question
+            )
+
+    def _asked(
+        self,
+        host: GrantHost,
+        life: int,
+        witness: Witness,
+        seen: Seen | None,
+        question: WitnessGet | WitnessSwap,
+    ) -> None:
+        if (host.index, WITNESS) in self.cut or not witness.up:
+            return
+        if isinstance(question, WitnessSwap):
+            view = witness.ask(seen, question.version, question.state)
+        else:
+            view = witness.ask(seen, None, None)
+        if (WITNESS, host.index) in self.cut or self._random.random() < self.loss:
+            return
+        self._clock.after(
+            self._delay(self._world.profile.witness_ns), host.witness_says, life, question, view
+        )

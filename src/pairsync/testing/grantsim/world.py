@@ -1,0 +1,262 @@
+"""The world of `pairsync.testing.grantsim`: two hosts, witnesses, paths, clients, faults, checks; one seed.
+
+A seed has a *safety phase* with faults, in which the rules are checked after every step, and liveness too:
+whenever somebody has been entitled to run the guest (`entitled`) for the time that the operator stated, and
+an allowance, with nothing changing meanwhile, it runs.  In the *liveness phase* faults end, and everything
+must become whole.  A seed that is a *drill* has no storm: it asks what would survive, and puts that to the
+test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+from typing import NoReturn
+
+from pairsync.core.acceptor import AcceptorState
+from pairsync.core.grants import FORK_BYTES, INCARNATION_BYTES, Grant, VoterId, genesis
+from pairsync.core.messages import Condition, Generation
+from pairsync.core.units import NS_PER_MS, NS_PER_S
+from pairsync.errors import PairsyncError
+from pairsync.testing.sim.clock import Clock, Trace
+from pairsync.testing.sim.disk import SECTOR_BYTES
+from pairsync.testing.sim.media import Stores
+from pairsync.testing.sim.start import blank_stores
+from pairsync.testing.sim.world import Outcome, SimulationFailure
+
+from .checker import GrantChecker
+from .coverage import GrantCoverage
+from .drill import drill
+from .entitled import entitled
+from .faults import GrantFaults
+from .guest import Clients
+from .host import GrantHost, host_id
+from .network import Network
+from .profile import GrantProfile, draw_profile
+from .witness import Witness
+
+__all__ = ["GrantWorld", "simulate"]
+
+LOOK_NS = 100 * NS_PER_MS
+ALLOWANCE_NS = 2 * NS_PER_S
+"""Beside the failover time: opening the disks, a round that has to be begun again, our looks."""
+WHOLE_NS_MAX = 200 * NS_PER_S
+"""How long the liveness phase may take: hold-offs of refused sessions, above all."""
+REQUEST_NS_MAX = 60 * NS_PER_S
+
+
+class GrantWorld:
+    """See the module."""
+
+    def __init__(self, seed: int, profile: GrantProfile | None = None) -> None:
+        self.seed = seed
+        self.random = Random(seed)  # noqa: S311 - reproducible on purpose, nothing secret
+        self.profile = draw_profile(self.random) if profile is None else profile
+        self.clock = Clock()
+        self.trace = Trace(self.clock)
+        self.coverage = GrantCoverage(self)
+        self.checker = GrantChecker(self)
+        self.overridden = False
+        self.two_may_run = False
+        """A fault has struck after which rule 10 is not claimed."""
+        self.witnesses = {name: Witness(name, self.random) for name in self.profile.witnesses}
+        self.hosts = self._make_hosts(whole=self.random.random() < 0.6)
+        self.network = Network(self)
+        self.guest = Clients(self, self.profile.size_bytes // SECTOR_BYTES)
+        self.faults = GrantFaults(self)
+        self.longest_ns = 0  # without service, though somebody was entitled
+        self._changed_ns = 0
+        self._entitled_ns: int | None = None
+
+    # ------------------------------------------------------------------ the beginning
+
+    def _make_hosts(self, *, whole: bool) -> tuple[GrantHost, GrantHost]:
+        """A guest that has just been made, or one whose hosts have long been in sync."""
+        random = self.random
+        voters = [VoterId(host_id(index), random.randbytes(INCARNATION_BYTES)) for index in (0, 1)]
+        grant = genesis(voters[0], random.randbytes(FORK_BYTES))
+        memories = [AcceptorState(voters[0].incarnation, grant), AcceptorState(voters[1].incarnation)]
+        stores = [blank_stores(0, self.profile.size_bytes) for _ in (0, 1)]
+        if whole:
+            grant = self._whole(grant, voters)
+            memories = [AcceptorState(each.incarnation, grant) for each in voters]
+            stores = self._equal(stores)
+        self.checker.begin(grant)
+        return GrantHost(self, 0, stores[0], memories[0]), GrantHost(self, 1, stores[1], memories[1])
+
+    def _whole(self, grant: Grant, voters: list[VoterId]) -> Grant:
+        deciding = voters[:1]
+        for witness in list(self.witnesses.values())[:1]:
+            deciding = [*voters, VoterId(witness.name, witness.view.incarnation)]
+        both = frozenset(host_id(index) for index in (0, 1))
+        return grant._replace(epoch=2, in_sync=both, voters=frozenset(deciding))
+
+    def _equal(self, stores: list[Stores]) -> list[Stores]:
+        generation = Generation(1, 1, self.random.getrandbits(64))
+        for each in stores:
+            each.metadata.superblock = replace(
+                each.metadata.superblock,
+                term=1,
+                condition=Condition.CONSISTENT,
+                lineage=(generation,),
+                peer_in_sync=True,
+                map_base=generation,
+            )
+        return stores
+
+    # ------------------------------------------------------------------ what the parts tell
+
+    def fail(self, rule: str, text: str) -> NoReturn:
+        """A rule is broken."""
+        raise SimulationFailure(rule, text)
+
+    def changed(self) -> None:
+        """Somebody has come or gone, or a path has."""
+        self._changed_ns = self.clock.now
+        self._entitled_ns = None
+        self.checker.step()
+
+    # ------------------------------------------------------------------ the run
+
+    def run(self) -> None:
+        """Both phases; raises `SimulationFailure`."""
+        for host in self.hosts:
+            host.start()
+        self.guest.begin()
+        if self.profile.drill:
+            drill(self)
+        else:
+            self.faults.begin()
+            self.run_until(self.profile.safety_ns)
+        self.trace.note("world", "heal")
+        self.faults.end()
+        self._become_whole()
+
+    def run_until(self, until_ns: int) -> None:
+        """Time passes; liveness is looked at."""
+        while self.clock.now < until_ns:
+            self.clock.run_until(min(self.clock.now + LOOK_NS, until_ns))
+            self._check_liveness()
+
+    def _check_liveness(self) -> None:
+        """Whoever is entitled to run the guest does so in time."""
+        now = self.clock.now
+        oldest_ns = self.guest.oldest_ns()
+        if oldest_ns is not None and now - oldest_ns > REQUEST_NS_MAX + self.profile.timing.failover_ns:
+            self._check_request(oldest_ns)
+        if any(host.serves for host in self.hosts):
+            self._entitled_ns = None
+            return
+        host = entitled(self)
+        if host is None:
+            self._entitled_ns = None
+            return
+        if self._entitled_ns is None:
+            self._entitled_ns = now
+        waited_ns = now - self._entitled_ns
+        self.longest_ns = max(self.longest_ns, waited_ns)
+        if waited_ns > self.profile.timing.failover_ns + ALLOWANCE_NS:
+            self.fail("liveness", f"host {host.name} may run the guest, and nobody does: {self._standing()}")
+
+    def _check_request(self, oldest_ns: int) -> None:
+        if self._changed_ns < oldest_ns and not any(host.frozen for host in self.hosts):
+            self.fail("hang", f"a request was made at {oldest_ns / NS_PER_S:.3f} s: {self._standing()}")
+
+    def _become_whole(self) -> None:
+        deadline_ns = self.clock.now + WHOLE_NS_MAX
+        while not self.whole():
+            if self.clock.now > deadline_ns:
+                self.fail("liveness", f"not whole: {self._standing()}")
+            self.run_until(self.clock.now + NS_PER_S)
+            self._operate()
+        self.guest.rest()
+        self.run_until(self.clock.now + 3 * NS_PER_S)
+        if (
+            not self.clock.run_until(self.clock.now + 30 * NS_PER_S, stop=self._at_rest)
+            and not self._at_rest()
+        ):
+            self.fail("liveness", f"does not come to rest: {self._standing()}")
+        if self.hosts[0].stores.disk.content != self.hosts[1].stores.disk.content:
+            self.fail("liveness", "in sync, and the disks differ")
+        wrong = self.guest.registers.first_wrong()
+        if wrong is not None:
+            self.fail("not-linearizable", wrong)
+
+    def _at_rest(self) -> bool:
+        planes = [host.plane for host in self.hosts]
+        return self.whole() and not self.guest.busy and all(each is not None and each.idle for each in planes)
+
+    def whole(self) -> bool:
+        """Both are in sync, by proof and by grant."""
+        newest = self.checker.newest
+        if newest is None or len(newest.in_sync) < 2 or not any(host.serves for host in self.hosts):
+            return False
+        if self.witnesses and len(newest.voters) < 3:
+            return False
+        return all(host.plane is not None and host.plane.session.in_sync for host in self.hosts)
+
+    def _operate(self) -> None:
+        """What a person does where no machine may decide."""
+        if self.clock.now - self._changed_ns < 4 * self.profile.timing.failover_ns + 5 * NS_PER_S:
+            return
+        serving = [host for host in self.hosts if host.serves]
+        if not serving and entitled(self) is None:
+            self.coverage.reach("operator-overrides")
+            self.faults.override(self.checker.served_last)
+            self.changed()
+        elif serving and self.overridden and (self.checker.refused or self.checker.forked):
+            keeps = next((host for host in serving if self.guest.counts(host)), serving[0])
+            self._pick(keeps)
+
+    def _pick(self, keeps: GrantHost) -> None:
+        """Of two truths this host's is kept; the other host begins anew."""
+        self.coverage.reach("operator-picks-a-side")
+        self.checker.refused, self.checker.forked = None, False
+        loser = self.hosts[1 - keeps.index]
+        if loser.up:
+            loser.crash(power=False, why="stopped")
+        self.faults.replace(loser)
+        loser.forget(restored=None)
+        self.faults.restart(loser)
+
+    def _standing(self) -> str:
+        parts = []
+        for host in self.hosts:
+            plane, arbiter = host.plane, host.arbiter
+            if plane is None or arbiter is None:
+                parts.append(f"{host.name} is down;")
+                continue
+            session = plane.session
+            base = arbiter.decider.base
+            parts.append(
+                f"{host.name} {plane.role.name.lower()}{' paused' if plane.paused else ''}"
+                f"{' frozen' if host.frozen else ''} session {session.phase.value} ({session.refusal})"
+                f" guest {arbiter.decider.guest.value} ready {arbiter.decider.ready}"
+                f" base {base.describe() if base else None};"
+            )
+        parts.append(f"cut {sorted(self.network.cut)}")
+        return " ".join(parts)
+
+
+def simulate(seed: int, profile: GrantProfile | None = None) -> Outcome:
+    """Run one seed; never raises for what the core does."""
+    world = GrantWorld(seed, profile)
+    failure = rule = None
+    try:
+        world.run()
+    except SimulationFailure as broken:
+        failure, rule = str(broken), broken.rule
+    except PairsyncError as raised:
+        rule = "raised"
+        failure = f"the core raised {type(raised).__name__}: {raised}"
+    return Outcome(
+        seed,
+        failure,
+        tuple(world.trace.recent()) if failure else (),
+        world.trace.digest,
+        world.clock.events,
+        world.clock.now,
+        world.guest.completed,
+        dict(world.coverage.counts),
+        rule,
+    )
