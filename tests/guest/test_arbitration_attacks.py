@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from pairsync.core.arbiter import Arbiter
 from pairsync.core.arbitration import Accept
 from pairsync.core.units import NS_PER_S
 from pairsync.errors import ArbitrationError
+from pairsync.storage.lane import start_lane
 from pairsync.wire.arbitration import decode_message
 
 
@@ -103,3 +105,19 @@ async def test_who_asked_for_a_move_hears_that_nobody_knows_how_it_ended(both: B
         link.heal()
         first.cable.cut = False
         await until(lambda: agreed(first) and agreed(second))
+
+
+async def test_a_move_that_was_decided_is_not_told_as_failed_while_it_is_written_down(both: Both) -> None:
+    async with in_time(), both.whole() as (first, second):
+        memory = first.arbitration._memory
+        store = memory.store
+
+        def slow(state: bytes) -> None:
+            time.sleep(0.15)
+            store(state)
+
+        memory.store = slow  # type: ignore[method-assign]
+        nursery, _ = first.arbitration._running()
+        first.arbitration._lane = await start_lane(nursery, "slow", may_block=True)
+        await first.arbitration.move()
+        await until(lambda: second.serves)

@@ -262,7 +262,8 @@ class Arbitration:
             grant = self.arbiter.grant
             if grant is not None and grant.owner != self._host:
                 return
-            if not self.arbiter.decider.moving:
+            decider = self.arbiter.decider
+            if not decider.moving and decider.base == grant:  # else a newer one is about to be in force
                 raise ArbitrationError(f"guest {self._guest.name} has not moved: the other host went silent")
             await trio.sleep(LOOK_S)
 
