@@ -258,7 +258,10 @@ class Arbitration:
             if self._now_ns() > until_ns:
                 raise ArbitrationError(f"guest {self._guest.name} does not move: {refusal}")
             await trio.sleep(LOOK_S)
-        while (grant := self.arbiter.grant) is None or grant.owner == self._host:
+        while True:
+            grant = self.arbiter.grant
+            if grant is not None and grant.owner != self._host:
+                return
             decider = self.arbiter.decider
             if not decider.moving and decider.base == grant:  # else a newer one is about to be in force
                 raise ArbitrationError(f"guest {self._guest.name} has not moved: the other host went silent")
