@@ -41,6 +41,7 @@ TESTED_ELSEWHERE: dict[str, tuple[str, str]] = {
         "tests/testing/test_witness.py",
         "protocols only: the suite is the test of whatever keeps them",
     ),
+    "src/pairsync/guest/standing.py": ("tests/guest/test_arbitration.py", "it tells what was agreed there"),
     "src/pairsync/guest/seam.py": ("tests/guest/test_roles.py", "a protocol; its fake is there"),
     "src/pairsync/node/labprepare.py": ("tests/node/test_labfile.py", "what it makes is what the file says"),
     "src/pairsync/node/etcdmain.py": ("tests/e2e/test_failover.py", "a process of a lab"),

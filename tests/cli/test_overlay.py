@@ -59,7 +59,7 @@ def test_how_they_look(directory: Path, command: Command, monkeypatch: pytest.Mo
         "a/vda/1          undo, not whole, 8 KiB in 2 blocks, 2023-11-14 22:13:20 UTC, of generation none",
     ]
     done = command("lab", "overlay", "undo", str(directory), "b/vda/3")
-    assert done.err == "pairsync: host a is not running: an overlay is written back through the active host\n"
+    assert done.err == "pairsync: no host is active: an overlay is written back through the one that is\n"
     done = command("lab", "overlay", "undo", str(directory), "a/vda/1")
     assert "see host promote" in done.err
     done = command("lab", "overlay", "export", str(directory), "b/vda/3", str(directory / "x"))

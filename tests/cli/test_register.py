@@ -53,6 +53,6 @@ def test_what_was_done_is_said(
     monkeypatch.setattr(register, "_ask", ask)
     assert host_move(tmp_path, json_=True) == 0
     assert json.loads(capsys.readouterr().out) == {"moved": True}
-    assert host_override(tmp_path, operator="Dr Weber", yes=True) == 0
+    assert host_override(tmp_path, operator="Dr Weber", above_term=7, yes=True) == 0
     assert "by the word of Dr Weber" in capsys.readouterr().out
-    assert asked == [{"do": "move"}, {"do": "override", "operator": "Dr Weber"}]
+    assert asked == [{"do": "move"}, {"do": "override", "operator": "Dr Weber", "above": 7}]

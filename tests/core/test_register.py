@@ -191,6 +191,15 @@ def test_news_end_everything_old() -> None:
     assert register.base == TAKEN
 
 
+def test_a_newer_chain_rules_and_is_told_once() -> None:
+    register = _register()
+    out: list[Outcome] = []
+    forced_grant = TAKEN._replace(fork=b"other", override="Erika")
+    for _ in range(2):
+        assert register.hears_of(forced_grant, out)
+    assert out == [TwoTruths(BOTH, forced_grant), PersistAcceptor(AcceptorState(b"a1", forced_grant))]
+
+
 def test_two_truths_are_told_and_nothing_is_learnt() -> None:
     register = _register()
     out: list[Outcome] = []

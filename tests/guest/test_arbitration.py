@@ -22,6 +22,7 @@ from pairsync.core.witness import Snapshot
 from pairsync.errors import ArbitrationError
 from pairsync.guest.arbitration import view_of
 from pairsync.guest.door import Door
+from pairsync.guest.standing import Standing
 from pairsync.wire.arbitration import encode_acceptor
 
 
@@ -160,12 +161,24 @@ async def test_a_person_may_overrule_and_it_is_told_as_two_truths(both: Both) ->
         async with both.host("b") as second:
             await trio.sleep(2 * TIMING.failover_ns / NS_PER_S)
             assert not second.serves  # nobody lets it
-            second.arbitration.override("Dr Weber", b"o" * FORK_BYTES)
+            second.arbitration.override("Dr Weber", b"o" * FORK_BYTES, above=40)
             await until(lambda: second.serves)
             grant = second.arbitration.arbiter.grant
             assert grant is not None
-            assert grant.override == "Dr Weber"
+            assert (grant.override, grant.term) == ("Dr Weber", 41)
             assert await second.read(10) == bytes(BLOCK_BYTES)
+            await second.write(12)
+            async with both.host("a") as first:
+                await until(lambda: (now := first.arbitration.standing()) is not None and now.term == 41)
+                await until(lambda: "diverged" in (second.guest.session.refusal or ""))
+                assert not first.serves
+                told, theirs = first.arbitration.standing(), second.arbitration.standing()
+                assert isinstance(told, Standing)
+                assert isinstance(theirs, Standing)
+                assert (told.owner, told.override) == ("peer", "Dr Weber")
+                assert (theirs.owner, theirs.override, theirs.in_sync) == ("here", "Dr Weber", ("here",))
+                assert second.guest.session.met is not None
+                assert len(second.guest.session.met.volumes[0].lineage) == 2
 
 
 async def test_hosts_with_different_failover_times_say_so_and_the_owner_serves_alone(both: Both) -> None:

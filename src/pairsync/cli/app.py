@@ -22,6 +22,7 @@ from .lab import lab
 from .point import host_point
 from .promote import host_promote
 from .register import host_move, host_override
+from .truths import host_concede, host_truths
 from .witness import witness
 
 __all__ = ["app", "run"]
@@ -49,6 +50,8 @@ host.command(host_promote, name="promote")
 host.command(host_point)
 host.command(host_move, name="move")
 host.command(host_override, name="override")
+host.command(host_truths, name="truths")
+host.command(host_concede, name="concede")
 
 
 @host.command(name="init")

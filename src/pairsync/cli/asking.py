@@ -11,11 +11,18 @@ from pairsync.errors import ConfigError, PeerLost
 if TYPE_CHECKING:
     from pairsync.node.hostfile import HostFile
 
-__all__ = ["ask_host", "ask_running"]
+__all__ = ["ask_host", "ask_running", "ask_socket"]
 
 
 def ask_host(host: HostFile, request: Mapping[str, Any], *, seconds: float) -> dict[str, Any] | None:
     """The host's answer; None if it is down.  `ConfigError` with its error, or if it does not answer."""
+    return ask_socket(host.control, f"host {host.name}", request, seconds=seconds)
+
+
+def ask_socket(
+    socket: Path, who: str, request: Mapping[str, Any], *, seconds: float
+) -> dict[str, Any] | None:
+    """Like `ask_host`, of whoever listens there."""
     import trio
 
     from pairsync.node.control import ask
@@ -23,10 +30,10 @@ def ask_host(host: HostFile, request: Mapping[str, Any], *, seconds: float) -> d
     async def main() -> dict[str, Any] | None:
         with trio.move_on_after(seconds):
             try:
-                return await ask(host.control, request)
+                return await ask(socket, request)
             except PeerLost:
                 return None
-        raise ConfigError(f"host {host.name} did not answer within {seconds:g} s")
+        raise ConfigError(f"{who} did not answer within {seconds:g} s")
 
     return trio.run(main)
 

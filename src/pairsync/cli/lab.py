@@ -18,6 +18,7 @@ from pairsync.errors import ConfigError
 from .overlay import overlay
 from .point import lab_point
 from .show import agreed_lines, grown_line, guest_lines
+from .truths import lab_override, lab_truths
 from .values import parse_size, parse_volumes, show_bytes
 
 __all__ = ["lab"]
@@ -25,6 +26,8 @@ __all__ = ["lab"]
 lab = App(name="lab", help="A whole pair on this machine, to try, to test and to measure.")
 lab.command(overlay)
 lab.command(lab_point)
+lab.command(lab_truths, name="truths")
+lab.command(lab_override, name="override")
 
 _Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")]
 _Host = Annotated[Literal["a", "b"], Parameter(help="The host.")]

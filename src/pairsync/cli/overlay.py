@@ -71,6 +71,19 @@ def _list(directory: Path) -> list[dict[str, Any]]:
     return found
 
 
+def _active(directory: Path) -> HostFile | None:
+    """The host on which the guest runs."""
+    from pairsync.node.labfile import HOSTS, LabFile
+    from pairsync.node.labstatus import runs
+
+    for name in HOSTS[:1] if LabFile.load(directory).single else HOSTS:
+        host = _host_file(directory, name)
+        answer = ask_host(host, {"do": "status"}, seconds=ASK_S)
+        if answer is not None and runs(answer["guest"]):
+            return host
+    return None
+
+
 def _find(directory: Path, overlay_id: str) -> dict[str, Any]:
     there = _list(directory)
     for each in there:
@@ -167,12 +180,12 @@ def undo(directory: Path, overlay_id: _Id, /, *, json_: _Json = False) -> int:
     found = _find(directory, overlay_id)
     if found["state"] != "kept":
         raise ConfigError(f"{overlay_id} is the way back of a resync that is not complete: see host promote")
-    keeper, active = (_host_file(directory, each) for each in (found["host"], "a"))
+    keeper, active = _host_file(directory, found["host"]), _active(directory)
     file = overlay_path(_volume(keeper, found["volume"]), overlay_id.rpartition("/")[2])
     request = {"do": "overlay-undo", "volume": found["volume"], "file": str(file)}
-    answer = ask_host(active, request, seconds=float("inf"))
+    answer = None if active is None else ask_host(active, request, seconds=float("inf"))
     if answer is None:
-        raise ConfigError("host a is not running: an overlay is written back through the active host")
+        raise ConfigError("no host is active: an overlay is written back through the one that is")
     done = {"id": overlay_id, "bytes": answer["bytes"]}
     print(json.dumps(done) if json_ else f"{overlay_id}: {show_bytes(answer['bytes'])} written back")
     return 0

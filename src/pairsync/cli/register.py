@@ -56,6 +56,9 @@ def host_override(
     /,
     *,
     operator: Annotated[str | None, Parameter(help="Who decides it; by default the user's name.")] = None,
+    above_term: Annotated[
+        int, Parameter(help="The other host has seen this term: be above it. `host concede` says so.")
+    ] = 0,
     yes: Annotated[
         bool, Parameter(negative=(), help="Do it; without, it is only said what it means.")
     ] = False,
@@ -76,6 +79,6 @@ def host_override(
         print(f"then: pairsync host override {file} --yes")
         return 1
     name = operator or getpass.getuser()
-    _ask(file, {"do": "override", "operator": name}, ASK_S)
+    _ask(file, {"do": "override", "operator": name, "above": above_term}, ASK_S)
     print(json.dumps({"operator": name}) if json_ else f"this host owns the guest now, by the word of {name}")
     return 0

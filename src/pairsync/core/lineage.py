@@ -38,6 +38,7 @@ __all__ = [
     "Relation",
     "Verdict",
     "compare",
+    "map_reaches",
     "plan_session",
     "plan_volume",
 ]
@@ -213,11 +214,18 @@ def _dirty_of_both(active: VolumeState, standby: VolumeState) -> str:
     return f"{both}, the standby's own {standby.dirty_blocks}" if standby.dirty_blocks else both
 
 
-def _map_reaches(active: VolumeState, since: Generation) -> bool:
-    """Whether the active's map holds everything written since ``since`` began."""
-    if active.map_base is None or active.map_base not in active.lineage:
+def map_reaches(lineage: Lineage, map_base: Generation | None, since: Generation) -> bool:
+    """Whether a dirty map begun at ``map_base`` holds all that was written since ``since`` began.
+
+    ``since`` is in ``lineage``.
+    """
+    if map_base is None or map_base not in lineage:
         return False
-    return active.lineage.index(active.map_base) >= active.lineage.index(since)
+    return lineage.index(map_base) >= lineage.index(since)
+
+
+def _map_reaches(active: VolumeState, since: Generation) -> bool:
+    return map_reaches(active.lineage, active.map_base, since)
 
 
 def plan_session(local: Introduce, peer: Introduce) -> Decision:

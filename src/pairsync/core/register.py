@@ -117,6 +117,8 @@ class Register:
             out.append(TwoTruths(base, grant))
             return False
         if is_news(base, grant):
+            if base is not None and grant.fork != base.fork:
+                out.append(TwoTruths(base, grant))  # it rules; what was written under ours is another matter
             self._take(learn(self.acceptor, grant), out)
         return True
 

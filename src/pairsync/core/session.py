@@ -117,6 +117,7 @@ class Session(Reports):
         self._connected = False  # the link has a session
         self._ran = False  # in it both hosts agreed on a plan
         self._peer: Introduce | None = None
+        self.met: Introduce | None = None  # what the peer said of itself last, in whatever session
         self._plans: tuple[VolumePlan, ...] = ()
         self._permit = Permit(self._out, alone=not arbitrated)
         windows: list[Window] = []  # of all volumes, whose messages share the stream
@@ -215,7 +216,7 @@ class Session(Reports):
         if isinstance(message, Introduce):
             if self._peer is not None:
                 raise ProtocolError("the peer introduced itself twice")
-            self._peer = message
+            self._peer = self.met = message
             if self.phase is SessionPhase.GREETING:
                 self._agree(message, now_ns)
         elif isinstance(message, Leave):

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol, TypeAlias
 
@@ -44,7 +43,7 @@ from pairsync.core.arbitration import (
 from pairsync.core.events import DiscordEvent, GrantEvent, TwoTruthsEvent
 from pairsync.core.grants import Grant, HostId
 from pairsync.core.messages import Role
-from pairsync.core.outlook import Outlook, State, outlook
+from pairsync.core.outlook import Outlook
 from pairsync.core.timingjudge import Measure
 from pairsync.core.units import NS_PER_S
 from pairsync.core.witness import Conflict, Snapshot, WitnessKey
@@ -63,8 +62,9 @@ from pairsync.wire.arbitration import decode_acceptor, decode_message, encode_ac
 from .guest import Guest
 from .punctuality import Punctuality
 from .roles import could_serve
+from .standing import Standing, called, outlook_of, standing_of
 
-__all__ = ["Arbitration", "Standing", "Warden", "view_of"]
+__all__ = ["Arbitration", "Warden", "view_of"]
 
 _log = logging.getLogger("pairsync.arbitration")
 
@@ -94,19 +94,6 @@ class Warden(Protocol):
 
     def take_lateness_ns(self) -> int:
         """By how much it was late at worst since the last call."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """What the register says of a guest now, for status; hosts are named ``here`` and ``peer``."""
-
-    term: int
-    epoch: int
-    owner: str
-    in_sync: tuple[str, ...]
-    sole: bool
-    witness: str | None
-    """The witness that is asked now; None: none answers."""
 
 
 class Arbitration:
@@ -144,6 +131,7 @@ class Arbitration:
         self.punctuality = Punctuality(arbiter.timing, guest.emit, now_ns())
         self._changing = trio.Lock()  # held while the role changes
         self._ending = False  # no wish but to stop is followed any more
+        self._truths: TwoTruthsEvent | None = None  # as told last
 
     # ------------------------------------------------------------------ life
 
@@ -267,10 +255,13 @@ class Arbitration:
                 raise ArbitrationError(f"guest {self._guest.name} has not moved: the other host went silent")
             await trio.sleep(LOOK_S)
 
-    def override(self, operator: str, fork: bytes) -> None:
-        """Make this host the owner by the word of ``operator``, whatever was agreed."""
-        term = self._guest.session.term
-        self._act(self.arbiter.override(operator, fork, self._now_ns(), term))
+    def override(self, operator: str, fork: bytes, *, above: int = 0) -> None:
+        """Make this host the owner by the word of ``operator``, whatever was agreed.
+
+        Its term is higher than any that is known here, and than ``above``.
+        """
+        term_seen = max(self._guest.session.term, above)
+        self._act(self.arbiter.override(operator, fork, self._now_ns(), term_seen))
 
     @property
     def in_sync(self) -> bool:
@@ -280,46 +271,11 @@ class Arbitration:
 
     def standing(self) -> Standing | None:
         """What is agreed; None before anything is."""
-        grant = self.arbiter.grant
-        if grant is None:
-            return None
-        decider = self.arbiter.decider
-        witnesses = decider.register.witnesses
-        return Standing(
-            term=grant.term,
-            epoch=grant.epoch,
-            owner=self._call(grant.owner),
-            in_sync=tuple(sorted(map(self._call, grant.in_sync))),
-            sole=grant.sole is not None,
-            witness=None if decider.witness_lost else witnesses[decider.current],
-        )
+        return standing_of(self.arbiter, self._host)
 
     def outlook(self) -> Outlook | None:
-        """What would survive now, as far as this host can see; None for a guest that does not run here.
-
-        Whether the peer reaches the witness is not known here: it is taken to, if this host does.
-        """
-        grant, guest = self.arbiter.grant, self._guest
-        if grant is None or guest.role is not Role.ACTIVE or guest.paused:
-            return None
-        asks = not self.arbiter.decider.witness_lost
-        linked = guest.link is not None and guest.link.session is not None
-        in_sync = self._host in grant.in_sync and len(grant.in_sync) > 1 and linked
-        sources = guest.session.sources
-        lag_bytes = sum(each.inflight_bytes for each in sources if each.options.level == "async")
-        state = State(
-            in_sync=in_sync,
-            sole=grant.sole == self.arbiter.decider.own,
-            link=linked,
-            owner_asks=asks,
-            standby_asks=asks,
-            owner_disk=all(each.failed is None for each in sources),
-            lag_bytes=lag_bytes,
-        )
-        return outlook(state, failover_ns=self.arbiter.timing.failover_ns)
-
-    def _call(self, host: HostId) -> str:
-        return "here" if host == self._host else "peer"
+        """What would survive now (`outlook_of`); None for a guest that does not run here."""
+        return outlook_of(self.arbiter, self._guest, self._host)
 
     # ------------------------------------------------------------------ effects
 
@@ -350,10 +306,15 @@ class Arbitration:
                 theirs_s = None if theirs_ns is None else theirs_ns / NS_PER_S
                 self._guest.emit(DiscordEvent(self.arbiter.timing.failover_ns / NS_PER_S, theirs_s))
             case TwoTruths(ours=ours, theirs=theirs):
-                self._guest.emit(TwoTruthsEvent(ours.describe(), theirs.describe()))
+                self._two_truths(TwoTruthsEvent(ours.describe(), theirs.describe()))
             case Own() | Stop() | Yield():
                 self._wish = effect
                 self._wished.set()
+
+    def _two_truths(self, event: TwoTruthsEvent) -> None:
+        if event != self._truths:  # once, not with every heartbeat
+            self._truths = event
+            self._guest.emit(event)
 
     def _running(self) -> tuple[trio.Nursery, Lane]:
         if self._nursery is None or self._lane is None:
@@ -366,9 +327,9 @@ class Arbitration:
         self._act(self.arbiter.persisted(self._now_ns()))
 
     def _in_force(self, grant: Grant) -> None:
-        in_sync = tuple(sorted(map(self._call, grant.in_sync)))
-        event = GrantEvent(grant.term, grant.epoch, self._call(grant.owner), in_sync, grant.sole is not None)
-        self._guest.emit(event)
+        in_sync = tuple(sorted(called(self._host, each) for each in grant.in_sync))
+        owner = called(self._host, grant.owner)
+        self._guest.emit(GrantEvent(grant.term, grant.epoch, owner, in_sync, grant.sole is not None))
         self._permit(alone=self.arbiter.peer_excluded)
 
     def _permit(self, *, alone: bool) -> None:

@@ -24,7 +24,7 @@ from pairsync.core.questions import Examined
 from pairsync.core.resync import PIECE_BYTES
 from pairsync.core.setup import VolumeSetup
 from pairsync.core.superblock import Superblock, new_superblock
-from pairsync.core.units import BLOCK_BYTES, KIB, Extent, block_count_of, bounded_runs
+from pairsync.core.units import BLOCK_BYTES, KIB, Extent, bounded_runs
 from pairsync.errors import BackendError, ConfigError, MismatchError
 from pairsync.storage.blockfile import OpenFile
 from pairsync.storage.device import Device
@@ -231,16 +231,7 @@ def recover_replica(
         block = opened.superblock
         check_identity(block, pair_id=pair_id)
         _check_name(block, volume)
-        recovered = DirtyMap(block_count_of(block.size_bytes))
-        damaged = 0
-        for page in opened.pages:
-            recovered.load_page(page.number, page.content)
-            damaged += page.damaged_sectors
-        doubtful = DirtyMap(recovered.block_count)
-        if not block.clean:
-            for start, stop in opened.intents:
-                doubtful.mark(start, stop)
-            recovered.merge(doubtful)
+        recovered, doubtful, damaged = opened.dirty_map()
         notes = list(opened.notes)
         device = open_device(block.size_bytes)
         if open_overlays is not None:

@@ -49,6 +49,9 @@ __all__ = ["Ballots", "arbitration_handlers", "create_memory", "first_memory", "
 OVERRIDE_NAME_MAX = 64
 """Characters of an operator's name."""
 
+TERM_MAX = 1 << 62
+"""An override goes above a term of that height at most: there is room for all others then."""
+
 
 def first_memory(fingerprint: bytes) -> bytes:
     """The memory of the host that owns the guest first: it alone decides what is agreed next."""
@@ -320,7 +323,10 @@ def arbitration_handlers(ballots: Ballots) -> dict[str, Handler]:
             raise ConfigError(
                 f"an override needs the name of who decides it, at most {OVERRIDE_NAME_MAX} characters"
             )
-        arbitration.override(name, secrets.token_bytes(FORK_BYTES))
+        above = request.get("above", 0)
+        if type(above) is not int or not 0 <= above <= TERM_MAX:
+            raise ConfigError(f"{above!r} is no term: 0 to {TERM_MAX}")
+        arbitration.override(name, secrets.token_bytes(FORK_BYTES), above=above)
         return {}
 
     async def cut(_: Mapping[str, Any]) -> Answer:

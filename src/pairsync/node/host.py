@@ -41,6 +41,7 @@ from .hostfile import HostFile, LinkFile, NbdFile
 from .memory import resident_bytes, trim_memory
 from .overlays import overlay_handlers
 from .points import point_handlers
+from .truths import truth_handlers
 
 __all__ = ["More", "event_line", "guest_config", "no_more", "run_host", "status_of"]
 
@@ -228,6 +229,7 @@ async def run_host(
                 _link_of(guest).cut()
             subscription = guest.subscribe()
             handlers = {**_handlers(guest, votes), **overlay_handlers(guest), **point_handlers(guest)}
+            handlers |= truth_handlers(guest, votes)
             await nursery.start(serve_control, host.control, {**handlers, **more(guest)})
             doors = await _open_doors(nursery, guest, host.nbd, tls)
             await nursery.start(ending.await_signal, nursery.cancel_scope)

@@ -22,7 +22,6 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import trio
 
@@ -40,11 +39,11 @@ from .labfile import (
     LabFile,
     cables_of,
     control_socket_of,
-    nbd_socket_of,
     remove_sockets,
+    uri_of,
 )
 from .labprepare import put_empty_disk
-from .labprocess import LabProcess
+from .labprocess import ETCD_PROGRAM, HOST_PROGRAM, WITNESS_PROGRAM, LabProcess
 from .labrequests import lab_handlers
 from .labstatus import guest_of, runs
 
@@ -61,11 +60,6 @@ DISK_S = 30.0
 
 EARLY_LINES_MAX = 1000
 """Events kept while the hosts come up: a handful happen in that time."""
-
-HOST_PROGRAM = ("-m", "pairsync.testing.faultyhost")
-WITNESS_PROGRAM = ("-m", "pairsync.node.witnessmain")
-ETCD_PROGRAM = ("-m", "pairsync.node.etcdmain")
-"""Arguments of the interpreter."""
 
 RESTART_S = 1.0
 """After that a process that ended by itself is started again: as long as a service manager takes."""
@@ -95,7 +89,7 @@ class Lab:
     def __init__(
         self, directory: Path, lab: LabFile, tell: Callable[[Mapping[str, Any]], None], nursery: trio.Nursery
     ) -> None:
-        self._directory = directory
+        self.directory = directory
         self._lab = lab
         self._tell = tell
         self._nursery = nursery
@@ -103,8 +97,7 @@ class Lab:
         self._witness = self._process(WITNESS) if lab.arbitrated and lab.witness != "none" else None
         self._ready = False  # the line that says so has been told
         self._early: deque[Mapping[str, Any]] = deque(maxlen=EARLY_LINES_MAX)  # to be told behind it
-        # What is cut by command, of `CABLES`: it stays so when hosts are started again.
-        self._cut: set[str] = set()
+        self._cut: set[str] = set()  # of `CABLES`, by command: so too for hosts that are started again
         self._down: set[str] = set()  # processes that were killed by command, or are being stopped
 
     # ------------------------------------------------------------------ processes
@@ -115,7 +108,7 @@ class Lab:
         return (*self._hosts, *(() if self._witness is None else (WITNESS,)))
 
     def _process(self, name: str) -> LabProcess:
-        log = self._directory / name / "log"
+        log = self.directory / name / "log"
         called = name if name == WITNESS else f"host {name}"
         return LabProcess(called, log, self._nursery, self._said, partial(self._gone, name))
 
@@ -177,15 +170,15 @@ class Lab:
 
     async def _spawn(self, name: str) -> None:
         if name == WITNESS:
-            place, ports = str(self._directory / name), self._lab.ports
+            place, ports = str(self.directory / name), self._lab.ports
             program = [*WITNESS_PROGRAM, place]
             if self._lab.witness == "etcd":
                 program = [*ETCD_PROGRAM, place, str(ports[WITNESS]), str(ports[ETCD])]
             await self._any(name).spawn([*program, "--follow-stdin"])
             return
         host = self._host(name)
-        file = self._directory / name / "host.toml"
-        words = [str(file), "--follow-stdin", *(["--cut"] if LINK in self._cut else [])]
+        words = [str(self.directory / name / "host.toml"), "--follow-stdin"]
+        words += ["--cut"] if LINK in self._cut else []
         words += [f"--disk={volume}={state}" for volume, state in host.disks.items() if state != "ok"]
         host.cut = {LINK} & self._cut
         await host.process.spawn([*HOST_PROGRAM, *words])
@@ -212,24 +205,34 @@ class Lab:
         """End all in order: the active host first, so that its last flush reaches the standby."""
         self._down.update((*self._hosts, WITNESS))
         active = await self._active()
-        for name, host in sorted(self._hosts.items(), key=lambda each: each[0] != active):
-            if host.process.running:
-                if host.process.paused:
-                    host.process.resume()
-                await self._let_go(name, host)
-                await host.process.stop()
+        for name in sorted(self._hosts, key=lambda each: each != active):
+            await self.end(name)
         if self._witness is not None:
             await self._witness.stop()
+
+    async def end(self, name: str) -> bool:
+        """End a host in order; whether there was anything to end."""
+        host = self._host(name)
+        if there := host.process.running:
+            self._down.add(name)
+            host.process.resume()
+            await self._let_go(name, host)
+            await host.process.stop()
+        return there
+
+    def runs(self, name: str) -> bool:
+        """Whether a host's process is there and does not stand still."""
+        return self._host(name).process.running and not self._host(name).process.paused
 
     async def _active(self) -> str:
         """The host on which the guest runs; the first one if it runs nowhere."""
         return await self._runs_on() or HOSTS[0]
 
     async def _runs_on(self) -> str | None:
-        for name, host in self._hosts.items():
-            if host.process.running and not host.process.paused:
+        for name in self._hosts:
+            if self.runs(name):
                 with suppress(PairsyncError):
-                    if runs((await self._ask(name, "status"))["guest"]):
+                    if runs((await self.ask(name, "status"))["guest"]):
                         return name
         return None
 
@@ -246,7 +249,7 @@ class Lab:
         for volume, state in host.disks.items():
             if state == "hang":
                 with suppress(PairsyncError):  # then it is killed after a while
-                    await self._ask(name, "disk", volume=volume, state="fail")
+                    await self.ask(name, "disk", volume=volume, state="fail")
 
     async def disk(self, name: str, volume: str, what: str) -> None:
         """Have the disk of a host's replica fail, hang ..., work again, or replaced by an empty one.
@@ -263,9 +266,9 @@ class Lab:
             if host.process.running:  # maybe it is only just being started again, and about to fail
                 await host.process.until_settled()
             if host.process.running:
-                await self._ask(name, "disk", seconds=DISK_S, volume=volume, state=what)
+                await self.ask(name, "disk", seconds=DISK_S, volume=volume, state=what)
             elif what == "replace":
-                path = self._directory / name / f"{volume}.img"
+                path = self.directory / name / f"{volume}.img"
                 pair_id = bytes.fromhex(self._lab.pair_id)
                 await trio.to_thread.run_sync(put_empty_disk, path, volume, pair_id, size_bytes)
         host.disks[volume] = "ok" if what == "replace" else what
@@ -279,7 +282,7 @@ class Lab:
         if volume not in self._lab.volumes:
             raise ConfigError(f"no volume {volume!r}; there are {', '.join(self._lab.volumes)}")
         request = {"do": what, "volume": volume, **more}
-        return await ask(control_socket_of(self._directory, await self._active()), request)
+        return await ask(control_socket_of(self.directory, await self._active()), request)
 
     # ------------------------------------------------------------------ what is told
 
@@ -312,16 +315,14 @@ class Lab:
             "link": host.process.about.get("link"),
             "volumes": {
                 volume: {
-                    "uri": self._uri(name, volume) if name == HOSTS[0] or self._lab.arbitrated else None,
-                    "path": str(self._directory.absolute() / name / f"{volume}.img"),
+                    "uri": uri_of(self.directory, name, volume)
+                    if name == HOSTS[0] or self._lab.arbitrated
+                    else None,
+                    "path": str(self.directory.absolute() / name / f"{volume}.img"),
                 }
                 for volume in self._lab.volumes
             },
         }
-
-    def _uri(self, host: str, volume: str) -> str:
-        where = quote(str(nbd_socket_of(self._directory, host)), safe="/")
-        return f"nbd+unix:///{quote(volume, safe='')}?socket={where}"
 
     async def status(self) -> dict[str, Any]:
         """Both hosts and what they say of themselves."""
@@ -332,7 +333,7 @@ class Lab:
             hosts[name]["disks"] = {volume: host.disks.get(volume, "ok") for volume in self._lab.volumes}
             if host.process.running:
                 try:
-                    answer = await self._ask(name, "status")
+                    answer = await self.ask(name, "status")
                 except PairsyncError as error:
                     hosts[name]["error"] = str(error)
                 else:
@@ -340,7 +341,7 @@ class Lab:
                     hosts[name]["process"] = answer["process"]
         active = next((name for name in hosts if runs(hosts[name]["guest"])), None)
         status = {
-            "directory": str(self._directory.absolute()),
+            "directory": str(self.directory.absolute()),
             "in_sync": active is not None and hosts[active]["guest"]["in_sync"],
             "guests": {GUEST: guest_of(active, hosts)},
             "hosts": hosts,
@@ -377,24 +378,22 @@ class Lab:
         if cable not in cables_of(name) or (cable in host.cut) is (cable in self._cut):
             return
         what = "cut" if cable in self._cut else "heal"
-        await self._ask(name, what if cable == LINK else f"{what}-witness")
+        await self.ask(name, what if cable == LINK else f"{what}-witness")
         host.cut ^= {cable}
 
-    async def move(self, guest: str) -> Answer:
+    async def move(self) -> Answer:
         """Have the guest move to the other host, as planned."""
-        if guest != GUEST:
-            raise ConfigError(f"no guest {guest!r}; there is {GUEST}")
         if not self._lab.arbitrated:
             raise ConfigError("this lab has fixed roles: nothing moves")
         began = trio.current_time()
         active = await self._active()
-        await self._ask(active, "move", seconds=MOVE_S)
+        await self.ask(active, "move", seconds=MOVE_S)
         return {"from": active, "seconds": round(trio.current_time() - began, 3)}
 
-    async def _ask(self, name: str, what: str, *, seconds: float = ANSWER_S, **more: str) -> Answer:
+    async def ask(self, name: str, what: str, *, seconds: float = ANSWER_S, **more: object) -> Answer:
         """Ask a host; `PeerLost` if it does not answer, or not in time."""
         with trio.move_on_after(seconds):
-            return await ask(control_socket_of(self._directory, name), {"do": what, **more})
+            return await ask(control_socket_of(self.directory, name), {"do": what, **more})
         raise PeerLost(f"host {name} did not answer within {seconds:g} s")
 
     async def wait_in_sync(self) -> None:
@@ -406,7 +405,7 @@ class Lab:
                 if not host.process.running:
                     continue
                 with suppress(PairsyncError):  # it is down; whoever waits has set a time limit
-                    guest = (await self._ask(name, "status"))["guest"]
+                    guest = (await self.ask(name, "status"))["guest"]
                     if runs(guest) and guest["in_sync"]:
                         return
             await trio.sleep(RETRY_S)

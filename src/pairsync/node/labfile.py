@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Self
+from urllib.parse import quote
 
 from pairsync.errors import BackendError, BusyError, ConfigError
 
@@ -39,6 +40,7 @@ __all__ = [
     "open_lab_file",
     "remove_sockets",
     "sockets_of",
+    "uri_of",
 ]
 
 HOSTS = ("a", "b")
@@ -242,6 +244,12 @@ def _is_free(port: int) -> bool:
 def nbd_socket_of(directory: Path, host: str) -> Path:
     """The front door of one host."""
     return sockets_of(directory) / f"{host}.nbd"
+
+
+def uri_of(directory: Path, host: str, volume: str) -> str:
+    """NBD URI of a volume at a host's door."""
+    where = quote(str(nbd_socket_of(directory, host)), safe="/")
+    return f"nbd+unix:///{quote(volume, safe='')}?socket={where}"
 
 
 def remove_sockets(directory: Path) -> None:

@@ -20,7 +20,12 @@ from pairsync.errors import BackendError, ConfigError
 
 from .hostlog import last_words
 
-__all__ = ["READY_S", "STOP_S", "LabProcess"]
+__all__ = ["ETCD_PROGRAM", "HOST_PROGRAM", "READY_S", "STOP_S", "WITNESS_PROGRAM", "LabProcess"]
+
+HOST_PROGRAM = ("-m", "pairsync.testing.faultyhost")
+WITNESS_PROGRAM = ("-m", "pairsync.node.witnessmain")
+ETCD_PROGRAM = ("-m", "pairsync.node.etcdmain")
+"""Arguments of the interpreter."""
 
 READY_S = 30.0
 """How long a process may take until it serves."""

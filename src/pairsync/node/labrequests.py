@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from pairsync.errors import ConfigError
+
 from .control import Answer, Handler
 from .labfile import GUEST, LINK
+from .labtruths import keep_side
 
 if TYPE_CHECKING:
     from .lab import Lab
@@ -46,9 +49,6 @@ def lab_handlers(lab: Lab) -> dict[str, Handler]:
     async def heal(request: Mapping[str, Any]) -> Answer:
         return await lab.cables(str(request.get("cable", LINK)), cut=False)
 
-    async def move(request: Mapping[str, Any]) -> Answer:
-        return await lab.move(str(request.get("guest", GUEST)))
-
     async def wait(_: Mapping[str, Any]) -> Answer:
         await lab.wait_in_sync()
         return {}
@@ -66,6 +66,27 @@ def lab_handlers(lab: Lab) -> dict[str, Handler]:
         size_bytes = request.get("size_bytes")
         return await lab.on_volume(str(request.get("volume")), "grow", size_bytes=size_bytes)
 
-    link = {"cut": cut, "heal": heal, "wait": wait, "scrub": scrub, "grow": grow, "move": move}
+    link = {"cut": cut, "heal": heal, "wait": wait, "scrub": scrub, "grow": grow}
     process = {"kill": kill, "start": start, "pause": pause, "resume": resume}
-    return {"status": status, "disk": disk, **process, **link}
+    return {"status": status, "disk": disk, **process, **link, **_owner_handlers(lab)}
+
+
+def _owner_handlers(lab: Lab) -> dict[str, Handler]:
+    """Who owns the guest, by a person's word."""
+
+    async def move(request: Mapping[str, Any]) -> Answer:
+        guest = request.get("guest", GUEST)
+        if guest != GUEST:
+            raise ConfigError(f"no guest {guest!r}; there is {GUEST}")
+        return await lab.move()
+
+    async def override(request: Mapping[str, Any]) -> Answer:
+        host, operator = str(request.get("host")), str(request.get("operator", ""))
+        await lab.ask(host, "override", operator=operator)
+        return {"host": host, "operator": operator}
+
+    async def keep(request: Mapping[str, Any]) -> Answer:
+        host, operator = str(request.get("host")), str(request.get("operator", ""))
+        return await keep_side(lab, host, operator)
+
+    return {"move": move, "override": override, "keep": keep}

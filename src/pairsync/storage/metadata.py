@@ -37,10 +37,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
+from pairsync.core.dirty import DirtyMap
 from pairsync.core.superblock import Superblock
 from pairsync.core.units import KIB, MIB, block_count_of
 from pairsync.errors import BackendError, ConfigError, InternalError, MetadataError
@@ -54,6 +55,7 @@ from .superblock import Layout, decode_superblock, encode_superblock
 
 __all__ = [
     "SEGMENT_BYTES_DEFAULT",
+    "FoundMap",
     "MetadataStore",
     "OpenedMetadata",
     "create_metadata",
@@ -210,6 +212,16 @@ class MetadataStore:
         self._file.close()
 
 
+class FoundMap(NamedTuple):
+    """The dirty set of a replica that was opened."""
+
+    blocks: DirtyMap
+    doubtful: DirtyMap
+    """Those of them that the journal names: they may hold anything after a crash."""
+    damaged_sectors: int
+    """Of the bitmap: their blocks are counted as dirty."""
+
+
 @dataclass(frozen=True, slots=True)
 class OpenedMetadata:
     """What a metadata file says when it is opened.
@@ -229,6 +241,20 @@ class OpenedMetadata:
     """Higher than any journal generation in the file."""
     notes: tuple[str, ...]
     """What was found damaged and could be made up for: for the log."""
+
+    def dirty_map(self) -> FoundMap:
+        """The dirty set; reads the pages, so once."""
+        blocks = DirtyMap(block_count_of(self.superblock.size_bytes))
+        damaged = 0
+        for page in self.pages:
+            blocks.load_page(page.number, page.content)
+            damaged += page.damaged_sectors
+        doubtful = DirtyMap(blocks.block_count)
+        if not self.superblock.clean:
+            for start, stop in self.intents:
+                doubtful.mark(start, stop)
+            blocks.merge(doubtful)
+        return FoundMap(blocks, doubtful, damaged)
 
 
 def _journal(file: BlockFile, layout: Layout, block_count: int) -> Journal:
