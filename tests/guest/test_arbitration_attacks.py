@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
@@ -45,6 +46,30 @@ async def test_an_exchanged_disk_is_not_promoted_though_the_grant_calls_its_host
                 await first.arbitration.move()
                 await until(lambda: second.serves)
                 assert await second.read(3) == noise(3)
+
+
+async def test_a_disk_from_before_the_last_moves_is_not_promoted(both: Both) -> None:
+    async with in_time():
+        async with both.whole() as (first, second):
+            await first.write(3)
+        here, backup = both.pair.base / "b", both.pair.base / "backup"
+        shutil.copytree(here, backup)
+        async with both.whole() as (first, second):
+            for source, target in ((first, second), (second, first)):
+                await source.arbitration.move()
+                await until(lambda: target.serves)  # noqa: B023 - awaited in this round
+                await target.write(4)
+                await until(lambda: agreed(first) and agreed(second))
+        for file in backup.glob("vda*"):
+            shutil.copy2(file, here / file.name)
+        async with both.host("b") as second:
+            await trio.sleep(1.5 * TIMING.failover_ns / NS_PER_S)
+            assert not second.serves
+            async with both.host("a") as first:
+                await until(lambda: agreed(first) and agreed(second) and first.guest.in_sync)
+                await first.arbitration.move()
+                await until(lambda: second.serves)
+                assert await second.read(4) == noise(4)
 
 
 async def test_a_permit_that_was_asked_for_is_taken_back_too(

@@ -184,7 +184,8 @@ class Arbitration:
 
     def _look(self) -> None:
         grant = self.arbiter.grant
-        ready = could_serve(self._guest, new=grant is None or grant.is_first)
+        term = grant.term if grant is not None and grant.owner != self._host else 0
+        ready = could_serve(self._guest, new=grant is None or grant.is_first, term=term)
         if ready is not self._ready:
             self._ready = ready
             self._act(self.arbiter.is_ready(ready, self._now_ns()))

@@ -46,18 +46,21 @@ LOOK_S: Final = 0.005
 """Between two looks whether something has ended: short, for the guest stands still meanwhile."""
 
 
-def could_serve(guest: Guest, *, new: bool) -> bool:
+def could_serve(guest: Guest, *, new: bool, term: int) -> bool:
     """Whether what lies on this host's disks could serve the guest, if this host may.
 
     ``new``: nothing was agreed of the guest but who has it first.  Later a replica that was never written is
-    an exchanged disk, whatever a grant says of its host (DESIGN rule 3).
+    an exchanged disk, whatever a grant says of its host (DESIGN rule 3).  ``term``: of the other host's
+    grant; 0 if it is ours.  A replica that was proven in sync under it has recorded it: one that has not was
+    put back from a backup, or is still to be proven.
     """
     if guest.closed or guest.ill:
         return False
     if guest.session.sources:
         return guest.paused or all(source.failed is None for source in guest.session.sources)
     usable = {Condition.CONSISTENT, Condition.BLANK} if new else {Condition.CONSISTENT}
-    return all(target.superblock.condition in usable for target in guest.session.targets)
+    blocks = [target.superblock for target in guest.session.targets]
+    return all(block.condition in usable and block.term >= term for block in blocks)
 
 
 async def finish(guest: Guest) -> None:
