@@ -17,7 +17,7 @@ from pairsync.io.dialer import Dialer
 from pairsync.io.gate import Gate
 from pairsync.io.hub import Hub
 from pairsync.io.tls import TlsContexts, TlsStream
-from pairsync.wire.hello import Bye, ControlMessage, LaneAccept, LaneOffer, LaneRefuse, Pong
+from pairsync.wire.hello import Bye, ControlMessage, LaneAccept, LaneOffer, LaneRefuse, Pong, Refuse
 
 TIMINGS = LinkTimings()
 PEER = ("10.0.0.2", 7000)
@@ -114,17 +114,24 @@ async def test_other_answers_than_an_accepted_lane(
 ) -> None:
     pair.timings = TIMINGS
     active = Recorder()
-    listener = HandMade(pair, memory, [LaneRefuse(b"", False, "not now"), Bye("away"), Pong(1), None])
+    answers: list[ControlMessage | None] = [
+        LaneRefuse(b"", False, "not now"),
+        Refuse("too many"),
+        Bye("away"),
+        Pong(1),
+        None,
+    ]
+    listener = HandMade(pair, memory, answers)
     await nursery.start(listener.run)
     async with pair.dial(active, PEER) as link:
         with trio.fail_after(60):
-            while len(listener.offers) < 4:
+            while len(listener.offers) < 5:
                 await trio.sleep(0.1)
         assert not active.events
-        assert link.statistics().refused == {"dialling": 1}
+        assert link.statistics().refused == {"dialling": 1}  # of all these only Pong breaks the protocol
     assert isinstance(listener.heard[-1], Bye)  # the peer is told that Pong is no answer
-    assert len({offer.lane_id for offer in listener.offers}) == 4
-    assert len({offer.session_id for offer in listener.offers}) == 4
+    assert len({offer.lane_id for offer in listener.offers}) == 5
+    assert len({offer.session_id for offer in listener.offers}) == 5
     assert not any(offer.join for offer in listener.offers)
 
 

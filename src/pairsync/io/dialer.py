@@ -14,7 +14,7 @@ import trio
 
 from pairsync.core.backoff import Backoff
 from pairsync.errors import PeerError, PeerLost, ProtocolError, RefusedError
-from pairsync.wire.hello import Bye, LaneAccept, LaneOffer, LaneRefuse, shorten
+from pairsync.wire.hello import Bye, LaneAccept, LaneOffer, LaneRefuse, Refuse, shorten
 from pairsync.wire.seals import LANE_ID_BYTES, SECRET_BYTES, SESSION_ID_BYTES
 
 from .config import PathConfig
@@ -156,7 +156,7 @@ class Dialer:
             if answer.session_gone and running is not None and running.info.session_id == session_id:
                 hub.close_session("the peer has lost this session")
             raise PeerLost(f"{who}: {answer.reason}")
-        if isinstance(answer, Bye):
+        if isinstance(answer, (Bye, Refuse)):  # refused: it has too many control connections, or dials itself
             raise PeerLost(f"{who}: the peer said: {answer.reason}")
         if not isinstance(answer, LaneAccept) or answer.lane_id != lane_id:
             reason = f"{type(answer).__name__} in answer to LaneOffer"
