@@ -26,7 +26,7 @@ from pairsync.core.scrubber import Fault
 from pairsync.core.standing import Phase
 from pairsync.core.units import NS_PER_S
 
-from .disk import SECTORS_PER_BLOCK
+from .disk import SECTOR_BYTES, SECTORS_PER_BLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -80,6 +80,9 @@ class Damage:
         """Whether the host's disk is about to put this write somewhere else."""
         if not replica.armed.misdirect or op.kind is not OpKind.DATA or not self._whole_blocks(op):
             return False
+        other = self._world.hosts[1 - host.index].replicas[replica.index].disk
+        if other.may_be_wrong(op.offset // SECTOR_BYTES, (op.offset + op.length) // SECTOR_BYTES):
+            return False  # the same write went elsewhere there: no good copy would be left
         if host.role is Role.STANDBY:
             return True
         # An active host alone has the only copy of what it writes.

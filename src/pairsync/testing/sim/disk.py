@@ -167,10 +167,14 @@ class SimDisk:
             seen[sector] = value
         return seen
 
+    def may_be_wrong(self, start: int, stop: int) -> bool:
+        """Whether any of these sectors is wrong, or would be again after a power cut."""
+        return any(start <= sector < stop for sector in self._wrong_durable)
+
     def untouched(self, block: int) -> bool:
         """Whether nothing of the block is in the page cache, nor wrong."""
         low, high = block * SECTORS_PER_BLOCK, (block + 1) * SECTORS_PER_BLOCK
-        if any(low <= sector < high for sector in self._wrong_durable):
+        if self.may_be_wrong(low, high):
             return False
         return not any(entry.start < high and low < entry.stop for entry in self._log)
 

@@ -102,6 +102,7 @@ class SimHost:
         """
         world = self._world
         for replica in self.replicas:
+            replica.unsound = 0
             if replica.grow():
                 replica.digests.grow(replica.disk, known=False)
             if not replica.metadata.superblock.clean:
@@ -329,6 +330,8 @@ class SimHost:
             replica.disk.lose_cache(self._random, self._random.random())
             self._world.damage.back(self)
             self._world.checker.cache_lost(self, replica.index)
+        elif replica.unsound:
+            error = replica.unsound  # `BlockFile.sound`: no flush of that file succeeds any more
         else:
             position, leaves = begun
             if leaves is not None:
@@ -336,6 +339,10 @@ class SimHost:
             for start, stop in replica.disk.flush(position):
                 self._world.checker.differences.written(replica.index, start, stop)
         session.flushed(effect.volume, effect.token, error, self._clock.now)
+        # A standby that hears of it opens its files anew.  If it does not, because an earlier session had
+        # asked for the flush, the next one fails too.
+        heard = bool(session.sources) or session.targets[effect.volume].failed is not None
+        replica.unsound = 0 if heard else error
         self.perform()
 
     def _on_map(self, effect: MapAllocation) -> None:

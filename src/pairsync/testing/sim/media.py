@@ -67,6 +67,7 @@ class Replica:
         "metadata_lane",
         "slow",
         "stores",
+        "unsound",
     )
 
     def __init__(self, index: int, stores: Stores) -> None:
@@ -77,6 +78,7 @@ class Replica:
         self.flush_free_ns = 0  # when the flushes that were asked for have ended: one after the other
         self.hung_until_ns = 0  # nothing was acknowledged that its disk had to do before
         self.applies_asked = 0
+        self.unsound = 0  # errno of a failed flush that nobody has heard of: until its files are opened anew
         self.lane: Lane
         self.metadata_lane: Lane
 
