@@ -18,8 +18,9 @@ so volumes of different size are compared too.  Equal children have equal nodes;
 equal nodes with a probability of 2**-64.
 
 **Leaves have no checksum.**  A leaf that fell over does not fit its block any more, and is told from a
-block that fell over by the peer's.  A page torn by a power cut only mixes old and new leaves, and which of
-these can be wrong is known (``storage.digesttable``).  The header is replaced as a whole.
+block that fell over by the peer's.  A page torn by a power cut or by a failed write, which is between two
+sectors, only mixes old and new leaves, and which of these can be wrong is known (``storage.digesttable``).
+The header is replaced as a whole.
 """
 
 from __future__ import annotations

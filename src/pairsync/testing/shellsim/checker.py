@@ -239,6 +239,8 @@ class Checker:
             view.claims = after.peer_in_sync
         else:
             self.way_back.written(volume, after, view.own)
+            if after.size_bytes > before.size_bytes:
+                self._world.faults.standby_grew()
         if view.claims and view.intact:
             self._check_claim(volume)
             self._check_standby(volume)

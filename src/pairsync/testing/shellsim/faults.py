@@ -87,6 +87,12 @@ class Faults(Storm[SimHost]):
         if self._ambushes:
             self._ambush(1 if phase in {Phase.ABSENT, Phase.IN_SYNC} else FLEETING_FACTOR, self._trap)
 
+    def standby_grew(self) -> None:
+        """It has recorded the larger size, and the active host only does when it hears of that."""
+        deaths = [kind for kind in ("crash-active", "power-active") if kind in self._ambushes]
+        if deaths:
+            self._ambush(FLEETING_FACTOR, lambda: (0, self._random.choice(deaths)))
+
     def _trap(self) -> tuple[int, str]:
         random = self._random
         delay_ns = random.choice((0, random.randrange(NS_PER_MS), random.randrange(20 * NS_PER_MS)))

@@ -31,7 +31,7 @@ from pairsync.storage.digests import OpenedDigests, digests_path, load_digests
 from pairsync.storage.file import RawFile
 from pairsync.storage.metadata import load_metadata, metadata_path
 from pairsync.storage.overlay import Overlays
-from pairsync.testing.disks import Fault, PowerCut, SimAction, SimMedium, SimOperation
+from pairsync.testing.disks import SECTOR_BYTES, Fault, PowerCut, SimAction, SimMedium, SimOperation
 from pairsync.testing.simfiles import SimDirectory, SimGrowingFile
 
 from .network import HostNetwork
@@ -354,6 +354,9 @@ class SimHost:
         if not metadata and (operation.durable or operation.action is SimAction.FLUSH):
             self.suspect = True
         done_bytes = self.world.disks.randrange(operation.length + 1) if operation.length else 0
+        # Whole sectors: neither a disk nor a page cache leaves a part of one.
+        end = (operation.offset + done_bytes) // SECTOR_BYTES * SECTOR_BYTES
+        done_bytes = max(end - operation.offset, 0)
         self.world.trace.note(
             self.name, "disk fails", f"{operation.action.value} {errno.errorcode[armed.errno]}"
         )
