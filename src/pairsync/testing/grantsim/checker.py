@@ -97,11 +97,11 @@ class GrantChecker:
             self._world.fail(rule, f"host {host.name}: {wrong}")
 
     def two_truths(self, host: GrantHost, effect: TwoTruths) -> None:
-        """Two chains met."""
+        """Two chains met; where neither is the newer one, they stay apart until a person speaks."""
         self._world.trace.note(host.name, "two-truths", 0, effect)
         if not self._world.overridden:
             self._world.fail("one-owner", f"{effect.ours.describe()} and {effect.theirs.describe()}")
-        self.forked = True
+        self.forked = self.forked or effect.ours.order == effect.theirs.order
 
     # ------------------------------------------------------------------ data
 
