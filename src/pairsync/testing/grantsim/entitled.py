@@ -43,7 +43,9 @@ def _possible(world: GrantWorld, newest: Grant) -> set[Grant]:
 
 
 def _able(world: GrantWorld, host: GrantHost, grant: Grant) -> bool:
-    if not host.up or host.frozen or host.plane is None or not host.plane.could_serve(new=grant.is_first):
+    if not host.up or host.frozen or host.plane is None:
+        return False
+    if not host.plane.could_serve(new=grant.is_first, term=0):  # of its term the rules must make sure
         return False
     other = world.hosts[1 - host.index]
     if host.voter != grant.owner_id:

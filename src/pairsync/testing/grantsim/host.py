@@ -215,7 +215,8 @@ class GrantHost(Roles):
         if plane is None or arbiter is None:
             return
         grant = arbiter.grant
-        ready = plane.could_serve(new=grant is None or grant.is_first)
+        term = grant.term if grant is not None and grant.owner != self.id else 0
+        ready = plane.could_serve(new=grant is None or grant.is_first, term=term)
         if ready is not self._ready:
             self._ready = ready
             self.act(arbiter.is_ready(ready, self.now_ns))

@@ -130,13 +130,14 @@ class Plane:
         """Whether the guest runs on it."""
         return self.role is Role.ACTIVE and not self.paused and not self.ended
 
-    def could_serve(self, *, new: bool) -> bool:
+    def could_serve(self, *, new: bool, term: int) -> bool:
         """As `guest.roles.could_serve`."""
         session = self.session
         if session.sources:
             return self.paused or all(source.failed is None for source in session.sources)
         useless = {Condition.SYNCING} if new else {Condition.SYNCING, Condition.BLANK}
-        return all(target.superblock.condition not in useless for target in session.targets)
+        blocks = [target.superblock for target in session.targets]
+        return all(block.condition not in useless and block.term >= term for block in blocks)
 
     @property
     def idle(self) -> bool:
