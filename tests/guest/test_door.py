@@ -22,7 +22,7 @@ from pairsync.guest.export import CONTEXT_DIRTY, STATE_DIRTY
 from pairsync.guest.guest import Guest, open_guest
 from pairsync.guest.volume import Volume
 from pairsync.nbd.constants import CONTEXT_ALLOCATION
-from pairsync.nbd.export import Export
+from pairsync.nbd.export import STALE_S, Export
 
 BLOCKS = 64
 
@@ -259,6 +259,7 @@ async def test_what_a_client_had_asked_for_before_it_died_is_not_done_later(pair
         await there._guest.become(Role.ACTIVE, 2, in_order=False)
         await put(there, 0, b"new" + bytes(20))
         dead = True
+        await trio.sleep(2 * STALE_S)
         link.heal()
         await relaying(here)
         assert answers == [[errno.EIO], [errno.EIO] * 2]
