@@ -233,7 +233,7 @@ class Runner:
                 grant = None if active is None else self._watch.grant(active)
                 if active is not None and grant is not None and _is_whole(grant):
                     guest = self._watch.latest[active]
-                    if guest["in_sync"] and len(self._watch.latest) == len(HOSTS):
+                    if guest["in_sync"] and _says_moves(guest) and len(self._watch.latest) == len(HOSTS):
                         return active
                 await trio.sleep(LOOK_S)
         raise self._lab.error(f"not whole again within {WHOLE_S:g} s: {self._describe()}")
@@ -266,7 +266,7 @@ class Runner:
         if (len(grant["in_sync"]) > 1) is not state.in_sync or bool(grant["sole"]) is not state.sole:
             return False
         guest = self._watch.latest[host]
-        if state.in_sync and not guest["in_sync"]:
+        if state.in_sync and not (guest["in_sync"] and _says_moves(guest)):
             return False
         return any(each > since_s for each in reversed(self._watch.answers()))
 
@@ -309,3 +309,10 @@ class Runner:
 
 def _is_whole(grant: Any) -> bool:
     return len(grant["in_sync"]) == len(HOSTS) and not grant["sole"]
+
+
+def _says_moves(guest: Any) -> bool:
+    """Whether an owner says that its peer could serve: an owner's disk that fails now is not noticed."""
+    return bool(
+        guest["survives"] and guest["survives"]["single"][Failure.OWNER_DISK.value]["fate"] == "moves"
+    )
