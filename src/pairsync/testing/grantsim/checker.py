@@ -66,6 +66,9 @@ class GrantChecker:
                 world.fail("illegal-grant", f"{grant.describe()} after {before.describe()}: {wrong}")
         if grant.override:
             self._forced.add(grant.fork)
+            if host.serves and grant.owner == host.id:  # it goes on, and is the truth
+                self._forced.clear()
+                world.guest.overruled(grant.fork, host.stores.disk.content)
         before = self._newest
         if before is None or grant.order > before.order:
             self._newest = grant
@@ -86,8 +89,10 @@ class GrantChecker:
         return self._world.hosts[self._served_by or 0]
 
     def _joins(self, grant: Grant) -> None:
+        if not self._world.guest.is_truth(grant.fork):
+            return
         for host in self._world.hosts:
-            if host.id in grant.in_sync:
+            if host.id in grant.in_sync and host.up and not self._world.overridden:  # nor replaced since
                 self._owes(host, "in-sync-claim")
 
     def _owes(self, host: GrantHost, rule: str) -> None:

@@ -107,9 +107,10 @@ def _watch(world: GrantWorld, owner: GrantHost, life: int, failure: Failure, fat
     else:
         _require(world, not other and not there, failure, "the guest was to stop")
         return
-    before = world.guest.acknowledged
     world.run_until(world.clock.now + SETTLE_NS)
-    _require(world, world.guest.acknowledged > before, failure, "nothing is acknowledged after it")
+    oldest_ns = world.guest.oldest_ns()
+    served = oldest_ns is None or oldest_ns > struck_ns + timing.failover_ns
+    _require(world, served, failure, "what is asked after it is not answered")
 
 
 def _require(world: GrantWorld, holds: bool, failure: Failure, text: str) -> None:

@@ -45,7 +45,9 @@ def _possible(world: GrantWorld, newest: Grant) -> set[Grant]:
 def _able(world: GrantWorld, host: GrantHost, grant: Grant) -> bool:
     if not host.up or host.frozen or host.plane is None:
         return False
-    if not host.plane.could_serve(new=grant.is_first, term=0):  # of its term the rules must make sure
+    # The rules make sure of its term; but an override of a host that serves already changes the term alone.
+    term = grant.term if world.overridden and grant.owner != host.id else 0
+    if not host.plane.could_serve(new=grant.is_first, term=term):
         return False
     other = world.hosts[1 - host.index]
     if host.voter != grant.owner_id:
@@ -53,6 +55,9 @@ def _able(world: GrantWorld, host: GrantHost, grant: Grant) -> bool:
             return False
         if other.up and (other.index, host.index) not in world.network.cut:
             return False  # the owner is there, and asks not to be replaced
+        known = host.base
+        if known is None or (known.order < grant.order and known.sole is not None):
+            return False  # the owner died before anybody heard that it had taken this one in
     elif host.id not in grant.in_sync:
         return False
     reached = {host.voter}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Clients"]
 
 CLIENTS = 2
-RETRY_NS = 20 * NS_PER_MS
+RETRY_NS = 40 * NS_PER_MS
 READ_SHARE = 0.4
 WRITE_SECTORS_MAX = 12
 
@@ -103,7 +103,11 @@ class Clients:
     def counts(self, host: GrantHost) -> bool:
         """Whether what that host says does: no person has chosen another one."""
         grant = host.arbiter.grant if host.arbiter is not None else None
-        return grant is not None and self._truth in {None, grant.fork}
+        return grant is not None and self.is_truth(grant.fork)
+
+    def is_truth(self, fork: bytes) -> bool:
+        """Whether no person has chosen another chain than that one."""
+        return self._truth in {None, fork}
 
     def overruled(self, fork: bytes, content: Sequence[int]) -> None:
         """A person has made a host the owner: what it holds is the truth, and nothing else."""

@@ -220,7 +220,7 @@ class GrantHost(Roles):
         if ready is not self._ready:
             self._ready = ready
             self.act(arbiter.is_ready(ready, self.now_ns))
-        if arbiter.wants_proof and plane.serves and plane.session.in_sync:
+        if plane.serves and plane.session.in_sync and arbiter.wants_proof:
             _, effects = arbiter.peer_in(self.now_ns)
             self.act(effects)
 

@@ -104,7 +104,7 @@ def draw_profile(random: Random) -> GrantProfile:
         storm_ns=between(random, NS_PER_S, 12 * NS_PER_S),
         ambush=random.choice((0.0, 0.02, 0.1)),
         think_ns=between(random, 20 * NS_PER_MS, 800 * NS_PER_MS),
-        safety_ns=random.randrange(15, 45) * NS_PER_S,
+        safety_ns=random.randrange(12, 34) * NS_PER_S,
         faults=faults,
         drill=random.random() < 0.15,
     )

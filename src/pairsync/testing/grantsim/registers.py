@@ -13,8 +13,8 @@ Two judges that know nothing of replication:
 A write whose end nobody was told may happen at any later moment, but not after a write of the same sector
 that was submitted after its host had died, and acknowledged.
 
-A read that meets a write under way may see it, and a failover may undo that write, for it was not
-acknowledged: as on any disk, nobody may rely on what he reads where he writes.  Such reads are left out.
+Until then a read may see it, on the host that has it, and a failover may undo it: nobody was told that it is
+there.  Such reads are left out.
 """
 
 from __future__ import annotations
@@ -92,11 +92,6 @@ class _Write(NamedTuple):
     acknowledged: int | None
 
 
-def _meets(read: Operation, write: _Write | None) -> bool:
-    """Whether it has read what was under way, and was never acknowledged."""
-    return write is not None and write.acknowledged is None and read.begin < write.life_end
-
-
 class Registers:
     """The history of all sectors."""
 
@@ -133,11 +128,21 @@ class Registers:
                 )
                 for each in writes.values()
             ]
-            reads = [each for each in self._reads[sector] if not _meets(each, writes.get(each.value))]
+            reads = [
+                each
+                for each in self._reads[sector]
+                if not self._meets(each, writes.get(each.value), acknowledged)
+            ]
             wrong = first_nonlinear([*operations, *reads], self._initial[sector])
             if wrong is not None:
                 return f"sector {sector}: {wrong}"
         return None
+
+    def _meets(self, read: Operation, write: _Write | None, acknowledged: Iterable[_Write]) -> bool:
+        """Whether it has read what was never acknowledged, and may yet be undone."""
+        if write is None or write.acknowledged is not None:
+            return False
+        return read.begin < self._until(write, acknowledged)
 
     def _until(self, write: _Write, acknowledged: Iterable[_Write]) -> int:
         later = [each.acknowledged or NEVER for each in acknowledged if each.begin > write.life_end]

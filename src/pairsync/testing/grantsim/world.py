@@ -165,6 +165,9 @@ class GrantWorld:
     def _become_whole(self) -> None:
         deadline_ns = self.clock.now + WHOLE_NS_MAX
         while not self.whole():
+            if self.overridden and self._nothing_left():
+                self.coverage.reach("operator-lost-all")
+                return
             if self.clock.now > deadline_ns:
                 self.fail("liveness", f"not whole: {self._standing()}")
             self.run_until(self.clock.now + NS_PER_S)
@@ -182,6 +185,11 @@ class GrantWorld:
         if wrong is not None:
             self.fail("not-linearizable", wrong)
 
+    def _nothing_left(self) -> bool:
+        """A person has chosen a host without a usable replica, and the other one's is gone too."""
+        planes = [host.plane for host in self.hosts]
+        return all(each is not None and not each.could_serve(new=False, term=0) for each in planes)
+
     def _at_rest(self) -> bool:
         planes = [host.plane for host in self.hosts]
         return self.whole() and not self.guest.busy and all(each is not None and each.idle for each in planes)
@@ -191,7 +199,7 @@ class GrantWorld:
         newest = self.checker.newest
         if newest is None or len(newest.in_sync) < 2 or not any(host.serves for host in self.hosts):
             return False
-        if self.witnesses and len(newest.voters) < 3:
+        if self.witnesses and len(newest.voters) < 3 and not self.overridden:  # it may keep the other truth
             return False
         return all(host.plane is not None and host.plane.session.in_sync for host in self.hosts)
 
@@ -201,9 +209,12 @@ class GrantWorld:
             return
         serving = [host for host in self.hosts if host.serves]
         if not serving and entitled(self) is None:
-            self.coverage.reach("operator-overrides")
-            self.faults.override(self.checker.served_last)
-            self.changed()
+            whole = [host for host in self.hosts if host.plane and host.plane.could_serve(new=False, term=0)]
+            if whole:
+                self.coverage.reach("operator-overrides")
+                last = self.checker.served_last
+                self.faults.override(last if last in whole else whole[0])
+                self.changed()
         elif serving and self.overridden and (self.checker.refused or self.checker.forked):
             keeps = next((host for host in serving if self.guest.counts(host)), serving[0])
             self._pick(keeps)
