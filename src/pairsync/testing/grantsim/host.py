@@ -337,5 +337,6 @@ class GrantHost(Roles):
 
     def _tick(self, at_ns: int) -> None:
         if self.arbiter is not None and (at_ns == self._tick_ns or self._tick_ns <= self.now_ns):
+            self._tick_ns = 0  # also where the clock's rate has changed, and it is not due yet
             self.act(self.arbiter.tick(self.now_ns))
             self.perform()
