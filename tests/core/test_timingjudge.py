@@ -67,6 +67,7 @@ def test_it_warns_before_it_breaks(what: Measure) -> None:
 def test_one_peak_breaks_only_what_keeps_two_guests_apart(what: Measure) -> None:
     judgement = judge_after((what, allowed_ns(derive(), what) + 1), times=1)
     assert judgement.verdict is (BROKEN if what in STRICT else WARN)
+    assert judgement.reason.endswith("would hold" if what in STRICT else "not often enough to break it")
 
 
 def test_the_reason_names_the_worst_and_what_would_hold() -> None:

@@ -159,11 +159,12 @@ class TimingJudge:
             self._terms.items(), key=lambda each: (each[1].verdict, each[1].peak_ns / each[1].allowed_ns)
         )
         smallest_ns = self._smallest_ns()
-        advice = (
-            "no failover time can be kept like this"
-            if smallest_ns is None
-            else f"a failover time of {smallest_ns / NS_PER_S:g} s would hold"
-        )
+        if smallest_ns is None:
+            advice = "no failover time can be kept like this"
+        elif smallest_ns <= self._timing.failover_ns:  # a peak, of a term that may have one
+            advice = "not often enough to break it"
+        else:
+            advice = f"a failover time of {smallest_ns / NS_PER_S:g} s would hold"
         reason = (
             f"{worst.value} takes up to {term.peak_ns / NS_PER_MS:.0f} ms, and "
             f"{term.allowed_ns / NS_PER_MS:.0f} ms are allowed at a failover time of "
