@@ -13,7 +13,7 @@ from pairsync.testing.grantsim.__main__ import main, report
 from pairsync.testing.sim import Outcome, run_seeds
 
 SEEDS = 2000
-"""In CI: a minute and a half on two quiet cores."""
+"""In CI: two minutes on two busy cores."""
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ STATES = ("both", "both-sole", "alone", "changing")
 _WHERE: dict[str, tuple[str, ...]] = {
     "move": ("both", "both-sole"),
     "witness-after-peer": ("both", "both-sole"),
-    "witness-rolled-back": ("both", "both-sole", "alone"),
+    "witness-rolled-back": ("both",),  # both hosts have to have seen it farther: rare in other states
     "override": ("both", "both-sole", "alone", "changing"),
 }
 
