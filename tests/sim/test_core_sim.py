@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from pairsync.testing.sim import Outcome, World, missing, required, run_seeds, simulate
-from pairsync.testing.sim.__main__ import main, report
+from pairsync.testing.sim.__main__ import COMMAND
 
 SEEDS = 1000
 """In CI: a minute and a half on two quiet cores; three minutes are the budget."""
@@ -25,11 +26,11 @@ def test_many_seeds_break_no_rule_and_reach_everything() -> None:
 
     def progress(_: object, outcome: Outcome) -> None:
         if outcome.failure is not None:
-            failed.append(report(outcome))
+            failed.append(COMMAND.report(outcome))
 
     summary = run_seeds(range(SEEDS), jobs=2, progress=progress)
     assert not failed, "\n\n".join(failed[:3])
-    assert not summary.missing, f"{SEEDS} seeds have not reached {summary.missing}"
+    assert not missing(summary.coverage)
     assert summary.seeds == SEEDS
     assert summary.ratio > RATIO_MIN / 5
 
@@ -65,23 +66,20 @@ def test_failure_shows_the_trace_and_how_to_replay_it(
         world.fail("lost-write", "sector 3 holds something else")
 
     monkeypatch.setattr(World, "run", write_wrong)
-    assert main(["--seed", "5"]) == 1
+    assert COMMAND.main(["--seed", "5"]) == 1
     shown = capsys.readouterr().out
     assert "lost-write: sector 3 holds something else" in shown
     assert "active   applied" in shown
     assert "python -m pairsync.testing.sim --seed 5" in shown
 
 
-def test_run_that_reaches_too_little_fails(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("pairsync.testing.sim.__main__.COVERAGE_SEEDS", 1)
-    assert main(["--seeds", "1", "--jobs", "1"]) == 2
+def test_run_that_reaches_too_little_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert replace(COMMAND, coverage_seeds=1).main(["--seeds", "1", "--jobs", "1"]) == 2
     assert "not reached: crash-active@" in capsys.readouterr().out
 
 
 def test_summary_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--seeds", "2", "--start", "3", "--jobs", "1", "--json"]) == 0
+    assert COMMAND.main(["--seeds", "2", "--start", "3", "--jobs", "1", "--json"]) == 0
     shown = capsys.readouterr().out
     assert '"seeds": 2' in shown
     assert '"failed": []' in shown

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from pairsync.testing.grantsim import GrantWorld, missing, required, simulate
-from pairsync.testing.grantsim.__main__ import main, report
+from pairsync.testing.grantsim.__main__ import COMMAND
 from pairsync.testing.sim import Outcome, run_seeds
 
 SEEDS = 2000
@@ -23,7 +24,7 @@ def test_many_seeds_break_no_rule_and_reach_everything() -> None:
 
     def progress(_: object, outcome: Outcome) -> None:
         if outcome.failure is not None:
-            failed.append(report(outcome))
+            failed.append(COMMAND.report(outcome))
 
     summary = run_seeds(range(SEEDS), jobs=2, progress=progress, run=simulate)
     assert not failed, "\n\n".join(failed[:3])
@@ -64,18 +65,15 @@ def test_failure_shows_the_trace_and_how_to_replay_it(
         world.fail("two-running", "the guest runs on both hosts")
 
     monkeypatch.setattr(GrantWorld, "run", run_twice)
-    assert main(["--seed", "5"]) == 1
+    assert COMMAND.main(["--seed", "5"]) == 1
     shown = capsys.readouterr().out
     assert "two-running: the guest runs on both hosts" in shown
     assert "takes-over" in shown
     assert "python -m pairsync.testing.grantsim --seed 5" in shown
 
 
-def test_run_that_reaches_too_little_fails(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("pairsync.testing.grantsim.__main__.COVERAGE_SEEDS", 1)
-    assert main(["--seeds", "1", "--jobs", "1"]) == 2
+def test_run_that_reaches_too_little_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert replace(COMMAND, coverage_seeds=1).main(["--seeds", "1", "--jobs", "1"]) == 2
     assert "not reached: crash-owner@" in capsys.readouterr().out
 
 

@@ -12,7 +12,6 @@ from functools import partial
 
 from pairsync.core.units import NS_PER_S
 
-from .coverage import missing
 from .world import Outcome, simulate
 
 __all__ = ["Summary", "run_seeds"]
@@ -38,11 +37,6 @@ class Summary:
     def ratio(self) -> float:
         """Simulated time against processor time."""
         return self.simulated_ns / NS_PER_S / self.busy_s if self.busy_s else 0.0
-
-    @property
-    def missing(self) -> list[str]:
-        """What the seeds should have reached, together, and have not."""
-        return missing(self.coverage)
 
     def add(self, outcome: Outcome, busy_s: float) -> None:
         """Another seed has been run."""
