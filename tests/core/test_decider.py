@@ -181,6 +181,17 @@ def test_a_move_is_given_up_when_the_peer_turns_out_to_have_forgotten() -> None:
     assert not any(grant.owner == B for grant in decider.register.possible)
 
 
+def test_a_failed_disk_that_could_not_be_left_stays_in_sync() -> None:
+    """Else its owner could never go on alone: only the peer would be, and that is gone."""
+    decider = _owner()
+    decider.answered("w", VIEW)
+    assert decider.move(leaving=True)[0] == ""
+    out = decider.expired(Wait.SILENCE) + decider.stopped()  # it is gone before it was told
+    swap = next(each for each in out if isinstance(each, AskWitness) and each.state is not None)
+    assert swap.state is not None
+    assert swap.state.accepted == ALONE
+
+
 def test_moves_that_are_refused() -> None:
     assert _up(A1, BOTH).move()[0] == "the guest does not run here"
     alone = _up(A1, ALONE)

@@ -258,8 +258,15 @@ class Decider(Footing):
             out.append(SendPeer(Beat(self.own, self.base, 1 if asks else 0)))
             self._wait(Wait.BEAT, out)
 
+    def _stays(self) -> None:
+        """A move does not come about: this host's replica, that was to leave with it, is wanted as before."""
+        if self.moving and self.base is not None:
+            self.wanted |= self.base.in_sync & {self.register.name}
+        self.moving = False
+
     def _excludes_peer(self) -> None:
-        self.vouched = self.moving = False
+        self._stays()
+        self.vouched = False
         self.wanted = self.wanted - {self.register.peer} or self.wanted
 
     # ------------------------------------------------------------------ what follows
@@ -284,7 +291,7 @@ class Decider(Footing):
         self.known = base
         self.unsure = self.unsure and before is None
         owned_before = before is not None and before.owner_id == self.own
-        self.moving = False
+        self._stays()
         self.waits -= {Wait.ROUND}
         peer = frozenset({self.register.peer})
         if self.owns and owned_before:
