@@ -86,6 +86,12 @@ async def test_a_second_up_resumes_what_is_there(lab_directory: Path) -> None:
         assert all(event["blocks"] == 0 for event in lab.seen("resync", host="a"))
     async with running_lab(lab_directory, {"more": 1 * MIB}) as lab:
         assert set(lab.ready["hosts"]["b"]["volumes"]) == {"vda", "more"}
+        await lab.request("move", guest="lab")
+    async with running_lab(lab_directory, {"yet": 1 * MIB}) as lab:  # a volume begins where the guest runs
+        await lab.wait_active("b")
+        async with await lab.connect("yet") as client:
+            await client.write(0, b"y" * 4096)
+    assert not differences(lab_directory, "yet")
     assert not differences(lab_directory, "vda")
 
 

@@ -266,9 +266,10 @@ class Arbitration:
 
     @property
     def in_sync(self) -> bool:
-        """Whether both replicas are in sync, by proof and by grant (DESIGN rule 8)."""
-        grant = self.arbiter.grant
-        return grant is not None and len(grant.in_sync) > 1 and self._guest.in_sync
+        """Whether both are in sync, by proof and by grant (DESIGN rule 8), and the peer could serve."""
+        grant, decider = self.arbiter.grant, self.arbiter.decider
+        both = grant is not None and len(grant.in_sync) > 1 and self._guest.in_sync
+        return both and (decider.peer_ready or not decider.owns)
 
     def standing(self) -> Standing | None:
         """What is agreed; None before anything is."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import glob
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from pairsync.errors import BackendError, ConfigError
 from pairsync.guest.replica import create_replica
 from pairsync.io.keys import open_identity
 from pairsync.storage.acceptorfile import AcceptorFile
+from pairsync.storage.file import create_volume
 from pairsync.storage.metadata import metadata_path
+from pairsync.wire.arbitration import decode_acceptor
 
 from .arbitrate import create_memory, first_memory
 from .durable import write_durably
@@ -58,11 +61,16 @@ def _prepare(directory: Path, lab: LabFile, made: list[Path]) -> None:
     lab.save(directory)
     if lab.arbitrated:
         _prepare_register(directory, lab, made)
+    owner = _owner(directory, hosts)
     for host in hosts:
         peer = HOSTS[1 - HOSTS.index(host)]
         write_durably(directory / host / "peer.pem", certificates[peer])
         for name, size_bytes in lab.volumes.items():
-            made += _make_volume(directory / host / f"{name}.img", name, size_bytes, lab)
+            path = directory / host / f"{name}.img"
+            if host == owner and not path.exists():
+                create_volume(path, size_bytes)
+                made.append(path)
+            made += _make_volume(path, name, size_bytes, lab)
         write_durably(directory / host / "host.toml", _host_toml(directory, host, lab).encode())
 
 
@@ -83,6 +91,28 @@ def _prepare_register(directory: Path, lab: LabFile, made: list[Path]) -> None:
         add_pair(place, lab.pair_id, certificates, replace=True)
     elif lab.witness == "etcd":
         (directory / WITNESS).mkdir(mode=0o700, exist_ok=True)
+
+
+def _owner(directory: Path, hosts: Sequence[str]) -> str | None:
+    """Who owns the guest of a lab that has been up; None at first, and without arbitration.
+
+    A volume that comes to such a guest begins there as one that is written: from an owner with a disk that
+    was never written, which is an exchanged one, nobody would be served (`guest.roles.could_serve`).
+    """
+    owners: dict[tuple[int, int], bytes] = {}
+    fingerprints: dict[bytes, str] = {}
+    for host in hosts:
+        if not (directory / host / "register").exists():
+            continue
+        memory = AcceptorFile.open(directory / host / "register")
+        try:
+            base = decode_acceptor(memory.state).base
+        finally:
+            memory.close()
+        if base is not None and not base.is_first:
+            owners[base.term, base.epoch] = base.owner
+        fingerprints[open_identity(directory / host / "identity", "").fingerprint] = host
+    return fingerprints.get(owners[max(owners)]) if owners else None
 
 
 def _make_volume(path: Path, name: str, size_bytes: int, lab: LabFile) -> list[Path]:
