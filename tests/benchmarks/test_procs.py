@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -49,8 +50,16 @@ def test_server_is_gone_after_the_block(tmp_path: Path) -> None:
     with Server(argv, listens_on=("127.0.0.1", port), log_path=tmp_path / "log") as server:
         pid = server.pid
         assert pid in with_children(os.getpid())
-        assert cpu_seconds([pid]) > 0
     assert not _runs(pid)
+
+
+def test_processor_time_is_that_of_the_process() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        try:  # the kernel counts in ticks of 10 ms: more than one
+            until(lambda: cpu_seconds([busy.pid]) > 0.02, timeout_s=30.0, what="a loop has used some")
+        finally:
+            busy.kill()
+    assert cpu_seconds([busy.pid]) == 0  # of nobody
 
 
 def test_server_that_ends_at_once_is_quoted(tmp_path: Path) -> None:

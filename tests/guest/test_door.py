@@ -168,11 +168,13 @@ class Client:
         self.content: dict[int, bytes] = {}
         self.count = 0
         self.stopped = False  # what is begun ends
+        self.ended = trio.Event()  # and has ended
 
     async def run(self) -> None:
         while not self.stopped:
             await self.step()
             await trio.sleep(0)
+        self.ended.set()
 
     async def step(self) -> None:
         block = self.first + self.random.randrange(BLOCKS // 2)

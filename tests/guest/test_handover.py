@@ -96,6 +96,22 @@ class Sick:
         await self.guests[host].use_threads("vda")
         self.disks[host].set(state)
 
+    async def rest(self) -> None:
+        """Have the clients end, and return when the owner's disk has nothing left to do by itself."""
+        for client in self.clients:
+            client.stopped = True
+            await client.ended.wait()
+        tracker = self.guests["a"].session.sources[0].tracker
+        while tracker.unflushed or tracker.closing is not None:  # a flush covers what no other has yet begun
+            await self.doors["a"].flush()
+
+    def resume(self) -> None:
+        """Let the clients go on."""
+        assert self.register.nursery is not None
+        for client in self.clients:
+            client.stopped, client.ended = False, trio.Event()
+            self.register.nursery.start_soon(client.run)
+
     async def progress(self) -> None:
         """Return when each client has had some answers."""
         counts = [client.count for client in self.clients]
@@ -120,8 +136,7 @@ async def sick_pair(pair: Pair) -> AsyncIterator[Sick]:
         active.perform()
         async with trio.open_nursery() as nursery:
             sick.register.nursery = nursery
-            for client in sick.clients:
-                nursery.start_soon(client.run)
+            sick.resume()
             await sick.progress()
             yield sick
             await sick.progress()
@@ -173,33 +188,25 @@ async def test_a_disk_that_hangs_is_not_waited_for(pair: Pair, ends_with: DiskSt
 
 async def test_reads_that_hang_are_noticed_too(pair: Pair) -> None:
     async with sick_pair(pair) as sick:
-        for client in sick.clients:
-            client.stopped = True
-        while sick.guests["a"].session.sources[0].tracker.unflushed:
-            await sick.doors["a"].flush()
+        await sick.rest()
         await sick.turn("a", DiskState.HANG)
         for client in sick.clients:
             await client.check(sick.doors["a"])
         assert "hangs" in sick.register.reasons[0]
         assert sick.guests["b"].role is Role.ACTIVE
         await sick.turn("a", DiskState.OK)
-        for client in sick.clients:
-            client.stopped = False
-            sick.register.nursery.start_soon(client.run)  # type: ignore[union-attr]
+        sick.resume()
 
 
 async def test_a_disk_that_fails_unused_is_found_by_asking(pair: Pair) -> None:
     async with sick_pair(pair) as sick:
-        for client in sick.clients:
-            client.stopped = True
-        await sick.doors["a"].flush()
+        await sick.rest()
         await sick.turn("a", DiskState.FAIL)
         await sick.register.moved.wait()
         assert "it was asked whether it works" in sick.register.reasons[0]
         for client in sick.clients:
             await client.check(sick.doors["a"])
-            client.stopped = False
-            sick.register.nursery.start_soon(client.run)  # type: ignore[union-attr]
+        sick.resume()
         await sick.turn("a", DiskState.OK)
 
 
