@@ -86,6 +86,13 @@ class Arbiter:
         self.timing = timing
         self._fraction = fraction
         self._held = HeldBack()
+        self._durations_ns = {
+            Wait.BEAT: timing.heartbeat_ns,
+            Wait.SILENCE: timing.silence_ns,
+            Wait.PROMISE: timing.promise_ns,
+            Wait.PROBE: timing.witness_probe_ns,
+            Wait.LOST: timing.witness_lost_ns,
+        }
         # Invariant: the waits with a deadline are those of the decider.
         self._deadlines: dict[Wait, int] = {}
         self._late: set[Wait] = set()  # waits that were given more time because they were noticed late
@@ -123,7 +130,7 @@ class Arbiter:
         Also where the grant calls it in sync already, say after a restart: only a memory that is vouched for
         may become a voter, or be moved to.
         """
-        return self.decider.owns and not self.decider.vouched and self._discord_ns is None
+        return not self.decider.vouched and self.decider.owns and self._discord_ns is None
 
     def owner_is_silent(self, now_ns: int) -> bool:
         """Whether this host would take over, and the owner has gone on without it by now, or has stopped.
@@ -321,13 +328,7 @@ class Arbiter:
             paused = self.decider.register.paused
             duration_ns = self._backoff.failed(self._fraction()) if paused else self._attempt_ns
         else:
-            duration_ns = {
-                Wait.BEAT: timing.heartbeat_ns,
-                Wait.SILENCE: timing.silence_ns,
-                Wait.PROMISE: timing.promise_ns,
-                Wait.PROBE: timing.witness_probe_ns,
-                Wait.LOST: timing.witness_lost_ns,
-            }[wait]
+            duration_ns = self._durations_ns[wait]
         self._deadlines[wait] = now_ns + duration_ns
 
     # ------------------------------------------------------------------ effects

@@ -14,8 +14,8 @@ from .arbitration import Effect
 __all__ = ["AskWitness", "Guest", "Outcome", "Wait", "Waiting"]
 
 
-class Wait(enum.Enum):
-    """What is waited for, and what its end means."""
+class Wait(enum.StrEnum):
+    """What is waited for, and what its end means.  (Strings: they are looked up with every input.)"""
 
     BEAT = "beat"
     """The next heartbeat is due."""

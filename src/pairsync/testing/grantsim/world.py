@@ -215,9 +215,29 @@ class GrantWorld:
                 last = self.checker.served_last
                 self.faults.override(last if last in whole else whole[0])
                 self.changed()
+            elif self.checker.newest is not None and self.checker.newest.is_first and self._nothing_left():
+                self._begin_anew()
         elif serving and self.overridden and (self.checker.refused or self.checker.forked):
             keeps = next((host for host in serving if self.guest.counts(host)), serving[0])
             self._pick(keeps)
+
+    def _begin_anew(self) -> None:
+        """Its first owner has lost its memory before anything was written: the guest is made once more."""
+        self.coverage.reach("operator-begins-anew")
+        if self.guest.acknowledged:
+            self.fail("lost-write", "both replicas are blank, and something was acknowledged")
+        for host in self.hosts:
+            if host.up:
+                host.crash(power=False, why="stopped")
+        voters = [VoterId(host.id, self.random.randbytes(INCARNATION_BYTES)) for host in self.hosts]
+        grant = genesis(voters[0], self.random.randbytes(FORK_BYTES))
+        self.hosts[0].memory = AcceptorState(voters[0].incarnation, grant)
+        self.hosts[1].memory = AcceptorState(voters[1].incarnation)
+        for witness in self.witnesses.values():
+            witness.lose()
+        self.checker.begin(grant)
+        for host in self.hosts:
+            self.faults.restart(host)
 
     def _pick(self, keeps: GrantHost) -> None:
         """Of two truths this host's is kept; the other host begins anew."""
