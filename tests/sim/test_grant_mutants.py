@@ -25,8 +25,10 @@ from pairsync.core.permit import Permit
 from pairsync.core.proposer import Round
 from pairsync.core.session import Session
 from pairsync.core.standing import Standing
+from pairsync.errors import RefusedError
 from pairsync.testing.grantsim import draw_profile, simulate
 from pairsync.testing.grantsim.witness import Witness
+from pairsync.wire import hello
 
 SEEDS_MAX = 120
 CI_SEEDS = 2000
@@ -193,6 +195,24 @@ def leave_the_witness_among_the_voters(patch: pytest.MonkeyPatch) -> None:
 @mutant("liveness", faults="crash-owner isolate-owner power-owner")
 def never_take_over(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(policy, "_take_over", lambda now: None)
+
+
+@mutant("version", faults="upgrade-owner upgrade-standby upgrade-witness")
+def speak_what_only_one_of_two_understands(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(hello, "negotiate", lambda ours, peer: min(ours[1], peer[1]))
+
+
+@mutant("liveness", faults="upgrade-owner upgrade-standby")
+def refuse_whoever_has_another_release(patch: pytest.MonkeyPatch) -> None:
+    """Though both speak a version that the other one does."""
+    right = hello.negotiate
+
+    def negotiate(ours: tuple[int, int], peer: tuple[int, int]) -> int:
+        if peer[0] < peer[1] and ours != peer:  # a range, not the version that was chosen
+            raise RefusedError("another release")
+        return right(ours, peer)
+
+    patch.setattr(hello, "negotiate", negotiate)
 
 
 def _seeds(faults: frozenset[str]) -> Iterator[int]:

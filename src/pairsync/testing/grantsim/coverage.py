@@ -18,12 +18,17 @@ STATES = ("both", "both-sole", "alone", "changing")
 
 _WHERE: dict[str, tuple[str, ...]] = {
     "move": ("both", "both-sole"),
+    "upgrade-owner": ("both", "both-sole", "alone"),
     "witness-after-peer": ("both", "both-sole"),
     "witness-rolled-back": ("both",),  # both hosts have to have seen it farther: rare in other states
     "override": ("both", "both-sole", "alone", "changing"),
 }
 
-OUTCOMES = ("guard-kills", "took-over", "moved", "returned", "drill:goes-on", "drill:moves", "drill:stops")
+OUTCOMES = (
+    *("guard-kills", "took-over", "moved", "returned"),
+    *("drill:goes-on", "drill:moves", "drill:stops"),
+    *("versions-differ", "refused:versions", "refused:witness-versions"),
+)
 
 
 def required() -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pairsync.core.grants import Grant, VoterId, majority
 
 from .network import WITNESS
+from .releases import overlap
 
 if TYPE_CHECKING:
     from .host import GrantHost
@@ -53,7 +54,7 @@ def _able(world: GrantWorld, host: GrantHost, grant: Grant) -> bool:
     if host.voter != grant.owner_id:
         if host.id not in grant.in_sync or host.voter not in grant.voters:
             return False
-        if other.up and (other.index, host.index) not in world.network.cut:
+        if other.up and world.network.reaches(other.index, host.index):
             return False  # the owner is there, and asks not to be replaced
         known = host.base
         if known is None or (known.order < grant.order and known.sole is not None):
@@ -61,8 +62,12 @@ def _able(world: GrantWorld, host: GrantHost, grant: Grant) -> bool:
     elif host.id not in grant.in_sync:
         return False
     reached = {host.voter}
-    if other.up and not other.frozen and world.network.connected(0, 1):
+    network = world.network
+    if other.up and not other.frozen and network.reaches(0, 1) and network.reaches(1, 0):
         reached.add(other.voter)
-    if world.network.connected(host.index, WITNESS):
-        reached |= {VoterId(each.name, each.view.incarnation) for each in world.witnesses.values() if each.up}
+    if network.connected(host.index, WITNESS):
+        speaking = [
+            each for each in world.witnesses.values() if each.up and overlap(each.release, host.release)
+        ]
+        reached |= {VoterId(each.name, each.view.incarnation) for each in speaking}
     return len(reached & grant.voters) >= majority(grant.voters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pairsync.core.units import NS_PER_MS, NS_PER_S
@@ -10,6 +11,7 @@ from pairsync.testing.sim.start import blank_stores
 
 from .network import WITNESS
 from .profile import RATE_BEYOND_PPM
+from .releases import CURRENT, RELEASES, Release, overlap
 
 if TYPE_CHECKING:
     from pairsync.core.acceptor import AcceptorState
@@ -57,6 +59,9 @@ class GrantFaults:
             "memory-lost": lambda: self._memory(lost=True),
             "memory-restored": lambda: self._memory(lost=False),
             "disks-replaced": self._disks_replaced,
+            "upgrade-owner": lambda: self._upgrade(self._owner()),
+            "upgrade-standby": lambda: self._upgrade(self._standby()),
+            "upgrade-witness": self._upgrade_witness,
             "move": self._move,
             "override": self._override,
             "rate-beyond": self._rate_beyond,
@@ -126,6 +131,7 @@ class GrantFaults:
             if host.rate_ppm != rate_ppm:
                 host.set_rate(rate_ppm)
             self.restart(host)
+        self._finish_upgrades()
         world.changed()
 
     # ------------------------------------------------------------------ hosts
@@ -304,6 +310,48 @@ class GrantFaults:
         host.stores = blank_stores(0, self._world.profile.size_bytes)
         host.digests_settled = True
         self._world.checker.replaced_ns[host.index] = self._clock.now
+
+    # ------------------------------------------------------------------ releases
+
+    def _another(self, release: Release) -> Release:
+        return self._random.choice([each for each in RELEASES if each != release])
+
+    def _upgrade(self, host: GrantHost) -> bool:
+        """Another release is installed, newer or older, and the host begun anew, in order."""
+        if not host.up or host.frozen or host.ending:
+            return False
+        host.installed = self._another(host.installed)
+        self._world.trace.note(host.name, "install", 0, str(host.installed))
+        host.end(lambda: self.restart_later(host))
+        return True
+
+    def _upgrade_witness(self) -> bool:
+        """Likewise."""
+        witnesses = [each for each in self._world.witnesses.values() if each.up]
+        if not witnesses:
+            return False
+        witness = self._random.choice(witnesses)
+        witness.release = self._another(witness.release)
+        witness.up = False
+        self._world.changed()
+        self._clock.after(self._random.randrange(5 * NS_PER_S), self._witness_back, witness.name)
+        return True
+
+    def _finish_upgrades(self) -> None:
+        """People do not leave behind what cannot agree."""
+        world = self._world
+        parts = [
+            *(host.installed for host in world.hosts),
+            *(each.release for each in world.witnesses.values()),
+        ]
+        if all(overlap(one, other) for one in parts for other in parts):
+            return
+        for witness in world.witnesses.values():
+            witness.release = CURRENT
+        for host in world.hosts:
+            host.installed = CURRENT
+            if host.release != CURRENT and not host.ending:
+                host.end(partial(self.restart, host))
 
     # ------------------------------------------------------------------ people
 

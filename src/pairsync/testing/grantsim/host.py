@@ -90,8 +90,11 @@ class GrantHost(Roles):
         world = self._world
         self.new_life()
         self.up = True
+        self.release = self.installed
+        world.network.meet()
         self._writes, self._questions = [], set()
-        self.wish, self.changing, self._ready, self.alone = None, False, False, False
+        self.wish, self._ready, self.alone = None, False, False
+        self.changing = self.ending = False
         self.lease_ns = self.guard_ns = None
         self._tick_ns = 0
         self.seen = {}

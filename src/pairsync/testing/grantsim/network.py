@@ -2,7 +2,7 @@
 
 Votes and questions to a witness are datagrams: lost, repeated, late, overtaken, as the seed wants it.  Bulk
 data goes over `pairsync.testing.sim.link`, one ordered stream that falls silent when either direction of the
-path does.
+path does.  Two hosts without a common protocol version (`releases`) have neither.
 
 Nobody hears a vote of a process while he is in a session with an earlier one of that host: votes travel on
 the paths of the session (``io.hub``), and the old one is over before the new one brings any.
@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 
 from pairsync.core.arbitration import PeerMessage, WitnessGet, WitnessSwap
 from pairsync.core.units import NS_PER_MS, NS_PER_S
+from pairsync.errors import RefusedError
 from pairsync.testing.sim.link import Link
 
+from .releases import Release, agreed, overlap
 from .witness import Seen, Witness
 
 if TYPE_CHECKING:
@@ -34,9 +36,13 @@ GIVE_UP_NS = 15 * NS_PER_S
 class _GrantLink(Link):
     """The stream: a peer that is silent is given up when the heartbeats say so (``node.host``)."""
 
-    def __init__(self, world: GrantWorld) -> None:
+    def __init__(self, world: GrantWorld, network: Network) -> None:
         super().__init__(world)
         self._timing = world.profile.timing
+        self._network = network
+
+    def _welcome(self) -> bool:
+        return self._network.welcome()
 
     def _silence_ns(self) -> int:
         return self._timing.silence_ns + self._random.randrange(self._timing.heartbeat_ns)
@@ -49,18 +55,49 @@ class Network:
         self._world = world
         self._random = world.random
         self._clock = world.clock
-        self.link = _GrantLink(world)
+        self.link = _GrantLink(world, self)
         self.cut: set[tuple[int, int]] = set()
         """Directions in which nothing arrives."""
         self.loss = 0.0  # of datagrams
         self.repeats = 0.02
         self.slow = 1.0  # factor on their delays
+        self.strangers = False
+        """The hosts speak no common version: each hears nothing of the other."""
 
     # ------------------------------------------------------------------ what works
 
     def connected(self, one: int, other: int) -> bool:
         """Whether both directions work."""
         return (one, other) not in self.cut and (other, one) not in self.cut
+
+    def reaches(self, sender: int, receiver: int) -> bool:
+        """Whether what that host says is heard by the other one, and understood."""
+        return (sender, receiver) not in self.cut and not self.strangers
+
+    def meet(self) -> None:
+        """A host has started, maybe with another release."""
+        one, other = self._world.hosts
+        self.strangers = not overlap(one.release, other.release)
+
+    def welcome(self) -> bool:
+        """The hello of a link, at both ends: who cannot be understood is refused, with the reason."""
+        world = self._world
+        one, other = world.hosts
+        try:
+            version = agreed(one.release, other.release)
+        except RefusedError as error:
+            world.trace.note("link", "refused", 0, str(error))
+            world.coverage.reach("refused:versions")
+            return False
+        self.understood(version, one.release, other.release)
+        return True
+
+    def understood(self, version: int, *releases: Release) -> None:
+        """They speak that version from now on."""
+        if not all(low <= version <= high for low, high in releases):
+            self._world.fail("version", f"version {version} between {releases}")
+        if len(set(releases)) > 1:
+            self._world.coverage.reach("versions-differ")
 
     def set_cut(self, ways: set[tuple[int, int]]) -> None:
         """Nothing arrives in these directions; all others work."""
@@ -86,7 +123,7 @@ class Network:
 
     def vote(self, sender: int, message: PeerMessage) -> None:
         """From that host to the other."""
-        if (sender, 1 - sender) in self.cut:
+        if not self.reaches(sender, 1 - sender):
             return
         life = self._world.hosts[sender].life
         for _ in range(self._copies()):
@@ -97,7 +134,7 @@ class Network:
         host = self._world.hosts[receiver]
         if self.link.session_of(receiver) and host.session_with != life:
             return
-        if (1 - receiver, receiver) not in self.cut:
+        if self.reaches(1 - receiver, receiver):
             host.voted(message)
 
     def ask(self, host: GrantHost, witness: Witness, question: WitnessGet | WitnessSwap) -> None:
@@ -106,6 +143,13 @@ class Network:
         if not witness.up and (host.index, WITNESS) not in self.cut and self._random.random() < 0.5:
             self._clock.after(NS_PER_MS, host.witness_fails, life, question)  # the connection is refused
             return
+        if witness.release != host.release:
+            try:
+                self.understood(agreed(host.release, witness.release), host.release, witness.release)
+            except RefusedError:
+                self._world.coverage.reach("refused:witness-versions")
+                self._clock.after(NS_PER_MS, host.witness_fails, life, question)
+                return
         self._clock.after(GIVE_UP_NS, host.witness_fails, life, question)
         seen = host.seen.get(witness.name)
         for _ in range(self._copies()):

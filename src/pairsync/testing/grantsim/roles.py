@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from pairsync.core.arbiter import Arbiter
@@ -19,6 +20,7 @@ from pairsync.testing.sim.media import Stores
 
 from .plane import Plane
 from .process import Process
+from .releases import CURRENT
 
 if TYPE_CHECKING:
     from .host import GrantHost
@@ -29,6 +31,8 @@ __all__ = ["Roles", "Wish"]
 LOOK_NS = 5 * NS_PER_MS
 """Between two looks whether something has ended, as ``guest.roles``."""
 SETTLE_NS = 10 * NS_PER_S
+END_NS = 60 * NS_PER_S
+"""Of an orderly end: a change of the role first, with a guest that is halted in order and one that begins."""
 
 Wish: TypeAlias = Own | Stop | Yield
 
@@ -45,6 +49,8 @@ class Roles(Process, ABC):
         self.plane: Plane | None = None
         self.wish: Wish | None = None  # the latest that was not taken up
         self.changing = False  # a change of the role is under way
+        self.ending = False  # the process ends in order, once that is over
+        self.release = self.installed = CURRENT  # what the process is, and what the next one will be
         self.alone = False  # the permit that the session has
         self.lease_ns: int | None = None  # as told last
         self.guard_ns: int | None = None  # when the guard kills
@@ -84,11 +90,26 @@ class Roles(Process, ABC):
             self.crash(power=False, why="killed-by-the-guard")
             self._world.faults.restart_later(self._me)
 
+    # ------------------------------------------------------------------ an orderly end
+
+    def end(self, then: Callable[[], None]) -> None:
+        """As ``guest.arbitration.end``: halt the guest in order; then the process is over."""
+        self.ending = True
+        self._wait(
+            lambda: not self.changing,
+            lambda: self._halt(in_order=True, then=partial(self._exit, then)),
+            END_NS,
+        )
+
+    def _exit(self, then: Callable[[], None]) -> None:
+        self.crash(power=False, why="stopped")
+        then()
+
     # ------------------------------------------------------------------ the role (guest.roles)
 
     def follow(self) -> None:
         """Take up the latest wish, if none is being followed."""
-        if self.changing or self.wish is None:
+        if self.changing or self.ending or self.wish is None:
             return
         self.changing = True
         stop_ns = self._world.profile.timing.stop_ns

@@ -13,6 +13,8 @@ from pairsync.core.acceptor import AcceptorState
 from pairsync.core.arbitration import WitnessView
 from pairsync.core.witness import INCARNATION_BYTES, first_version
 
+from .releases import CURRENT
+
 __all__ = ["Seen", "Witness"]
 
 
@@ -29,6 +31,7 @@ class Witness:
     def __init__(self, name: str, random: Random) -> None:
         self.name = name
         self.up = True
+        self.release = CURRENT
         self._random = random
         self.view = self._fresh()
         self._backup = self.view

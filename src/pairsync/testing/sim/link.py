@@ -135,6 +135,9 @@ class Link:
         hosts = self._world.hosts
         if not self.up or not hosts[0].up or not hosts[1].up or self.whole:
             return
+        if not self._welcome():
+            self.connect_soon()
+            return
         for index in (0, 1):
             if self._ends[index].session:
                 self._end(index, "the peer began a new session")
@@ -147,6 +150,10 @@ class Link:
             end.flight.clear()
             end.opens_ns = now + self._random.randrange(5 * NS_PER_MS)
             self._clock.at(end.opens_ns, self._opened, index, end.session)
+
+    def _welcome(self) -> bool:
+        """Whether both hosts take each other for a peer."""
+        return True
 
     def _opened(self, index: int, session: int) -> None:
         end = self._ends[index]
