@@ -38,7 +38,13 @@ BeatAnswer = partial(_BeatAnswer, failover_ns=TIMING.failover_ns)
 FIRST_NUMBER = 1 << 40
 
 
-def _arbiter(host: VoterId, base: Grant | None, *, witnesses: tuple[str, ...] = ("w",)) -> Arbiter:
+def _arbiter(
+    host: VoterId,
+    base: Grant | None,
+    *,
+    witnesses: tuple[str, ...] = ("w",),
+    promise_ns: int | None = TIMING.promise_ns,
+) -> Arbiter:
     own, peer = (A, B) if host.name == A else (B, A)
     return Arbiter(
         own,
@@ -46,6 +52,7 @@ def _arbiter(host: VoterId, base: Grant | None, *, witnesses: tuple[str, ...] = 
         AcceptorState(host.incarnation, base),
         TIMING,
         witnesses=witnesses,
+        promise_ns=promise_ns,
         first_number=FIRST_NUMBER,
         fraction=lambda: 0.5,
     )
@@ -282,3 +289,36 @@ def test_an_answer_to_an_older_question_that_comes_after_a_newer_one_is_no_bug_o
     before = arbiter.decider.base
     arbiter.answered(old.number, "w", WitnessView(b"w1", 6, None), now_ns)
     assert arbiter.decider.base == before
+
+
+# -- promises of an earlier life -----------------------------------------------------------------------------
+
+
+def test_nothing_is_promised_before_it_is_written_down_for_how_long() -> None:
+    arbiter = _arbiter(B1, BOTH, promise_ns=TIMING.promise_ns - 1)
+    assert arbiter.start(T0) == [PersistAcceptor(AcceptorState(b"b1", BOTH), TIMING.promise_ns)]
+    assert arbiter.hears(Beat(A1, BOTH, 7, TIMING.failover_ns), T0) == []
+    out = arbiter.persisted(T0 + 1)
+    assert SendPeer(BeatAnswer(B1, BOTH, 7, granted=True, ready=False)) in out
+
+
+def test_a_host_that_had_a_longer_failover_time_waits_for_what_it_has_promised_then() -> None:
+    """It is cut off from an owner that still has the lease of before."""
+    longer = derive(4 * TIMING.failover_ns)
+    arbiter = _arbiter(B1, BOTH, promise_ns=longer.promise_ns)
+    arbiter.start(T0)
+    arbiter.is_ready(True, T0)
+    for now_ns in (T0 + TIMING.promise_ns, T0 + longer.lease_ns, T0 + longer.promise_ns - 1):
+        arbiter.tick(now_ns)
+        assert not arbiter.decider.promise_out
+    out = arbiter.tick(T0 + longer.promise_ns)
+    assert arbiter.decider.promise_out
+    assert out[0] == PersistAcceptor(AcceptorState(b"b1", BOTH), TIMING.promise_ns), "no longer than needed"
+
+
+def test_every_write_keeps_the_promise() -> None:
+    longer_ns = derive(4 * TIMING.failover_ns).promise_ns
+    arbiter = _arbiter(B1, BOTH, promise_ns=longer_ns)
+    arbiter.start(T0)
+    (write, *_) = arbiter.hears(Beat(A1, ALONE, 7, TIMING.failover_ns), T0 + 5)
+    assert write == PersistAcceptor(AcceptorState(b"b1", ALONE), longer_ns)

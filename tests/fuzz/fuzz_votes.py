@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pairsync.core.acceptor import AcceptorState
+from pairsync.core.acceptor import AcceptorState, HostMemory
 from pairsync.core.arbitration import Accept, Beat
 from pairsync.core.grants import Ballot, Grant, VoterId
 from pairsync.errors import ProtocolError
-from pairsync.wire.arbitration import decode_acceptor, decode_message, encode_acceptor, encode_message
+from pairsync.wire.arbitration import (
+    decode_host_memory,
+    decode_message,
+    encode_acceptor,
+    encode_host_memory,
+    encode_message,
+)
 
 HOST = VoterId(b"h" * 32, b"i" * 8)
 WITNESS = VoterId("hill", b"j" * 8)
@@ -35,14 +41,15 @@ def seeds_vote() -> Iterable[bytes]:
 def fuzz_memory(data: bytes) -> None:
     """Likewise."""
     try:
-        state = decode_acceptor(data)
+        memory = decode_host_memory(data)
     except ProtocolError:
         return
-    if decode_acceptor(encode_acceptor(state)) != state:
+    if decode_host_memory(encode_host_memory(memory)) != memory:
         raise RuntimeError("another memory after it was written anew")
 
 
 def seeds_memory() -> Iterable[bytes]:
-    """An empty one and a full one."""
+    """An empty one of the version before, and a full one."""
     yield encode_acceptor(AcceptorState(b"i" * 8))
-    yield encode_acceptor(AcceptorState(b"i" * 8, GRANT, BALLOT, BALLOT, GRANT._replace(epoch=3)))
+    full = AcceptorState(b"i" * 8, GRANT, BALLOT, BALLOT, GRANT._replace(epoch=3))
+    yield encode_host_memory(HostMemory(full, 3_385_000_000))

@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 from tests.guest.harness import PAIR_ID, Host, Pair
 
-from pairsync.core.acceptor import AcceptorState
+from pairsync.core.acceptor import AcceptorState, HostMemory
 from pairsync.core.arbiter import Arbiter
 from pairsync.core.grants import FORK_BYTES, VoterId, genesis
 from pairsync.core.messages import Role
@@ -23,7 +23,7 @@ from pairsync.guest.arbitration import Arbitration
 from pairsync.guest.guest import Guest, open_guest
 from pairsync.storage.acceptorfile import AcceptorFile
 from pairsync.testing.witness.memory import MemoryWitness
-from pairsync.wire.arbitration import decode_acceptor, encode_acceptor
+from pairsync.wire.arbitration import decode_host_memory, encode_host_memory
 
 TIMING: Timing = derive(2 * NS_PER_S)
 KEY = WitnessKey(PAIR_ID, "guest")
@@ -111,7 +111,7 @@ class Both:
             incarnation = host.encode() * 8
             owner = VoterId(self.fingerprints[host], incarnation)
             state = AcceptorState(incarnation, genesis(owner, FORK) if host == "a" else None)
-            AcceptorFile.create(self.memory(host), encode_acceptor(state))
+            AcceptorFile.create(self.memory(host), encode_host_memory(HostMemory(state, promise_ns=0)))
 
     def memory(self, host: Host) -> Path:
         return self.pair.base / host / "register"
@@ -119,7 +119,7 @@ class Both:
     def remembers(self, host: Host) -> AcceptorState:
         file = AcceptorFile.open(self.memory(host))
         file.close()
-        return decode_acceptor(file.state)
+        return decode_host_memory(file.state).acceptor
 
     @asynccontextmanager
     async def host(self, name: Host) -> AsyncIterator[Half]:
@@ -131,12 +131,14 @@ class Both:
             stack.callback(memory.close)
             cable, warden = Cable(self.witness), Warden()
             chance = random.Random(name)
+            state, promise_ns = decode_host_memory(memory.state)
             arbiter = Arbiter(
                 self.fingerprints[name],
                 self.fingerprints[peer],
-                decode_acceptor(memory.state),
+                state,
                 self.timings.get(name, TIMING),
                 witnesses=("hill",),
+                promise_ns=promise_ns,
                 first_number=chance.getrandbits(62),
                 fraction=chance.random,
             )

@@ -17,7 +17,7 @@ from pairsync.node.arbitrate import create_memory, first_memory
 from pairsync.node.guardclient import open_guard
 from pairsync.node.hostfile import RegisterFile, WitnessFile
 from pairsync.storage.acceptorfile import AcceptorFile
-from pairsync.wire.arbitration import decode_acceptor, encode_acceptor
+from pairsync.wire.arbitration import decode_host_memory, encode_acceptor
 
 FINGERPRINT = b"h" * 32
 
@@ -26,11 +26,11 @@ def opened(path: Path, empty: bytes | None = None) -> AcceptorState:
     file = arbitrate._open_memory(RegisterFile(memory=path, failover_ns=5 * NS_PER_S), empty)
     file.close()
     assert not file.moved
-    return decode_acceptor(file.state)
+    return decode_host_memory(file.state).acceptor
 
 
 def test_the_first_host_owns_and_decides_alone() -> None:
-    state = decode_acceptor(first_memory(FINGERPRINT))
+    state = decode_host_memory(first_memory(FINGERPRINT)).acceptor
     assert state.base is not None
     assert state.base.owner_id == state.voter(FINGERPRINT)
     assert state.base.voters == {state.voter(FINGERPRINT)}
@@ -75,9 +75,8 @@ def test_an_owner_with_empty_disks_is_the_owner_no_more_unless_the_guest_is_new(
 
 
 def test_what_a_memory_has_promised_is_forgotten_with_it(tmp_path: Path) -> None:
-    state = decode_acceptor(create_memory())
-    assert (state.base, state.accepted) == (None, None)
-    assert decode_acceptor(encode_acceptor(state)) == state
+    state, promise_ns = decode_host_memory(create_memory())
+    assert (state.base, state.accepted, promise_ns) == (None, None, 0)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from pairsync.node.hostinit import LINK_PORT, HostPlan, init_host, volume_id_of
 from pairsync.node.labfile import free_ports
 from pairsync.storage.acceptorfile import AcceptorFile
 from pairsync.testing.nbd_client import NbdClient
-from pairsync.wire.arbitration import decode_acceptor
+from pairsync.wire.arbitration import decode_host_memory
 
 SRC = Path(pairsync.__file__).parent.parent
 DEADLINE_S = 120.0  # seven processes start, on a machine that may be busy
@@ -50,7 +50,7 @@ def _memory(path: Path) -> AcceptorState:
     file = AcceptorFile.open(path)
     file.close()
     assert not file.moved
-    return decode_acceptor(file.state)
+    return decode_host_memory(file.state).acceptor
 
 
 # -- what it makes -------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from pairsync.node.truths import (
     truth_handlers,
 )
 from pairsync.storage.acceptorfile import AcceptorFile
-from pairsync.wire.arbitration import decode_acceptor, encode_acceptor
+from pairsync.wire.arbitration import decode_host_memory, encode_acceptor
 from pairsync.wire.codec import encode
 
 MIB = 1 << 20
@@ -62,7 +62,7 @@ def memory_of(host: HostFile) -> AcceptorState:
     assert host.register is not None
     memory = AcceptorFile.open(host.register.memory)
     try:
-        return decode_acceptor(memory.state)
+        return decode_host_memory(memory.state).acceptor
     finally:
         memory.close()
 

@@ -22,6 +22,7 @@ from pairsync.core.footing import Footing
 from pairsync.core.grants import Grant
 from pairsync.core.outcomes import Guest, Wait
 from pairsync.core.permit import Permit
+from pairsync.core.promises import Promises
 from pairsync.core.proposer import Round
 from pairsync.core.session import Session
 from pairsync.core.standing import Standing
@@ -57,6 +58,16 @@ def run_without_a_lease(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(Footing, "may_run", property(may_run))
     patch.setattr(Arbiter, "_tell_lease", tell_lease)
+
+
+@mutant("two-running", faults="failover-lowered")
+def forget_a_longer_promise_with_the_failover_time(patch: pytest.MonkeyPatch) -> None:
+    right = Promises.__init__
+
+    def init(self: Promises, written_ns: int | None, promise_ns: int) -> None:
+        right(self, promise_ns, promise_ns)
+
+    patch.setattr(Promises, "__init__", init)
 
 
 @mutant("two-running", faults="isolate-owner pause-owner cut-link")

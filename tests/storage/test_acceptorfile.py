@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from pairsync.errors import BusyError, ConfigError, MetadataError
+from pairsync.errors import BackendError, BusyError, ConfigError, MetadataError
+from pairsync.storage import acceptorfile
 from pairsync.storage.acceptorfile import STATE_BYTES_MAX, AcceptorFile
 
 
@@ -65,6 +68,48 @@ def test_a_file_that_was_put_back_knows_it_until_it_is_written_again(tmp_path: P
     assert not file.moved
     file.close()
     assert stored(path) == (b"another voter", False)
+
+
+def test_an_older_state_that_was_put_into_the_same_file_is_noticed(tmp_path: Path) -> None:
+    path, backup = tmp_path / "register", tmp_path / "backup"
+    AcceptorFile.create(path, b"promised little")
+    shutil.copy2(path, backup)
+    file = AcceptorFile.open(path)
+    file.store(b"promised much")
+    file.close()
+    inode = path.stat().st_ino
+    shutil.copyfile(backup, path)
+    assert path.stat().st_ino == inode
+    assert stored(path) == (b"promised little", True)
+
+
+def test_where_there_is_no_room_for_the_next_file_there_was_for_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "register"
+    AcceptorFile.create(path, b"first")
+    file = AcceptorFile.open(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(acceptorfile, "OsFile", Mock(side_effect=BackendError("full", errno.ENOSPC)))
+        file.store(b"second")
+        with pytest.raises(BackendError, match="full"):
+            file.store(b"third")
+    assert file.state == b"second"
+    file.store(b"third")
+    file.close()
+    assert stored(path) == (b"third", False)
+
+
+def test_what_an_earlier_process_left_does_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "register"
+    AcceptorFile.create(path, b"first")
+    (tmp_path / "register.new").write_bytes(b"left")
+    file = AcceptorFile.open(path)
+    file.store(b"second")
+    file.close()
+    assert stored(path) == (b"second", False)
+    assert [each.name for each in tmp_path.iterdir()] == ["register"]
 
 
 def test_a_renamed_file_is_the_same(tmp_path: Path) -> None:

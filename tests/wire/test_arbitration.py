@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pairsync.core.acceptor import AcceptorState
+from pairsync.core.acceptor import AcceptorState, HostMemory
 from pairsync.core.arbitration import (
     Accept,
     Accepted,
@@ -34,8 +34,10 @@ from pairsync.wire.arbitration import (
     MEMORY_BYTES_MAX,
     WITNESS_NAME_BYTES_MAX,
     decode_acceptor,
+    decode_host_memory,
     decode_message,
     encode_acceptor,
+    encode_host_memory,
     encode_message,
 )
 from pairsync.wire.limits import NUMBER_MAX, VOTE_BYTES_MAX
@@ -84,6 +86,22 @@ def test_a_memory_is_read_as_it_was_written(state: AcceptorState) -> None:
     assert decode_acceptor(encode_acceptor(state)) == state
 
 
+@given(memories, st.none() | numbers)
+def test_what_a_host_writes_down_is_read_as_it_was_written(
+    state: AcceptorState, promise_ns: int | None
+) -> None:
+    memory = HostMemory(state, promise_ns)
+    assert decode_host_memory(encode_host_memory(memory)) == memory
+
+
+def test_a_host_reads_what_the_version_before_has_written_and_nothing_newer() -> None:
+    state = AcceptorState(b"i" * INCARNATION_BYTES)
+    assert decode_host_memory(encode_acceptor(state)) == HostMemory(state, None)
+    for fields, words in (([3, 1], "version 3"), ([2], "0 fields, expected 5"), ([2, 7], "0 fields")):
+        with pytest.raises(ProtocolError, match=words):
+            decode_host_memory(pack(fields))
+
+
 def longest() -> Grant:
     host, other = b"\xff" * HOST_ID_BYTES, b"\xfe" * HOST_ID_BYTES
     most = b"\xff" * INCARNATION_BYTES
@@ -106,11 +124,12 @@ def test_the_longest_vote_and_the_longest_memory_have_room() -> None:
     assert len(encode_message(Promise(host, grant, ballot, ballot, grant))) <= VOTE_BYTES_MAX
     state = AcceptorState(grant.holder, grant, ballot, ballot, grant)
     assert len(encode_acceptor(state)) <= MEMORY_BYTES_MAX
+    assert len(encode_host_memory(HostMemory(state, NUMBER_MAX))) <= MEMORY_BYTES_MAX
 
 
 @given(st.binary(max_size=400))
 def test_arbitrary_bytes_are_refused(data: bytes) -> None:
-    for decode in (decode_message, decode_acceptor):
+    for decode in (decode_message, decode_acceptor, decode_host_memory):
         try:
             decode(data)
         except ProtocolError:

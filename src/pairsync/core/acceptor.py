@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from .grants import BALLOT_NONE, Ballot, Grant, VoterId, objection
 
-__all__ = ["AcceptorState", "accept", "commit", "is_news", "learn", "prepare"]
+__all__ = ["AcceptorState", "HostMemory", "accept", "commit", "is_news", "learn", "prepare"]
 
 
 class AcceptorState(NamedTuple):
@@ -43,6 +43,14 @@ class AcceptorState(NamedTuple):
     def voter(self, name: bytes | str) -> VoterId:
         """The voter whose memory this is."""
         return VoterId(name, self.incarnation)
+
+
+class HostMemory(NamedTuple):
+    """What a host writes down: its voter's state, and by which promise it may be bound (`core.promises`)."""
+
+    acceptor: AcceptorState
+    promise_ns: int | None
+    """The longest that it may have given; None: whoever wrote it did not say."""
 
 
 def is_news(base: Grant | None, grant: Grant) -> bool:

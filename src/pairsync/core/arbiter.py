@@ -13,7 +13,8 @@ acts on its own if this process does not; the guest is to be stopped some time b
 (`Timing.yield_after_ns`).
 
 **Promise.**  So long after the receipt of a heartbeat that it has answered, a standby does not take over.
-After a start it waits as long, for it does not know what it has promised.
+After a start it waits as long as the longest promise that may bind it (`core.promises`): it does not know
+what it has promised.
 
 **One failover time.**  Both durations follow from it, each host's from its own.  So every heartbeat and every
 answer names the sender's; to one that names another nothing is promised, and its promise is none (rule 10).
@@ -46,6 +47,7 @@ from .arbitration import (
     LeaseUntil,
     Own,
     PeerMessage,
+    PersistAcceptor,
     SendPeer,
     WitnessGet,
     WitnessSwap,
@@ -56,6 +58,7 @@ from .decider import Decider
 from .grants import Grant, HostId
 from .heldback import HeldBack
 from .outcomes import AskWitness, Guest, Outcome, Wait, Waiting
+from .promises import Promises
 from .timing import Timing
 
 __all__ = ["BEATS_OPEN_MAX", "Arbiter"]
@@ -78,10 +81,14 @@ class Arbiter:
         timing: Timing,
         *,
         witnesses: tuple[str, ...] = (),
+        promise_ns: int | None,
         first_number: int,
         fraction: Callable[[], float],
     ) -> None:
-        """``first_number``: 62 random bits; ``fraction``: draws from ``[0, 1)``, for the jitter of pauses."""
+        """``promise_ns``: what the memory holds beside ``acceptor`` (`core.acceptor.HostMemory`).
+
+        ``first_number``: 62 random bits; ``fraction``: draws from ``[0, 1)``, for the jitter of pauses.
+        """
         self.decider = Decider(host, peer, acceptor, witnesses)
         self.timing = timing
         self._fraction = fraction
@@ -89,10 +96,10 @@ class Arbiter:
         self._durations_ns = {
             Wait.BEAT: timing.heartbeat_ns,
             Wait.SILENCE: timing.silence_ns,
-            Wait.PROMISE: timing.promise_ns,
             Wait.PROBE: timing.witness_probe_ns,
             Wait.LOST: timing.witness_lost_ns,
         }
+        self._promises = Promises(promise_ns, timing.promise_ns)
         # Invariant: the waits with a deadline are those of the decider.
         self._deadlines: dict[Wait, int] = {}
         self._late: set[Wait] = set()  # waits that were given more time because they were noticed late
@@ -146,14 +153,20 @@ class Arbiter:
 
     def next_deadline_ns(self) -> int | None:
         """When `tick` has something to do."""
-        open_ns = [] if self._answer_by_ns is None else [self._answer_by_ns]
-        return min([*self._deadlines.values(), *open_ns], default=None)
+        due_ns = [*self._deadlines.values(), self._answer_by_ns, self._promises.next_deadline_ns()]
+        return min((each for each in due_ns if each is not None), default=None)
 
     # ------------------------------------------------------------------ inputs
 
     def start(self, now_ns: int) -> list[Effect]:
         """The host has come up; first of all inputs, once."""
-        return self._done(self.decider.start(), now_ns)
+        self._promises.begin(now_ns)
+        out = [] if self._promises.written else self._writes_promise()
+        return out + self._done(self.decider.start(), now_ns)
+
+    def _writes_promise(self) -> list[Effect]:
+        state = self.decider.register.acceptor
+        return self._released(self._held.passes([PersistAcceptor(state, self._promises.longest_ns)]))
 
     def hears(self, message: PeerMessage, now_ns: int) -> list[Effect]:
         """A message of the peer."""
@@ -208,6 +221,8 @@ class Arbiter:
             self._answer_by_ns = None
             if asked is not None:
                 out += self._done(self.decider.unreachable(asked), now_ns)
+        if self._promises.shrink(now_ns):
+            out += self._writes_promise()
         for _ in range(TICKS_MAX):
             due = [(at_ns, wait) for wait, at_ns in self._deadlines.items() if at_ns <= now_ns]
             if not due:
@@ -324,6 +339,9 @@ class Arbiter:
             self._leased_ns = max(sent_ns, self._leased_ns or sent_ns)
             self._deadlines[wait] = self._leased_ns + timing.yield_after_ns
             return
+        if wait is Wait.PROMISE:
+            self._deadlines[wait] = self._promises.until_ns(now_ns)
+            return
         if wait is Wait.ROUND:
             paused = self.decider.register.paused
             duration_ns = self._backoff.failed(self._fraction()) if paused else self._attempt_ns
@@ -347,6 +365,8 @@ class Arbiter:
             elif isinstance(outcome, SendPeer) and isinstance(outcome.message, BeatAnswer):
                 answer = outcome.message._replace(failover_ns=self.timing.failover_ns)
                 effects.append(SendPeer(answer))
+            elif isinstance(outcome, PersistAcceptor):
+                effects.append(outcome._replace(promise_ns=self._promises.longest_ns))
             else:
                 if isinstance(outcome, InForce):
                     self._backoff.succeeded()

@@ -129,9 +129,11 @@ class WitnessView(NamedTuple):
 
 
 class PersistAcceptor(NamedTuple):
-    """Write down the own voter's memory, durably: `Arbiter.persisted`."""
+    """Write down this host's memory, durably: `Arbiter.persisted`."""
 
     state: AcceptorState
+    promise_ns: int | None = None
+    """`core.acceptor.HostMemory`.  Set by `core.arbiter`: the decider knows no time."""
 
 
 class SendPeer(NamedTuple):

@@ -24,6 +24,7 @@ from typing import Final, Protocol, TypeAlias
 
 import trio
 
+from pairsync.core.acceptor import HostMemory
 from pairsync.core.arbiter import Arbiter
 from pairsync.core.arbitration import (
     Discord,
@@ -57,7 +58,13 @@ from pairsync.errors import (
 from pairsync.io.witnessstore import WitnessStore
 from pairsync.storage.acceptorfile import AcceptorFile
 from pairsync.storage.lane import Lane, start_lane
-from pairsync.wire.arbitration import decode_acceptor, decode_message, encode_acceptor, encode_message
+from pairsync.wire.arbitration import (
+    decode_acceptor,
+    decode_message,
+    encode_acceptor,
+    encode_host_memory,
+    encode_message,
+)
 
 from .guest import Guest
 from .punctuality import Punctuality
@@ -293,10 +300,9 @@ class Arbitration:
             case SendPeer(message=message):
                 if self._guest.link is not None:
                     self._guest.link.vote(encode_message(message))
-            case PersistAcceptor(state=state):
-                self._running()[1].submit(
-                    partial(self._memory.store, encode_acceptor(state)), self._persisted
-                )
+            case PersistAcceptor(state=state, promise_ns=promise_ns):
+                memory = encode_host_memory(HostMemory(state, promise_ns))
+                self._running()[1].submit(partial(self._memory.store, memory), self._persisted)
             case WitnessGet() | WitnessSwap():
                 self._running()[0].start_soon(self._ask_witness, effect)
             case LeaseUntil(until_ns=until_ns):

@@ -17,7 +17,7 @@ from typing import Any
 
 import trio
 
-from pairsync.core.acceptor import AcceptorState
+from pairsync.core.acceptor import AcceptorState, HostMemory
 from pairsync.core.arbiter import Arbiter
 from pairsync.core.grants import FORK_BYTES, INCARNATION_BYTES, VoterId, genesis
 from pairsync.core.messages import Condition
@@ -35,7 +35,7 @@ from pairsync.io.keys import fingerprint_of
 from pairsync.io.witness import WitnessConfig, open_witness
 from pairsync.io.witnessstore import WitnessStore
 from pairsync.storage.acceptorfile import AcceptorFile
-from pairsync.wire.arbitration import decode_acceptor, encode_acceptor
+from pairsync.wire.arbitration import decode_host_memory, encode_host_memory
 
 from .control import Answer, Handler
 from .fence import PowerFence
@@ -57,12 +57,13 @@ def first_memory(fingerprint: bytes) -> bytes:
     """The memory of the host that owns the guest first: it alone decides what is agreed next."""
     incarnation = secrets.token_bytes(INCARNATION_BYTES)
     grant = genesis(VoterId(fingerprint, incarnation), secrets.token_bytes(FORK_BYTES))
-    return encode_acceptor(AcceptorState(incarnation, grant))
+    return encode_host_memory(HostMemory(AcceptorState(incarnation, grant), promise_ns=0))
 
 
 def create_memory() -> bytes:
     """The memory of a host that has lived through nothing: it waits to be told of."""
-    return encode_acceptor(AcceptorState(secrets.token_bytes(INCARNATION_BYTES)))
+    state = AcceptorState(secrets.token_bytes(INCARNATION_BYTES))
+    return encode_host_memory(HostMemory(state, promise_ns=0))
 
 
 def _open_memory(register: RegisterFile, empty: bytes | None = None) -> AcceptorFile:
@@ -75,11 +76,12 @@ def _open_memory(register: RegisterFile, empty: bytes | None = None) -> Acceptor
     if not register.memory.exists():
         AcceptorFile.create(register.memory, create_memory())
     memory = AcceptorFile.open(register.memory)
-    known = decode_acceptor(memory.state)
+    known, promise_ns = decode_host_memory(memory.state)
     base = known.base
     owned = base is not None and not base.is_first and base.owner_id == known.voter(empty or b"")
     if memory.moved or owned:
-        memory.store(encode_acceptor(AcceptorState(secrets.token_bytes(INCARNATION_BYTES), base)))
+        state = AcceptorState(secrets.token_bytes(INCARNATION_BYTES), base)
+        memory.store(encode_host_memory(HostMemory(state, promise_ns)))
     return memory
 
 
@@ -181,12 +183,14 @@ async def open_arbitration(host: HostFile, link: LinkConfig, guest: Guest) -> As
             each.name: await stack.enter_async_context(_open_witness(each, link))
             for each in register.witnesses
         }
+        state, promise_ns = decode_host_memory(memory.state)
         arbiter = Arbiter(
             link.identity.fingerprint,
             fingerprint_of(link.peer_certificate_pem),
-            decode_acceptor(memory.state),
+            state,
             timing,
             witnesses=tuple(witnesses),
+            promise_ns=promise_ns,
             first_number=secrets.randbits(62),
             fraction=guest.draw_fraction,
         )

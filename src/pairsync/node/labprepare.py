@@ -14,7 +14,7 @@ from pairsync.io.keys import open_identity
 from pairsync.storage.acceptorfile import AcceptorFile
 from pairsync.storage.file import create_volume
 from pairsync.storage.metadata import metadata_path
-from pairsync.wire.arbitration import decode_acceptor
+from pairsync.wire.arbitration import decode_host_memory
 
 from .arbitrate import create_memory, first_memory
 from .durable import write_durably
@@ -106,7 +106,7 @@ def _owner(directory: Path, hosts: Sequence[str]) -> str | None:
             continue
         memory = AcceptorFile.open(directory / host / "register")
         try:
-            base = decode_acceptor(memory.state).base
+            base = decode_host_memory(memory.state).acceptor.base
         finally:
             memory.close()
         if base is not None and not base.is_first:

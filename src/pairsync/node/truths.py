@@ -24,7 +24,7 @@ from pairsync.guest.concede import Given, concede_replicas, introduction_of, loo
 from pairsync.guest.guest import Guest
 from pairsync.io.keys import open_identity
 from pairsync.storage.acceptorfile import AcceptorFile
-from pairsync.wire.arbitration import decode_acceptor
+from pairsync.wire.arbitration import decode_host_memory
 from pairsync.wire.codec import decode, encode
 
 from .arbitrate import Ballots, create_memory
@@ -96,7 +96,7 @@ def stopped_side(host: HostFile) -> Side:
     if host.register is not None and host.register.memory.exists():
         memory = AcceptorFile.open(host.register.memory)
         try:
-            state = decode_acceptor(memory.state)
+            state = decode_host_memory(memory.state).acceptor
         finally:
             memory.close()
         identity = open_identity(host.identity, f"pairsync host {host.name}")
@@ -189,7 +189,7 @@ def concede_host(
         memory = AcceptorFile.open(host.register.memory)
     try:
         if memory is not None:
-            term = _highest_term(decode_acceptor(memory.state))
+            term = _highest_term(decode_host_memory(memory.state).acceptor)
 
         def forget() -> None:
             if memory is not None:

@@ -7,11 +7,15 @@
     4 KiB    4 KiB  state, slot 1
 
 A slot's payload is the identity of the file (`linux.file_identity`), 32 bytes, and the state as ``wire``
-encodes it.  A file that was restored from a backup, or copied, has another identity than it says: what it
-has promised since is not known, so it is the memory of another voter (DESIGN rule 4).  `AcceptorFile.open`
-says so (``moved``), and whoever opens it draws a new incarnation.
+encodes it.  Both slots of a file hold the same, and are written once: **each state has a file of its own**,
+which takes the name of the one before.  So a file that was restored from a backup, or copied, has another
+identity than it says, and so has an older state that was put back into the file that is there: what was
+promised since is not known, so it is the memory of another voter (DESIGN rule 4).  `AcceptorFile.open` says
+so (``moved``), and whoever opens it draws a new incarnation.  What goes unnoticed: a whole file system that
+was put back (a snapshot of a virtual machine, an image of a disk).
 
-The value is mirrored: no later damage to one slot may bring an older promise back.
+A new file needs space, and a full disk must not keep a voter from voting.  So the next file is made ahead,
+right after the one before it was given back (``.new``).
 """
 
 from __future__ import annotations
@@ -22,10 +26,10 @@ from pathlib import Path
 from typing import Final, Self
 
 from pairsync.core.units import KIB
-from pairsync.errors import ConfigError
+from pairsync.errors import BackendError, ConfigError
 
 from .linux import file_identity
-from .osfile import OsFile
+from .osfile import OsFile, backend_error
 from .slots import DualSlot
 
 __all__ = ["STATE_BYTES_MAX", "AcceptorFile"]
@@ -41,10 +45,9 @@ STATE_BYTES_MAX: Final = 2 * KIB
 class AcceptorFile:
     """The open file; made by `create` or `open`.  All methods block."""
 
-    def __init__(self, file: OsFile, slots: DualSlot, identity: bytes, state: bytes, *, moved: bool) -> None:
+    def __init__(self, file: OsFile, state: bytes, *, moved: bool) -> None:
         self._file = file
-        self._slots = slots
-        self._identity = identity
+        self._next: OsFile | None = None  # made ahead, all its space taken; None: there was none to be had
         self.state = state
         """What was last stored."""
         self.moved = moved
@@ -66,14 +69,9 @@ class AcceptorFile:
         target = Path(path)
         if target.exists():
             raise ConfigError(f"{target}: exists already; nothing was changed")
-        aside = target.with_name(target.name + ".new")
-        with suppress(FileNotFoundError):
-            aside.unlink()
-        file = OsFile(aside, create=True)
+        file = _blank(target)
         try:
-            file.resize(2 * _SLOT_BYTES)
-            _slots(file).format(file_identity(str(aside)) + state)
-            file.flush()
+            _fill(file, state)
             file.rename(target)
         finally:
             file.close()
@@ -91,17 +89,59 @@ class AcceptorFile:
             file.close()
             raise
         written, state = payload[:_IDENTITY_BYTES], payload[_IDENTITY_BYTES:]
-        return cls(file, slots, identity, state, moved=written != identity)
+        opened = cls(file, state, moved=written != identity)
+        opened._make_next()
+        return opened
 
     def store(self, state: bytes) -> None:
         """Replace the state; durable on return, `BackendError` if it is not."""
-        self._slots.store(self._identity + state)
-        self.state = state
-        self.moved = False
+        target = Path(self._file.path)
+        fresh, self._next = self._next or _blank(target), None
+        try:
+            _fill(fresh, state)
+            fresh.rename(target)
+        except BaseException:
+            fresh.close()
+            raise
+        self._file.close()
+        self._file, self.state, self.moved = fresh, state, False
+        self._make_next()
+
+    def _make_next(self) -> None:
+        with suppress(BackendError):  # `store` tries again, and says so
+            self._next = _blank(Path(self._file.path))
 
     def close(self) -> None:
         """Give the file back; idempotent."""
         self._file.close()
+        if self._next is not None:
+            with suppress(OSError):  # whoever comes next removes it
+                Path(self._next.path).unlink()
+            self._next.close()
+            self._next = None
+
+
+def _blank(target: Path) -> OsFile:
+    """An empty file beside ``target`` with all its space, never used before."""
+    aside = target.with_name(target.name + ".new")
+    try:
+        aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise backend_error(f"{aside}: removing what was left", error) from error
+    file = OsFile(aside, create=True)
+    try:
+        file.resize(2 * _SLOT_BYTES)
+        file.write(0, (bytes(2 * _SLOT_BYTES),))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _fill(file: OsFile, state: bytes) -> None:
+    """Make it hold ``state``, durably."""
+    _slots(file).format(file_identity(file.path) + state)
+    file.flush()
 
 
 def _slots(file: OsFile) -> DualSlot:

@@ -52,6 +52,7 @@ class StoryHost:
         self.name = name
         self.id = name.encode() * 32
         self.disk = disk
+        self.promise_ns: int | None = story.timing.promise_ns  # likewise durable
         self.arbiter: Arbiter | None = None
         self.life = 0
         """Of the process: what was begun in another life ends in nothing."""
@@ -77,6 +78,7 @@ class StoryHost:
             self.disk,
             story.timing,
             witnesses=story.witnesses,
+            promise_ns=self.promise_ns,
             first_number=self.life << 32,
             fraction=lambda: 0.5,
         )
@@ -118,10 +120,10 @@ class StoryHost:
     def _perform(self, effect: Effect) -> None:
         story = self._story
         if isinstance(effect, PersistAcceptor):
-            state = effect.state
+            written_down = effect
 
             def written(arbiter: Arbiter, now_ns: int) -> list[Effect]:
-                self.disk = state
+                self.disk, self.promise_ns = written_down
                 return arbiter.persisted(now_ns)
 
             self.later(PERSIST_NS, written)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Final, TypeAlias, TypeVar
 
-from pairsync.core.acceptor import AcceptorState
+from pairsync.core.acceptor import AcceptorState, HostMemory
 from pairsync.core.arbitration import (
     Accept,
     Accepted,
@@ -54,12 +54,17 @@ __all__ = [
     "VERSION",
     "WITNESS_NAME_BYTES_MAX",
     "decode_acceptor",
+    "decode_host_memory",
     "decode_message",
     "encode_acceptor",
+    "encode_host_memory",
     "encode_message",
 ]
 
 VERSION: Final = 1
+
+HOST_MEMORY_VERSION: Final = 2
+"""Version 1 was a voter's memory alone: it does not tell of promises."""
 
 WITNESS_NAME_BYTES_MAX: Final = 64
 """Name of a witness, in UTF-8: operators see it beside those of hosts."""
@@ -124,6 +129,7 @@ _memory = structure(
     ("accepted_ballot", _ballot),
     ("accepted", optional(_grant)),
 )
+_promise = optional(_number)
 _HEAD: tuple[tuple[str, Shape[Any]], ...] = (("sender", _voter), ("base", optional(_grant)))
 _TABLE: dict[int, tuple[type[PeerMessage], Shape[PeerMessage]]] = {
     1: (Beat, structure(Beat, *_HEAD, ("number", _number), ("failover_ns", _number))),
@@ -201,8 +207,25 @@ def decode_acceptor(encoded: Buffer) -> AcceptorState:
     return _memory(_fields(encoded, MEMORY_BYTES_MAX))
 
 
+def encode_host_memory(memory: HostMemory) -> bytes:
+    """The bytes of what a host writes down."""
+    fields = [*map(_plain, memory.acceptor), memory.promise_ns]
+    return _checked(pack([HOST_MEMORY_VERSION, *fields]), MEMORY_BYTES_MAX, "a memory")
+
+
+def decode_host_memory(encoded: Buffer) -> HostMemory:
+    """What a host has written down, in this version or the one before; else `ProtocolError`."""
+    version, fields = _versioned(encoded, MEMORY_BYTES_MAX, HOST_MEMORY_VERSION)
+    promise_ns = _promise(fields.pop()) if version > 1 and fields else None
+    return HostMemory(_memory(fields), promise_ns)
+
+
 def _fields(encoded: Buffer, bytes_max: int) -> list[Any]:
+    return _versioned(encoded, bytes_max, VERSION)[1]
+
+
+def _versioned(encoded: Buffer, bytes_max: int, newest: int) -> tuple[int, list[Any]]:
     version, *fields = unpack_array(encoded, bytes_max=bytes_max, count_max=_FIELDS_MAX)
-    if type(version) is not int or version != VERSION:
-        raise ProtocolError(f"votes of version {version!r:.40}; this software knows {VERSION}")
-    return fields
+    if type(version) is not int or not VERSION <= version <= newest:
+        raise ProtocolError(f"votes of version {version!r:.40}; this software knows {newest}")
+    return version, fields

@@ -26,6 +26,8 @@ def entitled(world: GrantWorld) -> GrantHost | None:
     newest = world.checker.newest
     if newest is None or world.checker.forked or world.network.loss or world.network.slow > 1:
         return None
+    if world.hosts[0].timing != world.hosts[1].timing:
+        return None  # they do not take over from each other
     grants = {newest, *_possible(world, newest)}
     able = [host for host in world.hosts if all(_able(world, host, grant) for grant in grants)]
     for host in able:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pairsync.core.timing import FAILOVER_NS_MIN, derive
 from pairsync.core.units import NS_PER_MS, NS_PER_S
 from pairsync.testing.sim.start import blank_stores
 
@@ -35,6 +36,7 @@ class GrantFaults:
         self._clock = world.clock
         self._random = world.random
         self._active = False
+        self._lowered = derive(FAILOVER_NS_MIN)
         self._copies: list[AcceptorState | None] = [None, None]  # of the hosts' memories
         self._actions: dict[str, Callable[[], bool]] = {
             "crash-owner": lambda: self._kill(self._owner(), power=False),
@@ -64,6 +66,7 @@ class GrantFaults:
             "upgrade-witness": self._upgrade_witness,
             "move": self._move,
             "override": self._override,
+            "failover-lowered": self._failover_lowered,
             "rate-beyond": self._rate_beyond,
         }
 
@@ -130,6 +133,7 @@ class GrantFaults:
             host.thaw()
             if host.rate_ppm != rate_ppm:
                 host.set_rate(rate_ppm)
+            self._failover_as_before(host)
             self.restart(host)
         self._finish_upgrades()
         world.changed()
@@ -375,6 +379,25 @@ class GrantFaults:
         self._world.overridden = self._world.two_may_run = True
         self._world.trace.note(host.name, "override")
         host.override()
+
+    def _failover_lowered(self) -> bool:
+        """The standby is restarted with the shortest failover time, and the owner cut off meanwhile."""
+        host = self._standby()
+        if not host.up or self._world.profile.timing == self._lowered:
+            return False
+        self._isolate(self._owner())
+        host.crash(power=False, why="stopped")
+        host.timing = self._lowered
+        self._clock.after(self._random.randrange(BETWEEN_NS_MAX), self.restart, host)
+        self._clock.after(BETWEEN_NS_MAX + self._for_a_while(), self._failover_as_before, host)
+        return True
+
+    def _failover_as_before(self, host: GrantHost) -> None:
+        if host.timing != self._world.profile.timing:
+            host.timing = self._world.profile.timing
+            if host.up:
+                host.crash(power=False, why="stopped")
+                self.restart(host)
 
     # ------------------------------------------------------------------ clocks
 

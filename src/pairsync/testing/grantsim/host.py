@@ -58,11 +58,13 @@ class GrantHost(Roles):
         super().__init__(world, index, stores)
         self.id = host_id(index)
         self.memory = memory  # what is durable of it
+        self.timing = world.profile.timing  # of its next life
+        self.promise_ns: int | None = self.timing.promise_ns  # durable, too (`core.promises`)
         self.up = False
         self.digests_settled = True  # as `storage.digestheader.HeaderKeeper` records it
         self.seen: dict[str, Seen] = {}
         self.session_with = 0  # the life of the peer that the session of the link is with
-        self._writes: list[AcceptorState] = []  # of the memory, under way
+        self._writes: list[PersistAcceptor] = []  # of the memory, under way
         self._memory_free_ns = 0
         self._questions: set[int] = set()
         self._ready = False
@@ -104,8 +106,9 @@ class GrantHost(Roles):
             self.id,
             host_id(1 - self.index),
             self.memory,
-            world.profile.timing,
+            self.timing,
             witnesses=world.profile.witnesses,
+            promise_ns=self.promise_ns,
             first_number=self._random.getrandbits(62),
             fraction=self._random.random,
         )
@@ -122,7 +125,7 @@ class GrantHost(Roles):
             self.plane.crash(power=power)
         done = self._random.randrange(len(self._writes) + 1)
         if done:
-            self.memory = self._writes[done - 1]
+            self.memory, self.promise_ns = self._writes[done - 1]
         self._writes = []
         self.up = False
         self.new_life()
@@ -294,8 +297,8 @@ class GrantHost(Roles):
         match effect:
             case SendPeer(message=message):
                 world.network.vote(self.index, message)
-            case PersistAcceptor(state=state):
-                self._write_memory(state)
+            case PersistAcceptor():
+                self._write_memory(effect)
             case WitnessGet(witness=name) | WitnessSwap(witness=name):
                 self._questions.add(effect.number)
                 world.network.ask(self, world.witnesses[name], effect)
@@ -319,15 +322,15 @@ class GrantHost(Roles):
             self.plane.session.permitted(self.now_ns, alone=alone)
             self.plane.perform()
 
-    def _write_memory(self, state: AcceptorState) -> None:
-        self._writes.append(state)
+    def _write_memory(self, write: PersistAcceptor) -> None:
+        self._writes.append(write)
         self._world.faults.ambush(self)
         cost_ns = int(self._world.profile.memory_ns * (0.2 + 0.8 * self._random.random()))
         self._memory_free_ns = max(self._memory_free_ns, self._clock.now) + cost_ns
         self._clock.at(self._memory_free_ns, self.due, self.life, self._memory_written, ())
 
     def _memory_written(self) -> None:
-        self.memory = self._writes.pop(0)
+        self.memory, self.promise_ns = self._writes.pop(0)
         if self.arbiter is not None:
             self.act(self.arbiter.persisted(self.now_ns))
             self.perform()

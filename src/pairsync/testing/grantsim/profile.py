@@ -45,6 +45,7 @@ FAULTS: dict[str, float] = {
     "upgrade-witness": 0.7,
     "move": 2.5,
     "override": 0.5,
+    "failover-lowered": 1.0,
     "rate-beyond": 0.7,
 }
 """Every fault there is, with its weight in the storm."""
