@@ -29,6 +29,7 @@ from pairsync.testing.witness import (
 PAIR = b"one pair of two!"
 KEY = WitnessKey(PAIR, "db1")
 PATIENCE_S = 30.0
+HELD = base64.b64encode(b"PSw1" + bytes(25))
 ONE, TWO = "http://one:2379", "http://two:2379"
 
 needs_etcd = pytest.mark.tools("etcd")
@@ -231,6 +232,8 @@ async def test_two_hosts_that_write_the_same_do_not_both_win() -> None:
         b"{}",
         b'{"header": {}, "kvs": [{}]}',
         b'{"header": {"cluster_id": "1"}, "kvs": [{"value": "!"}]}',
+        '{"header": {"cluster_id": "1"}, "kvs": [{"value": "\u00e9"}]}'.encode(),
+        b'{"header": {"cluster_id": "\\ud800"}, "kvs": [{"value": "%s"}]}' % HELD,
         b'{"header": {"cluster_id": "1"}, "kvs": [{"value": "AAAA"}]}',
         b'{"header": {"cluster_id": "1"}, "kvs": [{}, {}]}',
         b'{"header": {"cluster_id": "1"}, "kvs": 7}',
@@ -243,8 +246,42 @@ async def test_two_hosts_that_write_the_same_do_not_both_win() -> None:
 async def test_garbage_is_refused(content: bytes) -> None:
     fake = Fake()
     fake.spoil["one"] = httpx2.Response(200, content=content)
+    fake.spoil["two"] = httpx2.Response(200, content=content)
     with pytest.raises(ProtocolError):
         await fake.open().get(KEY)
+
+
+class Raw(httpx2.AsyncByteStream):
+    """A body as it comes from the network."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        await trio.lowlevel.checkpoint()
+        yield self.content
+
+
+async def test_what_claims_to_be_compressed_is_not_decompressed() -> None:
+    """What the decompression of garbage raised was taken for no answer at all, and ended the host."""
+    fake = Fake()
+    for name in ("one", "two"):
+        fake.spoil[name] = httpx2.Response(200, headers={"content-encoding": "gzip"}, stream=Raw(b"garbage"))
+    with pytest.raises(ProtocolError, match="is encoded"):
+        await fake.open().get(KEY)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [httpx2.Response(502, content=b"<html>"), httpx2.Response(403, json={"code": 7, "message": "denied"})],
+)
+async def test_an_endpoint_that_answers_nonsense_does_not_hide_the_next(answer: httpx2.Response) -> None:
+    fake = Fake()
+    fake.spoil["one"] = answer
+    store = fake.open()
+    first = await store.get(KEY)
+    assert isinstance(await store.swap(KEY, first.version, b"x"), Snapshot)
+    assert fake.asked == ["one", "two", "two", "two"]
 
 
 async def test_what_etcd_refuses_is_told() -> None:
@@ -252,7 +289,7 @@ async def test_what_etcd_refuses_is_told() -> None:
     denied: Any = {"code": 7, "message": "etcdserver: permission denied"}
     contents: list[Any] = [denied, [], {"code": [], "message": 5}]
     for content in contents:
-        fake.spoil["one"] = httpx2.Response(403, json=content)
+        fake.spoil["one"] = fake.spoil["two"] = httpx2.Response(403, json=content)
         with pytest.raises(RefusedError, match=r"permission denied|HTTP status 403"):
             await fake.open().get(KEY)
 
@@ -270,4 +307,10 @@ async def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "httpx2", None)
     with pytest.raises(ConfigError, match=r"pairsync\[etcd\]"):
         async with open_etcd(EtcdConfig(endpoints=(ONE,))):
+            pass
+
+
+async def test_what_is_no_url_is_refused_before_it_is_asked() -> None:
+    with pytest.raises(ConfigError, match="is no endpoint"):
+        async with open_etcd(EtcdConfig(endpoints=("http://[::1:2379",))):
             pass

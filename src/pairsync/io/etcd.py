@@ -45,7 +45,7 @@ from pairsync.core.witness import (
     check_value,
     first_version,
 )
-from pairsync.errors import ClosedError, ConfigError, PeerLost, ProtocolError, RefusedError
+from pairsync.errors import ClosedError, ConfigError, PeerError, PeerLost, ProtocolError, RefusedError
 
 if TYPE_CHECKING:
     import httpx2
@@ -197,10 +197,12 @@ class EtcdStore:
     async def _post(self, what: str, request: Any) -> tuple[Any, int]:
         """The answer of the first endpoint that has one, and how many were asked; raises `PeerError`.
 
-        An endpoint that did not answer may have done what it was asked all the same.
+        An endpoint that did not answer, or answered what makes no sense, may have done what it was asked all
+        the same.  One that is broken, or is somebody else's by now, must not hide those that are well.
         """
         endpoints = self._config.endpoints
         troubles: list[str] = []
+        wrong: PeerError | None = None  # what an endpoint has answered, if one has
         for turn in range(len(endpoints)):
             place = (self._first + turn) % len(endpoints)
             trouble = f"no answer within {self._config.try_ns / 1e9:g} s"
@@ -209,11 +211,15 @@ class EtcdStore:
                     answer = await self._ask(f"{endpoints[place]}/v3/kv/{what}", request)
                 except _NotNow as error:
                     trouble = str(error)
+                except (ProtocolError, RefusedError) as error:
+                    wrong, trouble = error, str(error)
                 else:
                     self._first = place
                     return answer, turn + 1
             troubles.append(f"{endpoints[place]}: {trouble}")
         self._first = (self._first + 1) % len(endpoints)
+        if wrong is not None:
+            raise wrong
         raise PeerLost(f"etcd: {'; '.join(troubles)}")
 
     async def _ask(self, url: str, request: Any) -> Any:
@@ -225,6 +231,8 @@ class EtcdStore:
                 self._client.stream("POST", url, content=json.dumps(request)) as response,
                 contextlib.aclosing(response.aiter_bytes()) as chunks,
             ):
+                if "content-encoding" in response.headers:  # nobody asked for it: nothing is decompressed
+                    raise ProtocolError(f"etcd: {url} answers what is encoded")
                 async for chunk in chunks:
                     content += chunk
                     if len(content) > ANSWER_BYTES_MAX:
@@ -268,9 +276,10 @@ def _decode(raw: bytes) -> _Stored:
 
 
 def _text(answer: Any, *path: str) -> str:
+    """What stands there: a number or base64, both ASCII."""
     for name in path:
         answer = answer.get(name) if isinstance(answer, dict) else None
-    if not isinstance(answer, str):
+    if not isinstance(answer, str) or not answer.isascii():
         raise ProtocolError(f"etcd: an answer without {'.'.join(path)}")
     return answer
 
@@ -305,5 +314,11 @@ async def open_etcd(
     except ImportError as error:
         raise ConfigError('etcd as a witness needs: pip install "pairsync[etcd]"') from error
     verify = True if config.tls is None else config.tls
-    async with httpx2.AsyncClient(verify=verify, timeout=None, trust_env=False) as client:
+    for endpoint in config.endpoints:
+        try:
+            httpx2.URL(endpoint)
+        except httpx2.InvalidURL as error:
+            raise ConfigError(f"etcd: {endpoint!r} is no endpoint: {error}") from error
+    plain = {"accept-encoding": "identity"}
+    async with httpx2.AsyncClient(verify=verify, timeout=None, trust_env=False, headers=plain) as client:
         yield EtcdStore(config, client, entropy)
