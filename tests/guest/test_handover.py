@@ -14,11 +14,12 @@ from tests.guest.test_door import Client, get, noise, write
 
 from pairsync.core.limits import VolumeOptions
 from pairsync.core.messages import OpKind, Role, WriteOp
-from pairsync.core.units import BLOCK_BYTES, MIB, NS_PER_MS
+from pairsync.core.units import BLOCK_BYTES, MIB, NS_PER_MS, NS_PER_S
+from pairsync.errors import BackendError
 from pairsync.guest import reopen, watch
 from pairsync.guest.door import Door
 from pairsync.guest.guest import Guest, open_guest
-from pairsync.guest.handover import hand_over
+from pairsync.guest.handover import Handover
 from pairsync.guest.replica import create_replica, open_replica
 from pairsync.guest.watch import Ailment
 from pairsync.testing.faulty import DiskState, FaultyDisk
@@ -41,8 +42,10 @@ class Register:
         self.term = 1
         self.guests: list[Guest] = []
         self.nursery: trio.Nursery | None = None
-        self.reasons: list[str] = []
+        self.reasons: list[Ailment | None] = []  # of the moves
         self.willing = True
+        self.asked = 0  # how often, while not willing
+        self.patience_ns = 10 * NS_PER_S  # beyond any test, but for those that exhaust it
         self.moved = trio.Event()
 
     def speaks_for(self, guest: Guest) -> None:
@@ -50,6 +53,7 @@ class Register:
         guest.arbiter = _Voice(self, guest)
 
     async def move(self, source: Guest, target: Guest) -> None:
+        self.reasons.append(source.leaves_for)
         self.term += 1
         await source.become(Role.STANDBY, self.term, in_order=False)
         self.term += 1
@@ -69,14 +73,18 @@ class _Voice:
     def link_up(self) -> None:
         pass
 
-    def disk_failed(self, reason: str) -> bool:
+    @property
+    def patience_ns(self) -> int:
+        return self.register.patience_ns
+
+    def disk_failed(self) -> str:
         register = self.register
-        register.reasons.append(reason)
         if not register.willing or register.nursery is None:
-            return False
+            register.asked += 1
+            return "not yet"
         (target,) = [guest for guest in register.guests if guest is not self.guest]
         register.nursery.start_soon(register.move, self.guest, target)
-        return True
+        return ""
 
 
 class Sick:
@@ -166,7 +174,7 @@ async def test_a_disk_that_fails_is_left_and_comes_back(pair: Pair) -> None:
             await sick.turn(host, DiskState.OK)  # type: ignore[arg-type]
             await sick.guests[other].wait_in_sync()  # type: ignore[index]
             sick.guests[other].perform()  # type: ignore[index]
-        assert "EIO" in sick.register.reasons[0]
+        assert "EIO" in str(sick.register.reasons[0])
 
 
 @pytest.mark.parametrize("ends_with", [DiskState.OK, DiskState.FAIL])
@@ -177,7 +185,7 @@ async def test_a_disk_that_hangs_is_not_waited_for(pair: Pair, ends_with: DiskSt
         await sick.register.moved.wait()
         await sick.progress()
         assert trio.current_time() - began < SERVICE_S + 0.3
-        assert any("hangs" in reason for reason in sick.register.reasons)
+        assert any("hangs" in str(reason) for reason in sick.register.reasons)
         assert not sick.guests["a"]._disks.idle  # what it was asked is still under way
         await trio.sleep(0.3)
         assert not sick.guests["b"].in_sync
@@ -192,7 +200,7 @@ async def test_reads_that_hang_are_noticed_too(pair: Pair) -> None:
         await sick.turn("a", DiskState.HANG)
         for client in sick.clients:
             await client.check(sick.doors["a"])
-        assert "hangs" in sick.register.reasons[0]
+        assert "hangs" in str(sick.register.reasons[0])
         assert sick.guests["b"].role is Role.ACTIVE
         await sick.turn("a", DiskState.OK)
         sick.resume()
@@ -203,7 +211,7 @@ async def test_a_disk_that_fails_unused_is_found_by_asking(pair: Pair) -> None:
         await sick.rest()
         await sick.turn("a", DiskState.FAIL)
         await sick.register.moved.wait()
-        assert "it was asked whether it works" in sick.register.reasons[0]
+        assert "it was asked whether it works" in str(sick.register.reasons[0])
         for client in sick.clients:
             await client.check(sick.doors["a"])
         sick.resume()
@@ -216,7 +224,7 @@ async def test_a_disk_without_room_is_left_for_one_that_has_some(pair: Pair) -> 
         door = sick.doors["a"]
         data = noise(99, MIB)
         assert await write(door, [WriteOp(OpKind.DATA, 6 * MIB, MIB, data)]) is None
-        assert any("ENOSPC" in reason for reason in sick.register.reasons)
+        assert any("ENOSPC" in str(reason) for reason in sick.register.reasons)
         assert await get(door, 6 * MIB, MIB) == data
         await sick.turn("a", DiskState.OK)
 
@@ -258,7 +266,7 @@ async def test_where_the_peer_cannot_own_the_guest_is_told(pair: Pair, reason: s
             await active.wait_in_sync()
             door = Door(active, "vda")
             op = WriteOp(OpKind.DATA, 0, BLOCK_BYTES, noise(1))
-            register.willing = reason != "not wanted"
+            register.willing, register.patience_ns = reason != "not wanted", 50 * NS_PER_MS
             if reason == "peer out of sync":
                 assert active.link is not None
                 active.link.cut()
@@ -270,9 +278,84 @@ async def test_where_the_peer_cannot_own_the_guest_is_told(pair: Pair, reason: s
             await active.use_threads("vda")
             disk.set(DiskState.FAIL)
             assert await write(door, [op]) == [5]
-            assert bool(register.reasons) is (reason == "not wanted")
+            assert bool(register.asked) is (reason == "not wanted")
             assert active.serves
+            if reason == "not wanted":
+                assert active.in_sync
+                asked = register.asked
+                assert await write(door, [op]) == [5]
+                assert register.asked == asked + 1, "who could not own a moment ago is not waited for again"
             disk.set(DiskState.OK)
+
+
+@pytest.mark.parametrize("what", ["write", "flush", "relayed write"])
+async def test_a_peer_that_cannot_own_yet_is_waited_for(pair: Pair, what: str) -> None:
+    """It is in sync before it has said that it could serve, and before that is agreed."""
+    async with sick_pair(pair) as sick:
+        await sick.rest()
+        sick.register.willing = False
+        await sick.turn("a", DiskState.FAIL)
+        op = WriteOp(OpKind.DATA, 6 * MIB, BLOCK_BYTES, noise(7))
+        answers: list[list[int] | None] = []
+
+        async def ask() -> None:
+            if what == "flush":
+                await sick.doors["a"].flush()
+                answers.append(None)
+            else:
+                answers.append(await write(sick.doors["a" if what == "write" else "b"], [op]))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            while sick.register.asked < 5:
+                await trio.sleep(0.01)
+            assert not answers
+            assert not sick.guests["a"].serves
+            sick.register.willing = True
+        assert answers == [None]
+        assert sick.guests["b"].role is Role.ACTIVE
+        await sick.turn("a", DiskState.OK)
+        if what != "flush":
+            assert await get(sick.doors["b"], op.offset, op.length) == op.data
+        sick.resume()
+
+
+@pytest.mark.parametrize("what", ["write", "flush"])
+async def test_a_peer_that_is_lost_is_not_waited_for(pair: Pair, what: str) -> None:
+    disk = FaultyDisk()
+    opener = partial(open_replica, open_file=disk.open)
+    async with (
+        in_time(),
+        open_guest(pair.config("b")) as standby,
+        open_guest(pair.config("a"), opener=opener) as active,
+    ):
+        register = Register()
+        register.speaks_for(active)
+        register.speaks_for(standby)
+        register.willing = False
+        await active.wait_in_sync()
+        door = Door(active, "vda")
+        disk.arm()
+        await active.use_threads("vda")
+        disk.set(DiskState.FAIL)
+        answers: list[list[int] | None] = []
+
+        async def ask() -> None:
+            if what == "write":
+                answers.append(await write(door, [WriteOp(OpKind.DATA, 0, BLOCK_BYTES, noise(1))]))
+                return
+            with pytest.raises(BackendError):
+                await door.flush()
+            answers.append([5])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            while not register.asked:
+                await trio.sleep(0.01)
+            assert active.link is not None
+            active.link.cut()
+        assert answers == [[5]]
+        disk.set(DiskState.OK)
 
 
 async def test_a_guest_is_left_once(pair: Pair) -> None:
@@ -282,10 +365,10 @@ async def test_a_guest_is_left_once(pair: Pair) -> None:
         register.speaks_for(standby)
         ailment = Ailment("vda", "a test")
         async with trio.open_nursery() as register.nursery:
-            assert not hand_over(standby, ailment)
-            assert hand_over(active, ailment)
-            assert not hand_over(active, ailment)
+            assert Handover(standby).attempt(ailment) is None
+            assert Handover(active).attempt(ailment) == ""
+            assert Handover(active).attempt(ailment) is None
             assert not active.serves
-        assert register.reasons == ["vda: a test"]
+        assert register.reasons == [ailment]
         assert standby.role is Role.ACTIVE
         await standby.wait_in_sync()

@@ -199,7 +199,12 @@ class Arbitration:
         if self._guest.serves is not self._served:
             self._served = not self._served
             self._guest.turn()  # by a lease that has run out, or has come back
-        if self.arbiter.wants_proof and self._served and self._guest.in_sync:
+        if self._served:
+            self._vouch()
+
+    def _vouch(self) -> None:
+        """Tell that the peer's replica is proven in sync, if it is and nobody knows."""
+        if self.arbiter.wants_proof and self._guest.in_sync:
             _, effects = self.arbiter.peer_in(self._now_ns())
             self._act(effects)
 
@@ -212,13 +217,17 @@ class Arbitration:
         else:
             self._act(self.arbiter.peer_out(self._now_ns()))
 
-    def disk_failed(self, reason: str) -> bool:
+    @property
+    def patience_ns(self) -> int:
         """As `seam.Arbiter`."""
+        return 2 * self.arbiter.timing.heartbeat_ns
+
+    def disk_failed(self) -> str:
+        """As `seam.Arbiter`."""
+        self._vouch()
         refusal, effects = self.arbiter.move(self._now_ns(), leaving=True)
-        if refusal:
-            _log.warning("%s: %s, and the guest cannot leave: %s", self._guest.name, reason, refusal)
         self._act(effects)
-        return not refusal
+        return refusal
 
     # ------------------------------------------------------------------ what others say
 
@@ -243,9 +252,9 @@ class Arbitration:
     async def move(self) -> None:
         """Have the peer own the guest; returns when it does.  `ArbitrationError` with the reason if not.
 
-        What is refused is tried again for two heartbeats: how the peer is comes with its next answer.
+        What is refused is tried again for `patience_ns`: how the peer is comes with its next answer.
         """
-        until_ns = self._now_ns() + 2 * self.arbiter.timing.heartbeat_ns
+        until_ns = self._now_ns() + self.patience_ns
         while True:
             refusal, effects = self.arbiter.move(self._now_ns())
             self._act(effects)

@@ -34,13 +34,13 @@ from pairsync.storage.linux import boot_id
 from .config import GuestConfig
 from .disks import Disks, Opener, open_disks
 from .events import EventHub, Subscription
-from .handover import disk_failed, watch_owner
+from .handover import Handover
 from .keeping import kept_events
 from .performer import Performer
 from .relay import GuestRelay
 from .reopen import Mender
 from .replica import Replica, open_replica
-from .roles import change_role, finish, halt, halt_now
+from .roles import change_role, finish, halt
 from .seam import Arbiter
 from .statistics import GuestStatistics, progress_of, statistics_of
 from .volume import Volume
@@ -72,31 +72,27 @@ class Guest:
         self._events = EventHub()
         self._progress_ns = 0  # when progress was last told
         self.closed = False
-        self.arbiter: Arbiter | None = None
-        """Who decides whether this host may go on without its peer; None: this host alone."""
+        self.arbiter: Arbiter | None = None  # who decides whether it may go on without its peer; None: it may
         self.session = self._make_session(config.role, config.term)
-        self.volumes = {
-            replica.name: Volume(self, index, replica) for index, replica in enumerate(disks.replicas)
-        }
+        self.volumes = {each.name: Volume(self, index, each) for index, each in enumerate(disks.replicas)}
         """The guest's volumes, by name."""
+        self._handover = Handover(self)
         self._performer = self._make_performer()
         self._nursery: trio.Nursery | None = None  # of the guest's own tasks, while it lives
         self._mender: Mender | None = None  # of a standby
         self._mending = trio.CancelScope()  # of its task
         self.leased: Callable[[], bool] = lambda: True  # this host may answer for the guest now; cheap
-        self.paused = False
-        """Nothing is taken for the moment: the guest is changing its role.  Changed by `pause`."""
-        self.leaves_for: Ailment | None = None  # why the guest leaves this host, until it is a standby here
-        self.relay = GuestRelay(self)
-        """Requests of the other host's clients, and for ours the other way round."""
+        self.paused = False  # nothing is taken: the guest is changing its role; changed by `pause`
+        self.leaves_for: Ailment | None = None  # why nothing is taken, until it is a standby, or stays
+        self.relay = GuestRelay(self)  # requests of the other host's clients, and of ours to that host
         self.doors: list[Door] = []  # who is told when the guest is served elsewhere
-        # What the link's session brings is not for us: a disk was ill when it began, or has become so.
-        self._deaf = False
+        self._deaf = False  # what the link's session brings is not for us: a disk was or has become ill
 
     @property
     def serves(self) -> bool:
         """Whether the guest is active here and takes requests, now: a lease may have run out meanwhile."""
-        return bool(self.session.sources) and not (self.paused or self.closed) and self.leased()
+        taken = not (self.paused or self.closed or self.leaves_for)
+        return taken and bool(self.session.sources) and self.leased()
 
     def pause(self, paused: bool) -> None:
         """Take nothing for the moment, or go on (called by who changes the role)."""
@@ -137,7 +133,7 @@ class Guest:
             disks.lanes,
             self.emit,
             self._ask_alone,
-            partial(disk_failed, self),
+            self._handover.failed,
             self._network.now_ns,
             self.perform,
         )
@@ -146,10 +142,15 @@ class Guest:
         if self.arbiter is not None:
             self.arbiter.ask_alone()
 
-    def leave_for(self, ailment: Ailment) -> None:
-        """Serve nothing any more because of a disk, and say nothing; see `guest.handover`."""
-        self.leaves_for, self._performer.leaving, self._deaf = ailment, True, True
-        halt_now(self, f"the disk of {ailment.volume}: {ailment.reason}")
+    def leave_for(self, ailment: Ailment | None, *, silent: bool = False) -> None:
+        """Take nothing any more because of a disk, and, ``silent``, say and hear nothing; None: go on."""
+        self.leaves_for = ailment
+        if silent:
+            self._performer.leaving = self._deaf = True
+        elif self._performer.leaving:  # in a new session: nobody knows what was not said in this one
+            self._performer.leaving = False
+            self.leave_session("the guest stays on this host")
+        self.turn()
 
     @property
     def name(self) -> str:
@@ -245,7 +246,7 @@ class Guest:
         self.relay.connected()
         if self.arbiter is not None:
             self.arbiter.link_up()
-        self._deaf = self.paused or self.ill
+        self._deaf = self.paused or self.ill or self._performer.leaving
         if self._deaf:
             return
         self.session.connected(self.now_ns())
@@ -309,7 +310,7 @@ class Guest:
         """
         self._mending = trio.CancelScope()
         if self.role is Role.ACTIVE:
-            self.start_soon(self._mend, partial(watch_owner, self, self._disks), self._mending)
+            self.start_soon(self._mend, partial(self._handover.watch, self._disks), self._mending)
             return
         self._mender = Mender(self, self._disks, ailments)
         self.start_soon(self._mend, self._mender.run, self._mending)
@@ -338,9 +339,8 @@ class Guest:
         link = self.link
         self.leaves_for = None
         # An empty disk has forgotten the term: terms only grow.
-        self.session = self._make_session(
-            self.role if role is None else role, max(term, self.session.term), ill=ill
-        )
+        role = self.role if role is None else role
+        self.session = self._make_session(role, max(term, self.session.term), ill=ill)
         self._performer = self._make_performer()
         self._performer.link = link
         for volume, replica in zip(self.volumes.values(), self._disks.replicas, strict=True):

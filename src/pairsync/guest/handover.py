@@ -6,6 +6,11 @@ While the peer is in sync it holds all that was acknowledged, so nothing of the 
                                                         │                                       │
                         requests end unanswered ────────┘        the front doors ask it  ◀──────┘
 
+* **Where the peer cannot own yet**, nothing is taken until it can, or its next word is overdue
+  (``Arbiter.patience_ns``): a standby that has just come back is in sync before it has said that it could
+  serve, and before that is agreed.  What fails meanwhile ends unanswered too.  If it cannot own then either,
+  what waits is done here, and its error told; so are those that follow, for a while (`PATIENT_AGAIN_NS`).
+  A disk that *hangs* has not told an error: the peer is asked again with every look at it.
 * Halted at once: whatever was under way ends unanswered, with EIO, which the front doors (``guest.door``)
   keep to themselves, for the guest is active here no more.  Nothing is sent to the peer any more either: it
   could be the content of the disk that fails.  The link goes on, for the next owner is agreed over it.
@@ -27,48 +32,93 @@ happens: what failed is an error of the guest, as of any disk.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Final
 
 import trio
 
+from pairsync.core.units import NS_PER_S
+
 from .disks import Disks
+from .roles import halt_now
 from .watch import LOOK_S, Ailment, DiskWatch
 
 if TYPE_CHECKING:
     from .guest import Guest
 
-__all__ = ["disk_failed", "hand_over", "watch_owner"]
+__all__ = ["Handover"]
+
+_log = logging.getLogger("pairsync.guest")
+
+HOLD_S: Final = 0.01
+"""Between two looks whether the peer can own: short, for the guest stands still meanwhile."""
+
+PATIENT_AGAIN_NS: Final = 10 * NS_PER_S
+"""So long after the peer could not own errors are told at once."""
 
 
-def hand_over(guest: Guest, ailment: Ailment) -> bool:
-    """The owner's disk cannot do what it should: leave this host if the peer can own; whether it does."""
-    session, arbiter = guest.session, guest.arbiter
-    if arbiter is None or not guest.serves or not session.in_sync:
-        return False
-    if any(source.options.level != "sync" for source in session.sources):
-        return False
-    if not arbiter.disk_failed(f"{ailment.volume}: {ailment.reason}"):
-        return False
-    guest.leave_for(ailment)
-    return True
+class Handover:
+    """Of one guest on this host, for as long as it is open; see the module."""
 
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+        self._patient_from_ns = 0  # what fails before then is told at once
 
-def disk_failed(guest: Guest, index: int, reason: str) -> None:
-    """As the session machine of the owner says."""
-    hand_over(guest, Ailment(list(guest.volumes)[index], reason))
+    def failed(self, index: int, reason: str) -> None:
+        """The disk of a volume cannot do what it should, as the owner's session machine says before it tells
+        the error."""
+        guest = self._guest
+        if guest.serves:
+            ailment = Ailment(list(guest.volumes)[index], reason)
+            if not self.attempt(ailment) or guest.now_ns() < self._patient_from_ns:
+                return
+            guest.leave_for(ailment)
+            guest.start_soon(self._hold, ailment)
+        if guest.leaves_for is not None and any(source.failed for source in guest.session.sources):
+            guest.leave_for(guest.leaves_for, silent=True)  # the machine has come to its end
 
+    def attempt(self, ailment: Ailment) -> str | None:
+        """Leave this host if the peer can own.
 
-async def watch_owner(guest: Guest, disks: Disks) -> None:
-    """Look after the disks of an active guest for as long as it stays."""
+        "" if it leaves, or why the peer cannot own now; None where that is not to be expected.
+        """
+        guest, session, arbiter = self._guest, self._guest.session, self._guest.arbiter
+        if arbiter is None or guest.paused or guest.closed or not (session.sources and session.in_sync):
+            return None
+        if any(source.options.level != "sync" for source in session.sources):
+            return None
+        refusal = arbiter.disk_failed()
+        if not refusal:
+            guest.leave_for(ailment, silent=True)
+            halt_now(guest, f"the disk of {ailment.volume}: {ailment.reason}")
+        return refusal
 
-    def unused() -> list[int]:
-        return [source.index for source in guest.session.sources if not source.tracker.unflushed]
+    async def _hold(self, ailment: Ailment) -> None:
+        """Take nothing until the peer can own the guest, or will not."""
+        guest, arbiter = self._guest, self._guest.arbiter
+        until_ns = guest.now_ns() + (0 if arbiter is None else arbiter.patience_ns)
+        while guest.leaves_for is ailment and not guest.paused:  # else somebody else has decided
+            refusal = self.attempt(ailment)
+            if refusal is None or (refusal and guest.now_ns() > until_ns):
+                reason = refusal or "the other host is out of sync"
+                _log.warning("%s: %s, and the guest stays: %s", guest.name, ailment.reason, reason)
+                self._patient_from_ns = guest.now_ns() + PATIENT_AGAIN_NS
+                guest.leave_for(None)
+            elif refusal:
+                await trio.sleep(HOLD_S)
 
-    watch = DiskWatch(guest, disks, unused)
-    while True:
-        await trio.sleep(LOOK_S)
-        if guest.arbiter is None:
-            continue
-        found = watch.look()
-        if found is not None and hand_over(guest, found):
-            return
+    async def watch(self, disks: Disks) -> None:
+        """Look after the disks of an active guest for as long as it stays."""
+        guest = self._guest
+
+        def unused() -> list[int]:
+            return [source.index for source in guest.session.sources if not source.tracker.unflushed]
+
+        watch = DiskWatch(guest, disks, unused)
+        while True:
+            await trio.sleep(LOOK_S)
+            if guest.arbiter is None:
+                continue
+            found = watch.look()
+            if found is not None and guest.serves and self.attempt(found) == "":
+                return

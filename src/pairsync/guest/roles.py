@@ -57,7 +57,8 @@ def could_serve(guest: Guest, *, new: bool, term: int) -> bool:
     if guest.closed or guest.ill:
         return False
     if guest.session.sources:
-        return guest.paused or all(source.failed is None for source in guest.session.sources)
+        halted = guest.paused or guest.leaves_for is not None
+        return halted or all(source.failed is None for source in guest.session.sources)
     usable = {Condition.CONSISTENT, Condition.BLANK} if new else {Condition.CONSISTENT}
     blocks = [target.superblock for target in guest.session.targets]
     return all(block.condition in usable and block.term >= term for block in blocks)
@@ -93,10 +94,10 @@ async def finish(guest: Guest) -> None:
 async def halt(guest: Guest, *, in_order: bool) -> None:
     """Serve nothing from now on; returns when nothing is under way that anybody waits for.
 
-    ``in_order``: what was asked is done and flushed on both hosts first.  Otherwise, for an owner that has
-    lost its grant or its disk, it ends with EIO.  The link goes on: whoever owns next is agreed over it.
+    ``in_order``: what was asked is done and flushed on both hosts first.  Otherwise, and for an owner that
+    has lost its grant or its disk, it ends with EIO.  The link goes on: whoever owns next is agreed over it.
     """
-    if in_order:
+    if in_order and guest.leaves_for is None:
         guest.pause(True)
         await finish(guest)
     halt_now(guest, "the guest does not run here any more")

@@ -16,10 +16,14 @@ class Arbiter(Protocol):
     def link_up(self) -> None:
         """The link has a session: the peer's half can be reached."""
 
-    def disk_failed(self, reason: str) -> bool:
-        """The owner's disk has failed or hangs, and the peer is in sync: can ownership be moved to it?
+    @property
+    def patience_ns(self) -> int:
+        """How long what is known of the peer may be behind what it is: two heartbeats."""
 
-        If so (True), the guest is halted here when this returns, and whoever was asked sees to it that the
-        peer owns: `Guest.become` a standby here, without order, and active there.  Or, where that fails,
-        active here again, which opens the disks anew.
+    def disk_failed(self) -> str:
+        """The owner's disk has failed or hangs, and the peer is in sync: why can it not own the guest?
+
+        If it can (""), the guest is halted here at once, and whoever was asked sees to it that the peer owns:
+        `Guest.become` a standby here, without order, and active there.  Or, where that fails, active here
+        again, which opens the disks anew.
         """
