@@ -34,7 +34,7 @@ BOTH = FIRST._replace(epoch=2, in_sync=frozenset({A, B}), voters=frozenset({A1, 
 ALONE = BOTH._replace(epoch=3, in_sync=frozenset({A}), voters=frozenset({A1}))
 TIMING = derive()
 T0 = 10**12
-BeatAnswer = partial(_BeatAnswer, failover_ns=TIMING.failover_ns)
+BeatAnswer = partial(_BeatAnswer, failover_ns=TIMING.failover_ns, asks=False)
 FIRST_NUMBER = 1 << 40
 
 
@@ -322,3 +322,41 @@ def test_every_write_keeps_the_promise() -> None:
     arbiter.start(T0)
     (write, *_) = arbiter.hears(Beat(A1, ALONE, 7, TIMING.failover_ns), T0 + 5)
     assert write == PersistAcceptor(AcceptorState(b"b1", ALONE), longer_ns)
+
+
+# -- what is told for the outlook ----------------------------------------------------------------------------
+
+
+def test_a_standby_tells_whether_it_reaches_the_witness_that_votes() -> None:
+    standby = _arbiter(B1, BOTH)
+    (question,) = [each for each in standby.start(T0) if isinstance(each, WitnessGet)]
+
+    def asks(now_ns: int) -> bool | None:
+        out = standby.hears(Beat(A1, BOTH, 7, TIMING.failover_ns), now_ns)
+        (answer,) = [e.message for e in out if isinstance(e, SendPeer) and isinstance(e.message, _BeatAnswer)]
+        return answer.asks
+
+    assert asks(T0 + 1) is False
+    standby.answered(question.number, "w", WitnessView(b"w1", 7, None), T0 + 2)
+    assert asks(T0 + 3) is True
+    (question,) = [
+        each for each in standby.tick(T0 + TIMING.witness_probe_ns) if isinstance(each, WitnessGet)
+    ]
+    standby.unreachable(question.number, "w", T0 + TIMING.witness_probe_ns + 5)
+    assert asks(T0 + TIMING.witness_probe_ns + 6) is False
+    (question,) = [
+        each for each in standby.tick(T0 + 2 * TIMING.witness_probe_ns) if isinstance(each, WitnessGet)
+    ]
+    standby.answered(question.number, "w", WitnessView(b"w2", 1, None), T0 + 2 * TIMING.witness_probe_ns)
+    assert asks(T0 + 2 * TIMING.witness_probe_ns + 1) is False, "it has lost its memory: no voter"
+
+
+def test_an_owner_believes_its_peer_about_the_witness_and_one_that_does_not_say_as_itself() -> None:
+    arbiter, number = _leased()
+    assert (arbiter.owner_asks, arbiter.standby_asks) == (True, False)
+    arbiter.hears(BeatAnswer(B1, BOTH, number, granted=True, ready=True, asks=True), T0 + 6)
+    assert arbiter.standby_asks
+    arbiter.hears(BeatAnswer(B1, BOTH, number, granted=True, ready=True, asks=None), T0 + 7)
+    assert arbiter.standby_asks
+    arbiter.tick(T0 + TIMING.witness_lost_ns)
+    assert (arbiter.owner_asks, arbiter.standby_asks) == (False, False)

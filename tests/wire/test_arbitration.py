@@ -41,7 +41,7 @@ from pairsync.wire.arbitration import (
     encode_message,
 )
 from pairsync.wire.limits import NUMBER_MAX, VOTE_BYTES_MAX
-from pairsync.wire.shapes import pack
+from pairsync.wire.shapes import pack, unpack_array
 
 incarnations = st.binary(min_size=INCARNATION_BYTES, max_size=INCARNATION_BYTES)
 hosts = st.binary(min_size=HOST_ID_BYTES, max_size=HOST_ID_BYTES)
@@ -64,7 +64,10 @@ grants = st.builds(
 bases = st.none() | grants
 messages: st.SearchStrategy[PeerMessage] = st.one_of(
     st.builds(Beat, voters, bases, numbers, numbers),
-    st.builds(BeatAnswer, voters, bases, numbers, st.booleans(), st.booleans(), numbers),
+    st.builds(
+        *(BeatAnswer, voters, bases, numbers, st.booleans(), st.booleans(), numbers),
+        st.none() | st.booleans(),
+    ),
     st.builds(Prepare, voters, bases, ballots),
     st.builds(Promise, voters, bases, ballots, ballots, bases),
     st.builds(Accept, voters, bases, ballots, grants),
@@ -79,6 +82,16 @@ def test_a_vote_is_read_as_it_was_written(message: PeerMessage) -> None:
     encoded = encode_message(message)
     assert decode_message(encoded) == message
     assert len(encoded) <= VOTE_BYTES_MAX
+
+
+@given(messages)
+def test_an_older_peer_is_told_what_it_understands(message: PeerMessage) -> None:
+    """And of what it cannot say it is taken to have said nothing."""
+    encoded = encode_message(message, protocol=1)
+    assert unpack_array(encoded, bytes_max=VOTE_BYTES_MAX, count_max=16)[0] == 1
+    expected = message._replace(asks=None) if isinstance(message, BeatAnswer) else message
+    assert decode_message(encoded) == expected
+    assert encode_message(message, protocol=7) == encode_message(message)
 
 
 @given(memories)
@@ -139,7 +152,8 @@ def test_arbitrary_bytes_are_refused(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ([2, 1], "version 2"),
+        ([3, 1], "version 3"),
+        ([2, 2, [b"x" * 32, b"i" * 8], None, 0, False, True, 0], "6 fields, expected 7"),
         ([True, 1], "version True"),
         ([1, 9], "unknown type of a vote 9"),
         ([1], "unknown type of a vote None"),

@@ -112,6 +112,7 @@ class Arbiter:
         self._in_force: InForce | None = None  # as told last
         self._until_ns: int | None = None  # as told last
         self._discord_ns: int | None = None  # the peer's failover time, if it is not ours
+        self._peer_asks: bool | None = None  # as the peer has said last
         self.heard_ns: int | None = None
         """When the peer was heard last in this life."""
 
@@ -138,6 +139,19 @@ class Arbiter:
         may become a voter, or be moved to.
         """
         return not self.decider.vouched and self.decider.owns and self._discord_ns is None
+
+    @property
+    def owner_asks(self) -> bool:
+        """Whether this host, which owns the guest, can have the next grant decided at the witness."""
+        return not self.decider.witness_lost
+
+    @property
+    def standby_asks(self) -> bool:
+        """Whether the peer could, as it has said last, by its own look at the witness that votes.
+
+        A peer of an older version does not say: it is taken to, if this host can.
+        """
+        return self.owner_asks if self._peer_asks is None else self._peer_asks
 
     def owner_is_silent(self, now_ns: int) -> bool:
         """Whether this host would take over, and the owner has gone on without it by now, or has stopped.
@@ -179,6 +193,8 @@ class Arbiter:
                 message = message._replace(granted=False)
             if self.decider.owns:
                 out += self._done(self.decider.peer_out(), now_ns)
+        if isinstance(message, BeatAnswer):
+            self._peer_asks = message.asks
         sent_ns: int | None = None
         if isinstance(message, BeatAnswer) and message.granted:
             sent_ns = self._sent.get(message.number)
@@ -363,7 +379,8 @@ class Arbiter:
             elif isinstance(outcome, SendPeer) and isinstance(outcome.message, Beat):
                 effects.append(SendPeer(self._numbered(outcome.message, now_ns)))
             elif isinstance(outcome, SendPeer) and isinstance(outcome.message, BeatAnswer):
-                answer = outcome.message._replace(failover_ns=self.timing.failover_ns)
+                asks = self.decider.register.reaches_voter()
+                answer = outcome.message._replace(failover_ns=self.timing.failover_ns, asks=asks)
                 effects.append(SendPeer(answer))
             elif isinstance(outcome, PersistAcceptor):
                 effects.append(outcome._replace(promise_ns=self._promises.longest_ns))

@@ -59,7 +59,10 @@ class Beat(NamedTuple):
 
 
 class BeatAnswer(NamedTuple):
-    """``granted``: the promise is given.  ``ready``: the sender's replica could serve the guest now."""
+    """``granted``: the promise is given.  ``ready``: the sender's replica could serve the guest now.
+
+    ``asks``: the sender reaches the witness that is among the voters of ``base``; None: it does not say.
+    """
 
     sender: VoterId
     base: Grant | None
@@ -67,6 +70,8 @@ class BeatAnswer(NamedTuple):
     granted: bool
     ready: bool
     failover_ns: int = 0
+    asks: bool | None = None
+    """Set by `core.arbiter`, too: it is only to be shown, and nothing is decided by it."""
 
 
 class Prepare(NamedTuple):

@@ -101,6 +101,12 @@ class Register:
         voters = self.acceptor.base.voters if self.acceptor.base is not None else ()
         return next((voter for voter in voters if voter.name in self.witnesses), None)
 
+    def reaches_voter(self) -> bool:
+        """Whether the witness that votes has answered last, with the memory that is meant."""
+        voter = self.voting_witness()
+        view = None if voter is None else self.view(str(voter.name))
+        return voter is not None and view is not None and view.incarnation == voter.incarnation
+
     def voting_peer(self) -> VoterId | None:
         """The peer among the voters of the base."""
         voters = self.acceptor.base.voters if self.acceptor.base is not None else ()

@@ -307,8 +307,9 @@ class Arbitration:
     def _perform(self, effect: Effect) -> None:
         match effect:
             case SendPeer(message=message):
-                if self._guest.link is not None:
-                    self._guest.link.vote(encode_message(message))
+                link = self._guest.link
+                if link is not None and link.session is not None:
+                    link.vote(encode_message(message, link.session.protocol))
             case PersistAcceptor(state=state, promise_ns=promise_ns):
                 memory = encode_host_memory(HostMemory(state, promise_ns))
                 self._running()[1].submit(partial(self._memory.store, memory), self._persisted)

@@ -55,21 +55,19 @@ def standing_of(arbiter: Arbiter, host: HostId) -> Standing | None:
 def outlook_of(arbiter: Arbiter, guest: Guest, host: HostId) -> Outlook | None:
     """What would survive now, as far as this host can see; None for a guest that does not run here.
 
-    Whether the peer reaches the witness is not known here: it is taken to, if this host does.  A peer that
-    was called in sync a moment ago, and has not said yet that it could serve, is taken not to be.
+    A peer that was called in sync a moment ago, and has not said yet that it could serve, is taken not to be.
     """
     grant = arbiter.grant
     if grant is None or guest.role is not Role.ACTIVE or guest.paused:
         return None
-    asks = not arbiter.decider.witness_lost
     linked = guest.link is not None and guest.link.session is not None
     sources = guest.session.sources
     state = State(
         in_sync=host in grant.in_sync and len(grant.in_sync) > 1 and linked and arbiter.decider.peer_ready,
         sole=grant.sole == arbiter.decider.own,
         link=linked,
-        owner_asks=asks,
-        standby_asks=asks,
+        owner_asks=arbiter.owner_asks,
+        standby_asks=arbiter.standby_asks,
         owner_disk=all(each.failed is None for each in sources),
         lag_bytes=sum(each.inflight_bytes for each in sources if each.options.level == "async"),
     )

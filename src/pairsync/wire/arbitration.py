@@ -3,6 +3,9 @@
 Each is one msgpack array ``[version, type, field, ...]``; a grant is an array of its fields, sets are sorted
 arrays.  A reader refuses a version that it does not know, so a host never guesses at what another one means:
 it does not answer, and is silent for the other.  Decoding is strict (``wire.shapes``).
+
+**Votes are written in what both hosts understand**, which is what their session was begun with: in protocol
+version 1 those of version 1, which lack the fields that came later (`_LATER`); a reader takes their defaults.
 """
 
 from __future__ import annotations
@@ -52,6 +55,7 @@ from .shapes import (
 __all__ = [
     "MEMORY_BYTES_MAX",
     "VERSION",
+    "VOTE_VERSION",
     "WITNESS_NAME_BYTES_MAX",
     "decode_acceptor",
     "decode_host_memory",
@@ -62,6 +66,10 @@ __all__ = [
 ]
 
 VERSION: Final = 1
+"""Of a voter's memory at a witness, which hosts of all versions share."""
+
+VOTE_VERSION: Final = 2
+"""The newest of votes."""
 
 HOST_MEMORY_VERSION: Final = 2
 """Version 1 was a voter's memory alone: it does not tell of promises."""
@@ -142,6 +150,7 @@ _TABLE: dict[int, tuple[type[PeerMessage], Shape[PeerMessage]]] = {
             ("granted", boolean),
             ("ready", boolean),
             ("failover_ns", _number),
+            ("asks", optional(boolean)),
         ),
     ),
     3: (Prepare, structure(Prepare, *_HEAD, ("ballot", _ballot))),
@@ -159,6 +168,8 @@ _TABLE: dict[int, tuple[type[PeerMessage], Shape[PeerMessage]]] = {
     6: (Accepted, structure(Accepted, *_HEAD, ("ballot", _ballot))),
     7: (Refusal, structure(Refusal, *_HEAD, ("ballot", _ballot), ("promised", _ballot))),
 }
+_LATER: dict[type, list[Any]] = {BeatAnswer: [None]}
+"""What votes of version 1 lack at their ends, and what is read in its place."""
 _NUMBER_OF: dict[type, int] = {made: number for number, (made, _) in _TABLE.items()}
 
 _Plain: TypeAlias = int | str | bytes | bool | list[Any] | None
@@ -181,20 +192,23 @@ def _checked(encoded: bytes, bytes_max: int, what: str) -> bytes:
     return encoded
 
 
-def encode_message(message: PeerMessage) -> bytes:
-    """The bytes of a vote; `InternalError` for what no peer would take."""
-    number = _NUMBER_OF[type(message)]
-    return _checked(pack([VERSION, number, *map(_plain, message)]), VOTE_BYTES_MAX, "a vote")
+def encode_message(message: PeerMessage, protocol: int = VOTE_VERSION) -> bytes:
+    """The bytes of a vote, in a session of that version; `InternalError` for what no peer would take."""
+    number, version = _NUMBER_OF[type(message)], min(protocol, VOTE_VERSION)
+    fields = [_plain(field) for field in message]
+    if version == 1:
+        fields = fields[: len(fields) - len(_LATER.get(type(message), []))]
+    return _checked(pack([version, number, *fields]), VOTE_BYTES_MAX, "a vote")
 
 
 def decode_message(encoded: Buffer) -> PeerMessage:
     """A vote of the peer; raises `ProtocolError` for anything else."""
-    fields = _fields(encoded, VOTE_BYTES_MAX)
+    version, fields = _versioned(encoded, VOTE_BYTES_MAX, VOTE_VERSION)
     kind = fields[0] if fields else None
     entry = _TABLE.get(kind) if type(kind) is int else None
     if entry is None:
         raise ProtocolError(f"unknown type of a vote {kind!r:.40}")
-    return entry[1](fields[1:])
+    return entry[1](fields[1:] + (_LATER.get(entry[0], []) if version == 1 else []))
 
 
 def encode_acceptor(state: AcceptorState) -> bytes:
@@ -204,7 +218,7 @@ def encode_acceptor(state: AcceptorState) -> bytes:
 
 def decode_acceptor(encoded: Buffer) -> AcceptorState:
     """A voter's memory; raises `ProtocolError` for anything else."""
-    return _memory(_fields(encoded, MEMORY_BYTES_MAX))
+    return _memory(_versioned(encoded, MEMORY_BYTES_MAX, VERSION)[1])
 
 
 def encode_host_memory(memory: HostMemory) -> bytes:
@@ -218,10 +232,6 @@ def decode_host_memory(encoded: Buffer) -> HostMemory:
     version, fields = _versioned(encoded, MEMORY_BYTES_MAX, HOST_MEMORY_VERSION)
     promise_ns = _promise(fields.pop()) if version > 1 and fields else None
     return HostMemory(_memory(fields), promise_ns)
-
-
-def _fields(encoded: Buffer, bytes_max: int) -> list[Any]:
-    return _versioned(encoded, bytes_max, VERSION)[1]
 
 
 def _versioned(encoded: Buffer, bytes_max: int, newest: int) -> tuple[int, list[Any]]:

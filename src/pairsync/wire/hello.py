@@ -64,8 +64,8 @@ __all__ = [
 
 PROTOCOL_MIN = 1
 """Oldest version that this software speaks."""
-PROTOCOL_MAX = 1
-"""Newest version that this software speaks."""
+PROTOCOL_MAX = 2
+"""Newest version that this software speaks.  2: votes of version 2 (`wire.arbitration`)."""
 PAIR_ID_BYTES = 16
 
 _LANE_MAGIC = b"PSLANE\r\n"  # no TLS record begins so, and text-mode transport would break it

@@ -26,7 +26,7 @@ _WHERE: dict[str, tuple[str, ...]] = {
 
 OUTCOMES = (
     *("guard-kills", "took-over", "moved", "returned"),
-    *("drill:goes-on", "drill:moves", "drill:stops"),
+    *("drill:goes-on", "drill:moves", "drill:stops", "drill:cut-cable"),
     *("versions-differ", "refused:versions", "refused:witness-versions"),
 )
 

@@ -35,6 +35,8 @@ def drill(world: GrantWorld) -> None:
         if world.clock.now > deadline_ns:
             world.fail("liveness", "a pair to which nothing happens does not become whole")
         world.run_until(world.clock.now + NS_PER_S)
+    if world.random.random() < 0.4:
+        _cut_a_cable(world)
     failures = world.random.sample(FAILURES, 2)
     foretold: Outlook | None = None
     for number, failure in enumerate(failures):
@@ -57,20 +59,32 @@ def drill(world: GrantWorld) -> None:
 
 
 def _state(world: GrantWorld, owner: GrantHost) -> State:
-    """As ``guest.arbitration.outlook`` sees it, but that the paths to the witness are known here."""
+    """As ``guest.standing.outlook_of`` sees it, with what the owner knows."""
     arbiter, plane = owner.arbiter, owner.plane
     grant = arbiter.grant if arbiter is not None else None
     if arbiter is None or plane is None or grant is None:
         world.fail("outlook", "a host serves without a grant")
-    asks = not arbiter.decider.witness_lost
     linked = world.network.link.session_of(owner.index) != 0
     return State(
-        in_sync=owner.id in grant.in_sync and len(grant.in_sync) > 1 and linked,
+        in_sync=owner.id in grant.in_sync
+        and len(grant.in_sync) > 1
+        and linked
+        and arbiter.decider.peer_ready,
         sole=grant.sole == owner.voter,
         link=linked,
-        owner_asks=asks,
-        standby_asks=asks,
+        owner_asks=arbiter.owner_asks,
+        standby_asks=arbiter.standby_asks,
     )
+
+
+def _cut_a_cable(world: GrantWorld) -> None:
+    """From a host to the witnesses, until the owner knows of it and has agreed to what follows."""
+    host = world.random.randrange(2)
+    world.trace.note("drill", "cut", host)
+    world.coverage.reach("drill:cut-cable")
+    world.network.set_cut({(host, WITNESS), (WITNESS, host)})
+    world.changed()
+    world.run_until(world.clock.now + world.profile.timing.witness_lost_ns + SETTLE_NS)
 
 
 def _strike(world: GrantWorld, owner: GrantHost, failure: Failure) -> None:

@@ -16,6 +16,7 @@ from pairsync.core.arbitration import PeerMessage, WitnessGet, WitnessSwap
 from pairsync.core.units import NS_PER_MS, NS_PER_S
 from pairsync.errors import RefusedError
 from pairsync.testing.sim.link import Link
+from pairsync.wire.arbitration import VOTE_VERSION, decode_message, encode_message
 
 from .releases import Release, agreed, overlap
 from .witness import Seen, Witness
@@ -63,6 +64,8 @@ class Network:
         self.slow = 1.0  # factor on their delays
         self.strangers = False
         """The hosts speak no common version: each hears nothing of the other."""
+        self.protocol = VOTE_VERSION
+        """The version that they speak, if they do."""
 
     # ------------------------------------------------------------------ what works
 
@@ -78,6 +81,8 @@ class Network:
         """A host has started, maybe with another release."""
         one, other = self._world.hosts
         self.strangers = not overlap(one.release, other.release)
+        if not self.strangers:
+            self.protocol = min(one.release[1], other.release[1])
 
     def welcome(self) -> bool:
         """The hello of a link, at both ends: who cannot be understood is refused, with the reason."""
@@ -126,6 +131,8 @@ class Network:
         if not self.reaches(sender, 1 - sender):
             return
         life = self._world.hosts[sender].life
+        if self.protocol < VOTE_VERSION:
+            message = decode_message(encode_message(message, self.protocol))
         for _ in range(self._copies()):
             delay_ns = self._delay(self._world.profile.control_ns)
             self._clock.after(delay_ns, self._voted, 1 - sender, life, message)
