@@ -24,6 +24,7 @@ from pairsync.core.arbitration import (
 )
 from pairsync.core.arbitration import BeatAnswer as _BeatAnswer
 from pairsync.core.grants import Grant, VoterId, genesis
+from pairsync.core.outcomes import Guest
 from pairsync.core.timing import derive
 from pairsync.errors import InternalError
 
@@ -110,6 +111,20 @@ def test_an_older_answer_does_not_shorten_the_lease() -> None:
     assert later == [LeaseUntil(T0 + TIMING.heartbeat_ns + TIMING.guard_after_ns)]
     again = arbiter.hears(BeatAnswer(B1, BOTH, number, granted=True, ready=True), T0 + TIMING.heartbeat_ns)
     assert again == []
+
+
+def test_the_guard_waits_for_a_guest_that_flushes_before_it_moves() -> None:
+    """A flush that took longer than the lease was ended by the guard, and with it the host."""
+    arbiter, _ = _leased()
+    refusal, effects = arbiter.move(T0 + 6)
+    assert not refusal
+    assert any(isinstance(each, Stop) for each in effects)
+    assert arbiter.decider.guest is Guest.STOPPING
+    now_ns = T0 + TIMING.heartbeat_ns
+    (beat,) = _beats(arbiter.tick(now_ns))
+    out = arbiter.hears(BeatAnswer(B1, BOTH, beat.number, granted=True, ready=True), now_ns)
+    assert out == [LeaseUntil(now_ns + TIMING.guard_after_ns)]
+    assert not any(isinstance(each, LeaseUntil) for each in arbiter.stopped(now_ns)), "nothing runs any more"
 
 
 def test_heartbeats_that_are_remembered_are_few() -> None:

@@ -146,3 +146,25 @@ async def test_a_move_that_was_decided_is_not_told_as_failed_while_it_is_written
         first.arbitration._lane = await start_lane(nursery, "slow", may_block=True)
         await first.arbitration.move()
         await until(lambda: second.serves)
+
+
+async def test_a_guest_is_served_while_what_it_wrote_is_flushed_before_a_move(
+    both: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with in_time(), both.whole() as (first, second):
+        volume, slow = first.guest.volume("vda"), trio.Event()
+        flush = volume.flush
+
+        async def wait_and_flush() -> None:
+            await slow.wait()
+            await flush()
+
+        monkeypatch.setattr(volume, "flush", wait_and_flush)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first.arbitration.move)
+            await trio.sleep(0.1)
+            await first.write(3)
+            assert first.serves
+            slow.set()
+        await until(lambda: second.serves)
+        assert await second.read(3) == noise(3)

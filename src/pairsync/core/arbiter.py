@@ -422,8 +422,8 @@ class Arbiter:
                     continue  # overtaken while it was held back
                 self._tell_lease(out)
             out.append(effect)
-        if self.decider.guest is Guest.UP:
-            self._tell_lease(out)
+        if self.decider.owns and self.decider.guest is not Guest.DOWN:
+            self._tell_lease(out)  # also while it stops: it may still have to flush, before it moves
         return out
 
     def _tell_lease(self, out: list[Effect]) -> None:

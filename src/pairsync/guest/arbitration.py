@@ -252,8 +252,13 @@ class Arbitration:
     async def move(self) -> None:
         """Have the peer own the guest; returns when it does.  `ArbitrationError` with the reason if not.
 
+        All is flushed first, while the guest is served: it stands still for what is written meanwhile only.
         What is refused is tried again for `patience_ns`: how the peer is comes with its next answer.
+        Raises `BackendError` where the flush fails.
         """
+        for volume in self._guest.volumes.values():
+            if self._guest.serves:
+                await volume.flush()
         until_ns = self._now_ns() + self.patience_ns
         while True:
             refusal, effects = self.arbiter.move(self._now_ns())
