@@ -103,3 +103,10 @@ def test_a_witness_without_its_certificate_is_named(tmp_path: Path) -> None:
     missing = WitnessFile(name="hill", address=("127.0.0.1", 1), certificate=tmp_path / "hill.pem")
     with pytest.raises(ConfigError, match=r"witness hill: .*hill\.pem: No such file"):
         arbitrate._witness(missing, config)
+
+
+def test_an_operator_has_a_name_that_can_be_written_down() -> None:
+    assert arbitrate.operator_of({"operator": " Dr \u6f22 "}) == "Dr \u6f22"
+    for name in ("", "  ", "two\nlines", "\udcff", "\u6f22" * 43, 7 * "a name that is too long "):
+        with pytest.raises(ConfigError, match="at most 128 bytes"):
+            arbitrate.operator_of({"operator": name})

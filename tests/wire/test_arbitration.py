@@ -28,6 +28,7 @@ from pairsync.core.grants import (
     Ballot,
     Grant,
     VoterId,
+    forced,
 )
 from pairsync.errors import InternalError, ProtocolError
 from pairsync.wire.arbitration import (
@@ -172,6 +173,14 @@ def test_a_set_has_members_and_each_once(hosts_in_sync: list[bytes]) -> None:
     grant = [1, 1, b"x" * 32, b"i" * 8, hosts_in_sync, [[b"x" * 32, b"i" * 8]], b"f" * 8, ""]
     with pytest.raises(ProtocolError, match="empty, or has a member twice"):
         decode_message(pack([1, 1, [b"x" * 32, b"i" * 8], grant, 0, 0]))
+
+
+def test_a_memory_that_could_not_be_read_back_is_not_written() -> None:
+    """An operator of 64 letters of three bytes each: the host never started again."""
+    state = AcceptorState(b"i" * 8, forced(VoterId(b"a" * 32, b"i" * 8), [], b"f" * 8, "\u6f22" * 64))
+    for write in (encode_acceptor, lambda each: encode_host_memory(HostMemory(each, None))):
+        with pytest.raises(InternalError, match="read back"):
+            write(state)
 
 
 def test_what_is_too_long_is_not_sent() -> None:

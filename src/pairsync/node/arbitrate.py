@@ -19,7 +19,7 @@ import trio
 
 from pairsync.core.acceptor import AcceptorState, HostMemory
 from pairsync.core.arbiter import Arbiter
-from pairsync.core.grants import FORK_BYTES, INCARNATION_BYTES, VoterId, genesis
+from pairsync.core.grants import FORK_BYTES, INCARNATION_BYTES, OPERATOR_BYTES_MAX, VoterId, genesis
 from pairsync.core.messages import Condition
 from pairsync.core.outlook import Outlook
 from pairsync.core.timing import Timing, derive
@@ -44,10 +44,14 @@ from .guardclient import boottime_ns
 from .guardkeeper import GuardKeeper, keep_guard
 from .hostfile import HostFile, RegisterFile, WitnessFile
 
-__all__ = ["Ballots", "arbitration_handlers", "create_memory", "first_memory", "open_arbitration"]
-
-OVERRIDE_NAME_MAX = 64
-"""Characters of an operator's name."""
+__all__ = [
+    "Ballots",
+    "arbitration_handlers",
+    "create_memory",
+    "first_memory",
+    "open_arbitration",
+    "operator_of",
+]
 
 TERM_MAX = 1 << 62
 """An override goes above a term of that height at most: there is room for all others then."""
@@ -312,6 +316,16 @@ def _witness(witness: WitnessFile, link: LinkConfig) -> WitnessConfig:
     )
 
 
+def operator_of(request: Mapping[str, Any]) -> str:
+    """Who decides it: a name that every voter can write down and read back; else `ConfigError`."""
+    name = str(request.get("operator", "")).strip()
+    if not name.isprintable() or not 0 < len(name.encode()) <= OPERATOR_BYTES_MAX:
+        raise ConfigError(
+            f"an override needs the name of who decides it: at most {OPERATOR_BYTES_MAX} bytes of UTF-8"
+        )
+    return name
+
+
 def arbitration_handlers(ballots: Ballots) -> dict[str, Handler]:
     """What the control socket understands of it."""
     arbitration = ballots.arbitration
@@ -322,11 +336,7 @@ def arbitration_handlers(ballots: Ballots) -> dict[str, Handler]:
 
     async def override(request: Mapping[str, Any]) -> Answer:
         await trio.lowlevel.checkpoint()
-        name = str(request.get("operator", "")).strip()
-        if not 0 < len(name) <= OVERRIDE_NAME_MAX:
-            raise ConfigError(
-                f"an override needs the name of who decides it, at most {OVERRIDE_NAME_MAX} characters"
-            )
+        name = operator_of(request)
         above = request.get("above", 0)
         if type(above) is not int or not 0 <= above <= TERM_MAX:
             raise ConfigError(f"{above!r} is no term: 0 to {TERM_MAX}")

@@ -212,8 +212,18 @@ def decode_message(encoded: Buffer) -> PeerMessage:
 
 
 def encode_acceptor(state: AcceptorState) -> bytes:
-    """The bytes of a voter's memory."""
-    return _checked(pack([VERSION, *map(_plain, state)]), MEMORY_BYTES_MAX, "a memory")
+    """The bytes of a voter's memory; `InternalError` for one that nobody could read back."""
+    return _checked(pack([VERSION, *_readable(state)]), MEMORY_BYTES_MAX, "a memory")
+
+
+def _readable(state: AcceptorState) -> list[Any]:
+    """Its fields.  A host whose memory cannot be read never starts again: better that it ends before."""
+    fields = [_plain(field) for field in state]
+    try:
+        _memory(fields)
+    except ProtocolError as error:
+        raise InternalError(f"a memory that could not be read back: {error}") from error
+    return fields
 
 
 def decode_acceptor(encoded: Buffer) -> AcceptorState:
@@ -222,8 +232,8 @@ def decode_acceptor(encoded: Buffer) -> AcceptorState:
 
 
 def encode_host_memory(memory: HostMemory) -> bytes:
-    """The bytes of what a host writes down."""
-    fields = [*map(_plain, memory.acceptor), memory.promise_ns]
+    """The bytes of what a host writes down; errors as `encode_acceptor`."""
+    fields = [*_readable(memory.acceptor), memory.promise_ns]
     return _checked(pack([HOST_MEMORY_VERSION, *fields]), MEMORY_BYTES_MAX, "a memory")
 
 
