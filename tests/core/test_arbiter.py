@@ -113,6 +113,40 @@ def test_an_older_answer_does_not_shorten_the_lease() -> None:
     assert again == []
 
 
+def _alone_and_up() -> tuple[Arbiter, int]:
+    """The owner of `ALONE`, whose peer is heard, and whose witness is known, from T0 + 1 on."""
+    arbiter = _arbiter(A1, ALONE)
+    arbiter.start(T0)
+    arbiter.is_ready(True, T0)
+    arbiter.answered(FIRST_NUMBER + 1, "w", WitnessView(b"w1", 1, None), T0 + 1)
+    (beat,) = _beats(arbiter.tick(T0 + TIMING.heartbeat_ns))
+    now_ns = T0 + TIMING.heartbeat_ns + 1
+    out = arbiter.hears(BeatAnswer(B1, ALONE, beat.number, granted=True, ready=True), now_ns)
+    assert arbiter.decider.guest is Guest.UP
+    assert LeaseUntil(None) not in out, "nothing is told twice"
+    return arbiter, now_ns
+
+
+def test_the_guard_hears_of_a_grant_that_needs_a_lease_before_anybody_else() -> None:
+    arbiter, now_ns = _alone_and_up()
+    vouched, _ = arbiter.peer_in(now_ns)
+    assert vouched
+    out = arbiter.persisted(now_ns)
+    kinds = [type(each) for each in out]
+    assert kinds.index(InForce) < kinds.index(LeaseUntil) < kinds.index(SendPeer)
+    assert kinds.count(LeaseUntil) == 1
+
+
+def test_the_guard_hears_when_the_lease_ran_out_that_a_new_grant_needs() -> None:
+    """While the grant was written down: the guest stops, and the guard held no deadline at all."""
+    arbiter, now_ns = _alone_and_up()
+    arbiter.peer_in(now_ns)
+    late_ns = now_ns + TIMING.yield_after_ns
+    out = arbiter.persisted(late_ns)
+    assert any(isinstance(each, Stop) for each in out)
+    assert LeaseUntil(T0 + TIMING.heartbeat_ns + TIMING.guard_after_ns) in out
+
+
 def test_the_guard_waits_for_a_guest_that_flushes_before_it_moves() -> None:
     """A flush that took longer than the lease was ended by the guard, and with it the host."""
     arbiter, _ = _leased()

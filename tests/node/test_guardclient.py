@@ -226,6 +226,25 @@ async def test_nothing_is_valid_before_it_is_held(tmp_path: Path) -> None:
             await guard.add_group(victim.pid)
 
 
+async def test_the_first_deadline_counts_though_the_guard_does_not_hear_of_it() -> None:
+    """It stood still: what it had said of no deadline at all kept the door open for a second and more."""
+    async with open_guard(kill_host=False) as guard:
+        guard.disarm()
+        await guard.settled()
+        assert guard.valid_until_ns == NEVER_NS
+        send(signal.SIGSTOP, guard.pid)
+        try:
+            deadline_ns = boottime_ns() + 20 * NS_PER_S
+            guard.arm(deadline_ns)
+            assert guard.valid_until_ns == deadline_ns
+            guard._take(Say.HELD, guard._told - 1, NEVER_NS, 0)  # the answer to an earlier look
+            assert guard.valid_until_ns == deadline_ns
+        finally:
+            send(signal.SIGCONT, guard.pid)
+        await guard.settled()
+        assert guard.valid_until_ns == deadline_ns
+
+
 @pytest.mark.parametrize("deadline_ns", [0, -1, NEVER_NS, 3 * DEADLINE_AHEAD_NS + 10**18])
 async def test_a_deadline_that_cannot_be_is_our_own_bug(deadline_ns: int) -> None:
     async with open_guard(kill_host=False) as guard:

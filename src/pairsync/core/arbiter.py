@@ -105,7 +105,8 @@ class Arbiter:
         self._late: set[Wait] = set()  # waits that were given more time because they were noticed late
         self._number = first_number
         self._sent: OrderedDict[int, int] = OrderedDict()  # heartbeats by number: when sent, oldest first
-        self._leased_ns: int | None = None  # when the heartbeat of the lease was sent
+        # When the heartbeat of the lease was sent; also of one that has run out, until the guest is down.
+        self._leased_ns: int | None = None
         self._question = first_number
         self._answer_by_ns: int | None = None  # None: no question to a witness is open
         self._backoff = Backoff(first_ns=self._attempt_ns, limit_ns=timing.failover_ns)
@@ -390,7 +391,7 @@ class Arbiter:
                 effects.append(outcome)
         for wait in [each for each in self._deadlines if each not in self.decider.waits]:
             del self._deadlines[wait]
-        if Wait.LEASE not in self._deadlines:
+        if Wait.LEASE not in self._deadlines and self.decider.guest is Guest.DOWN:
             self._leased_ns = None
         return self._released(self._held.passes(effects))
 
@@ -412,27 +413,33 @@ class Arbiter:
         return WitnessSwap(question.witness, self._question, question.version, question.state)
 
     def _released(self, effects: list[Effect]) -> list[Effect]:
-        """These are done now.  The guard is told of the lease before the guest may run on it."""
+        """These are done now.  The guard is told of the lease before the guest may run on it, and before
+        anybody else hears of a grant that needs one."""
         out: list[Effect] = []
         for effect in effects:
-            if isinstance(effect, InForce):
-                self._in_force = effect
             if isinstance(effect, Own):
                 if self.decider.guest is not Guest.UP or self.decider.base != effect.grant:
                     continue  # overtaken while it was held back
                 self._tell_lease(out)
             out.append(effect)
-        if self.decider.owns and self.decider.guest is not Guest.DOWN:
-            self._tell_lease(out)  # also while it stops: it may still have to flush, before it moves
+            if isinstance(effect, InForce):
+                self._in_force = effect
+                self._tell_lease(out)
+        self._tell_lease(out)
         return out
 
     def _tell_lease(self, out: list[Effect]) -> None:
-        """Without a lease only under a grant that is in force and needs none."""
-        until_ns: int | None = None
+        """Without a lease only under a grant that is in force and needs none.
+
+        Also while the guest stops: it may still have to flush, before it moves.
+        """
         own = self.decider.own
+        if not self.decider.owns or self.decider.guest is Guest.DOWN:
+            return
+        until_ns: int | None = None
         if self.grant is None or self.grant.decides_without(own):
             if self._leased_ns is None:
-                return  # there is none yet: the guest is being stopped, or waits for the write
+                return  # there is none yet: the guest waits for the write
             until_ns = self._leased_ns + self.timing.guard_after_ns
         if until_ns != self._until_ns:
             self._until_ns = until_ns

@@ -15,8 +15,8 @@
 own door close at the old deadline, and one that is known to be lost closes it at once.  What to do then is
 the host's to decide: stop the guest, or leave the block and open another guard before the old deadline.
 
-Who is about to agree to a grant that gives others a say, and had none before, arms first, waits until that is
-`settled`, and agrees then.
+Where no deadline was needed so far, the first one counts at once: others have a say from then on.  Who agrees
+to that arms before anybody else hears of it.
 
 Leaving the block tells the guard, which kills the groups that are still there and spares the host.  A host
 that dies, or hangs until the deadline, it kills with all groups.
@@ -40,7 +40,7 @@ import trio
 
 from pairsync.errors import BackendError, ConfigError, InternalError
 
-from .guard import ANSWER, DEADLINE_AHEAD_NS, REQUEST, Say, Tell, boottime_ns
+from .guard import ANSWER, DEADLINE_AHEAD_NS, NEVER_NS, REQUEST, Say, Tell, boottime_ns
 from .watchdog import SECONDS_MAX
 
 __all__ = ["GuardClient", "boottime_ns", "open_guard"]
@@ -78,7 +78,7 @@ class GuardClient:
         # none, 0 before the first and once it is lost; told counts records, answered is the last that was.
         self._valid_ns = 0
         self._told = 0
-        self._rested = 0  # answers up to that number are of an earlier ownership
+        self._outdated = 0  # answers up to that number tell of what is not wanted any more
         self._answered = 0
         self._errors: dict[int, int] = {}  # of `Tell.ADD` under way: its number, then its errno
         self._moved = trio.Condition()
@@ -102,6 +102,8 @@ class GuardClient:
         """
         if not 0 < deadline_ns <= boottime_ns() + DEADLINE_AHEAD_NS:
             raise InternalError(f"a guard's deadline of {deadline_ns} ns is no near moment of CLOCK_BOOTTIME")
+        if self._valid_ns == NEVER_NS:  # others have a say from now on, whether or not the guard hears of it
+            self._valid_ns, self._outdated = deadline_ns, self._told
         self._tell(Tell.ARM, deadline_ns)
 
     def disarm(self) -> None:
@@ -111,7 +113,7 @@ class GuardClient:
     def rest(self) -> None:
         """Nothing is served here (this host is the standby): no deadline, and no lease.  Never blocks."""
         self._valid_ns = 0
-        self._rested = self._tell(Tell.REST)
+        self._outdated = self._tell(Tell.REST)
 
     async def settled(self) -> None:
         """Return when the guard has answered all that it was told; `BackendError` if it is lost."""
@@ -192,7 +194,7 @@ class GuardClient:
             _LOG.warning("the watchdog device has failed: %s", os.strerror(value))
             return
         if what == Say.HELD:
-            if number > self._rested:
+            if number > self._outdated:
                 self._valid_ns = value
         elif what == Say.ADDED:
             if number in self._errors:
