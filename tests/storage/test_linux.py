@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from pairsync.storage.linux import (
     file_identity,
     file_size_bytes,
     is_memory_backed,
+    same_file,
 )
 
 
@@ -86,6 +88,18 @@ def test_a_copy_has_another_identity_and_a_renamed_file_the_same(tmp_path: Path,
         (place / "renamed").unlink()
         file.write_bytes(b"x")
         assert file_identity(str(file)) != before
+
+
+def test_a_file_is_the_same_after_its_device_got_another_number() -> None:
+    """XFS makes the file system's number of it: after such a boot no memory of a voter was believed."""
+    there = struct.pack("<QQQQ", 0x700, 131, 1_700_000_000_123_456_789, 0x81D63DF4)
+    assert same_file(there, struct.pack("<Q", 0x705) + there[8:])
+    for at in (8, 16, 24):
+        assert not same_file(there, there[:at] + bytes([there[at] ^ 1]) + there[at + 1 :])
+    unborn = there[:16] + bytes(8) + there[24:]
+    assert same_file(unborn, unborn)
+    assert not same_file(unborn, struct.pack("<Q", 0x705) + unborn[8:]), "nothing else tells a copy then"
+    assert not same_file(b"", there)
 
 
 def test_boots_are_told_apart() -> None:

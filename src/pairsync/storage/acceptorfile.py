@@ -28,7 +28,7 @@ from typing import Final, Self
 from pairsync.core.units import KIB
 from pairsync.errors import BackendError, ConfigError
 
-from .linux import file_identity
+from .linux import file_identity, same_file
 from .osfile import OsFile, backend_error
 from .slots import DualSlot
 
@@ -89,7 +89,7 @@ class AcceptorFile:
             file.close()
             raise
         written, state = payload[:_IDENTITY_BYTES], payload[_IDENTITY_BYTES:]
-        opened = cls(file, state, moved=written != identity)
+        opened = cls(file, state, moved=not same_file(written, identity))
         opened._make_next()
         return opened
 

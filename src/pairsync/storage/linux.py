@@ -26,6 +26,7 @@ __all__ = [
     "file_size_bytes",
     "is_memory_backed",
     "logical_block_bytes",
+    "same_file",
 ]
 
 IOVECS_MAX: Final = os.sysconf("SC_IOV_MAX") if os.sysconf("SC_IOV_MAX") > 0 else 1024
@@ -63,6 +64,7 @@ _STATX.restype = ctypes.c_int
 
 _FS_IOC_GETVERSION: Final = 0x80087601  # <linux/fs.h>, of a 64-bit kernel
 _WORD: Final = (1 << 64) - 1
+_IDENTITY: Final = struct.Struct("<QQQQ")  # file system, inode, time of birth, generation
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
@@ -78,7 +80,8 @@ def file_identity(path: str) -> bytes:
 
     File system (``statvfs``, a number made of its UUID where the kernel does so), inode, time of birth where
     the file system keeps it, and generation of the inode.  A file that was deleted and made again, copied,
-    or restored from a backup has another one.  Renaming keeps it, and so does writing into it.
+    or restored from a backup has another one.  Renaming keeps it, and so does writing into it.  `same_file`
+    compares.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -86,7 +89,19 @@ def file_identity(path: str) -> bytes:
         parts = (os.fstatvfs(fd).f_fsid & _WORD, about.st_ino, _birth_ns(fd), _inode_generation(fd))
     finally:
         os.close(fd)
-    return struct.pack("<QQQQ", *parts)
+    return _IDENTITY.pack(*parts)
+
+
+def same_file(written: bytes, found: bytes) -> bool:
+    """Whether two identities are those of one file.
+
+    The file system's number counts only where there is no time of birth: XFS, and whatever has no UUID, makes
+    it of the device's number, which may be another one after the next boot.
+    """
+    if written == found or len(written) != _IDENTITY.size:
+        return written == found
+    _, inode, birth_ns, generation = _IDENTITY.unpack(written)
+    return birth_ns != 0 and (inode, birth_ns, generation) == _IDENTITY.unpack(found)[1:]
 
 
 def _birth_ns(fd: int) -> int:

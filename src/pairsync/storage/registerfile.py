@@ -48,6 +48,7 @@ from pairsync.core.witness import (
 from pairsync.errors import BackendError, ConfigError, InternalError, MetadataError
 
 from .directory import Directory, GrowingFile
+from .linux import same_file
 
 __all__ = ["FILE_NAME", "GUESTS_MAX", "LOST_NAME", "ROOM_MIN_BYTES", "Entry", "RegisterFile"]
 
@@ -285,7 +286,7 @@ class RegisterFile:
             return _Loaded({}, f"{file.path} is no file of a witness")
         if version != _FORMAT:
             raise MetadataError(f"{file.path}: format {version} of another version; this one knows {_FORMAT}")
-        if identity != self._identity(file):
+        if not same_file(identity, self._identity(file)):
             return _Loaded({}, f"{file.path} is a copy: restored from a backup, or moved to another disk")
         return self._replay(file, seed)
 
