@@ -24,7 +24,7 @@ from pairsync.core.arbitration import (
 )
 from pairsync.core.decider import Decider
 from pairsync.core.grants import Ballot, Grant, VoterId, forced, genesis
-from pairsync.core.outcomes import AskWitness, Guest, Outcome, Wait
+from pairsync.core.outcomes import AskWitness, Guest, Outcome, Wait, Waiting
 
 A, B = b"a" * 32, b"b" * 32
 A1, B1, B2, W1 = VoterId(A, b"a1"), VoterId(B, b"b1"), VoterId(B, b"b2"), VoterId("w", b"w1")
@@ -124,7 +124,24 @@ def test_a_standby_promises_and_takes_over_when_that_has_run_out() -> None:
     assert not late.granted, "while its round is being decided"  # type: ignore[union-attr]
     out = decider.answered("w", WitnessView(b"w1", 8, swap.state))
     assert Own(TAKEN) in out
-    assert _said(out) == [Beat(B1, TAKEN, 1)], "told at once"
+    assert _said(out) == [Beat(B1, TAKEN, 1, hears=False)], "told at once"
+
+
+def test_an_owner_that_does_not_hear_its_standby_is_promised_nothing() -> None:
+    standby = _up(B1, BOTH)
+    out = standby.hears(Beat(A1, BOTH, 5, hears=False))
+    assert _said(out) == [BeatAnswer(B1, BOTH, 5, granted=False, ready=True)]
+    assert Waiting(Wait.PROMISE) not in out
+    assert Waiting(Wait.PROMISE) in standby.hears(Beat(A1, BOTH, 6))
+
+
+def test_an_owner_asks_again_at_once_when_it_hears_its_standby() -> None:
+    owner = _up(A1, BOTH)
+    owner.expired(Wait.SILENCE)
+    assert _said(owner.expired(Wait.BEAT)) == [Beat(A1, BOTH, 1, hears=False)]
+    answer = BeatAnswer(B1, BOTH, 1, granted=False, ready=True)
+    assert Beat(A1, BOTH, 1, hears=True) in _said(owner.hears(answer))
+    assert not _said(owner.hears(answer)), "once"
 
 
 def test_a_round_that_has_only_begun_is_given_up_for_the_owner() -> None:

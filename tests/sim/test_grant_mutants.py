@@ -16,7 +16,7 @@ import pytest
 from pairsync.core import grants, policy
 from pairsync.core.acceptor import AcceptorState
 from pairsync.core.arbiter import Arbiter
-from pairsync.core.arbitration import WitnessView
+from pairsync.core.arbitration import Beat, WitnessView
 from pairsync.core.decider import Decider
 from pairsync.core.footing import Footing
 from pairsync.core.grants import Grant
@@ -206,6 +206,16 @@ def leave_the_witness_among_the_voters(patch: pytest.MonkeyPatch) -> None:
 @mutant("liveness", faults="crash-owner isolate-owner power-owner")
 def never_take_over(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(policy, "_take_over", lambda now: None)
+
+
+@mutant("liveness", faults="owner-deaf")
+def keep_still_for_an_owner_that_hears_nobody(patch: pytest.MonkeyPatch) -> None:
+    right = Decider._hears_beat
+
+    def hears_beat(self: Decider, message: Beat, out: list[Any]) -> None:
+        right(self, message._replace(hears=True), out)
+
+    patch.setattr(Decider, "_hears_beat", hears_beat)
 
 
 @mutant("version", faults="upgrade-owner upgrade-standby upgrade-witness")

@@ -56,6 +56,8 @@ class Beat(NamedTuple):
     number: int
     failover_ns: int = 0
     """Set by `core.arbiter`: the decider knows no time.  Likewise in `BeatAnswer`."""
+    hears: bool = True
+    """The sender hears the receiver: to one who does not, nothing is promised."""
 
 
 class BeatAnswer(NamedTuple):

@@ -8,6 +8,10 @@ promise that it rests on is*.  `pairsync.testing.explore` runs this very machine
 owner itself stops it and waits until it is; the standby waits until its promise has run out, and makes no
 new one while its own round is being decided.  An owner refuses to accept such a grant while its guest is up.
 
+**A path that works one way only** counts as cut.  An owner that does not hear its standby says so with its
+heartbeats, and is promised nothing then: it could not know, and the standby would keep still for ever.  So a
+lease takes one exchange more where the owner has just come up.
+
 **Rounds** (`core.register`) go by way of the peer or by way of the witness: whoever is more likely to answer.
 One that gets stuck is begun again with a higher ballot; one that was overtaken waits first.
 
@@ -223,12 +227,14 @@ class Decider(Footing):
             if stranger:  # another memory than the one that was vouched for: its replica is proven anew
                 self._excludes_peer()
         if self.owns:
-            self.peer_alive = True
+            if not self.peer_alive:  # it has promised nothing to who did not hear it
+                self.peer_alive = True
+                self._beat(out, asks=True)
             self._wait(Wait.SILENCE, out)
 
     def _hears_beat(self, message: Beat, out: list[Outcome]) -> None:
         base, register = self.base, self.register
-        granted = message.number > 0 and base is not None and message.base == base
+        granted = message.number > 0 and message.hears and base is not None and message.base == base
         granted = granted and base is not None and message.sender == base.owner_id
         accepted = register.acceptor.accepted
         if accepted is not None and register.changes_owner(accepted):
@@ -255,7 +261,7 @@ class Decider(Footing):
 
     def _beat(self, out: list[Outcome], *, asks: bool) -> None:
         if asks or self.peer_behind:
-            out.append(SendPeer(Beat(self.own, self.base, 1 if asks else 0)))
+            out.append(SendPeer(Beat(self.own, self.base, 1 if asks else 0, hears=self.peer_alive)))
             self._wait(Wait.BEAT, out)
 
     def _stays(self) -> None:

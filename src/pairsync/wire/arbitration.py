@@ -140,7 +140,7 @@ _memory = structure(
 _promise = optional(_number)
 _HEAD: tuple[tuple[str, Shape[Any]], ...] = (("sender", _voter), ("base", optional(_grant)))
 _TABLE: dict[int, tuple[type[PeerMessage], Shape[PeerMessage]]] = {
-    1: (Beat, structure(Beat, *_HEAD, ("number", _number), ("failover_ns", _number))),
+    1: (Beat, structure(Beat, *_HEAD, ("number", _number), ("failover_ns", _number), ("hears", boolean))),
     2: (
         BeatAnswer,
         structure(
@@ -168,8 +168,9 @@ _TABLE: dict[int, tuple[type[PeerMessage], Shape[PeerMessage]]] = {
     6: (Accepted, structure(Accepted, *_HEAD, ("ballot", _ballot))),
     7: (Refusal, structure(Refusal, *_HEAD, ("ballot", _ballot), ("promised", _ballot))),
 }
-_LATER: dict[type, list[Any]] = {BeatAnswer: [None]}
-"""What votes of version 1 lack at their ends, and what is read in its place."""
+_LATER: dict[type, list[Any]] = {Beat: [True], BeatAnswer: [None]}
+"""What votes of version 1 lack at their ends, and what is read in its place: an owner that does not say that
+it does not hear us does."""
 _NUMBER_OF: dict[type, int] = {made: number for number, (made, _) in _TABLE.items()}
 
 _Plain: TypeAlias = int | str | bytes | bool | list[Any] | None

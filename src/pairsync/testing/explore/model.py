@@ -16,7 +16,10 @@ from .world import DOWN, FRESH, HOSTS, NOTHING, STALE, WITNESS, Bounds, Draft, W
 
 __all__ = ["Model"]
 
-_WARMING = ("reads W", "swap happens", "of its swap", "wait beat ends", "Beat asking", "BeatAnswer granted")
+_WARMING = (
+    *("reads W", "swap happens", "of its swap", "wait beat ends"),
+    *("Beat asking", "BeatAnswer asking", "BeatAnswer granted"),
+)
 _ALARMS = frozenset({Wait.SILENCE, Wait.PROMISE, Wait.ROUND, Wait.LOST})
 
 

@@ -35,6 +35,9 @@ def drill(world: GrantWorld) -> None:
         if world.clock.now > deadline_ns:
             world.fail("liveness", "a pair to which nothing happens does not become whole")
         world.run_until(world.clock.now + NS_PER_S)
+    world.run_until(
+        world.clock.now + SETTLE_NS
+    )  # a standby that was taken in has asked the witness, and says so
     if world.random.random() < 0.4:
         _cut_a_cable(world)
     failures = world.random.sample(FAILURES, 2)

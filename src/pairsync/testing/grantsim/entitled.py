@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pairsync.core.grants import Grant, VoterId, majority
+from pairsync.wire.arbitration import VOTE_VERSION
 
 from .network import WITNESS
 from .releases import overlap
@@ -56,7 +57,7 @@ def _able(world: GrantWorld, host: GrantHost, grant: Grant) -> bool:
     if host.voter != grant.owner_id:
         if host.id not in grant.in_sync or host.voter not in grant.voters:
             return False
-        if other.up and world.network.reaches(other.index, host.index):
+        if other.up and _asks(world, other, host):
             return False  # the owner is there, and asks not to be replaced
         known = host.base
         if known is None or (known.order < grant.order and known.sole is not None):
@@ -73,3 +74,10 @@ def _able(world: GrantWorld, host: GrantHost, grant: Grant) -> bool:
         ]
         reached |= {VoterId(each.name, each.view.incarnation) for each in speaking}
     return len(reached & grant.voters) >= majority(grant.voters)
+
+
+def _asks(world: GrantWorld, owner: GrantHost, standby: GrantHost) -> bool:
+    """Whether its heartbeats make the standby keep still: not when they say that it is not heard."""
+    network = world.network
+    heard = owner.frozen or network.reaches(standby.index, owner.index) or network.protocol < VOTE_VERSION
+    return heard and network.reaches(owner.index, standby.index)

@@ -53,6 +53,7 @@ class GrantFaults:
             "cut-standby-witness": lambda: self._cut_witness(self._standby()),
             "isolate-owner": lambda: self._isolate(self._owner()),
             "isolate-standby": lambda: self._isolate(self._standby()),
+            "owner-deaf": self._owner_deaf,
             "witness-down": self._witness_down,
             "witness-after-peer": self._witness_after_peer,
             "witness-lost": self._witness_lost,
@@ -223,6 +224,11 @@ class GrantFaults:
         return self._cut(
             *((host.index, other) for other in others), *((other, host.index) for other in others)
         )
+
+    def _owner_deaf(self) -> bool:
+        """Its heartbeats are heard, and that is all that works."""
+        owner = self._owner().index
+        return self._cut((1 - owner, owner), (owner, WITNESS), (WITNESS, owner))
 
     def _lossy(self) -> bool:
         network = self._world.network

@@ -32,6 +32,7 @@ FAULTS: dict[str, float] = {
     "cut-standby-witness": 1.0,
     "isolate-owner": 2.0,
     "isolate-standby": 1.0,
+    "owner-deaf": 1.0,
     "witness-down": 2.0,
     "witness-after-peer": 1.5,
     "witness-lost": 1.0,
