@@ -26,6 +26,7 @@ NOW = Situation(
     peer_id=B1,
     vouched=False,
     leased=True,
+    peer_ready=True,
     witness=W1,
     witness_lost=False,
     moving=False,
@@ -51,6 +52,17 @@ def test_the_owner_is_content_when_all_is_well() -> None:
 def test_a_peer_that_is_out_leaves_the_owner_alone_with_itself() -> None:
     assert _voted(NOW._replace(wanted=frozenset({A}))) == ({A}, {A1})
     assert _voted(NOW._replace(wanted=frozenset({A}), ready=False)) is None
+
+
+def test_an_owner_that_cannot_run_the_guest_leaves_it_to_a_peer_that_can() -> None:
+    unable = NOW._replace(ready=False, guest_down=True)
+    grant = successor(unable)
+    assert grant is not None
+    assert (grant.owner_id, grant.order) == (B1, (2, 1))
+    assert (set(grant.in_sync), set(grant.voters)) == ({B}, {B1})
+    assert objection(BOTH, grant) is None
+    for changed in ({"guest_down": False}, {"peer_ready": False}, {"peer_id": B2}, {"base": ALONE}):
+        assert successor(unable._replace(**changed)) is None
 
 
 @pytest.mark.parametrize(

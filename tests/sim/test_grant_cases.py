@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
+from pairsync.core.units import NS_PER_S
 from pairsync.testing.grantsim import GrantProfile, GrantWorld, draw_profile
+from pairsync.testing.grantsim.medium import FAILS
 
 
 def _quiet(**changes: object) -> GrantProfile:
@@ -17,6 +19,31 @@ def _new_guest() -> GrantWorld:
     """One that nobody has agreed on yet but who has it first."""
     worlds = (GrantWorld(seed, _quiet()) for seed in range(50))
     return next(each for each in worlds if each.checker.newest is not None and each.checker.newest.is_first)
+
+
+def _everything_cut(world: GrantWorld) -> set[tuple[int, int]]:
+    return {(one, other) for one in (0, 1, 2) for other in (0, 1, 2) if one != other}
+
+
+def test_an_owner_whose_disk_fails_before_the_guest_runs_leaves_it_to_the_standby() -> None:
+    """It cannot run the guest, and its heartbeats keep the other one from taking over."""
+    world = GrantWorld(3, _quiet(witnesses=("w",)))
+    for host in world.hosts:
+        host.start()
+    world.guest.begin()
+    world.run_until(6 * NS_PER_S)
+    assert world.whole()
+    owner = next(host for host in world.hosts if host.serves)
+    world.network.set_cut(_everything_cut(world))
+    owner.crash(power=False, why="stopped")
+    owner.start()
+    owner.media[0].sick = FAILS
+    world.changed()
+    world.run_until(world.clock.now + 4 * NS_PER_S)
+    world.network.set_cut(set())
+    world.changed()
+    world.run_until(world.clock.now + 10 * NS_PER_S)
+    assert world.hosts[1 - owner.index].serves
 
 
 def test_a_guest_whose_first_owner_forgets_before_anything_is_written_is_made_once_more() -> None:

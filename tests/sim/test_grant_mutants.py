@@ -25,7 +25,9 @@ from pairsync.core.permit import Permit
 from pairsync.core.promises import Promises
 from pairsync.core.proposer import Round
 from pairsync.core.session import Session
+from pairsync.core.source import VolumeSource
 from pairsync.core.standing import Standing
+from pairsync.core.target import VolumeTarget
 from pairsync.errors import RefusedError
 from pairsync.testing.grantsim import draw_profile, simulate
 from pairsync.testing.grantsim.witness import Witness
@@ -216,6 +218,28 @@ def keep_still_for_an_owner_that_hears_nobody(patch: pytest.MonkeyPatch) -> None
         right(self, message._replace(hears=True), out)
 
     patch.setattr(Decider, "_hears_beat", hears_beat)
+
+
+@mutant("lost-write", "stale-read", "dirty-superset", faults="disk-fails-standby disk-swapped-standby")
+def take_a_write_that_failed_on_the_standby_for_done(patch: pytest.MonkeyPatch) -> None:
+    right = VolumeTarget.applied
+    patch.setattr(VolumeTarget, "applied", lambda self, token, errnos: right(self, token, None))
+
+
+@mutant("lost-write", "stale-read", "not-linearizable", faults="disk-fails-owner disk-swapped-owner")
+def take_a_failed_flush_for_done(patch: pytest.MonkeyPatch) -> None:
+    right = VolumeSource.flushed
+    patch.setattr(VolumeSource, "flushed", lambda self, token, error, now_ns: right(self, token, 0, now_ns))
+
+
+@mutant("outlook", faults="drill")
+def stay_with_a_disk_that_is_dead(patch: pytest.MonkeyPatch) -> None:
+    right = Arbiter.move
+
+    def move(self: Arbiter, now_ns: int, *, leaving: bool = False) -> tuple[str, list[Any]]:
+        return ("no", []) if leaving else right(self, now_ns)
+
+    patch.setattr(Arbiter, "move", move)
 
 
 @mutant("version", faults="upgrade-owner upgrade-standby upgrade-witness")

@@ -172,6 +172,7 @@ class Footing:
             peer_id=self.peer_id,
             vouched=self.vouched,
             leased=leased,
+            peer_ready=self.peer_alive and self.peer_ready,
             witness=witness,
             witness_lost=self.witness_lost,
             moving=self.moving,

@@ -20,6 +20,9 @@ until both are proven in sync anew: its first breath must not wait for a lease o
 owner's disk has failed, but that its replica is out of sync with the same grant.  It too has to be the
 memory that was vouched for, or that is a voter: that the grant calls its *host* in sync is not enough.
 
+**An owner that cannot run the guest**, because its disks do not work since before it was started here, leaves
+it to a peer that can in the same way.  Its heartbeats would keep the peer from taking over for ever.
+
 **A standby** that is in sync takes over when its promise has run out, alone.
 """
 
@@ -36,9 +39,10 @@ class Situation(NamedTuple):
     """What a host knows when it looks for the next grant.
 
     ``wanted``: the in-sync set that the data plane wants.  ``peer_id``: the peer's memory, as last heard;
-    ``vouched``: that replica was proven in this life; ``leased``: it has promised.  ``witness``: the memory
-    of the witness that can be had now; ``witness_lost``: none answered for long enough.  ``leftover``:
-    something was accepted for the next grant that nobody decides any more, and that would surprise us later.
+    ``vouched``: that replica was proven in this life; ``leased``: it has promised; ``peer_ready``: it
+    could serve the guest, as it said last.  ``witness``: the memory of the witness that can be had now;
+    ``witness_lost``: none answered for long enough.  ``leftover``: something was accepted for the next grant
+    that nobody decides any more, and that would surprise us later.
     """
 
     own: VoterId
@@ -49,6 +53,7 @@ class Situation(NamedTuple):
     peer_id: VoterId | None
     vouched: bool
     leased: bool
+    peer_ready: bool
     witness: VoterId | None
     witness_lost: bool
     moving: bool
@@ -80,12 +85,19 @@ def _of_owner(now: Situation) -> Grant | None:
     if now.moving:
         return _moved(now) if now.guest_down else None
     if not now.ready:
-        return None
+        return _left(now)
     in_sync = _in_sync(now)
     voters = _voters(now, in_sync)
     if not now.leftover and (in_sync, voters) == (base.in_sync, base.voters):
         return None
     return base._replace(epoch=base.epoch + 1, in_sync=in_sync, voters=voters, override="")
+
+
+def _left(now: Situation) -> Grant | None:
+    """The guest cannot run here; it goes where it can."""
+    if not (now.guest_down and now.peer_ready):
+        return None
+    return _moved(now._replace(wanted=now.wanted - {now.own.name}))
 
 
 def _in_sync(now: Situation) -> frozenset[HostId]:

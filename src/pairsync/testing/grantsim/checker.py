@@ -68,7 +68,7 @@ class GrantChecker:
             self._forced.add(grant.fork)
             if host.serves and grant.owner == host.id:  # it goes on, and is the truth
                 self._forced.clear()
-                world.guest.overruled(grant.fork, host.stores.disk.content)
+                world.guest.overruled(grant.fork, host.content())
         before = self._newest
         if before is None or grant.order > before.order:
             self._newest = grant
@@ -97,7 +97,7 @@ class GrantChecker:
 
     def _owes(self, host: GrantHost, rule: str) -> None:
         floors = self._world.guest.floors
-        wrong = floors.first_wrong(host.stores.disk.content, 0, floors.owed)
+        wrong = floors.first_wrong(host.content(), 0, floors.owed)
         if wrong is not None:
             self._world.fail(rule, f"host {host.name}: {wrong}")
 
@@ -120,7 +120,7 @@ class GrantChecker:
         grant = host.arbiter.grant if host.arbiter is not None else None
         if grant is not None and grant.fork in self._forced:
             self._forced.clear()
-            world.guest.overruled(grant.fork, host.stores.disk.content)
+            world.guest.overruled(grant.fork, host.content())
         elif world.guest.counts(host):
             self._owes(host, "lost-write")
 
@@ -129,8 +129,10 @@ class GrantChecker:
         if not self._world.overridden:
             self._world.fail("lost-write", f"host {host.name} owns the guest, and cannot serve: {why}")
 
-    def acknowledged(self, host: GrantHost, start: int, stop: int, asked_ns: int, *, durable: bool) -> None:
-        """The guest was told that a write is there."""
+    def acknowledged(
+        self, host: GrantHost, volume: int, start: int, stop: int, asked_ns: int, *, durable: bool
+    ) -> None:
+        """The guest was told that a write of these sectors of a volume is there."""
         world = self._world
         grant = host.arbiter.grant if host.arbiter is not None else None
         if grant is None:
@@ -139,9 +141,11 @@ class GrantChecker:
         for each in world.hosts:
             if each.id not in grant.in_sync or self.replaced_ns[each.index] >= asked_ns:
                 continue
-            disk = each.stores.disk
+            disk = each.media[volume].stores.disk
             content = disk.durable if durable else disk.content
-            wrong = floors.first_wrong(content[start:stop], start, floors.owed[start:stop])
+            first = world.guest.first_sector(volume)
+            owed = floors.owed[first + start : first + stop]
+            wrong = floors.first_wrong(content[start:stop], first + start, owed)
             if wrong is not None:
                 world.fail("lost-write", f"acknowledged on {host.name}, on {each.name}: {wrong}")
 

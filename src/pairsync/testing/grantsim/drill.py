@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pairsync.core.outlook import Failure, Fate, Outlook, State, outlook
 from pairsync.core.units import NS_PER_S
 
+from .medium import FAILS, FLUSH_DEADLINES, HANGS
 from .network import WITNESS
 
 if TYPE_CHECKING:
@@ -20,10 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["drill"]
 
-FAILURES = (Failure.OWNER, Failure.STANDBY, Failure.LINK, Failure.WITNESS)
-"""Those of disks are the business of ``tests/guest/test_handover.py`` and of the table of failures."""
-
 WHOLE_NS_MAX = 60 * NS_PER_S
+UNUSED_NS = 3 * NS_PER_S
+"""After that a disk that nobody uses has been asked whether it works (`guest.watch`)."""
 SETTLE_NS = 3 * NS_PER_S
 """Beside the failover time: a failure is dealt with, and what it leads to is agreed upon."""
 
@@ -40,7 +40,7 @@ def drill(world: GrantWorld) -> None:
     )  # a standby that was taken in has asked the witness, and says so
     if world.random.random() < 0.4:
         _cut_a_cable(world)
-    failures = world.random.sample(FAILURES, 2)
+    failures = world.random.sample(tuple(Failure), 2)
     foretold: Outlook | None = None
     for number, failure in enumerate(failures):
         owner = next((host for host in world.hosts if host.serves), None)
@@ -77,6 +77,7 @@ def _state(world: GrantWorld, owner: GrantHost) -> State:
         link=linked,
         owner_asks=arbiter.owner_asks,
         standby_asks=arbiter.standby_asks,
+        owner_disk=all(source.failed is None for source in plane.session.sources),
     )
 
 
@@ -98,9 +99,15 @@ def _strike(world: GrantWorld, owner: GrantHost, failure: Failure) -> None:
         Failure.STANDBY: lambda: standby.crash(power=power, why="drill") if standby.up else None,
         Failure.LINK: lambda: world.network.set_cut(world.network.cut | {(0, 1), (1, 0)}),
         Failure.WITNESS: lambda: _witness_dies(world),
+        Failure.OWNER_DISK: lambda: _disk_dies(world, owner),
+        Failure.STANDBY_DISK: lambda: _disk_dies(world, standby),
     }
     strikes[failure]()
     world.changed()
+
+
+def _disk_dies(world: GrantWorld, host: GrantHost) -> None:
+    world.random.choice(host.media).sick = world.random.choice((FAILS, HANGS))
 
 
 def _witness_dies(world: GrantWorld) -> None:
@@ -113,21 +120,33 @@ def _witness_dies(world: GrantWorld) -> None:
 
 def _watch(world: GrantWorld, owner: GrantHost, life: int, failure: Failure, fate: Fate) -> None:
     """What happens within the stated time, and what has become of the guest then."""
-    struck_ns, timing = world.clock.now, world.profile.timing
-    world.run_until(struck_ns + timing.failover_ns)
+    struck_ns = world.clock.now
+    within_ns = world.profile.timing.failover_ns
+    if failure in {Failure.OWNER_DISK, Failure.STANDBY_DISK}:
+        within_ns += max(_noticed_ns(world, host) for host in world.hosts)
+    world.run_until(struck_ns + within_ns)
     there = owner.life == life and owner.serves
     other = world.hosts[1 - owner.index].serves
     if fate is Fate.GOES_ON:
         _require(world, there, failure, "the guest was to go on")
     elif fate is Fate.MOVES:
         _require(world, other, failure, "the guest was to move within the failover time")
-    else:
+    else:  # with a dead disk it serves no more, but the host stands there as the owner
+        there = there and failure is not Failure.OWNER_DISK
         _require(world, not other and not there, failure, "the guest was to stop")
         return
     world.run_until(world.clock.now + SETTLE_NS)
     oldest_ns = world.guest.oldest_ns()
-    served = oldest_ns is None or oldest_ns > struck_ns + timing.failover_ns
+    served = oldest_ns is None or oldest_ns > struck_ns + within_ns
     _require(world, served, failure, "what is asked after it is not answered")
+
+
+def _noticed_ns(world: GrantWorld, host: GrantHost) -> int:
+    """A disk that hangs, and that nobody uses but a question every two seconds, is taken for hung then."""
+    if not any(medium.sick for medium in host.media):
+        return 0
+    deadline_ns = max(options.disk_deadline_ns for options in world.profile.options)
+    return UNUSED_NS + (FLUSH_DEADLINES * deadline_ns if any(m.sick == HANGS for m in host.media) else 0)
 
 
 def _require(world: GrantWorld, holds: bool, failure: Failure, text: str) -> None:

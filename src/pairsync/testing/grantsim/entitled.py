@@ -47,7 +47,7 @@ def _possible(world: GrantWorld, newest: Grant) -> set[Grant]:
 
 
 def _able(world: GrantWorld, host: GrantHost, grant: Grant) -> bool:
-    if not host.up or host.frozen or host.plane is None:
+    if not host.up or host.frozen or host.plane is None or host.sick:
         return False
     # The rules make sure of its term; but an override of a host that serves already changes the term alone.
     term = grant.term if world.overridden and grant.owner != host.id else 0
@@ -57,7 +57,7 @@ def _able(world: GrantWorld, host: GrantHost, grant: Grant) -> bool:
     if host.voter != grant.owner_id:
         if host.id not in grant.in_sync or host.voter not in grant.voters:
             return False
-        if other.up and _asks(world, other, host):
+        if other.up and _asks(world, other, host) and not other.sick:
             return False  # the owner is there, and asks not to be replaced
         known = host.base
         if known is None or (known.order < grant.order and known.sole is not None):

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from pairsync.core.timing import FAILOVER_NS_MIN, derive
 from pairsync.core.units import NS_PER_MS, NS_PER_S
-from pairsync.testing.sim.start import blank_stores
 
+from .diskfaults import DiskFaults
+from .medium import FAILS, HANGS
 from .network import WITNESS
 from .profile import RATE_BEYOND_PPM
 from .releases import CURRENT, RELEASES, Release, overlap
@@ -35,6 +36,7 @@ class GrantFaults:
         self._world = world
         self._clock = world.clock
         self._random = world.random
+        self.disks = DiskFaults(world)
         self._active = False
         self._lowered = derive(FAILOVER_NS_MIN)
         self._copies: list[AcceptorState | None] = [None, None]  # of the hosts' memories
@@ -62,6 +64,16 @@ class GrantFaults:
             "memory-lost": lambda: self._memory(lost=True),
             "memory-restored": lambda: self._memory(lost=False),
             "disks-replaced": self._disks_replaced,
+            "disk-fails-owner": lambda: self._sicken(self._owner(), FAILS),
+            "disk-fails-standby": lambda: self._sicken(self._standby(), FAILS),
+            "disk-hangs-owner": lambda: self._sicken(self._owner(), HANGS),
+            "disk-hangs-standby": lambda: self._sicken(self._standby(), HANGS),
+            "disk-swapped-owner": lambda: self.disks.sicken(
+                self._owner(), FAILS, self._for_a_while(), swaps=True
+            ),
+            "disk-swapped-standby": lambda: self.disks.sicken(
+                self._standby(), FAILS, self._for_a_while(), swaps=True
+            ),
             "upgrade-owner": lambda: self._upgrade(self._owner()),
             "upgrade-standby": lambda: self._upgrade(self._standby()),
             "upgrade-witness": self._upgrade_witness,
@@ -132,6 +144,8 @@ class GrantFaults:
             witness.up = True
         for host, rate_ppm in zip(world.hosts, world.profile.rates_ppm, strict=True):
             host.thaw()
+            for medium in host.media:
+                self.disks.cure(host, medium)
             if host.rate_ppm != rate_ppm:
                 host.set_rate(rate_ppm)
             self._failover_as_before(host)
@@ -175,8 +189,10 @@ class GrantFaults:
         self._clock.after(delay_ns, self.restart, host)
 
     def restart(self, host: GrantHost) -> None:
-        """Start it, if it is down."""
-        if not host.up:
+        """Start it, if it is down; not from a disk that does not work."""
+        if not host.up and host.sick:
+            self.restart_later(host)
+        elif not host.up:
             host.start()
             self._world.changed()
 
@@ -303,23 +319,19 @@ class GrantFaults:
         host.forget(restored=copy)
         return True
 
+    def _sicken(self, host: GrantHost, how: str, *, swaps: bool = False) -> bool:
+        return self.disks.sicken(host, how, self._for_a_while(), swaps=swaps)
+
     def _disks_replaced(self) -> bool:
-        """A host gets new disks, and perhaps is a new machine altogether; never the last one in sync."""
-        world = self._world
-        newest, host = world.checker.newest, self._standby()
-        if newest is None or host.serves or newest.in_sync == {host.id} or not host.up:
+        """A standby gets new disks, and perhaps is a new machine altogether."""
+        host = self._standby()
+        if host.serves or not host.up or not self.disks.is_spare(host):
             return False
         self._kill(host, power=True)
-        self.replace(host)
+        self.disks.replace(host)
         if self._random.random() < 0.5:
             host.forget(restored=None)
         return True
-
-    def replace(self, host: GrantHost) -> None:
-        """That host, which is down, gets new disks."""
-        host.stores = blank_stores(0, self._world.profile.size_bytes)
-        host.digests_settled = True
-        self._world.checker.replaced_ns[host.index] = self._clock.now
 
     # ------------------------------------------------------------------ releases
 

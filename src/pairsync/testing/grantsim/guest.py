@@ -14,7 +14,7 @@ from pairsync.core.messages import OpKind, WriteOp
 from pairsync.core.units import NS_PER_MS
 from pairsync.testing.sim.disk import SECTOR_BYTES
 
-from .plane import GuestRead
+from .medium import GuestRead
 from .registers import Floors, Registers
 
 if TYPE_CHECKING:
@@ -44,13 +44,15 @@ class _Request:
         "start",
         "stop",
         "version",
+        "volume",
     )
 
-    def __init__(self, number: int, client: int, host: GrantHost, start: int, stop: int) -> None:
+    def __init__(self, number: int, client: int, host: GrantHost, volume: int, start: int, stop: int) -> None:
         self.number = number
         self.client = client
         self.host = host
         self.life = host.life
+        self.volume = volume
         self.start = start
         self.stop = stop
         self.version = 0
@@ -63,7 +65,8 @@ class _Request:
 class Clients:
     """See the module."""
 
-    def __init__(self, world: GrantWorld, sectors: int) -> None:
+    def __init__(self, world: GrantWorld, sectors: Sequence[int]) -> None:
+        """``sectors``: how many, of each volume; here they are numbered through."""
         self._world = world
         self._random = world.random
         self._clock = world.clock
@@ -71,9 +74,10 @@ class Clients:
         self._numbers = count(1)
         self._moments = count(1)
         self._requests: dict[int, _Request] = {}
-        self.plain = not any(fault.startswith("power") for fault in world.profile.faults)
-        self.floors = Floors([0] * sectors)
-        self.registers = Registers([0] * sectors)
+        self._firsts = [sum(sectors[:volume]) for volume in range(len(sectors))]
+        self.plain = not any(fault.startswith(("power", "disk-")) for fault in world.profile.faults)
+        self.floors = Floors([0] * sum(sectors))
+        self.registers = Registers([0] * sum(sectors))
         self._truth: bytes | None = None  # the chain that a person has chosen; None: there is one only
         self.acknowledged_ns = 0  # when something was last
         self.completed = 0
@@ -88,6 +92,10 @@ class Clients:
     def rest(self) -> None:
         """Submit nothing more."""
         self._writing = False
+
+    def first_sector(self, volume: int) -> int:
+        """The number of its first one."""
+        return self._firsts[volume]
 
     @property
     def busy(self) -> bool:
@@ -126,8 +134,10 @@ class Clients:
             return
         host = self._random.choice(hosts)
         length = self._random.randrange(1, WRITE_SECTORS_MAX)
-        start = self._random.randrange(self._sectors)
-        request = _Request(next(self._numbers), client, host, start, min(start + length, self._sectors))
+        volume = self._random.randrange(len(self._sectors))
+        start = self._random.randrange(self._sectors[volume])
+        stop = min(start + length, self._sectors[volume])
+        request = _Request(next(self._numbers), client, host, volume, start, stop)
         request.asked_ns, request.begun = self._clock.now, next(self._moments)
         self._requests[request.number] = request
         if self._random.random() < READ_SHARE:
@@ -135,9 +145,14 @@ class Clients:
         else:
             request.version = request.number
             request.fua = self._random.random() < 0.5
-            self.floors.begins(request.version, request.start, request.stop)
-            self.registers.write_begins(request.version, request.start, request.stop, request.begun)
+            span = self._span(request)
+            self.floors.begins(request.version, *span)
+            self.registers.write_begins(request.version, *span, request.begun)
             host.defer(self._write, request)
+
+    def _span(self, request: _Request) -> tuple[int, int]:
+        first = self._firsts[request.volume]
+        return first + request.start, first + request.stop
 
     def _live(self, request: _Request) -> bool:
         return request.number in self._requests and request.host.life == request.life
@@ -150,8 +165,9 @@ class Clients:
         size = (request.stop - request.start) * SECTOR_BYTES
         data = cast("Any", request.version)  # the core never looks into it: its number stands for it
         op = WriteOp(OpKind.DATA, request.start * SECTOR_BYTES, size, data, request.fua)
-        self._world.trace.note(request.host.name, "write", request.number, f"{request.start}..{request.stop}")
-        plane.session.sources[0].write(request.number, [op], request.host.now_ns)
+        where = f"{request.volume}: {request.start}..{request.stop}"
+        self._world.trace.note(request.host.name, "write", request.number, where)
+        plane.session.sources[request.volume].write(request.number, [op], request.host.now_ns)
         request.host.perform()
 
     def _read(self, request: _Request) -> None:
@@ -159,20 +175,21 @@ class Clients:
         if not self._live(request) or plane is None or not plane.serves:
             self._end(request, acknowledged=False)
             return
-        owed = self.floors.owed[request.start : request.stop]
+        start, stop = self._span(request)
+        owed = self.floors.owed[start:stop]
 
         def then(content: list[int] | None) -> None:
             if not self._live(request):
                 return
             if content is not None and not self._world.two_may_run:
                 self._world.trace.note(request.host.name, "read", request.number, str(content))
-                wrong = self.floors.first_wrong(content, request.start, owed)
+                wrong = self.floors.first_wrong(content, start, owed)
                 if wrong is not None:
                     self._world.fail("stale-read", f"host {request.host.name}: {wrong}")
-                self.registers.read(request.start, content, request.begun, next(self._moments))
+                self.registers.read(start, content, request.begun, next(self._moments))
             self._end(request, acknowledged=content is not None)
 
-        plane.read(GuestRead(request.start, request.stop, then))
+        plane.read(request.volume, GuestRead(request.start, request.stop, then))
 
     def complete(self, host: GrantHost, ticket: object, errnos: Sequence[int] | None) -> None:
         """What a write, or the flush after it, has come to."""
@@ -185,7 +202,7 @@ class Clients:
             return
         request.flushes = True
         if host.plane is not None:
-            host.plane.session.sources[0].flush(request.number, host.now_ns)
+            host.plane.session.sources[request.volume].flush(request.number, host.now_ns)
 
     def _end(self, request: _Request, *, acknowledged: bool) -> None:
         if self._requests.pop(request.number, None) is None:
@@ -195,14 +212,17 @@ class Clients:
         if request.version:
             now = next(self._moments)
             self.floors.ends(request.version, request.begun, now, acknowledged=acknowledged)
-            self.registers.write_ends(
-                request.version, request.start, request.stop, now, acknowledged=acknowledged
-            )
+            self.registers.write_ends(request.version, *self._span(request), now, acknowledged=acknowledged)
             if acknowledged:
                 self.acknowledged += 1
                 self.acknowledged_ns = self._clock.now
                 self._world.checker.acknowledged(
-                    request.host, request.start, request.stop, request.asked_ns, durable=not self.plain
+                    request.host,
+                    request.volume,
+                    request.start,
+                    request.stop,
+                    request.asked_ns,
+                    durable=not self.plain,
                 )
         self._later(request.client, self._think_ns() if acknowledged else RETRY_NS)
 

@@ -30,12 +30,12 @@ from pairsync.core.arbitration import (
     Yield,
 )
 from pairsync.core.grants import FORK_BYTES, INCARNATION_BYTES, Grant, HostId, VoterId
-from pairsync.core.messages import Message, Role
+from pairsync.core.messages import Condition, Message, Role
 from pairsync.core.units import NS_PER_S
-from pairsync.testing.sim.media import Stores
 
+from .medium import Medium
+from .mending import Mending
 from .plane import Plane
-from .roles import Roles
 from .witness import Seen
 
 if TYPE_CHECKING:
@@ -51,11 +51,11 @@ def host_id(index: int) -> HostId:
     return bytes([0xA0 + index]) * 32
 
 
-class GrantHost(Roles):
+class GrantHost(Mending):
     """See the module."""
 
-    def __init__(self, world: GrantWorld, index: int, stores: Stores, memory: AcceptorState) -> None:
-        super().__init__(world, index, stores)
+    def __init__(self, world: GrantWorld, index: int, media: list[Medium], memory: AcceptorState) -> None:
+        super().__init__(world, index, media)
         self.id = host_id(index)
         self.memory = memory  # what is durable of it
         self.timing = world.profile.timing  # of its next life
@@ -82,6 +82,10 @@ class GrantHost(Roles):
         """This host's memory."""
         return self.memory.voter(self.id)
 
+    def content(self) -> list[int]:
+        """Of all volumes, one after the other."""
+        return [value for medium in self.media for value in medium.stores.disk.content]
+
     @property
     def base(self) -> Grant | None:
         """The newest grant that this host knows to be decided."""
@@ -101,7 +105,8 @@ class GrantHost(Roles):
         self._tick_ns = 0
         self.seen = {}
         world.trace.note(self.name, "start", self.life)
-        self.plane = Plane(world, self, self.stores, Role.STANDBY, 1)
+        self._recall()
+        self.plane = Plane(world, self, self.media, Role.STANDBY, 1)
         self.arbiter = Arbiter(
             self.id,
             host_id(1 - self.index),
@@ -157,6 +162,13 @@ class GrantHost(Roles):
         base = restored.base if restored is not None else None
         self.memory = AcceptorState(self._random.randbytes(INCARNATION_BYTES), base)
 
+    def _recall(self) -> None:
+        """As ``node.arbitrate``: with empty disks it does not go on as the owner that it was."""
+        blank = any(each.stores.metadata.superblock.condition is Condition.BLANK for each in self.media)
+        base = self.memory.base
+        if blank and base is not None and not base.is_first and base.owner_id == self.voter:
+            self.forget(restored=self.memory)
+
     # ------------------------------------------------------------------ the session
 
     def perform(self) -> None:
@@ -169,6 +181,7 @@ class GrantHost(Roles):
         if self.plane is not None:
             if not self.plane.deaf:
                 self.plane.session.tick(self.now_ns)
+            self.watch_disks()
             self.perform()
             self.after(SESSION_TICK_NS, self._session_tick)
 
@@ -182,7 +195,7 @@ class GrantHost(Roles):
         if plane is None or arbiter is None:
             return
         self.act(arbiter.link_up(self.now_ns))
-        plane.deaf = plane.paused
+        plane.deaf = plane.paused or bool(plane.ill)
         if not plane.deaf:
             plane.session.connected(self.now_ns)
             self.perform()
@@ -226,7 +239,13 @@ class GrantHost(Roles):
         if ready is not self._ready:
             self._ready = ready
             self.act(arbiter.is_ready(ready, self.now_ns))
-        if plane.serves and plane.session.in_sync and arbiter.wants_proof:
+        if plane.serves:
+            self.vouch()
+
+    def vouch(self) -> None:
+        """As ``guest.arbitration``."""
+        plane, arbiter = self.plane, self.arbiter
+        if plane is not None and arbiter is not None and arbiter.wants_proof and plane.session.in_sync:
             _, effects = arbiter.peer_in(self.now_ns)
             self.act(effects)
 

@@ -41,6 +41,12 @@ FAULTS: dict[str, float] = {
     "memory-lost": 0.6,
     "memory-restored": 0.6,
     "disks-replaced": 0.5,
+    "disk-fails-owner": 1.0,
+    "disk-fails-standby": 1.0,
+    "disk-hangs-owner": 1.0,
+    "disk-hangs-standby": 1.0,
+    "disk-swapped-owner": 0.7,
+    "disk-swapped-standby": 0.7,
     "upgrade-owner": 1.0,
     "upgrade-standby": 1.0,
     "upgrade-witness": 0.7,
@@ -66,8 +72,8 @@ class GrantProfile:
     timing: Timing
     witnesses: tuple[str, ...]
     rates_ppm: tuple[int, int]
-    size_bytes: int
-    options: VolumeOptions
+    sizes_bytes: tuple[int, ...]  # of each volume of the guest; likewise the next
+    options: tuple[VolumeOptions, ...]
     speeds: Speeds
     control_ns: int  # a vote, one way, at the most
     witness_ns: int  # likewise to a witness
@@ -86,14 +92,18 @@ def draw_profile(random: Random) -> GrantProfile:
     timing = derive(random.choice((1000, 1500, 2500, 5000)) * NS_PER_MS)
     bound = RATE_PPM
     faults = draw_faults(random, FAULTS)
+    volumes = random.choice((1, 1, 2, 3))
+    options = VolumeOptions(
+        digests=random.random() < 0.8,
+        flush_after_ns=between(random, NS_PER_S // 5, 4 * NS_PER_S),
+        disk_deadline_ns=between(random, NS_PER_S, 5 * NS_PER_S),
+    )
     return GrantProfile(
         timing=timing,
         witnesses=random.choices(((), ("w",), ("w", "v")), (1, 6, 2))[0],
         rates_ppm=(random.randrange(-bound, bound + 1), random.randrange(-bound, bound + 1)),
-        size_bytes=random.choice((4, 8, 16)) * BLOCK_BYTES,
-        options=VolumeOptions(
-            digests=random.random() < 0.8, flush_after_ns=between(random, NS_PER_S // 5, 4 * NS_PER_S)
-        ),
+        sizes_bytes=tuple(random.choice((4, 8, 16)) * BLOCK_BYTES for _ in range(volumes)),
+        options=(options,) * volumes,
         speeds=Speeds(
             disk_ns=between(random, 50 * NS_PER_US, 3 * NS_PER_MS),
             disk_ns_per_kib=500,

@@ -16,8 +16,8 @@ from pairsync.core.messages import Role
 from pairsync.core.session import SessionPhase
 from pairsync.core.units import NS_PER_MS, NS_PER_S
 from pairsync.errors import ArbitrationError
-from pairsync.testing.sim.media import Stores
 
+from .medium import Medium
 from .plane import Plane
 from .process import Process
 from .releases import CURRENT
@@ -31,6 +31,7 @@ __all__ = ["Roles", "Wish"]
 LOOK_NS = 5 * NS_PER_MS
 """Between two looks whether something has ended, as ``guest.roles``."""
 SETTLE_NS = 10 * NS_PER_S
+CLOSE_NS = 30 * NS_PER_S
 END_NS = 60 * NS_PER_S
 """Of an orderly end: a change of the role first, with a guest that is halted in order and one that begins."""
 
@@ -40,11 +41,12 @@ Wish: TypeAlias = Own | Stop | Yield
 class Roles(Process, ABC):
     """See the module."""
 
-    def __init__(self, world: GrantWorld, index: int, stores: Stores) -> None:
+    def __init__(self, world: GrantWorld, index: int, media: list[Medium]) -> None:
         super().__init__(world.clock, world.random, world.profile.rates_ppm[index])
         self.name = "ab"[index]
         self.index = index
-        self.stores = stores
+        self.media = media  # of its volumes
+        self.woken_ns = -END_NS  # when a disk began to work again
         self.arbiter: Arbiter | None = None  # while the host is up; likewise the next
         self.plane: Plane | None = None
         self.wish: Wish | None = None  # the latest that was not taken up
@@ -67,6 +69,23 @@ class Roles(Process, ABC):
     @abstractmethod
     def perform(self) -> None:
         """What the session wants done."""
+
+    @abstractmethod
+    def vouch(self) -> None:
+        """Tell the arbiter that the peer's replica is proven, if it is and he does not know."""
+
+    @abstractmethod
+    def mend(self, plane: Plane) -> None:
+        """A standby begins ill."""
+
+    @property
+    def sick(self) -> bool:
+        """Whether a disk of this host does not work."""
+        return any(medium.sick for medium in self.media)
+
+    @property
+    def _ailing(self) -> bool:
+        return self.sick or self._clock.now - self.woken_ns < END_NS
 
     @abstractmethod
     def crash(self, *, power: bool, why: str) -> None:
@@ -152,7 +171,8 @@ class Roles(Process, ABC):
         self._world.changed()
         if in_order:
             plane.finish()
-        self._wait(lambda: not plane.closing, lambda: self._abandon(plane, then), 30 * NS_PER_S)
+        abandon = partial(self._abandon, plane, then)
+        self._wait(lambda: not plane.closing, abandon, CLOSE_NS, late=abandon)
 
     def _abandon(self, plane: Plane, then: Callable[[], None]) -> None:
         plane.halt()
@@ -169,14 +189,19 @@ class Roles(Process, ABC):
         if not plane.paused:
             plane.paused = True
             plane.halt()
-        self._leave_session(plane, f"this host becomes {role.name.lower()}")
-        self._wait(
-            lambda: plane.session.phase is SessionPhase.OFFLINE and plane.idle,
-            lambda: self._reopen(plane, role, term),
-            SETTLE_NS,
-        )
+        self.leave_session(plane, f"this host becomes {role.name.lower()}")
+        reopen = partial(self._reopen, plane, role, term)
+        if plane.leaving and role is Role.STANDBY:
+            reopen()  # it waits for no job that hangs
+        else:
+            settled = partial(self._settled, plane)
+            self._wait(settled, reopen, SETTLE_NS, late=reopen)
 
-    def _leave_session(self, plane: Plane, reason: str) -> None:
+    def _settled(self, plane: Plane) -> bool:
+        return plane.session.phase is SessionPhase.OFFLINE and plane.idle
+
+    def leave_session(self, plane: Plane, reason: str) -> None:
+        """End the session of the link; what it still brings is not heard."""
         link = self._world.network.link
         plane.deaf = link.session_of(self.index) != 0
         link.drop(self.index, reason)
@@ -184,33 +209,61 @@ class Roles(Process, ABC):
     def _reopen(self, old: Plane, role: Role, term: int) -> None:
         world = self._world
         term = max(term, old.session.term)
+        ill = old.leaving or ("" if self._settled(old) and not self.sick else "a disk hangs or fails")
+        if ill and role is Role.ACTIVE:
+            self._gives_up()
+            return
+        if ill:
+            old.ended = True
+            plane = self.plane = Plane(world, self._me, self.media, role, term, ill=ill, before=old)
+            world.changed()
+            self.mend(plane)
+            self._followed()
+            return
         old.end_in_order()
         try:
-            plane = self.plane = Plane(world, self._me, self.stores, role, term)
+            plane = self.plane = Plane(world, self._me, self.media, role, term)
         except ArbitrationError as error:
             world.checker.not_opened(self._me, str(error))
-            self.crash(power=False, why="cannot-serve")
-            world.faults.restart_later(self._me)
+            self._gives_up()
             return
         if role is Role.ACTIVE:
             world.checker.takes_over(self._me, term)
         world.changed()
         plane.perform()
-        self._leave_session(plane, f"this host is {role.name.lower()} now")
-        self._wait(lambda: all(source.serving for source in plane.session.sources), self._became, SETTLE_NS)
+        self.leave_session(plane, f"this host is {role.name.lower()} now")
+        sources = plane.session.sources
+        ready = lambda: all(source.serving or source.failed is not None for source in sources)  # noqa: E731
+        self._wait(ready, self._became, SETTLE_NS, late=self._gives_up)
+
+    def _gives_up(self) -> None:
+        """It cannot take the role: the process ends, and is begun anew."""
+        self.crash(power=False, why="cannot-serve")
+        self._world.faults.restart_later(self._me)
 
     def _became(self) -> None:
         plane = self.plane
+        if plane is not None and any(source.failed is not None for source in plane.session.sources):
+            self._gives_up()
+            return
         if plane is not None and plane.role is Role.ACTIVE:
             plane.session.permitted(self.now_ns, alone=self.alone)
         self._followed()
         self.perform()
 
-    def _wait(self, done: Callable[[], bool], then: Callable[[], None], left_ns: int) -> None:
-        """Then, when it is so."""
+    def _wait(
+        self,
+        done: Callable[[], bool],
+        then: Callable[[], None],
+        left_ns: int,
+        late: Callable[[], None] | None = None,
+    ) -> None:
+        """Then, when it is so; ``late``: what is done instead if a sick disk makes it take too long."""
         if done():
             then()
-        elif left_ns <= 0:
-            self._world.fail("hang", f"{self.name}: a change of its role does not end")
+        elif left_ns > 0:
+            self.after(LOOK_NS, self._wait, done, then, left_ns - LOOK_NS, late)
+        elif late is not None and self._ailing:
+            late()
         else:
-            self.after(LOOK_NS, self._wait, done, then, left_ns - LOOK_NS)
+            self._world.fail("hang", f"{self.name}: a change of its role does not end")

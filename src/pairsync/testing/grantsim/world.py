@@ -20,7 +20,6 @@ from pairsync.core.units import NS_PER_MS, NS_PER_S
 from pairsync.errors import PairsyncError
 from pairsync.testing.sim.clock import Clock, Trace
 from pairsync.testing.sim.disk import SECTOR_BYTES
-from pairsync.testing.sim.media import Stores
 from pairsync.testing.sim.start import blank_stores
 from pairsync.testing.sim.world import Outcome, SimulationFailure
 
@@ -31,6 +30,7 @@ from .entitled import entitled
 from .faults import GrantFaults
 from .guest import Clients
 from .host import GrantHost, host_id
+from .medium import Medium
 from .network import Network
 from .profile import GrantProfile, draw_profile
 from .witness import Witness
@@ -62,7 +62,7 @@ class GrantWorld:
         self.witnesses = {name: Witness(name, self.random) for name in self.profile.witnesses}
         self.hosts = self._make_hosts(whole=self.random.random() < 0.6)
         self.network = Network(self)
-        self.guest = Clients(self, self.profile.size_bytes // SECTOR_BYTES)
+        self.guest = Clients(self, [size // SECTOR_BYTES for size in self.profile.sizes_bytes])
         self.faults = GrantFaults(self)
         self.longest_ns = 0  # without service, though somebody was entitled
         self._changed_ns = 0
@@ -76,13 +76,16 @@ class GrantWorld:
         voters = [VoterId(host_id(index), random.randbytes(INCARNATION_BYTES)) for index in (0, 1)]
         grant = genesis(voters[0], random.randbytes(FORK_BYTES))
         memories = [AcceptorState(voters[0].incarnation, grant), AcceptorState(voters[1].incarnation)]
-        stores = [blank_stores(0, self.profile.size_bytes) for _ in (0, 1)]
+        media = [
+            [Medium(blank_stores(index, size)) for index, size in enumerate(self.profile.sizes_bytes)]
+            for _ in (0, 1)
+        ]
         if whole:
             grant = self._whole(grant, voters)
             memories = [AcceptorState(each.incarnation, grant) for each in voters]
-            stores = self._equal(stores)
+            self._make_equal(media)
         self.checker.begin(grant)
-        return GrantHost(self, 0, stores[0], memories[0]), GrantHost(self, 1, stores[1], memories[1])
+        return GrantHost(self, 0, media[0], memories[0]), GrantHost(self, 1, media[1], memories[1])
 
     def _whole(self, grant: Grant, voters: list[VoterId]) -> Grant:
         deciding = voters[:1]
@@ -91,18 +94,18 @@ class GrantWorld:
         both = frozenset(host_id(index) for index in (0, 1))
         return grant._replace(epoch=2, in_sync=both, voters=frozenset(deciding))
 
-    def _equal(self, stores: list[Stores]) -> list[Stores]:
-        generation = Generation(1, 1, self.random.getrandbits(64))
-        for each in stores:
-            each.metadata.superblock = replace(
-                each.metadata.superblock,
-                term=1,
-                condition=Condition.CONSISTENT,
-                lineage=(generation,),
-                peer_in_sync=True,
-                map_base=generation,
-            )
-        return stores
+    def _make_equal(self, media: list[list[Medium]]) -> None:
+        for mine, theirs in zip(*media, strict=True):
+            generation = Generation(1, 1, self.random.getrandbits(64))
+            for each in (mine.stores.metadata, theirs.stores.metadata):
+                each.superblock = replace(
+                    each.superblock,
+                    term=1,
+                    condition=Condition.CONSISTENT,
+                    lineage=(generation,),
+                    peer_in_sync=True,
+                    map_base=generation,
+                )
 
     # ------------------------------------------------------------------ what the parts tell
 
@@ -159,7 +162,7 @@ class GrantWorld:
             self.fail("liveness", f"host {host.name} may run the guest, and nobody does: {self._standing()}")
 
     def _check_request(self, oldest_ns: int) -> None:
-        if self._changed_ns < oldest_ns and not any(host.frozen for host in self.hosts):
+        if self._changed_ns < oldest_ns and not any(host.frozen or host.sick for host in self.hosts):
             self.fail("hang", f"a request was made at {oldest_ns / NS_PER_S:.3f} s: {self._standing()}")
 
     def _become_whole(self) -> None:
@@ -179,7 +182,7 @@ class GrantWorld:
             and not self._at_rest()
         ):
             self.fail("liveness", f"does not come to rest: {self._standing()}")
-        if self.hosts[0].stores.disk.content != self.hosts[1].stores.disk.content:
+        if self.hosts[0].content() != self.hosts[1].content():
             self.fail("liveness", "in sync, and the disks differ")
         wrong = self.guest.registers.first_wrong()
         if wrong is not None:
@@ -246,7 +249,7 @@ class GrantWorld:
         loser = self.hosts[1 - keeps.index]
         if loser.up:
             loser.crash(power=False, why="stopped")
-        self.faults.replace(loser)
+        self.faults.disks.replace(loser)
         loser.forget(restored=None)
         self.faults.restart(loser)
 
