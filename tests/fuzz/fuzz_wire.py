@@ -23,6 +23,7 @@ from pairsync.core.messages import (
     Write,
     WriteOp,
 )
+from pairsync.core.stream import Renew
 from pairsync.errors import ProtocolError
 from pairsync.wire.codec import decode, encode
 from pairsync.wire.frames import make_frame, pack_record, parse_frames, parse_record
@@ -54,6 +55,7 @@ SAMPLES: list[Message] = [
     RelayRead(3, 0, 8, 4096, 512),
     RelayFlush(3, 0, 9),
     Relayed(7, (0, 28)),
+    Renew("a new role"),
 ]
 
 

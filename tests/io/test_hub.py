@@ -12,6 +12,7 @@ from pairsync.errors import InternalError, PeerLost, ProtocolError
 from pairsync.io.hub import Hub
 from pairsync.io.session import Session
 from pairsync.wire.frames import pack_record
+from pairsync.wire.hello import PROTOCOL_RENEWS
 from pairsync.wire.limits import PATHS_MAX
 
 EMPTY = memoryview(pack_record(0, 0, []))
@@ -172,6 +173,27 @@ async def test_ending_only_marks_and_the_paths_announce(pair: Pair, recorder: Re
     await hub.run_path(path, session)
     assert recorder.reasons("lost") == ["why not"]
     hub.end_session("again")  # without a session: nothing
+
+
+async def test_a_renewal_is_told_from_without(pair: Pair, recorder: Recorder) -> None:
+    hub = make_hub(pair, recorder)
+    hub.renew_session("nothing to renew")
+    session = begin(hub, fake("a"), protocol=PROTOCOL_RENEWS)
+    hub.renew_session("a new role")
+    assert recorder.reasons("lost") == []  # nothing was called from within
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hub.tell_renewals)
+        await recorder.until(lambda: len(recorder.sessions) == 2)
+        nursery.cancel_scope.cancel()
+    assert hub.running() is session
+    assert [event[0] for event in recorder.events] == ["connected", "up", "lost", "connected"]
+
+
+async def test_what_cannot_be_renewed_is_ended(pair: Pair, recorder: Recorder) -> None:
+    hub = make_hub(pair, recorder)
+    begin(hub, fake("a"), protocol=1)
+    hub.renew_session("a new role")
+    assert hub.running() is None
 
 
 async def test_a_hub_without_a_handler_is_a_bug(pair: Pair) -> None:

@@ -112,6 +112,29 @@ async def test_a_session_that_is_dropped_is_followed_by_another(pair: Pair) -> N
         assert active.sessions[0].session_id != active.sessions[1].session_id
 
 
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_session_is_renewed_over_the_same_paths_where_the_peer_can(pair: Pair, version: int) -> None:
+    active, standby = Recorder(), Recorder()
+    async with (
+        pair.listen(standby, protocol_max=version) as listening,
+        pair.dial(active, listening.addresses[0]) as link,
+    ):
+        await active.until_up()
+        await standby.until_up()
+        for host in (link, listening):
+            host.renew_session("a new role")
+            host.send([make_write(1)])  # between the renewal and its announcement: lost, not refused
+            count = len(active.sessions) + 1
+            await active.until(lambda: len(active.sessions) >= count and active.up)  # noqa: B023
+            await standby.until(lambda: len(standby.sessions) >= count and standby.up)  # noqa: B023
+        link.send([make_write(2)])
+        await standby.until(lambda: standby.messages)
+        assert standby.numbers() == [2]
+        assert len({session.session_id for session in active.sessions}) == (1 if version > 1 else 3)
+        assert bool(active.reasons("down")) is (version == 1)
+        assert "a new role" in standby.reasons("lost")[0]
+
+
 async def test_dropping_from_within_a_callback_does_not_call_back_from_within(pair: Pair) -> None:
     class Dropper(Recorder):
         def received(self, messages: list) -> None:  # type: ignore[type-arg]

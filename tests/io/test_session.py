@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,12 +12,13 @@ import trio
 from tests.io.harness import make_write
 
 from pairsync.core.messages import Applied, Message, Write
-from pairsync.core.stream import ACKNOWLEDGE_FRAMES, WINDOW_BYTES_MIN
+from pairsync.core.stream import ACKNOWLEDGE_FRAMES, RENEW_BYTES_MAX, WINDOW_BYTES_MIN, Renew
 from pairsync.errors import InternalError
 from pairsync.io.gate import Gate
 from pairsync.io.session import Session, SessionInfo
 from pairsync.wire.codec import encode
 from pairsync.wire.frames import Frame, make_frame, pack_record, parse_frames, parse_record
+from pairsync.wire.hello import PROTOCOL_RENEWS
 
 INFO = SessionInfo(b"s" * 16, 1, b"f" * 32, "first")
 
@@ -47,6 +49,8 @@ class Bench:
     got: list[Message] = dataclasses.field(default_factory=list)
     calls: list[int] = dataclasses.field(default_factory=list)
     violations: list[str] = dataclasses.field(default_factory=list)
+    told: list[str] = dataclasses.field(default_factory=list)  # of renewals
+    protocol: int = PROTOCOL_RENEWS
 
     def session(self) -> Session:
         def received(messages: list[Message]) -> None:
@@ -58,7 +62,13 @@ class Bench:
             session.end(reason)
 
         session = Session(
-            INFO, self.gate, window_bytes=WINDOW_BYTES_MIN, received=received, violated=violated
+            dataclasses.replace(INFO, protocol=self.protocol),
+            self.gate,
+            window_bytes=WINDOW_BYTES_MIN,
+            received=received,
+            violated=violated,
+            over=self.told.append,
+            begun=lambda: self.told.append("begun"),
         )
         return session
 
@@ -270,3 +280,132 @@ def test_a_message_that_cannot_be_encoded_leaves_the_stream_as_it_was() -> None:
     session.send([Applied(0, 2)])
     ((header, _),) = parse_frames(parse_record(memoryview(lane.sent[-1])))
     assert bytes(header) == encode(Applied(0, 2))[0]
+
+
+# -- renewals ------------------------------------------------------------------------------------------------
+
+
+def test_a_renewal_is_told_of_later_and_parts_what_came_before() -> None:
+    bench = Bench()
+    session = bench.session()
+    lane = attach(session)
+    session.send([Applied(0, 1)])
+    assert session.renew("a new role")
+    assert session.renew("and another one")  # nothing was said in between: it is the same
+    session.send([Applied(0, 2)])  # as between the end of a session and its announcement
+    assert bench.told == []
+    session.tell()
+    session.tell()
+    assert bench.told == ["a new role", "begun"]
+    session.send([Applied(0, 3)])
+    sent = [frame for each in lane.sent for frame in parse_frames(parse_record(memoryview(each)))]
+    expected: list[Message] = [Applied(0, 1), Renew("a new role"), Applied(0, 3)]
+    assert [bytes(header) for header, _ in sent] == [encode(message)[0] for message in expected]
+    session.receive(record(0, 3, Applied(0, 7)))  # of before
+    session.receive(record(1, 3, Applied(0, 8), Renew("a new role"), Applied(0, 9)))
+    assert bench.got == [Applied(0, 9)]
+    assert bench.told == ["a new role", "begun"], "the answer to a renewal is none"
+
+
+def test_a_renewal_of_the_peer_is_answered_in_between() -> None:
+    bench = Bench()
+    session = bench.session()
+    lane = attach(session)
+    session.receive(
+        record(0, 0, Applied(0, 1), Renew("a role"), Applied(0, 2), Renew("a role"), Applied(0, 3))
+    )
+    assert bench.calls == [1, 1, 1]
+    assert bench.told == ["the peer said: a role", "begun"] * 2
+    assert lane.frames() == [(0, 1), (1, 1)]
+
+
+def test_the_handler_hears_of_its_renewal_before_anything_of_the_next_session() -> None:
+    bench = Bench()
+    session = bench.session()
+    attach(session)
+    assert session.renew("mine")
+    session.receive(record(0, 0, Renew("yours, at the same time"), Applied(0, 1)))
+    assert bench.told == ["mine", "begun"]
+    assert bench.got == [Applied(0, 1)]
+
+
+@pytest.mark.parametrize("why", ["an older peer", "much is under way"])
+def test_what_cannot_be_renewed_says_so(why: str) -> None:
+    bench = Bench(protocol=1) if why == "an older peer" else Bench()
+    session = bench.session()
+    lane = attach(session)
+    if why == "much is under way":
+        for number in range(RENEW_BYTES_MAX // (1 << 18) + 1):
+            session.send([make_write(number + 1, size=1 << 18)])
+        lane.sent.clear()
+    assert not session.renew("a new role")
+    assert lane.sent == []
+    session.send([Applied(0, 1)])
+    assert lane.sent
+
+
+def test_an_older_peer_does_not_renew() -> None:
+    bench = Bench(protocol=1)
+    session = bench.session()
+    attach(session)
+    session.receive(record(0, 0, Renew("a new role")))
+    assert "renewal in version 1" in bench.violations[0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_both_take_what_belongs_to_the_session_that_they_are_in(seed: int) -> None:
+    """Whoever renews whenever: a message that is taken was sent in the same session, and in the last one none
+    is missing."""
+    chance = random.Random(seed)
+    benches = [Bench(), Bench()]
+    sessions = [bench.session() for bench in benches]
+    lanes = [attach(session) for session in sessions]
+    sent: list[list[list[int]]] = [[[]], [[]]]  # by whom, in which session
+    seen = [0, 0]  # what was told and taken of, by whom
+    taken: list[list[list[int]]] = [[[]], [[]]]
+    number = 0
+
+    def look(who: int) -> None:
+        """Sort what the handler has had since by the session it was in."""
+        for _ in range(benches[who].told.count("begun") - len(sent[who]) + 1):
+            sent[who].append([])
+            taken[who].append([])
+        for message in benches[who].got[seen[who] :]:
+            assert isinstance(message, Applied)
+            taken[who][-1].append(message.number)
+        seen[who] = len(benches[who].got)
+
+    def deliver(who: int) -> None:
+        records, lanes[who].sent = lanes[who].sent, []
+        for each in records:  # one by one, for a record may end a session
+            parsed = parse_record(memoryview(each))
+            for at, frame in enumerate(parse_frames(parsed)):
+                single = pack_record(parsed.first + at, parsed.acknowledged, [make_frame(list(frame))])
+                sessions[1 - who].receive(memoryview(single))
+                look(1 - who)
+
+    for _ in range(300):
+        who = chance.randrange(2)
+        match chance.randrange(6):
+            case 0:
+                assert sessions[who].renew("by chance")
+            case 1:
+                sessions[who].tell()
+                look(who)
+            case 2:
+                deliver(who)
+            case _:
+                sessions[who].tell()
+                look(who)
+                number += 1
+                sent[who][-1].append(number)
+                sessions[who].send([Applied(0, number)])
+    for who in (0, 1, 0, 1, 0, 1):
+        sessions[who].tell()
+        look(who)
+        deliver(who)
+    assert len(sent[0]) == len(sent[1]) > 10
+    for who in (0, 1):
+        for mine, theirs in zip(sent[who], taken[1 - who], strict=True):
+            assert theirs == mine[: len(theirs)]
+        assert taken[1 - who][-1] == sent[who][-1]

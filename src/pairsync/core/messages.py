@@ -4,9 +4,8 @@ All of these travel in one ordered, exactly-once stream a guest (see ``core.stre
 never overtakes the writes before it.  The order of a session::
 
     both      Introduce                      who am I, what have I lived through
-    active    Begin                          how each volume is brought to the same state, and by which rule
-    standby   Marked* Begun                  its own dirty blocks; it has recorded that it is being written
-                                             (no answer to a plan that copies nothing)
+    active    Begin                          how each volume is brought to the same state (or needs not be)
+    standby   Marked* Begun                  its own dirty blocks; it has recorded that it is being written to
     active    Write* Barrier*                live writes and resync blocks in one order
     standby   Applied* BarrierDone*
     active    Prove*                         what digests do you have? (`core.prover`)
@@ -28,8 +27,7 @@ host serves the clients of the other one (`core.relay`)::
     other     (Relay | RelayRead | RelayFlush)*
     owner     (Relayed | Relay)*             the end of each request | what a read has found
 
-Every message that changes data carries the term under which it was sent; a receiver refuses a lower one
-(DESIGN rule 6).
+What changes data carries its term; a receiver refuses a lower one (DESIGN rule 6).  `Renew` is of the link.
 """
 
 from __future__ import annotations
@@ -40,6 +38,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from .remembering import KeepOnly, PointMark, Remember, Remembered, is_point_name
+from .stream import Renew
 
 __all__ = [
     "Adopt",
@@ -447,4 +446,5 @@ Message: TypeAlias = (
     | RelayRead
     | RelayFlush
     | Relayed
+    | Renew
 )

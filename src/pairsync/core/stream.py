@@ -14,6 +14,10 @@ one is a gap and means that the peer broke the protocol.
 due is never refused for want of room (an answer must leave even where the window is full), so the sender
 takes `OVERDRAFT_BYTES` beyond it and refuses what is over that: its caller disregards the window.
 
+**Several sessions in one stream.**  Who wants to begin anew says `Renew`, and drops what comes before the
+peer's own: that answers it, or came by itself at the same time.  Either way the n-th session is what each
+host sends behind its n-th `Renew`, and takes behind the peer's.  Connections, numbers and the window go on.
+
 **When to acknowledge.**  Acknowledgements ride on records that leave anyway.  One is *due* on its own once
 `ACKNOWLEDGE_BYTES` or `ACKNOWLEDGE_FRAMES` have arrived since the last; what is *owed* below that is sent
 with the next heartbeat.
@@ -22,6 +26,7 @@ with the next heartbeat.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from pairsync.errors import InternalError, ProtocolError
@@ -32,8 +37,10 @@ __all__ = [
     "ACKNOWLEDGE_BYTES",
     "ACKNOWLEDGE_FRAMES",
     "OVERDRAFT_BYTES",
+    "RENEW_BYTES_MAX",
     "WINDOW_BYTES_MIN",
     "WINDOW_FRAMES_MAX",
+    "Renew",
     "Sized",
     "StreamReceiver",
     "StreamSender",
@@ -53,6 +60,17 @@ WINDOW_FRAMES_MAX = 65_536
 
 OVERDRAFT_BYTES = 16 * MIB
 """Beyond the window: answers and control messages that must not wait; 100 times what a session needs."""
+
+
+RENEW_BYTES_MAX = 4 * MIB
+"""Unacknowledged data that a `Renew` may wait behind: what takes longer to arrive than to connect anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """What the sender has sent before belongs to a session that is over, and why."""
+
+    reason: str
 
 
 class Sized(Protocol):

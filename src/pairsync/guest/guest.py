@@ -325,10 +325,10 @@ class Guest:
         self._mender = None
 
     def leave_session(self, reason: str) -> None:
-        """End the link's session; what it still brings is not heard."""
+        """Begin a new session of the link; what this one still brings is not heard."""
         self._deaf = self.link is not None and self.link.session is not None
         if self.link is not None:
-            self.link.drop_session(reason)
+            self.link.renew_session(reason)
 
     def renew(self, role: Role | None = None, term: int = 0, *, ill: bool = False) -> None:
         """Begin anew with disks that have been opened anew: another session machine, the same link.

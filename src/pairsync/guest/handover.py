@@ -23,8 +23,8 @@ While the peer is in sync it holds all that was acknowledged, so nothing of the 
 
 **In what time.**  A failure is acted upon when it is reported; a hang when `VolumeOptions.disk_deadline_ns`
 has passed (three times that for a flush), a disk that nobody uses within `watch.PROBE_NS` beside that.  Then
-two changes of role and the register's round: some tenths of a second, and for the clients of this host one
-or two handshakes of the link, of which each role that changes needs one.
+two changes of role and the register's round: about a tenth of a second, also for the clients of this host,
+since a new session of the link needs no new connections (``core.stream``).
 
 Where the peer is not in sync, or there is no grant register, or the level is ``async``, nothing of this
 happens: what failed is an error of the guest, as of any disk.

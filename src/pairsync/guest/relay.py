@@ -76,7 +76,9 @@ class GuestRelay:
             for message in messages:
                 self._take(message)
         except ProtocolError as error:
-            self._guest.leave_session(f"relay: {error}"[:REFUSAL_CHARACTERS_MAX])
+            link = self._guest.link
+            if link is not None:  # not renewed: who breaks the protocol has to wait
+                link.drop_session(f"relay: {error}"[:REFUSAL_CHARACTERS_MAX])
         finally:
             gathered, self._gathered = self._gathered, None
         self._send(gathered)

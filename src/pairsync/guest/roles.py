@@ -42,7 +42,7 @@ SETTLE_S: Final = 10.0
 SERVING_S: Final = 10.0
 """How long a new owner may take to record that it is one."""
 
-LOOK_S: Final = 0.005
+LOOK_S: Final = 0.001
 """Between two looks whether something has ended: short, for the guest stands still meanwhile."""
 
 

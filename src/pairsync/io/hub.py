@@ -2,7 +2,8 @@
 
 Dialer and acceptor bring lanes that are proved; the hub begins a session with them or lets them join it, and
 runs their paths.  It alone calls the handler, and it never calls it from inside a call of the handler:
-`end_session`, which the handler may reach, only marks and stops, and the paths' own tasks announce the end.
+`end_session` and `renew_session`, which the handler may reach, only mark and stop, and tasks of the paths and
+of the link announce what has come of it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import trio
 
 from pairsync.errors import InternalError, PeerLost, ProtocolError
 from pairsync.wire.limits import PATHS_MAX
@@ -69,6 +72,7 @@ class Hub:
         # `paths` holds its paths that are up, by name.
         self.session: Session | None = None
         self.paths: dict[str, Path] = {}
+        self._renewal = trio.Event()  # there is one to be told of
 
     def _handler(self) -> LinkHandler:
         if self.handler is None:
@@ -152,12 +156,24 @@ class Hub:
             if session is self.session:
                 self._stop_paths(reason)
 
+        def over(reason: str) -> None:
+            self.session = None
+            _log.info("session %s is renewed: %s", session_id.hex()[:8], reason)
+            self._handler().lost(reason)
+
+        def begun() -> None:
+            self.session = session
+            self.totals.sessions += 1
+            self._handler().connected(info)
+
         session = Session(
             info,
             self.gate,
             window_bytes=self.config.window_bytes,
             received=self._handler().received,
             violated=violated,
+            over=over,
+            begun=begun,
         )
         return session
 
@@ -202,6 +218,28 @@ class Hub:
             return
         session.end(reason)
         self._stop_paths(reason)
+
+    def renew_session(self, reason: str) -> None:
+        """End the session and begin another one over the same paths, or, where that cannot be, over new ones.
+
+        The handler is told of both soon, never from inside this call.
+        """
+        session = self.running()
+        if session is None:
+            return
+        if session.renew(reason):
+            self._renewal.set()
+        else:
+            self.end_session(reason)
+
+    async def tell_renewals(self) -> None:
+        """Tell the handler of renewals, until cancelled."""
+        while True:
+            await self._renewal.wait()
+            self._renewal = trio.Event()
+            session = self.running()
+            if session is not None:
+                session.tell()
 
     def _stop_paths(self, reason: str) -> None:
         for path in self.paths.values():

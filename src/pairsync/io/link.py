@@ -161,6 +161,14 @@ class Link:
         """
         self._hub.end_session(reason)
 
+    def renew_session(self, reason: str) -> None:
+        """Begin a new session on purpose, over the same connections where the peer can.
+
+        `LinkHandler.lost` and `LinkHandler.connected` follow, here and there, not from within: for whoever
+        needs a new beginning, and finds nothing wrong with the old one.  Without a session nothing happens.
+        """
+        self._hub.renew_session(reason)
+
     def cut(self) -> None:
         """Behave as if every cable were pulled, until `heal`: both sides find out by their heartbeats."""
         self._hub.gate.close()
@@ -221,6 +229,7 @@ class Link:
             with self._scope:
                 await self._ready.wait()
                 async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._hub.tell_renewals)
                     for listener in self._listeners:
                         nursery.start_soon(self._acceptor.run, listener)
                     if self._hub.dials:

@@ -4,6 +4,9 @@ The session owns the stream (``core.stream``) and knows its lanes; it does not k
 dialling.  It sends on one lane at a time, the one of the lowest rank; the others are hot spares.  When the
 sending lane goes away or a better one comes, the stream rewinds and what is unacknowledged is sent again.
 The session is over when its last lane is gone, or when either end breaks the protocol inside it.
+
+It can be *renewed* (``core.stream``): then it is over for the handler, and another one begins, in the same
+stream and over the same lanes.  A new role takes that, and no new connections.
 """
 
 from __future__ import annotations
@@ -15,10 +18,11 @@ from typing import Protocol
 import trio
 
 from pairsync.core.messages import Message
-from pairsync.core.stream import StreamReceiver, StreamSender
+from pairsync.core.stream import RENEW_BYTES_MAX, Renew, StreamReceiver, StreamSender
 from pairsync.errors import InternalError, ProtocolError
 from pairsync.wire.codec import decode, encode
 from pairsync.wire.frames import Frame, make_frame, parse_frames, parse_record
+from pairsync.wire.hello import PROTOCOL_RENEWS, shorten
 from pairsync.wire.limits import FRAMES_PER_RECORD_MAX, RECORD_COALESCE_BYTES
 
 from .gate import Gate
@@ -69,13 +73,23 @@ class Session:
         window_bytes: int,
         received: Callable[[list[Message]], None],
         violated: Callable[[str], None],
+        over: Callable[[str], None],
+        begun: Callable[[], None],
     ) -> None:
+        """``over`` and ``begun`` tell the handler of a renewal, one after the other."""
         self.info = info
         self.ended = False
         self.reason = ""
         self._gate = gate
         self._received = received
         self._violated = violated
+        self._over = over
+        self._begun = begun
+        # Invariants: `_said` counts the renewals that were sent, `_heard` those of the peer.  While `_heard`
+        # is less, what comes belongs to a session that is over.  `_untold`: why it is, until the handler
+        # hears of that; then `_heard` is less, and nothing is sent.
+        self._said = self._heard = 0
+        self._untold: str | None = None
         # Invariants: _lanes holds every lane that is up with its rank and name, best first; _sending is the
         # first of them, or None when there is none or the session has ended.
         self._lanes: list[tuple[int, str, Lane]] = []
@@ -111,11 +125,14 @@ class Session:
     def send(self, messages: Sequence[Message]) -> None:
         """Append to the stream and send what the lane takes now; never blocks.
 
-        After the end of the session, until it has been announced, messages are dropped: they could only
-        have been lost.
+        After the end of the session, or its renewal, until that has been announced, messages are dropped:
+        they could only have been lost.
         """
-        if self.ended:
+        if self.ended or self._untold is not None:
             return
+        self._push(messages)
+
+    def _push(self, messages: Sequence[Message]) -> None:
         for frame in [make_frame(encode(message)) for message in messages]:
             self._sender.push(frame)
         self.messages_out += len(messages)
@@ -156,6 +173,7 @@ class Session:
         """One record arrived on any lane; the peer's violation of the protocol ends the session."""
         if self.ended:
             return
+        self.tell()
         try:
             messages = self._take(plaintext)
         except ProtocolError as error:
@@ -163,7 +181,7 @@ class Session:
             return
         if messages:
             self.messages_in += len(messages)
-            self._received(messages)
+            self._hear(messages)
         if self._receiver.acknowledgement_due:
             self.pump()
 
@@ -175,7 +193,62 @@ class Session:
             return []
         skip = self._receiver.accept(record.first, record.frame_count, len(plaintext))
         self.frames_dropped += skip
-        return [decode(header, payload) for header, payload in parse_frames(record, skip)]
+        messages = [decode(header, payload) for header, payload in parse_frames(record, skip)]
+        if Renew in map(type, messages) and self.info.protocol < PROTOCOL_RENEWS:
+            raise ProtocolError(f"a renewal in version {self.info.protocol}")
+        return messages
+
+    # ------------------------------------------------------------------ renewals
+
+    def renew(self, reason: str) -> bool:
+        """Begin a new session in this stream; `tell` is to follow, not from within a call of the handler.
+
+        False, and nothing happens, where the peer does not know of that, or too much is under way.
+        """
+        if self._untold is not None:
+            return True
+        if self.info.protocol < PROTOCOL_RENEWS or self._sender.held_bytes > RENEW_BYTES_MAX:
+            return False
+        self._say(reason)
+        self._untold = reason
+        return True
+
+    def tell(self) -> None:
+        """Tell the handler of a `renew`, once."""
+        reason, self._untold = self._untold, None
+        if reason is not None and not self.ended:
+            self._over(reason)
+            self._begun()
+
+    def _say(self, reason: str) -> None:
+        self._said += 1
+        self._push([Renew(shorten(reason))])
+
+    def _hear(self, messages: list[Message]) -> None:
+        if Renew not in map(type, messages):
+            self._hand_on(messages)
+            return
+        start = 0
+        for stop, message in enumerate(messages):
+            if isinstance(message, Renew):
+                self._hand_on(messages[start:stop])
+                self._renewed(message.reason)
+                start = stop + 1
+        self._hand_on(messages[start:])
+
+    def _hand_on(self, messages: list[Message]) -> None:
+        """These came between two renewals."""
+        if messages and self._heard == self._said and not self.ended:
+            self._received(messages)
+
+    def _renewed(self, reason: str) -> None:
+        """The peer's has come: the answer to ours, or the reason for one."""
+        self.tell()
+        self._heard += 1
+        if self._heard > self._said and not self.ended:
+            self._over(f"the peer said: {reason}")
+            self._say(reason)
+            self._begun()
 
     def attach(self, lane: Lane, rank: int, name: str) -> None:
         """A lane is up."""

@@ -223,8 +223,12 @@ class Journal:
 
     def _records(self, filling: _Segment, generation: int | None) -> Iterator[tuple[int, Record]]:
         """Whole records that lie where they say, with their places; of one generation, or of all."""
+        buffer = bytearray(MIB)
         for at in range(0, self._segment_bytes, MIB):
-            piece = memoryview(self._file.read(filling.base + at, min(MIB, self._segment_bytes - at)))
+            piece = memoryview(buffer)[: self._segment_bytes - at]
+            self._file.read_into(filling.base + at, piece)
+            if buffer == _ZERO_PIECE:  # as most of it, often; a guest that changes its host waits for this
+                continue
             for start in range(0, len(piece), RECORD_BYTES):
                 place = (at + start) // RECORD_BYTES
                 record = decode_record(piece[start : start + RECORD_BYTES], self._seed)

@@ -55,6 +55,7 @@ from pairsync.core.messages import (
     Write,
     WriteOp,
 )
+from pairsync.core.stream import Renew
 from pairsync.core.superblock import Superblock
 from pairsync.core.units import BLOCK_BYTES, Extent
 
@@ -143,7 +144,7 @@ def _describe_replication(name: str, message: Message) -> str:
             return f"{name} level {level}: {first}..{stop}"
         case Grow() | Grown():
             return f"{name} to {message.size_bytes} bytes{_outcome(message)}"
-        case Failed(reason=reason) | Leave(reason=reason):
+        case Failed(reason=reason) | Leave(reason=reason) | Renew(reason=reason):
             return f"{name}: {reason}"
         case Remember() | Remembered() | KeepOnly():
             return f"{name} {_of_points(message)}"

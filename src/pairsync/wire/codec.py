@@ -1,4 +1,4 @@
-"""Codec of protocol version 1: a message of ``core.messages`` to and from one frame.
+"""Codec of protocol versions 1 and 2: a message of ``core.messages`` to and from one frame.
 
 A frame is a header, the msgpack array ``[type, field, ...]``, and a raw payload: the data of all
 `OpKind.DATA` ranges of a `Write` or a `Relay`, joined in order; every other message has none.  Decoding is
@@ -9,8 +9,8 @@ and the data of a decoded `WriteOp` is a slice of the payload that was given.
 `Write`, `Relay` (in the same form) and `Applied` are the hot path and coded by hand.  Their headers are
 msgpack like the others, but in one fixed form (every integer in its widest encoding), so that one call of
 ``struct`` writes or reads them; no other form is accepted.  The ranges of a batch are one byte string of
-13-byte entries (offset 64 bits, length 32 bits, kind and FUA 8 bits).  The rest is a table.  A later version
-of the protocol gets its own table; ``wire.hello`` chooses.
+13-byte entries (offset 64 bits, length 32 bits, kind and FUA 8 bits).  The rest is a table.  Version 2 has
+one message more, which ``io.session`` neither sends nor takes in version 1; ``wire.hello`` chooses.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ from pairsync.core.messages import (
     is_point_name,
 )
 from pairsync.core.questions import ANSWER_NODES_MAX, BAD_BLOCKS_MAX, DIGEST_BYTES, LEVEL_TOP
+from pairsync.core.stream import Renew
 from pairsync.core.units import VOLUME_BYTES_MAX
 from pairsync.errors import InternalError, ProtocolError
 
@@ -260,6 +261,7 @@ _TABLE: dict[int, tuple[type[Message], Shape[Any]]] = {
         Grown,
         structure(Grown, ("volume", _volume), ("size_bytes", _size), ("errno", unsigned(0xFFFF))),
     ),
+    27: (Renew, structure(Renew, ("reason", _reason))),  # from version 2 on
 }
 _NUMBER_OF: dict[type[Message], int] = {made: number for number, (made, _) in _TABLE.items()}
 

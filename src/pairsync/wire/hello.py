@@ -43,6 +43,7 @@ __all__ = [
     "PAIR_ID_BYTES",
     "PROTOCOL_MAX",
     "PROTOCOL_MIN",
+    "PROTOCOL_RENEWS",
     "Bye",
     "ControlDecoder",
     "ControlMessage",
@@ -65,7 +66,9 @@ __all__ = [
 PROTOCOL_MIN = 1
 """Oldest version that this software speaks."""
 PROTOCOL_MAX = 2
-"""Newest version that this software speaks.  2: votes of version 2 (`wire.arbitration`)."""
+"""Newest version that this software speaks.  2: votes of version 2 (`wire.arbitration`), and renewals."""
+PROTOCOL_RENEWS = 2
+"""From this version on a new session needs no new connections (``core.stream``)."""
 PAIR_ID_BYTES = 16
 
 _LANE_MAGIC = b"PSLANE\r\n"  # no TLS record begins so, and text-mode transport would break it
