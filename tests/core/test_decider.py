@@ -309,3 +309,51 @@ def test_an_override_makes_an_owner_of_anybody() -> None:
     assert own.grant.order == (2, 1)
     assert own.grant.override == "Erika"
     assert decider.peer_excluded
+
+
+def test_a_host_with_another_key_is_another_host() -> None:
+    """The one that the grant meant is put out, and the new one comes in; both at once ended the host."""
+    c, c1 = b"c" * 32, VoterId(b"c" * 32, b"c1")
+    base = BOTH._replace(voters=frozenset({A1}))
+    decider = Decider(A, c, AcceptorState(b"a1", base), ("w",))
+    assert InForce(base, peer_excluded=False) in decider.start(), "the grant calls somebody else in sync"
+    decider.is_ready(ready=True)
+    decider.unreachable("w")
+    (said,) = [each for each in decider.hears(Beat(c1, None, 0)) if isinstance(each, InForce)]
+    assert said == InForce(base._replace(epoch=3, in_sync=frozenset({A})), peer_excluded=True)
+    assert decider.guest is Guest.UP
+    decider.hears(BeatAnswer(c1, decider.base, 1, granted=True, ready=True))
+    decider.peer_in()
+    assert decider.base is not None
+    assert decider.base.in_sync == {A, c}
+
+
+def test_who_takes_over_from_a_host_with_another_key() -> None:
+    """The standby's new peer is not the owner that has promised nothing for too long."""
+    c, c1 = b"c" * 32, VoterId(b"c" * 32, b"c1")
+    decider = Decider(B, c, AcceptorState(b"b1", BOTH), ("w",))
+    decider.start()
+    decider.is_ready(ready=True)
+    decider.hears(Beat(c1, None, 0))
+    decider.answered("w", VIEW)
+    (asked,) = [each for each in decider.expired(Wait.PROMISE) if isinstance(each, AskWitness) and each.state]
+    assert asked.state is not None
+    decider.answered("w", WitnessView(b"w1", 8, asked.state))
+    assert decider.base == TAKEN
+
+
+def test_votes_that_no_host_gives_change_nothing_and_end_nobody() -> None:
+    twice = BOTH._replace(epoch=3, voters=frozenset({A1, B1, B2}))
+    decider = _owner()
+    assert decider.hears(Beat(B1, twice, 0)) == []
+    assert decider.base == BOTH
+    ballot = Ballot(9, B, b"b1")
+    illegal = BOTH._replace(epoch=7)
+    decider.peer_out()
+    decider.answered("w", WitnessView(b"w1", 8, AcceptorState(b"w1", BOTH, ballot, ballot, illegal)))
+    for _ in range(3):
+        decider.expired(Wait.ROUND)
+        number = decider.register.round
+        if number is not None:
+            decider.hears(Promise(B1, BOTH, number.ballot, ballot, illegal))
+    assert illegal not in decider.register.possible

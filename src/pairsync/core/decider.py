@@ -300,11 +300,13 @@ class Decider(Footing):
         self._stays()
         self.waits -= {Wait.ROUND}
         peer = frozenset({self.register.peer})
+        # A host with another key is another host: the one that was meant is not there any more.
+        ours = base.in_sync & (peer | {self.register.name}) or base.in_sync
         if self.owns and owned_before:
             joining = peer if self.vouched else frozenset()
-            self.wanted = (self.wanted & base.in_sync) | (self.wanted & joining) or base.in_sync
+            self.wanted = (self.wanted & base.in_sync) | (self.wanted & joining) or ours
         else:
-            self.wanted, self.vouched = base.in_sync, False
+            self.wanted, self.vouched = ours, False
         self.peer_behind = before is not None or not self.owns
         if self.owns:
             self.waits -= {Wait.PROMISE}

@@ -112,12 +112,12 @@ class Footing:
     @property
     def peer_excluded(self) -> bool:
         """Whether writes may be acknowledged without the peer: see the module."""
-        base, peer = self.base, self.register.peer
-        if base is None or not self.owns or peer in base.in_sync or peer in self.wanted:
+        base, own = self.base, frozenset({self.register.name})
+        if base is None or not self.owns or base.in_sync - own or self.wanted - own:
             return False
         if base.decides_without(self.own):
             return False
-        return not any(peer in grant.in_sync for grant in self.register.possible)
+        return not any(grant.in_sync - own for grant in self.register.possible)
 
     @property
     def may_run(self) -> bool:

@@ -42,6 +42,7 @@ __all__ = [
     "forced",
     "genesis",
     "majority",
+    "malformed",
     "objection",
     "tally",
 ]
@@ -194,7 +195,7 @@ def objection(base: Grant, grant: Grant) -> str | None:
     Within a term the owner stays, and one replica at most joins or leaves the in-sync set.  A change of the
     owner begins a term: only a replica that was in sync is promoted (DESIGN rule 3), and none joins with it.
     """
-    wrong = _malformed(grant)
+    wrong = malformed(grant)
     if wrong is not None:
         return wrong
     if grant.fork != base.fork:
@@ -222,7 +223,8 @@ def objection(base: Grant, grant: Grant) -> str | None:
     return None
 
 
-def _malformed(grant: Grant) -> str | None:
+def malformed(grant: Grant) -> str | None:
+    """Why no chain holds such a grant; None if one may."""
     if grant.term < 1 or grant.epoch < 1:
         return "terms and epochs count from 1"
     if not 1 <= len(grant.in_sync) <= IN_SYNC_MAX:

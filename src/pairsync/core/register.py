@@ -28,7 +28,7 @@ from .arbitration import (
     TwoTruths,
     WitnessView,
 )
-from .grants import Ballot, Grant, HostId, Vote, VoterId, objection
+from .grants import Ballot, Grant, HostId, Vote, VoterId, malformed, objection
 from .outcomes import AskWitness, Outcome
 from .proposer import Phase, Round, new_round
 
@@ -115,10 +115,12 @@ class Register:
     # ------------------------------------------------------------------ what others know
 
     def hears_of(self, grant: Grant | None, out: list[Outcome]) -> bool:
-        """Somebody says that ``grant`` was decided; False if that cannot be of the same chain as ours."""
+        """Somebody says that ``grant`` was decided; False if it cannot be, or not of our chain."""
         base = self.acceptor.base
         if grant is None or grant == base:
             return True
+        if malformed(grant) is not None:
+            return False
         if base is not None and grant.order == base.order:
             out.append(TwoTruths(base, grant))
             return False
@@ -223,7 +225,7 @@ class Register:
         if current is None or message.ballot != current.ballot or message.base != current.base:
             return
         if isinstance(message, Promise):
-            if current.phase is Phase.PREPARING:
+            if current.phase is Phase.PREPARING and _may_follow(current.base, message.accepted):
                 heard = current.hears_promise(message.sender, message.accepted_ballot, message.accepted)
                 self.round = heard
                 if heard.prepared() is Vote.WON:
@@ -343,6 +345,9 @@ class Register:
         index = self.witnesses.index(witness)
         self.views = (*self.views[:index], view, *self.views[index + 1 :])
         state, current = view.state, self.round
+        if state is not None and (state.base is None or not _may_follow(state.base, state.accepted)):
+            view, state = view._replace(state=None), None  # no voter holds such a thing: it is overwritten
+            self.views = (*self.views[:index], view, *self.views[index + 1 :])
         if not self.hears_of(state.base if state is not None else None, out):
             self.views = (*self.views[:index], None, *self.views[index + 1 :])
         if self.round is not current or current is None:
@@ -366,3 +371,8 @@ class Register:
             self.abandon(pause=True)
         else:
             self.via_witness = False  # until the round is begun again
+
+
+def _may_follow(base: Grant, accepted: Grant | None) -> bool:
+    """Whether an honest voter may have accepted that."""
+    return accepted is None or objection(base, accepted) is None
