@@ -68,6 +68,11 @@ def test_what_an_asynchronous_standby_lacks_is_lost_with_its_owner_only() -> Non
     assert all(first is not F.OWNER for first, _ in seen.safe_pairs)
 
 
+def test_an_owner_does_not_leave_its_disk_for_a_standby_that_may_lack_something() -> None:
+    assert fates(WHOLE)[F.OWNER_DISK] is Fate.MOVES
+    assert fates(replace(WHOLE, leaves=False))[F.OWNER_DISK] is Fate.STOPS
+
+
 def test_no_state_promises_to_be_run_by_a_host_that_is_not_in_sync() -> None:
     for in_sync, sole, link, owner, standby, disk in product((True, False), repeat=6):
         state = State(

@@ -30,6 +30,7 @@ from pairsync.core.standing import Standing
 from pairsync.core.target import VolumeTarget
 from pairsync.errors import RefusedError
 from pairsync.testing.grantsim import draw_profile, simulate
+from pairsync.testing.grantsim.process import Process
 from pairsync.testing.grantsim.witness import Witness
 from pairsync.wire import hello
 
@@ -240,6 +241,25 @@ def stay_with_a_disk_that_is_dead(patch: pytest.MonkeyPatch) -> None:
         return ("no", []) if leaving else right(self, now_ns)
 
     patch.setattr(Arbiter, "move", move)
+
+
+@mutant("two-running", "stale-read", "lost-write", faults="suspend-owner")
+def read_a_clock_that_stands_still_with_the_machine(patch: pytest.MonkeyPatch) -> None:
+    """Of CLOCK_MONOTONIC, say: the lease seems to hold when the machine goes on."""
+    since_ns: dict[Process, int] = {}
+    stand_still, go_on = Process.stand_still, Process.go_on
+
+    def stands_still(self: Process, *, asleep: bool) -> None:
+        stand_still(self, asleep=asleep)
+        since_ns[self] = self.now_ns
+
+    def goes_on(self: Process) -> None:
+        if self.asleep:
+            self._offset_ns -= self.now_ns - since_ns[self]
+        go_on(self)
+
+    patch.setattr(Process, "stand_still", stands_still)
+    patch.setattr(Process, "go_on", goes_on)
 
 
 @mutant("version", faults="upgrade-owner upgrade-standby upgrade-witness")

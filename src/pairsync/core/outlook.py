@@ -24,9 +24,13 @@ dealt with, some seconds at most, is not foreseen here.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-__all__ = ["Failure", "Fate", "Outlook", "Prospect", "State", "after", "outlook"]
+from .arbiter import Arbiter
+from .source import VolumeSource
+
+__all__ = ["Failure", "Fate", "Outlook", "Prospect", "State", "after", "outlook", "state_of"]
 
 
 class Failure(enum.Enum):
@@ -54,7 +58,8 @@ class State:
 
     ``sole``: the owner decides the next grant alone.  ``owner_asks``, ``standby_asks``: that host reaches the
     witness that is one of the voters.  ``in_sync``: the grant counts the standby, and its host is up.
-    ``lag_bytes``: what an in-sync standby may lack of what was acknowledged (level ``async``).
+    ``lag_bytes``: what an in-sync standby may lack of what was acknowledged (level ``async``).  ``leaves``:
+    the owner hands the guest over when its disk fails; it does not where the standby may lack something.
     """
 
     in_sync: bool
@@ -64,6 +69,7 @@ class State:
     standby_asks: bool = True
     owner_disk: bool = True
     lag_bytes: int = 0
+    leaves: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,29 @@ _ALONE = State(in_sync=False, sole=True)
 """A host that goes on without its peer, as far as it depends on others: not at all."""
 
 
+def state_of(arbiter: Arbiter, sources: Sequence[VolumeSource], *, linked: bool) -> State | None:
+    """The pair as the host can see it on which the guest runs, from ``sources``; None without a grant.
+
+    ``linked``: the link has a session.  A peer that was called in sync a moment ago, and has not said yet
+    that it could serve, is taken not to be.
+    """
+    grant, decider = arbiter.grant, arbiter.decider
+    if grant is None:
+        return None
+    lagging = [each for each in sources if each.options.level != "sync"]
+    both = decider.own.name in grant.in_sync and len(grant.in_sync) > 1
+    return State(
+        in_sync=both and linked and decider.peer_ready,
+        sole=grant.sole == decider.own,
+        link=linked,
+        owner_asks=arbiter.owner_asks,
+        standby_asks=arbiter.standby_asks,
+        owner_disk=all(each.failed is None for each in sources),
+        lag_bytes=sum(each.inflight_bytes for each in lagging),
+        leaves=not lagging,
+    )
+
+
 def after(state: State, failure: Failure) -> tuple[Fate, State]:
     """What becomes of the guest, and the state once the pair has dealt with it."""
     alone = replace(_ALONE, owner_disk=state.owner_disk, owner_asks=state.owner_asks, link=state.link)
@@ -100,7 +129,7 @@ def after(state: State, failure: Failure) -> tuple[Fate, State]:
     match failure:
         case Failure.OWNER:
             return (Fate.MOVES, taken_over) if standby_may else (Fate.STOPS, state)
-        case Failure.OWNER_DISK if state.in_sync and state.link:  # the owner itself hands over
+        case Failure.OWNER_DISK if state.in_sync and state.link and state.leaves:
             return Fate.MOVES, replace(taken_over, link=True)
         case Failure.OWNER_DISK:
             return Fate.STOPS, state

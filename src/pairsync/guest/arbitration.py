@@ -298,7 +298,7 @@ class Arbitration:
 
     def outlook(self) -> Outlook | None:
         """What would survive now (`outlook_of`); None for a guest that does not run here."""
-        return outlook_of(self.arbiter, self._guest, self._host)
+        return outlook_of(self.arbiter, self._guest)
 
     # ------------------------------------------------------------------ effects
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pairsync.core.arbiter import Arbiter
 from pairsync.core.grants import HostId
 from pairsync.core.messages import Role
-from pairsync.core.outlook import Outlook, State, outlook
+from pairsync.core.outlook import Outlook, outlook, state_of
 
 if TYPE_CHECKING:
     from .guest import Guest
@@ -52,23 +52,10 @@ def standing_of(arbiter: Arbiter, host: HostId) -> Standing | None:
     )
 
 
-def outlook_of(arbiter: Arbiter, guest: Guest, host: HostId) -> Outlook | None:
-    """What would survive now, as far as this host can see; None for a guest that does not run here.
-
-    A peer that was called in sync a moment ago, and has not said yet that it could serve, is taken not to be.
-    """
-    grant = arbiter.grant
-    if grant is None or guest.role is not Role.ACTIVE or guest.paused:
+def outlook_of(arbiter: Arbiter, guest: Guest) -> Outlook | None:
+    """What would survive now, as far as this host can see; None for a guest that does not run here."""
+    if guest.role is not Role.ACTIVE or guest.paused:
         return None
     linked = guest.link is not None and guest.link.session is not None
-    sources = guest.session.sources
-    state = State(
-        in_sync=host in grant.in_sync and len(grant.in_sync) > 1 and linked and arbiter.decider.peer_ready,
-        sole=grant.sole == arbiter.decider.own,
-        link=linked,
-        owner_asks=arbiter.owner_asks,
-        standby_asks=arbiter.standby_asks,
-        owner_disk=all(each.failed is None for each in sources),
-        lag_bytes=sum(each.inflight_bytes for each in sources if each.options.level == "async"),
-    )
-    return outlook(state, failover_ns=arbiter.timing.failover_ns)
+    state = state_of(arbiter, guest.session.sources, linked=linked)
+    return None if state is None else outlook(state, failover_ns=arbiter.timing.failover_ns)

@@ -3,7 +3,8 @@
 * ``one-owner`` (rule 1): of one chain, one grant at each place, and one owner of a term.
 * ``illegal-grant`` (rules 1, 3): what follows a grant is what may follow it.
 * ``lost-write`` (rule 2): whoever the owner's grant calls in sync has what is acknowledged; who takes over
-  has all of it.
+  has all of it.  Of a volume of level ``async``: what a new owner lacks was acknowledged last, within the
+  bound on the lag.
 * ``stale-read`` (rule 2): nothing older is read than what was acknowledged before it was asked for.
 * ``not-linearizable``: what the guest was told, as registers.
 * ``two-running`` (rule 10): the guest runs on one host at most, by true time.
@@ -97,9 +98,15 @@ class GrantChecker:
 
     def _owes(self, host: GrantHost, rule: str) -> None:
         floors = self._world.guest.floors
-        wrong = floors.first_wrong(host.content(), 0, floors.owed)
-        if wrong is not None:
-            self._world.fail(rule, f"host {host.name}: {wrong}")
+        guest = self._world.guest
+        for volume, medium in enumerate(host.media):
+            first, content = guest.first_sector(volume), medium.stores.disk.content
+            if self._world.profile.options[volume].level == "sync":
+                wrong = floors.first_wrong(content, first, floors.owed[first : first + len(content)])
+            else:
+                wrong = guest.lags_wrongly(volume, content)
+            if wrong is not None:
+                self._world.fail(rule, f"host {host.name}, volume {volume}: {wrong}")
 
     def two_truths(self, host: GrantHost, effect: TwoTruths) -> None:
         """Two chains met; where neither is the newer one, they stay apart until a person speaks."""
@@ -116,6 +123,7 @@ class GrantChecker:
         world.trace.note(host.name, "takes-over", term)
         if self._served_by is not None:
             world.coverage.reach("returned" if self._served_by == host.index else "took-over")
+        moves = self._served_by != host.index
         self._served_by = host.index
         grant = host.arbiter.grant if host.arbiter is not None else None
         if grant is not None and grant.fork in self._forced:
@@ -123,6 +131,8 @@ class GrantChecker:
             world.guest.overruled(grant.fork, host.content())
         elif world.guest.counts(host):
             self._owes(host, "lost-write")
+            if world.guest.lags and moves:
+                world.guest.goes_on_from(host.content())
 
     def not_opened(self, host: GrantHost, why: str) -> None:
         """The replica refuses to be served from: right only where a person has insisted."""
@@ -138,8 +148,11 @@ class GrantChecker:
         if grant is None:
             world.fail("lost-write", f"host {host.name} acknowledges without a grant")
         floors = world.guest.floors
+        lags = world.profile.options[volume].level != "sync"
         for each in world.hosts:
             if each.id not in grant.in_sync or self.replaced_ns[each.index] >= asked_ns:
+                continue
+            if lags and each is not host:
                 continue
             disk = each.media[volume].stores.disk
             content = disk.durable if durable else disk.content

@@ -25,7 +25,17 @@ _WHERE: dict[str, tuple[str, ...]] = {
 }
 
 OUTCOMES = (
-    *("guard-kills", "took-over", "moved", "returned", "hands-over", "falls-ill", "is-well-again", "swapped"),
+    *(
+        "guard-kills",
+        "took-over",
+        "moved",
+        "returned",
+        "hands-over",
+        "falls-ill",
+        "is-well-again",
+        "swapped",
+        "async-lost",
+    ),
     *("drill:goes-on", "drill:moves", "drill:stops", "drill:cut-cable"),
     *("versions-differ", "refused:versions", "refused:witness-versions"),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pairsync.core.outlook import Failure, Fate, Outlook, State, outlook
+from pairsync.core.outlook import Failure, Fate, Outlook, State, outlook, state_of
 from pairsync.core.units import NS_PER_S
 
 from .medium import FAILS, FLUSH_DEADLINES, HANGS
@@ -59,26 +59,20 @@ def drill(world: GrantWorld) -> None:
         life = owner.life
         _strike(world, owner, failure)
         _watch(world, owner, life, failure, fate)
+        if fate is Fate.STOPS:
+            return
 
 
 def _state(world: GrantWorld, owner: GrantHost) -> State:
-    """As ``guest.standing.outlook_of`` sees it, with what the owner knows."""
+    """As ``guest.standing.outlook_of`` sees it."""
     arbiter, plane = owner.arbiter, owner.plane
-    grant = arbiter.grant if arbiter is not None else None
-    if arbiter is None or plane is None or grant is None:
-        world.fail("outlook", "a host serves without a grant")
     linked = world.network.link.session_of(owner.index) != 0
-    return State(
-        in_sync=owner.id in grant.in_sync
-        and len(grant.in_sync) > 1
-        and linked
-        and arbiter.decider.peer_ready,
-        sole=grant.sole == owner.voter,
-        link=linked,
-        owner_asks=arbiter.owner_asks,
-        standby_asks=arbiter.standby_asks,
-        owner_disk=all(source.failed is None for source in plane.session.sources),
-    )
+    state = None
+    if arbiter is not None and plane is not None:
+        state = state_of(arbiter, plane.session.sources, linked=linked)
+    if state is None:
+        world.fail("outlook", "a host serves without a grant")
+    return state
 
 
 def _cut_a_cable(world: GrantWorld) -> None:

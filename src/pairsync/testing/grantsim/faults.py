@@ -49,6 +49,8 @@ class GrantFaults:
             "power-both": lambda: self._kill_both(power=True),
             "pause-owner": lambda: self._pause(self._owner()),
             "pause-standby": lambda: self._pause(self._standby()),
+            "suspend-owner": lambda: self._pause(self._owner(), asleep=True),
+            "suspend-standby": lambda: self._pause(self._standby(), asleep=True),
             "cut-link": lambda: self._cut((0, 1), (1, 0)),
             "cut-one-way": self._cut_one_way,
             "cut-owner-witness": lambda: self._cut_witness(self._owner()),
@@ -196,10 +198,10 @@ class GrantFaults:
             host.start()
             self._world.changed()
 
-    def _pause(self, host: GrantHost) -> bool:
+    def _pause(self, host: GrantHost, *, asleep: bool = False) -> bool:
         if not host.up or host.frozen:
             return False
-        host.freeze()
+        host.freeze(asleep=asleep)
         longest_ns = self._random.choice((NS_PER_S // 4, self._world.profile.timing.lease_ns, PAUSE_NS_MAX))
         self._clock.after(self._random.randrange(longest_ns), self._thaw, host, host.life)
         return True

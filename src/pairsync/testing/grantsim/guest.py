@@ -11,7 +11,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
 from pairsync.core.messages import OpKind, WriteOp
-from pairsync.core.units import NS_PER_MS
+from pairsync.core.units import NS_PER_MS, NS_PER_S
 from pairsync.testing.sim.disk import SECTOR_BYTES
 
 from .medium import GuestRead
@@ -26,6 +26,8 @@ __all__ = ["Clients"]
 CLIENTS = 2
 RETRY_NS = 40 * NS_PER_MS
 READ_SHARE = 0.4
+LAG_SLACK_NS = NS_PER_S
+"""The bound on the lag is looked at with every write and twice a second."""
 WRITE_SECTORS_MAX = 12
 
 
@@ -79,6 +81,8 @@ class Clients:
         self.floors = Floors([0] * sum(sectors))
         self.registers = Registers([0] * sum(sectors))
         self._truth: bytes | None = None  # the chain that a person has chosen; None: there is one only
+        self.lags = any(options.level != "sync" for options in world.profile.options)
+        self._told: list[tuple[_Request, int]] = []  # acknowledged writes of such volumes, and when
         self.acknowledged_ns = 0  # when something was last
         self.completed = 0
         self.acknowledged = 0
@@ -120,6 +124,40 @@ class Clients:
     def overruled(self, fork: bytes, content: Sequence[int]) -> None:
         """A person has made a host the owner: what it holds is the truth, and nothing else."""
         self._truth = fork
+        self._begin_from(content)
+
+    # ------------------------------------------------------------------ level async
+
+    def lags_wrongly(self, volume: int, content: Sequence[int]) -> str | None:
+        """Why a standby may not hold that: more is missing than may be, or what came later is there."""
+        first = self._firsts[volume]
+        lost, there = [], [0]
+        for request, told_ns in self._told:
+            if request.volume == volume:
+                seen = content[request.start : request.stop]
+                missing = self.floors.missing(request.version, request.begun, seen, first + request.start)
+                lost += [(told_ns, request)] if missing else []
+                there += [] if missing or request.version not in seen else [request.begun]
+        if not lost:
+            return None
+        self._world.coverage.reach("async-lost")
+        span_ns = max(told_ns for told_ns, _ in lost) - min(told_ns for told_ns, _ in lost)
+        if span_ns > self._world.profile.options[volume].lag_ns + LAG_SLACK_NS:
+            return f"what was acknowledged in {span_ns / NS_PER_S:.3f} s is missing"
+        oldest = min((request for _, request in lost), key=lambda request: request.begun)
+        if max(there) > self.floors.ended(oldest.version):
+            return f"write {oldest.version} is missing, and a later one is there"
+        return None
+
+    def goes_on_from(self, content: Sequence[int]) -> None:
+        """Another host takes over, and what it lacked within the bound is lost: that is the history now."""
+        wrong = self.registers.first_wrong()
+        if wrong is not None:
+            self._world.fail("not-linearizable", wrong)
+        self._begin_from(content)
+
+    def _begin_from(self, content: Sequence[int]) -> None:
+        self._told = []
         self.floors, self.registers = Floors(content), Registers(content)
         self._end_all(list(self._requests.values()), forget=True)
 
@@ -159,7 +197,7 @@ class Clients:
 
     def _write(self, request: _Request) -> None:
         plane = request.host.plane
-        if not self._live(request) or plane is None or not plane.serves:
+        if not self._live(request) or plane is None or not request.host.serves:
             self._end(request, acknowledged=False)
             return
         size = (request.stop - request.start) * SECTOR_BYTES
@@ -172,7 +210,7 @@ class Clients:
 
     def _read(self, request: _Request) -> None:
         plane = request.host.plane
-        if not self._live(request) or plane is None or not plane.serves:
+        if not self._live(request) or plane is None or not request.host.serves:
             self._end(request, acknowledged=False)
             return
         start, stop = self._span(request)
@@ -215,6 +253,8 @@ class Clients:
             self.registers.write_ends(request.version, *self._span(request), now, acknowledged=acknowledged)
             if acknowledged:
                 self.acknowledged += 1
+                if self._world.profile.options[request.volume].level != "sync":
+                    self._told.append((request, self._clock.now))
                 self.acknowledged_ns = self._clock.now
                 self._world.checker.acknowledged(
                     request.host,

@@ -74,8 +74,14 @@ class GrantHost(Mending):
 
     @property
     def serves(self) -> bool:
-        """Whether the guest runs here, by true time."""
-        return self.plane is not None and self.plane.serves
+        """Whether the guest runs here, by true time.
+
+        On a machine that has stood still for too long it does until the guard is awake, but nobody sees that:
+        its volumes are served on a lease that holds only.
+        """
+        if self.plane is None or not self.plane.serves or self.asleep:
+            return False
+        return not self.slept or self.guard_ns is None or self.now_ns < self.guard_ns
 
     @property
     def voter(self) -> VoterId:
@@ -141,10 +147,10 @@ class GrantHost(Mending):
         world.network.settle()
         world.changed()
 
-    def freeze(self) -> None:
-        """It stands still."""
-        self.stand_still()
-        self._world.trace.note(self.name, "frozen", self.life)
+    def freeze(self, *, asleep: bool = False) -> None:
+        """It stands still; ``asleep``: its whole machine."""
+        self.stand_still(asleep=asleep)
+        self._world.trace.note(self.name, "frozen", self.life, asleep)
         self._world.network.settle()
         self._world.changed()
 

@@ -1,4 +1,4 @@
-"""A process of a simulated host: its clock, its lives, and how it stands still (SIGSTOP).
+"""A process of a simulated host: its clock, its lives, and how it stands still (SIGSTOP), or its machine.
 
 What reaches it while it stands still it finds when it goes on, in order.  Timers run by its own clock, which
 may be off; what was asked for in an earlier life is dropped.
@@ -23,6 +23,8 @@ class Process:
 
     def __init__(self, clock: Clock, random: Random, rate_ppm: int) -> None:
         self.frozen = False  # it stands still
+        self.asleep = False  # with its whole machine: its guard, too
+        self.slept = False  # its machine did, in this life
         self.life = 0  # answers to an earlier one are dropped
         self.rate_ppm = rate_ppm
         self._clock = clock
@@ -70,16 +72,17 @@ class Process:
     def new_life(self) -> None:
         """Whatever was under way is not any more."""
         self.life += 1
-        self.frozen = False
+        self.frozen = self.asleep = self.slept = False
         self._backlog = []
 
-    def stand_still(self) -> None:
-        """From now on."""
-        self.frozen = True
+    def stand_still(self, *, asleep: bool) -> None:
+        """From now on; ``asleep``: its guard does, too."""
+        self.frozen, self.asleep = True, asleep
+        self.slept = self.slept or asleep
 
     def go_on(self) -> None:
         """With what has come in meanwhile; that may end this life."""
-        self.frozen = False
+        self.frozen = self.asleep = False
         life, backlog = self.life, self._backlog
         self._backlog = []
         for run, arguments in backlog:

@@ -6,7 +6,7 @@ but for the faults that break it on purpose: `BEYOND`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from pairsync.core.limits import VolumeOptions
@@ -26,6 +26,8 @@ FAULTS: dict[str, float] = {
     "power-both": 0.7,
     "pause-owner": 2.0,
     "pause-standby": 1.0,
+    "suspend-owner": 1.0,
+    "suspend-standby": 0.7,
     "cut-link": 3.0,
     "cut-one-way": 2.0,
     "cut-owner-witness": 1.5,
@@ -64,6 +66,9 @@ What was acknowledged is safe all the same: in full, or on the side that the per
 RATE_BEYOND_PPM = 300_000
 """A clock that is broken: a third fast or slow."""
 
+LAGGING = 0.15
+"""Of seeds whose volumes may be ``async``."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrantProfile:
@@ -98,12 +103,22 @@ def draw_profile(random: Random) -> GrantProfile:
         flush_after_ns=between(random, NS_PER_S // 5, 4 * NS_PER_S),
         disk_deadline_ns=between(random, NS_PER_S, 5 * NS_PER_S),
     )
+    lagging = replace(
+        options,
+        level="async",
+        at_bound=random.choice(("throttle", "fall-behind")),
+        lag_ns=between(random, NS_PER_S // 5, 3 * NS_PER_S),
+    )
+    lags = random.random() < LAGGING
+    levels = [lagging if lags and random.random() < 0.7 else options for _ in range(volumes)]
+    if lags:  # what a standby has not flushed is no part of the bound
+        faults = {fault: weight for fault, weight in faults.items() if not fault.startswith("power")}
     return GrantProfile(
         timing=timing,
         witnesses=random.choices(((), ("w",), ("w", "v")), (1, 6, 2))[0],
         rates_ppm=(random.randrange(-bound, bound + 1), random.randrange(-bound, bound + 1)),
         sizes_bytes=tuple(random.choice((4, 8, 16)) * BLOCK_BYTES for _ in range(volumes)),
-        options=(options,) * volumes,
+        options=tuple(levels),
         speeds=Speeds(
             disk_ns=between(random, 50 * NS_PER_US, 3 * NS_PER_MS),
             disk_ns_per_kib=500,

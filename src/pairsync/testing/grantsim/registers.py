@@ -169,6 +169,17 @@ class Floors:
             for sector in range(*self._span[version]):
                 self.owed[sector] = max(self.owed[sector], begun)
 
+    def ended(self, version: int) -> int:
+        """When that write was."""
+        return self._ended.get(version, NEVER)
+
+    def missing(self, version: int, begun: int, content: Sequence[int], start: int) -> bool:
+        """Whether any of these sectors, all written by ``version``, holds what was written before it."""
+        for sector, value in enumerate(content, start):
+            if value != version and (value == self._initial[sector] or self.ended(value) < begun):
+                return True
+        return False
+
     def first_wrong(self, content: Sequence[int], start: int, owed: Sequence[int]) -> str | None:
         """Why these sectors may not hold that; ``owed``: of them, as it was when they were asked for."""
         for sector, (value, floor) in enumerate(zip(content, owed, strict=True), start):

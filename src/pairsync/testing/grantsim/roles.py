@@ -103,8 +103,12 @@ class Roles(Process, ABC):
             )
 
     def _guard(self, life: int, until_ns: int) -> None:
-        """The guard acts whether this host stands still or not."""
+        """The guard acts whether this process stands still or not, but not while its machine does."""
         if life == self.life and self.guard_ns == until_ns:
+            if self.asleep:
+                stall_ns = self._world.profile.timing.stall_ns
+                self.defer(self._clock.after, self._random.randrange(stall_ns), self._guard, life, until_ns)
+                return
             self._world.coverage.reach("guard-kills")
             self.crash(power=False, why="killed-by-the-guard")
             self._world.faults.restart_later(self._me)
