@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -21,7 +22,9 @@ from pairsync.core.witness import Conflict, Snapshot, WitnessKey
 from pairsync.errors import PeerLost
 from pairsync.guest.arbitration import Arbitration
 from pairsync.guest.guest import Guest, open_guest
+from pairsync.guest.replica import open_replica
 from pairsync.storage.acceptorfile import AcceptorFile
+from pairsync.testing.faulty import FaultyDisk
 from pairsync.testing.witness.memory import MemoryWitness
 from pairsync.wire.arbitration import decode_host_memory, encode_host_memory
 
@@ -105,6 +108,7 @@ class Both:
     def __init__(self, pair: Pair) -> None:
         self.pair = pair
         self.timings: dict[Host, Timing] = {}
+        self.disks: dict[Host, FaultyDisk] = {"a": FaultyDisk(), "b": FaultyDisk()}
         self.witness = MemoryWitness(random.Random(7).randbytes)
         self.fingerprints = {host: pair.identities[host].fingerprint for host in pair.identities}
         for host in pair.identities:
@@ -126,7 +130,8 @@ class Both:
         peer: Host = "b" if name == "a" else "a"
         async with AsyncExitStack() as stack:
             config = replace(self.pair.config(name), role=Role.STANDBY)
-            guest = await stack.enter_async_context(open_guest(config))
+            opener = partial(open_replica, open_file=self.disks[name].open)
+            guest = await stack.enter_async_context(open_guest(config, opener=opener))
             memory = AcceptorFile.open(self.memory(name))
             stack.callback(memory.close)
             cable, warden = Cable(self.witness), Warden()

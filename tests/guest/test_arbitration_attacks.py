@@ -13,10 +13,15 @@ from tests.guest.harness import Host, Pair, in_time
 
 from pairsync.core.arbiter import Arbiter
 from pairsync.core.arbitration import Accept
-from pairsync.core.units import NS_PER_S
+from pairsync.core.messages import OpKind, WriteOp
+from pairsync.core.units import BLOCK_BYTES, NS_PER_S
 from pairsync.errors import ArbitrationError
+from pairsync.guest.door import Door
 from pairsync.storage.lane import start_lane
+from pairsync.testing.faulty import DiskState
 from pairsync.wire.arbitration import decode_message
+
+QUICK_S = 4.0  # less than the deadline of a disk: nobody has found out that it hangs
 
 
 @pytest.fixture
@@ -168,3 +173,40 @@ async def test_a_guest_is_served_while_what_it_wrote_is_flushed_before_a_move(
             slow.set()
         await until(lambda: second.serves)
         assert await second.read(3) == noise(3)
+
+
+@pytest.mark.parametrize("host", ["a", "b"])
+async def test_a_move_does_not_stand_still_with_a_disk_that_does(
+    both: Both, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hangs when all was flushed and the guest is about to be halted: a move comes about without the old
+    owner's disk, and is taken back where the new one's is waited for.  Either way a client is served on."""
+    async with in_time(), both.whole() as (first, second):
+        halves = {"a": first, "b": second}
+        disk, door, volume = both.disks[host], Door(first.guest, "vda"), first.guest.volume("vda")
+        Door(second.guest, "vda")
+        disk.arm()
+        await halves[host].guest.use_threads("vda")
+        flush, answers, since_s = volume.flush, list[object](), trio.current_time()
+
+        async def flush_and_hang() -> None:
+            await flush()
+            disk.set(DiskState.HANG)
+            door.submit([WriteOp(OpKind.DATA, 3 * BLOCK_BYTES, BLOCK_BYTES, noise(3))], answers.append)
+
+        monkeypatch.setattr(volume, "flush", flush_and_hang)
+        if host == "a":
+            await first.arbitration.move()
+            await until(lambda: bool(answers))
+            assert second.serves
+        else:
+            with pytest.raises(ArbitrationError, match="too slow"):
+                await first.arbitration.move()
+            await until(lambda: bool(answers))
+            assert first.serves
+        assert answers == [None]
+        assert trio.current_time() - since_s < QUICK_S
+        disk.set(DiskState.OK)
+        await until(lambda: agreed(first) and agreed(second))
+        assert await halves["b" if host == "a" else "a"].read(3) == noise(3)
+    assert both.pair.same()

@@ -133,6 +133,8 @@ async def test_a_session_is_renewed_over_the_same_paths_where_the_peer_can(pair:
         assert len({session.session_id for session in active.sessions}) == (1 if version > 1 else 3)
         assert bool(active.reasons("down")) is (version == 1)
         assert "a new role" in standby.reasons("lost")[0]
+        assert link.protocol == listening.protocol == version
+    assert link.protocol is None
 
 
 async def test_dropping_from_within_a_callback_does_not_call_back_from_within(pair: Pair) -> None:

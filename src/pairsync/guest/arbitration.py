@@ -78,6 +78,10 @@ _log = logging.getLogger("pairsync.arbitration")
 LOOK_S: Final = 0.05
 """Between two looks whether the disks could serve the guest, and at deadlines that came nearer meanwhile."""
 
+MOVE_S: Final = 1.0
+"""So long the guest stands still, before it moves, for what has been asked; what is not done by then is done
+by the next owner, or after all here (`guest.roles.halt`)."""
+
 WITNESS_S: Final = 15.0
 """A question to a witness is given up then; the arbiter asks again long before."""
 
@@ -274,7 +278,9 @@ class Arbitration:
                 return
             decider = self.arbiter.decider
             if not decider.moving and decider.base == grant:  # else a newer one is about to be in force
-                raise ArbitrationError(f"guest {self._guest.name} has not moved: the other host went silent")
+                raise ArbitrationError(
+                    f"guest {self._guest.name} has not moved: the other host went silent, or too slow"
+                )
             await trio.sleep(LOOK_S)
 
     def override(self, operator: str, fork: bytes, *, above: int = 0) -> None:
@@ -313,8 +319,8 @@ class Arbitration:
         match effect:
             case SendPeer(message=message):
                 link = self._guest.link
-                if link is not None and link.session is not None:
-                    link.vote(encode_message(message, link.session.protocol))
+                if link is not None and link.protocol is not None:
+                    link.vote(encode_message(message, link.protocol))
             case PersistAcceptor(state=state, promise_ns=promise_ns):
                 memory = encode_host_memory(HostMemory(state, promise_ns))
                 self._running()[1].submit(partial(self._memory.store, memory), self._persisted)
@@ -415,9 +421,12 @@ class Arbitration:
         guest = self._guest
         if guest.role is Role.ACTIVE and not guest.paused:
             began_ns = self._now_ns()
-            await guest.halt(in_order=in_order)
+            good = await guest.halt(in_order=in_order, within_s=MOVE_S)
             if not in_order:
                 self._measured(Measure.STOP, began_ns)
+            elif not good:  # the move is taken back, and the guest goes on here
+                _log.warning("%s: the other host has not taken all: the guest stays", guest.name)
+                self._act(self.arbiter.peer_out(self._now_ns()))
         self._warden.rest()
 
     async def _yield(self, grant: Grant) -> None:

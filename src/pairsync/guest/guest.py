@@ -40,7 +40,7 @@ from .performer import Performer
 from .relay import GuestRelay
 from .reopen import Mender
 from .replica import Replica, open_replica
-from .roles import change_role, finish, halt
+from .roles import CLOSE_S, change_role, finish, halt
 from .seam import Arbiter
 from .statistics import GuestStatistics, progress_of, statistics_of
 from .volume import Volume
@@ -351,9 +351,9 @@ class Guest:
         self.perform()
         self.leave_session(reason)
 
-    async def halt(self, *, in_order: bool) -> None:
+    async def halt(self, *, in_order: bool, within_s: float = CLOSE_S) -> bool:
         """Serve nothing from now on; see `guest.roles.halt`."""
-        await halt(self, in_order=in_order)
+        return await halt(self, self._disks, in_order=in_order, within_s=within_s)
 
     async def become(self, role: Role, term: int, *, in_order: bool) -> None:
         """Change the role; see `guest.roles.change_role`."""

@@ -64,8 +64,11 @@ def could_serve(guest: Guest, *, new: bool, term: int) -> bool:
     return all(block.condition in usable and block.term >= term for block in blocks)
 
 
-async def finish(guest: Guest) -> None:
-    """Let what was taken end, flush, and write the exact dirty map; nothing new is taken any more."""
+async def finish(guest: Guest, within_s: float = CLOSE_S) -> bool:
+    """Let what was taken end, flush, and write the exact dirty map; nothing new is taken any more.
+
+    Whether that was done in time.
+    """
     now_ns = guest.now_ns()
     sources = guest.session.sources
     for volume in guest.volumes.values():
@@ -85,22 +88,31 @@ async def finish(guest: Guest) -> None:
         source.close(done, now_ns) if source.failed is None else done([0])
     guest.perform()
     if waiting:
-        with trio.move_on_after(CLOSE_S):
+        with trio.move_on_after(within_s):
             await ended.wait()
-        if not ended.is_set() or any(failed):
-            _log.warning("%s: not closed in order: the next start will find more to resync", guest.name)
+    in_order = not waiting and not any(failed)
+    if not in_order:
+        _log.warning("%s: not closed in order: the next start will find more to resync", guest.name)
+    return in_order
 
 
-async def halt(guest: Guest, *, in_order: bool) -> None:
+async def halt(guest: Guest, disks: Disks, *, in_order: bool, within_s: float = CLOSE_S) -> bool:
     """Serve nothing from now on; returns when nothing is under way that anybody waits for.
 
     ``in_order``: what was asked is done and flushed on both hosts first.  Otherwise, and for an owner that
     has lost its grant or its disk, it ends with EIO.  The link goes on: whoever owns next is agreed over it.
+
+    Whether the peer is as good an owner now: all is in order, or it was this host's disk that did not get it
+    done ``within_s``.  Whom else it waits for is the peer, which should not own what it does not take.
     """
+    good = True
     if in_order and guest.leaves_for is None:
         guest.pause(True)
-        await finish(guest)
+        good = await finish(guest, within_s)
+        if not good and all(source.options.level == "sync" for source in guest.session.sources):
+            good = not disks.idle
     halt_now(guest, "the guest does not run here any more")
+    return good
 
 
 def halt_now(guest: Guest, reason: str) -> None:
@@ -121,7 +133,7 @@ async def change_role(guest: Guest, disks: Disks, role: Role, term: int, *, in_o
     the host process has to be started again.
     """
     if not guest.paused:
-        await halt(guest, in_order=in_order)
+        await halt(guest, disks, in_order=in_order)
     guest.stop_mending()
     guest.leave_session(f"this host becomes {role.name.lower()}")
     ailment = guest.leaves_for if role is Role.STANDBY else None

@@ -72,6 +72,7 @@ class Hub:
         # `paths` holds its paths that are up, by name.
         self.session: Session | None = None
         self.paths: dict[str, Path] = {}
+        self.protocol: int | None = None  # of the session that began last
         self._renewal = trio.Event()  # there is one to be told of
 
     def _handler(self) -> LinkHandler:
@@ -147,6 +148,7 @@ class Hub:
         return session
 
     def _begin(self, session_id: bytes, protocol: int, path: str) -> Session:
+        self.protocol = protocol
         info = SessionInfo(session_id, protocol, self.contexts.peer_fingerprint, path)
         self.totals.sessions += 1
 

@@ -102,6 +102,11 @@ class Link:
         session = self._hub.session
         return None if session is None else session.info
 
+    @property
+    def protocol(self) -> int | None:
+        """The version that the connections to the peer speak, also between two sessions; None without any."""
+        return self._hub.protocol if self._hub.paths else None
+
     def set_handler(self, handler: LinkHandler) -> None:
         """Say who is told of sessions and messages, once; from here on the link dials and accepts."""
         if self._hub.handler is not None:
