@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
 
 import pytest
 
-from pairsync.node.lines import LINES_MAX, LineWriter
+from pairsync.node.lines import LINES_MAX, LineWriter, LogStream
 
 
 class _Gate(io.StringIO):
@@ -90,3 +92,54 @@ def test_ending_does_not_wait_for_a_reader_that_pauses(monkeypatch: pytest.Monke
     writer.close()
     assert time.monotonic() - begun < 30
     stream.open.set()
+
+
+def test_a_log_arrives_as_it_was_written() -> None:
+    stream = io.StringIO()
+    log = LogStream(stream)
+    log.write("one record\n  of two lines\n")
+    log.write("another\n")
+    log.flush()
+    log.close()
+    assert stream.getvalue() == "one record\n  of two lines\nanother\n"
+
+
+def test_a_log_that_nobody_reads_stalls_nobody_and_says_what_it_lacks() -> None:
+    stream = _Gate()
+    log = LogStream(stream)
+    log.write("the first\n")
+    assert stream.entered.wait(60)
+    for _ in range(LINES_MAX + 7):
+        log.write("x\n")
+    stream.open.set()
+    while stream.getvalue().count("\n") < LINES_MAX + 1:
+        time.sleep(0.001)
+    log.write("the last\n")
+    log.close()
+    assert stream.getvalue().splitlines()[-1] == "the last (7 records were not logged)"
+
+
+LOG_MUCH = """
+import logging
+from pairsync.node.lines import log_to_stderr
+log = log_to_stderr()
+for _ in range(2000):
+    logging.getLogger("pairsync").warning("x" * 100)
+print("went on", flush=True)
+log.close()
+"""
+
+
+def test_a_process_goes_on_whose_log_is_not_read() -> None:
+    """Its loop stood still in the middle of a line: the guard killed the host."""
+    with subprocess.Popen(
+        [sys.executable, "-c", LOG_MUCH], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        timer = threading.Timer(60, process.kill)
+        timer.start()
+        assert process.stdout.readline() == "went on\n"
+        assert "WARNING pairsync xxx" in process.stderr.read()
+        assert process.wait() == 0
+        timer.cancel()

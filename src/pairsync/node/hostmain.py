@@ -9,7 +9,6 @@ Events go to standard output as JSON lines, the log to standard error.  Exit sta
 from __future__ import annotations
 
 import gc
-import logging
 import sys
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from pairsync.io.polling import BusyPolling
 from .ending import leaves
 from .host import More, no_more, run_host
 from .hostfile import read_host_file
-from .lines import LineWriter
+from .lines import LineWriter, log_to_stderr
 
 __all__ = ["FLAGS", "main", "run_host_file"]
 
@@ -43,9 +42,7 @@ def run_host_file(
     more: More = no_more,
 ) -> int:
     """Run the host of a file until a signal; the exit status.  For the options see `run_host`."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    log = log_to_stderr()
     _calm_collector()
     lines = LineWriter()
     failures: list[PairsyncError] = []
@@ -56,6 +53,7 @@ def run_host_file(
         failures = list(leaves(group))
     finally:
         lines.close()
+        log.close()
         for error in failures:
             sys.stderr.write(f"pairsync: {error}\n")
     return 1 if failures else 0

@@ -1,20 +1,22 @@
-"""Lines on standard output that can never stall a host.
+"""Lines on standard output, and a log on standard error, that can never stall a host.
 
-A terminal that is paused, or a script that reads only the first line, leaves a pipe full; a process that
-writes into it stops.  So a thread of its own writes, from a bounded queue, and what finds it full is dropped
-(and counted in the next line that gets through).
+A terminal that is paused, a script that reads only the first line or a log service that hangs leaves a pipe
+full; a process that writes into it stops, and its guard kills its guest for that.  So a thread of its own
+writes, from a bounded queue, and what finds it full is dropped (and counted in the next line that gets
+through).
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import queue
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
-__all__ = ["LINES_MAX", "LineWriter"]
+__all__ = ["LINES_MAX", "LineWriter", "LogStream", "log_to_stderr"]
 
 LINES_MAX = 1000
 """Lines that wait for the reader."""
@@ -62,3 +64,37 @@ class LineWriter:
                 self._stream.flush()
             except (OSError, ValueError):
                 return  # nobody reads any more
+
+
+class LogStream:
+    """What `logging` writes into: one line, or several of one record, with each call."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._lines = LineWriter(stream, render=_text)
+
+    def write(self, text: str) -> None:
+        """Write soon; never blocks."""
+        self._lines({"text": text.removesuffix("\n")})
+
+    def flush(self) -> None:
+        """Nothing is waited for."""
+
+    def close(self) -> None:
+        """Wait a moment for the last lines to leave."""
+        self._lines.close()
+
+
+def _text(line: Mapping[str, Any]) -> str:
+    dropped = line.get("lines_dropped")
+    return str(line["text"]) if dropped is None else f"{line['text']} ({dropped} records were not logged)"
+
+
+def log_to_stderr() -> LogStream:
+    """Have this program log there; to be closed in the end."""
+    stream = LogStream(sys.stderr)
+    logging.basicConfig(
+        level=logging.INFO,
+        handlers=[logging.StreamHandler(stream)],
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    return stream

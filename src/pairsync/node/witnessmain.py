@@ -9,7 +9,6 @@ orderly end (SIGINT, SIGTERM), 1 with one line that says what is wrong.
 from __future__ import annotations
 
 import contextlib
-import logging
 import resource
 import sys
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from pairsync.errors import PairsyncError
 from pairsync.io.network import Address
 
 from .ending import await_signal, follow_stdin, leaves
-from .lines import LineWriter
+from .lines import LineWriter, log_to_stderr
 from .memory import trim_memory
 from .witness import serve_witness
 
@@ -33,9 +32,7 @@ FLAG = "--follow-stdin"
 
 def run_witness(directory: Path, *, listen: Sequence[Address] | None = None, follow: bool = False) -> int:
     """Run the witness of a directory until a signal; the exit status.  ``follow``: or until stdin ends."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    log = log_to_stderr()
     _raise_descriptor_limit()
     lines = LineWriter()
     failures: list[PairsyncError] = []
@@ -54,6 +51,7 @@ def run_witness(directory: Path, *, listen: Sequence[Address] | None = None, fol
         failures = list(leaves(group))
     finally:
         lines.close()
+        log.close()
         for error in failures:
             sys.stderr.write(f"pairsync: {error}\n")
     return 1 if failures else 0
