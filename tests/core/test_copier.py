@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 from dataclasses import replace
 
@@ -9,8 +10,9 @@ import pytest
 
 from pairsync.core.copier import READY_BYTES, READY_OPS, Copier
 from pairsync.core.dirty import DirtyMap
-from pairsync.core.effects import Effect, Emit, MapAllocation, Persist, Read, SavePages, Send
-from pairsync.core.events import ResyncEvent
+from pairsync.core.effects import DropSession, Effect, Emit, MapAllocation, Persist, Read, SavePages, Send
+from pairsync.core.events import ResyncEvent, TroubleEvent
+from pairsync.core.fetcher import Fetcher
 from pairsync.core.messages import (
     Adopt,
     Begin,
@@ -23,7 +25,7 @@ from pairsync.core.messages import (
     WriteOp,
 )
 from pairsync.core.questions import Questions
-from pairsync.core.resync import PIECE_BLOCKS, Pacer
+from pairsync.core.resync import PIECE_BLOCKS, Found, Pacer
 from pairsync.core.standing import Phase, Standing
 from pairsync.core.tracker import Tracker
 from pairsync.core.units import BLOCK_BYTES, MIB, NS_PER_MS, Extent
@@ -57,7 +59,8 @@ class Bench:
         self.standing = Standing(0, superblock, lambda: next(tags), self.out)
         self.pacer = Pacer(NS_PER_MS, 16 * MIB)
         questions = Questions(0, self.standing, self.out)
-        self.copier = Copier(0, SIZE, self.tracker, self.standing, questions, self.pacer, self.out)
+        fetcher = Fetcher(0, self.standing, self.out)
+        self.copier = Copier(0, SIZE, self.tracker, self.standing, questions, fetcher, self.pacer, self.out)
 
     def begin(self, mode: SyncMode, *, blank: bool = False) -> None:
         self.copier.begin(VolumePlan(mode, "rule", FIRST), blank=blank, now_ns=7)
@@ -100,7 +103,7 @@ class Bench:
             start, stop = extent.start * BLOCK_BYTES, min(extent.stop * BLOCK_BYTES, SIZE)
             op = WriteOp(OpKind.DATA, start, stop - start, bytes(stop - start))
             ops.append(WriteOp(OpKind.ZERO, start, stop - start) if zero else op)
-        self.copier.found(read.number, read.extents, ops)
+        self.copier.found(read.number, Found(read.extents, ops))
 
     def flush_generation(self) -> None:
         """What was sent becomes durable on both sides."""
@@ -274,7 +277,7 @@ def test_holes_are_sent_as_holes() -> None:
     start = 3 * BLOCK_BYTES
     data = WriteOp(OpKind.DATA, start, BLOCK_BYTES, b"x" * BLOCK_BYTES)
     hole = WriteOp(OpKind.ZERO, start + BLOCK_BYTES, 3 * BLOCK_BYTES)
-    bench.copier.found(read.number, read.extents, [data, hole])
+    bench.copier.found(read.number, Found(read.extents, [data, hole]))
     first, second = bench.copier.take_ready(all_of_it=True)
     assert (first.kind, second.kind, second.length) == (OpKind.DATA, OpKind.ZERO, 3 * BLOCK_BYTES)
     assert bench.tracker.open.data_bytes == BLOCK_BYTES
@@ -288,7 +291,7 @@ def test_only_what_is_still_wanted_is_cut_out_of_what_was_found() -> None:
         WriteOp(OpKind.DATA, start * BLOCK_BYTES, 2 * BLOCK_BYTES, bytes([start]) * 2 * BLOCK_BYTES)
         for start in (3, 5)
     )
-    bench.copier.found(read.number, read.extents, [first, last])
+    bench.copier.found(read.number, Found(read.extents, [first, last]))
     (op,) = bench.copier.take_ready(all_of_it=True)
     assert (op.offset, op.data) == (last.offset, last.data)
 
@@ -303,7 +306,7 @@ def test_of_several_runs_each_gets_its_part() -> None:
     )
     bench.tracker.mirrored([WriteOp(OpKind.DATA, 8 * BLOCK_BYTES, BLOCK_BYTES)])
     last = WriteOp(OpKind.DATA, 20 * BLOCK_BYTES, BLOCK_BYTES, b"20" * (BLOCK_BYTES // 2))
-    bench.copier.found(read.number, read.extents, [zero, data, last])
+    bench.copier.found(read.number, Found(read.extents, [zero, data, last]))
     ready = bench.copier.take_ready(all_of_it=True)
     assert [(op.kind, op.offset // BLOCK_BYTES, op.length // BLOCK_BYTES) for op in ready] == [
         (OpKind.ZERO, 3, 1),
@@ -320,7 +323,8 @@ def test_late_answers_are_dropped() -> None:
     bench.copier.stop()
     bench.answer(read)
     assert bench.copier.take_ready(all_of_it=True) == []
-    assert not bench.copier.read_failed(read.number)
+    bench.copier.read_failed(read.number, errno.EIO)
+    assert bench.take(DropSession) == []
     assert bench.tracker.todo.count == 1
     bench.copier.arrived(4096)
 
@@ -328,8 +332,13 @@ def test_late_answers_are_dropped() -> None:
 def test_a_failed_read_is_told_apart_from_a_late_one() -> None:
     bench = Bench().copying(3)
     (read,) = bench.reads()
-    assert bench.copier.read_failed(read.number)
-    assert not bench.copier.read_failed(read.number)
+    for _ in range(2):
+        bench.copier.read_failed(read.number, errno.EIO)
+    reason = "cannot read what the peer lacks: EIO"
+    assert bench.take(DropSession) == [DropSession(reason, refused=True)]
+    assert bench.take(Emit) == [Emit(TroubleEvent("vda", fatal=False, reason=reason))]
+    bench.advance()
+    assert bench.reads() == [], "it leads to nothing"
 
 
 # -- ending --------------------------------------------------------------------------------------------------

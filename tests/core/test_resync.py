@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pairsync.core.dirty import DirtyMap
+from pairsync.core.questions import BadBlock
 from pairsync.core.resync import (
     PIECE_BYTES,
     RUN_BLOCKS_MAX,
     RUNS_PER_READ_MAX,
+    Found,
     Pacer,
     Progress,
     ReadTicket,
@@ -137,7 +139,7 @@ class ResyncMachine(RuleBasedStateMachine):
     def _answer(self, number: int, covered: list[Extent], *, hole: bool) -> None:
         reading = self.readings.pop(number)
         self._read(reading)
-        runs = self.resync.read_done(number, covered)
+        runs = self.resync.read_done(number, Found(covered, []))
         assert runs is not None
         assert runs == sorted(runs)
         for run in runs:
@@ -189,7 +191,7 @@ class ResyncMachine(RuleBasedStateMachine):
         if fails:
             assert not self.resync.read_failed(ticket.number)
         else:
-            assert self.resync.read_done(ticket.number, ticket.extents) is None
+            assert self.resync.read_done(ticket.number, Found(ticket.extents, [])) is None
 
     # ------------------------------------------------------------------ what must hold
 
@@ -290,7 +292,7 @@ def test_a_hole_that_was_written_all_over_meanwhile_is_sent_in_bounded_steps() -
     for block in range(0, blocks, 2):
         resync.written(Extent(block, block + 1))
         resync._todo.clear(block, block + 1)  # it is mirrored
-    sent = resync.read_done(1, [Extent(0, blocks)])
+    sent = resync.read_done(1, Found([Extent(0, blocks)], []))
     assert sent == [Extent(block, block + 1) for block in range(1, 2 * RUNS_PER_READ_MAX, 2)]
     for run in sent:
         resync._todo.clear(run.start, run.stop)
@@ -301,7 +303,7 @@ def test_a_hole_that_was_written_all_over_meanwhile_is_sent_in_bounded_steps() -
 def test_a_short_answer_is_taken_up_where_it_ended() -> None:
     resync = source((4, 40), quota=PIECE_BYTES)
     assert asked(resync) == ["4..40"]
-    assert resync.read_done(1, [Extent(4, 10)]) == [Extent(4, 10)]
+    assert resync.read_done(1, Found([Extent(4, 10)], [])) == [Extent(4, 10)]
     resync._todo.clear(4, 10)
     assert asked(resync) == ["10..40"]
 
@@ -312,7 +314,10 @@ def test_what_nobody_reads_yet_is_found_between_the_reads() -> None:
     resync._todo.mark(10, 12)
     resync._todo.mark(14, 16)
     assert asked(resync) == ["10..12 14..16"]
-    assert resync.read_done(2, [Extent(10, 11), Extent(14, 16)]) == [Extent(10, 11), Extent(14, 16)]
+    assert resync.read_done(2, Found([Extent(10, 11), Extent(14, 16)], [])) == [
+        Extent(10, 11),
+        Extent(14, 16),
+    ]
     resync._todo.clear(14, 16)
     resync._todo.clear(10, 11)
     assert asked(resync) == ["11..12"]
@@ -330,11 +335,32 @@ def test_a_block_written_meanwhile_is_not_sent_from_that_read() -> None:
     assert asked(resync) == ["0..10"]
     resync.written(Extent(3, 4))
     resync.written(Extent(8, 20))
-    assert resync.read_done(1, [Extent(0, 10)]) == [Extent(0, 3), Extent(4, 8)]
+    assert resync.read_done(1, Found([Extent(0, 10)], [])) == [Extent(0, 3), Extent(4, 8)]
     resync._todo.clear(0, 3)
     resync._todo.clear(4, 8)
     assert asked(resync) == ["3..4 8..10"], "written meanwhile, it is read again"
-    assert resync.read_done(2, [Extent(3, 4), Extent(8, 10)]) == [Extent(3, 4), Extent(8, 10)]
+    assert resync.read_done(2, Found([Extent(3, 4), Extent(8, 10)], [])) == [Extent(3, 4), Extent(8, 10)]
+
+
+def test_what_is_wrong_is_set_aside_until_it_is_released() -> None:
+    resync = source((0, 10))
+    assert asked(resync) == ["0..10"]
+    resync.written(Extent(4, 5))
+    wrong = [BadBlock(block, 7, 8) for block in (2, 4, 5)]
+    assert resync.read_done(1, Found([Extent(0, 10)], [], wrong)) == [
+        Extent(0, 2),
+        Extent(3, 4),
+        Extent(6, 10),
+    ]
+    assert resync.aside == {2, 5}, "what was written meanwhile is another content"
+    for start, stop in ((0, 2), (3, 4), (6, 10)):
+        resync._todo.clear(start, stop)
+    assert asked(resync) == ["4..5"]
+    resync.release(5)
+    assert asked(resync) == ["5..6"]
+    resync.stop()
+    assert resync.aside == set()
+    assert asked(resync) == ["2..3 4..6"], "the next session meets it again"
 
 
 @pytest.mark.parametrize("covered", [Extent(1, 3), Extent(0, 11), Extent(0, -1)])
@@ -342,7 +368,7 @@ def test_an_answer_for_something_else_is_our_own_bug(covered: Extent) -> None:
     resync = source((0, 10))
     resync.next_reads(0)
     with pytest.raises(InternalError, match=r"read of 0\.\.10 answered for"):
-        resync.read_done(1, [covered])
+        resync.read_done(1, Found([covered], []))
 
 
 def test_without_anything_to_do_nothing_is_read() -> None:

@@ -38,6 +38,7 @@ from pairsync.core.messages import (
     WriteOp,
 )
 from pairsync.core.reports import Reports
+from pairsync.core.resync import Found
 from pairsync.core.session import GREETING_NS_MAX, HOLD_OFF_NS_MAX, HOLD_OFF_NS_MIN, SessionPhase
 from pairsync.core.units import BLOCK_BYTES, NS_PER_S, Extent
 from pairsync.errors import InternalError
@@ -589,7 +590,7 @@ def test_late_answers_to_reads_are_dropped() -> None:
     clear(pair)
     pair.a.complete("disk")
     pair.a.session.read_failed(0, read.number, errno.EIO, pair.now_ns)
-    pair.a.session.read_done(0, 999, [Extent(0, 1)], [], pair.now_ns)
+    pair.a.session.read_done(0, 999, Found([Extent(0, 1)], []), pair.now_ns)
     pair.a.session.mapped(0, object(), [], pair.now_ns)
     pair.a.perform()
     assert sent(pair.a) == []

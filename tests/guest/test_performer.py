@@ -162,8 +162,9 @@ def test_each_effect_goes_to_its_lane_and_is_reported_once(stage: _Stage) -> Non
     ]
     by_name = {report[0]: report[1:] for report in stage.script.reports}
     assert by_name["applied"] == (0, "a", None)
-    assert by_name["read_done"][:3] == (0, 7, [Extent(0, 1)])
-    assert bytes(by_name["read_done"][3][0].data) == b"x" * BLOCK_BYTES  # what was applied before it
+    volume, number, found = by_name["read_done"]
+    assert (volume, number, found.covered) == (0, 7, [Extent(0, 1)])
+    assert bytes(found.ops[0].data) == b"x" * BLOCK_BYTES  # what was applied before it
     assert by_name["journaled"] == (0, "j", 0)
     assert by_name["saved"] == (0, "s", 0)
     assert by_name["persisted"] == (0, "p", 0)

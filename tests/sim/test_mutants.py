@@ -18,6 +18,7 @@ import pytest
 from pairsync.core import lineage, prover, session
 from pairsync.core.closer import Closer
 from pairsync.core.copier import Copier, _Stage
+from pairsync.core.doubts import Doubts, _State
 from pairsync.core.effects import Flush, SavePages, Send
 from pairsync.core.fetcher import Fetcher
 from pairsync.core.flushes import Flushes, FlushOp
@@ -330,19 +331,6 @@ def trust_the_digests_of_the_write_intent_log_after_a_crash(patch: pytest.Monkey
 # -- scrub, verified reads, repair ---------------------------------------------------------------------------
 
 
-@mutant("spread", digests=True, fault="flip-active")
-def mend_from_the_side_that_is_wrong(patch: pytest.MonkeyPatch) -> None:
-    right = Scrubber._found
-
-    def found(self: Scrubber, report: ScrubReport, blocks: Any, fault: Fault) -> None:
-        right(self, report, blocks, fault)
-        if fault is Fault.HERE:
-            self._to_fetch.clear()
-            self._tracker.want([(block, block + 1) for block in blocks])
-
-    patch.setattr(Scrubber, "_found", found)
-
-
 @mutant("false-alarm", digests=True, fault="flip-standby")
 def blame_the_other_side(patch: pytest.MonkeyPatch) -> None:
     right = Scrubber._found
@@ -402,9 +390,31 @@ def put_fetched_content_over_what_was_written_since(patch: pytest.MonkeyPatch) -
     patch.setattr(Fetcher, "written", lambda self, ops: None)
 
 
-@mutant(
-    "digest", "false-alarm", "lost-write", "spread", "liveness", digests=True, fault="flip-active eio-active"
-)
+@mutant("lost-write", "dirty-superset", "liveness", digests=True, fault="flip-active")
+def copy_what_does_not_fit_its_digest(patch: pytest.MonkeyPatch) -> None:
+    right = Copier.found
+    patch.setattr(Copier, "found", lambda self, number, found: right(self, number, found._replace(wrong=())))
+
+
+@mutant("liveness", digests=True, fault="digest-active")
+def believe_the_digest_whatever_the_peer_has(patch: pytest.MonkeyPatch) -> None:
+    right = Doubts._sure
+
+    def sure(self: Doubts, doubt: Any, fault: Fault) -> None:
+        if fault is Fault.HERE:
+            right(self, doubt, fault)
+        else:
+            self._become(doubt, _State.LOST)
+
+    patch.setattr(Doubts, "_sure", sure)
+
+
+@mutant("liveness", digests=True, fault="digest-active")
+def find_a_wrong_digest_and_record_nothing_anew(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Doubts, "_fetch", lambda self, doubts, now_ns: True)
+
+
+@mutant("digest", "false-alarm", "lost-write", "liveness", digests=True, fault="flip-active eio-active")
 def forget_the_digest_of_a_block_whose_repair_fails(patch: pytest.MonkeyPatch) -> None:
     def forget(self: SimDigests, disk: SimDisk, start: int, stop: int, values: Any) -> None:
         for block in range(start // SECTORS_PER_BLOCK, -(-stop // SECTORS_PER_BLOCK)):

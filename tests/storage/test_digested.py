@@ -10,14 +10,14 @@ import pytest
 
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.messages import OpKind, WriteOp
-from pairsync.core.questions import node_count
+from pairsync.core.questions import BadBlock, node_count
 from pairsync.core.units import BLOCK_BYTES, block_count_of
 from pairsync.errors import BackendError, InternalError
 from pairsync.storage.digested import DigestedDevice
 from pairsync.storage.digests import digests_bytes, format_digests, load_digests
 from pairsync.testing.disks import Fault, SimAction, SimDisk, SimMedium, SimOperation
 from pairsync.testing.manualdisk import ManualDisk
-from pairsync.testing.tree import digests_of
+from pairsync.testing.tree import digests_of, leaf_of
 
 SIZE = 70 * BLOCK_BYTES + 512
 
@@ -227,12 +227,39 @@ def test_a_block_that_cannot_be_read_proves_nothing() -> None:
         rig.device.examine(2, 0, 1, read=False)
 
 
+def test_what_was_read_is_compared_and_what_is_unknown_becomes_known() -> None:
+    rig = Rig()
+    rig.apply(data(0, 3 * BLOCK_BYTES, 1), data(70 * BLOCK_BYTES, 512, 2))
+    found, recorded = (leaf_of(bytes([byte]) * BLOCK_BYTES) for byte in (9, 1))
+    content = bytes([9]) * 2 * BLOCK_BYTES
+    assert rig.device.seen([(0, memoryview(content))]) == [
+        BadBlock(block, recorded, found) for block in (0, 1)
+    ]
+    assert rig.device.seen([(70 * BLOCK_BYTES, memoryview(bytes([2]) * 512))]) == []
+    assert [bad.block for bad in rig.device.seen([(70 * BLOCK_BYTES, memoryview(bytes(512)))])] == [70]
+    rig.device.save_digests(1)
+    rig.device.close()
+    rig.device = rig.open(1)
+    assert [bad.block for bad in rig.device.seen([(0, memoryview(content))])] == [0]
+    assert rig.device.examine(0, 1, 2, read=True).bad == [1], "it was unknown, and was believed"
+
+
+def test_a_hole_where_something_was_written_is_none() -> None:
+    rig = Rig()
+    rig.apply(data(9 * BLOCK_BYTES, BLOCK_BYTES, 1))
+    assert rig.device.hole_bytes(0, SIZE) == 9 * BLOCK_BYTES
+    rig.device._device.apply([WriteOp(OpKind.TRIM, 9 * BLOCK_BYTES, BLOCK_BYTES)])  # the table hears nothing
+    assert rig.device.hole_bytes(0, SIZE) == 9 * BLOCK_BYTES
+    assert rig.device.hole_bytes(9 * BLOCK_BYTES, BLOCK_BYTES) == 0
+    assert rig.device.hole_bytes(10 * BLOCK_BYTES, SIZE - 10 * BLOCK_BYTES) == SIZE - 10 * BLOCK_BYTES
+
+
 def test_a_device_without_digests_answers_nothing() -> None:
     rig = Rig()
     plain = SimDisk(SimMediumWith("plain", SIZE), "plain")
     with pytest.raises(InternalError, match="not kept"):
         plain.examine(0, 0, 1, read=False)
-    plain.seen(0, b"x")
+    assert plain.seen([(0, memoryview(b"x"))]) == ()
     plain.save_digests(1)
     rig.device.close()
 

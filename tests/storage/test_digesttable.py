@@ -16,10 +16,17 @@ from hypothesis import strategies as st
 
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.messages import Buffer, OpKind, WriteOp
+from pairsync.core.questions import BadBlock
 from pairsync.core.units import BLOCK_BYTES, MIB, block_count_of, extent_of
 from pairsync.errors import BackendError, ClosedError, InternalError
 from pairsync.storage import digeststate, digesttable
-from pairsync.storage.digestfile import UNKNOWN_DIGEST, block_digests, digests_bytes, unpack_leaves
+from pairsync.storage.digestfile import (
+    UNKNOWN_DIGEST,
+    ZERO_DIGEST,
+    block_digests,
+    digests_bytes,
+    unpack_leaves,
+)
 from pairsync.storage.digests import create_digests, format_digests, load_digests, open_digests
 from pairsync.storage.file import RawFile, create_volume, open_volume
 from pairsync.testing.disks import Fault, PowerCut, SimAction, SimDisk, SimFile, SimMedium, SimOperation
@@ -237,14 +244,45 @@ def test_what_a_reader_saw_fills_only_what_is_unknown(unknown_blocks: range) -> 
     bench.table.forget([(unknown_blocks.start, unknown_blocks.stop)])
     expected = bench.leaves()
     start, stop = 4 * BLOCK_BYTES + 1, 7 * BLOCK_BYTES - 1  # blocks 5 of 4, 5 and 6
-    filled = bench.table.fill(start, memoryview(content)[start:stop])
-    assert filled == (5 in unknown_blocks)
+    assert bench.table.compare([(start, memoryview(content)[start:stop])]) == []
     expected[5] = bench.truth()[5]
     assert bench.leaves() == expected
-    assert bench.table.fill(0, content) == len(unknown_blocks) - filled
+    assert bench.table.compare([(0, memoryview(content))]) == []
     assert bench.leaves() == bench.truth()
-    assert bench.table.fill(0, bytes(len(content))) == 0
-    assert bench.leaves() == bench.truth()
+    truth = bench.truth()
+    assert bench.table.compare([(0, memoryview(bytes(len(content))))]) == [
+        BadBlock(block, digest, ZERO_DIGEST) for block, digest in enumerate(truth) if digest
+    ]
+    assert bench.leaves() == truth
+
+
+@settings(max_examples=40)
+@given(st.lists(ops, max_size=6), offsets, st.integers(1, SIZE_BYTES), st.sets(st.integers(0, BLOCKS - 1)))
+def test_what_is_recorded_as_zero_is_told_as_far_as_it_goes(
+    script: list[WriteOp], offset: int, length: int, forgotten: set[int]
+) -> None:
+    bench = Bench()
+    if script:
+        bench.apply(*script)
+    bench.table.forget((block, block + 1) for block in forgotten)
+    length = min(length, SIZE_BYTES - offset)
+    found = bench.table.zero_bytes(offset, length)
+    first = offset // BLOCK_BYTES
+    leaves = bench.leaves()[first : block_count_of(offset + length)]
+    zero = next((at for at, leaf in enumerate(leaves) if leaf != ZERO_DIGEST), len(leaves))
+    unknown_too = next((at for at, leaf in enumerate(leaves) if leaf > UNKNOWN_DIGEST), len(leaves))
+    most = max((first + unknown_too) * BLOCK_BYTES - offset, 0)
+    assert min(max((first + zero) * BLOCK_BYTES - offset, 0), length) <= found <= min(most, length)
+
+
+def test_a_long_run_of_zeroes_is_found_in_bounded_looks() -> None:
+    size = 70 * 512 * BLOCK_BYTES
+    bench = Bench(size)
+    pages = range(0, 70 * 512, 512)
+    bench.apply(*(block_op(page + 511, 1) for page in pages))
+    bench.apply(*(WriteOp(OpKind.TRIM, (page + 511) * BLOCK_BYTES, BLOCK_BYTES) for page in pages))
+    bench.table._state.leaves.patch(dict.fromkeys((page + 511 for page in pages), 0))  # no hole of the file
+    assert bench.table.zero_bytes(0, size) in {64 * 512 * BLOCK_BYTES, size}
 
 
 def test_mismatches_are_of_whole_known_blocks() -> None:
@@ -454,7 +492,7 @@ def test_what_is_noted_while_a_save_runs_waits_for_nothing_and_is_kept(when: str
             return
         bench.apply(block_op(1, 50), block_op(2, 60), block_op(900, 1))
         bench.table.forget([(7, 8), (100, 1200)])
-        bench.table.fill(0, memoryview(bench.content())[: 7 * BLOCK_BYTES])
+        assert bench.table.compare([(0, memoryview(bench.content())[: 7 * BLOCK_BYTES])]) == []
         assert bench.table.mismatches(0, memoryview(bench.content())) == []
 
     bench.apply(*(block_op(block, 3) for block in (1, 7, 8, 700)), WriteOp(OpKind.TRIM, 0, BLOCK_BYTES))

@@ -10,6 +10,7 @@ import pytest
 
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.messages import OpKind, WriteOp
+from pairsync.core.questions import BadBlock
 from pairsync.core.units import BLOCK_BYTES, GIB, KIB, MIB, block_count_of
 from pairsync.errors import BackendError, InternalError
 from pairsync.storage.digestfile import (
@@ -21,7 +22,7 @@ from pairsync.storage.digestfile import (
     unpack_leaves,
 )
 from pairsync.storage.digests import format_digests, load_digests
-from pairsync.storage.digestwalk import ANSWER_NODES_MAX, BadBlock, Examined
+from pairsync.storage.digestwalk import ANSWER_NODES_MAX, Examined
 from pairsync.testing.disks import Fault, SimAction, SimDisk, SimMedium, SimOperation
 
 ID = b"v" * 16

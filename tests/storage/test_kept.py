@@ -297,7 +297,7 @@ def test_the_device_passes_on_what_concerns_the_disk(host: Host) -> None:
     device.read_into(0, view)
     assert (device.path, device.size_bytes, device.may_block, bytes(view)) == ("vda", SIZE, False, b"aa")
     assert device.read_nowait(0, view)
-    device.seen(0, b"aa")
+    device.seen([(0, memoryview(b"aa"))])
     device.cache(0, BLOCK_BYTES)
     assert device.allocation(0, SIZE) == [(SIZE, False)]
     assert device.hole_bytes(0, SIZE) == 0

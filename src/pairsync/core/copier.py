@@ -12,7 +12,7 @@ Before a full copy begins, the dirty map (everything) is durable and the superbl
 here: whatever is interrupted later, the next session finds in the map what is still missing.
 
 Labels and dirty maps say what to copy; that nothing else differs is proven before the peer counts
-(`core.prover`).
+(`core.prover`).  What was read here and is not what its digest says is not sent (`core.doubts`).
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from collections.abc import Iterator, Sequence
 
 from pairsync.errors import InternalError, ProtocolError
 
+from .doubts import Doubts
 from .effects import DropSession, Effect, Emit, MapAllocation, Read, SavePages, Send
 from .events import DifferenceEvent, ResyncEvent, TroubleEvent
+from .fetcher import Fetcher
 from .messages import Adopt, Begin, SyncMode, VolumePlan, WriteOp
 from .prover import Prover
 from .questions import Examined, Questions
-from .resync import Pacer, Progress, ResyncSource
+from .resync import Found, Pacer, Progress, ResyncSource
 from .standing import Phase, Standing
 from .tracker import Tracker, ops_bytes
 from .trouble import errno_name
@@ -65,6 +67,7 @@ class Copier:
         tracker: Tracker,
         standing: Standing,
         questions: Questions,
+        fetcher: Fetcher,
         pacer: Pacer,
         out: list[Effect],
     ) -> None:
@@ -75,6 +78,7 @@ class Copier:
         self._standing = standing
         self._out = out
         self._resync = ResyncSource(tracker.todo, pacer)
+        self._doubts = Doubts(index, tracker, standing, questions, fetcher, self._resync.release, out)
         self._prover = Prover(tracker, questions)
         self.questions = questions
         self.proves = False  # whether both hosts keep digests; set before a session begins
@@ -85,6 +89,7 @@ class Copier:
         self._ready: list[WriteOp] = []  # found, not sent yet: scattered blocks share a message
         self._ready_bytes = 0  # data in it
         self._waiting_since_ns: int | None = None  # since when the peer owes Begun or Adopted
+        self._gave_up = False  # in this session, which is about to end
 
     # ------------------------------------------------------------------ beginning
 
@@ -182,8 +187,10 @@ class Copier:
         self._plan = self._token = None
         self._ready, self._ready_bytes = [], 0  # its blocks are "sent" without a flush: they become todo
         self._resync.stop()
+        self._doubts.stop()
         self._prover.stop()
         self._waiting_since_ns = None
+        self._gave_up = False
 
     @property
     def waiting_since_ns(self) -> int | None:
@@ -194,11 +201,17 @@ class Copier:
 
     def advance(self, now_ns: int, *, room: bool) -> None:
         """Go on as far as possible; ``room``: the stream has room for more data."""
+        if self._gave_up:
+            return
         if self._stage is _Stage.BASING and self._standing.settled:
             self._send_begin(now_ns)
-        if self._standing.mirrored and room and self._tracker.todo:
+        if self._standing.mirrored and room and self._tracker.todo and not self._doubts.full:
             for ticket in self._resync.next_reads(now_ns):
                 self._out.append(Read(self._index, ticket.number, ticket.extents))
+        if self._doubts:
+            self._doubts.advance(now_ns, proves=self.proves)
+            if (reason := self._doubts.hopeless()) is not None:
+                self._give_up(reason)
         if self._stage is _Stage.COPYING and self._nothing_missing():
             self._prove(now_ns)
         elif self._stage is _Stage.PROVING:
@@ -217,11 +230,16 @@ class Copier:
     def examined(self, token: object, answer: Examined | int) -> None:
         """Digests of this replica are there, or why they cannot be had: an errno."""
         if isinstance(answer, int):
-            reason = f"nothing can be proven: {errno_name(answer)}"
-            self._out.append(Emit(TroubleEvent(self._standing.name, fatal=False, reason=reason)))
-            self._out.append(DropSession(reason, refused=True))
+            self._give_up(f"nothing can be proven: {errno_name(answer)}")
         else:
             self.questions.examined(token, answer)
+
+    def _give_up(self, reason: str) -> None:
+        """This session leads to nothing."""
+        if not self._gave_up:
+            self._gave_up = True
+            self._out.append(Emit(TroubleEvent(self._standing.name, fatal=False, reason=reason)))
+            self._out.append(DropSession(reason, refused=True))
 
     @property
     def finishing(self) -> bool:
@@ -266,9 +284,7 @@ class Copier:
         self._out.append(Emit(DifferenceEvent(name, prover.differing, prover.first_differing or 0)))
         self._rounds += 1
         if self._rounds >= PROOF_ROUNDS_MAX:
-            reason = f"{name}: blocks differ again and again, {prover.differing} of them now"
-            self._out.append(DropSession(reason, refused=True))
-            prover.start()
+            self._give_up(f"{name}: blocks differ again and again, {prover.differing} of them now")
         elif self._plan is not None and self._plan.mode is SyncMode.NOTHING:
             self._standing.leave(Phase.BEHIND, at_once=True)
             plan = VolumePlan(SyncMode.INCREMENTAL, "digests-differ", self._standing.newest)
@@ -292,6 +308,8 @@ class Copier:
 
     def written(self, ops: Sequence[WriteOp]) -> None:
         """A live write is issued: reads under way do not speak for its blocks."""
+        if self._doubts:
+            self._doubts.written(ops)
         if not self._resync.reading:
             return
         for op in ops:
@@ -300,15 +318,14 @@ class Copier:
                 stop = (op.offset + op.length - 1) // BLOCK_BYTES + 1
                 self._resync.written(Extent(start, stop))
 
-    def found(self, number: int, covered: Sequence[Extent], ops: Sequence[WriteOp]) -> None:
-        """A read has ended: ``ops`` is the content of ``covered``; what of it is to be sent is kept ready.
-
-        Both ascend.
-        """
-        runs = self._resync.read_done(number, covered)
+    def found(self, number: int, found: Found) -> None:
+        """A read has ended; what of it is to be sent is kept ready."""
+        runs = self._resync.read_done(number, found)
+        if runs is not None and found.wrong:
+            self._doubts.add([each for each in found.wrong if each.block in self._resync.aside])
         if not runs:
             return
-        parts = list(_cut_out(ops, runs, self._size_bytes))
+        parts = list(_cut_out(found.ops, runs, self._size_bytes))
         data_bytes = ops_bytes(parts)
         self._resync.sent(data_bytes)
         self._tracker.resynced(runs, data_bytes)
@@ -330,9 +347,10 @@ class Copier:
         ready, self._ready, self._ready_bytes = self._ready, [], 0
         return ready
 
-    def read_failed(self, number: int) -> bool:
-        """A read failed; False if nobody waits for it any more."""
-        return self._resync.read_failed(number)
+    def read_failed(self, number: int, error: int) -> None:
+        """A read failed: without the source's content the copy cannot be completed."""
+        if self._resync.read_failed(number):
+            self._give_up(f"cannot read what the peer lacks: {errno_name(error)}")
 
     def arrived(self, data_bytes: int) -> None:
         """The peer has applied that much of the resync."""

@@ -233,7 +233,10 @@ class NoWayBackEvent:
 
 @dataclass(frozen=True, slots=True)
 class ScrubFindingEvent:
-    """A block is not what its digest says: ``here``, on the ``peer``, on ``both``; or they differ."""
+    """A block is not what its digest says: ``here``, on the ``peer``, on ``both``; or they are ``different``.
+
+    ``digest``: the digest is what is wrong here.  ``lost``: as ``here``, and the peer cannot help.
+    """
 
     kind: ClassVar[str] = "scrub-finding"
     volume: str
@@ -243,10 +246,18 @@ class ScrubFindingEvent:
 
     def describe(self) -> str:
         """One sentence."""
-        where = {"here": "is wrong here", "peer": "is wrong on the peer", "both": "is wrong on both hosts"}
-        what = where.get(self.fault, "is not the same on the two hosts")
         mended = "; it is repaired" if self.repair and self.fault != "both" else ""
-        return f"{self.volume}: block {self.block} {what}{mended}"
+        return f"{self.volume}: block {self.block} {_FAULTS[self.fault]}{mended}"
+
+
+_FAULTS = {
+    "here": "is wrong here",
+    "peer": "is wrong on the peer",
+    "both": "is wrong on both hosts",
+    "different": "is not the same on the two hosts",
+    "digest": "has a wrong digest here",
+    "lost": "is wrong here, and the peer has no good copy",
+}
 
 
 @dataclass(frozen=True, slots=True)

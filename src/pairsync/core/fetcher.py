@@ -1,4 +1,6 @@
-"""Fetcher: content that this host has lost, read from the peer's replica while both are in sync.
+"""Fetcher: content that this host has lost, read from the peer's replica.
+
+Either while both are in sync, or of blocks that the peer was just found to hold (`core.doubts`).
 
 The peer reads behind all writes that were sent before the request, so what comes back is what the block held
 at that place of the stream.  A block that the guest writes before the answer has been put in place is left
@@ -17,7 +19,7 @@ from .messages import Fetch, Unfetched, Write, WriteOp
 from .standing import Standing
 from .units import BLOCK_BYTES, Extent, block_count_of
 
-__all__ = ["FETCHES_MAX", "FETCH_BLOCKS_MAX", "Fetched", "Fetcher"]
+__all__ = ["FETCHES_MAX", "FETCH_BLOCKS_MAX", "Fetched", "Fetcher", "Repair"]
 
 FETCHES_MAX = 64
 """Requests that the peer has not answered; who wants more waits (`Fetcher.room`)."""
@@ -27,6 +29,16 @@ FETCH_BLOCKS_MAX = 128
 
 Fetched = Callable[[Sequence[WriteOp] | None, int], None]
 """Hears the content of whole blocks, or None and an errno."""
+
+
+class Repair:
+    """The token of blocks that are written again here, with what was fetched."""
+
+    __slots__ = ("then",)
+
+    def __init__(self, then: Callable[[Sequence[int] | None], None]) -> None:
+        self.then = then
+        """Hears an errno for each op, or None: all well."""
 
 
 class _Request:
@@ -60,7 +72,7 @@ class Fetcher:
         return min((each.asked_ns for each in self._asked.values()), default=None)
 
     def ask(self, extents: Sequence[Extent], now_ns: int, then: Fetched) -> None:
-        """Ask for these blocks, `FETCH_BLOCKS_MAX` at most; the peer must be in sync."""
+        """Ask for these blocks, `FETCH_BLOCKS_MAX` at most."""
         if not self.room or sum(extent.block_count for extent in extents) > FETCH_BLOCKS_MAX:
             raise InternalError(f"too much to fetch: {len(extents)} extents, {len(self._asked)} requests")
         number = self._next_number

@@ -28,6 +28,7 @@ __all__ = [
     "SPAN_BLOCKS",
     "UNKNOWN_DIGEST",
     "Answer",
+    "BadBlock",
     "Examined",
     "Questions",
     "node_count",
@@ -56,6 +57,16 @@ BAD_BLOCKS_MAX = 1024
 
 QUESTIONS_MAX = 4
 """Questions that have no answer yet: enough that the distance of the peer does not count."""
+
+
+class BadBlock(NamedTuple):
+    """A block whose content is not what is recorded."""
+
+    block: int
+    recorded: int
+    """Its digest by the table; `UNKNOWN_DIGEST` only where the block cannot be read either."""
+    found: int
+    """The digest of what was read; `UNKNOWN_DIGEST` if it could not be read."""
 
 
 class Examined(NamedTuple):

@@ -6,13 +6,13 @@ Each answers an effect (`core.effects`) of one volume, to the machine of that vo
 from __future__ import annotations
 
 import abc
+import errno
 from collections.abc import Sequence
 
-from .messages import WriteOp
 from .questions import Examined
+from .resync import Found
 from .source import VolumeSource
 from .target import VolumeTarget
-from .units import Extent
 
 __all__ = ["Reports"]
 
@@ -99,18 +99,19 @@ class Reports(abc.ABC):
         self.sources[volume].copier.mapped(token, runs)
         self.sources[volume].advance(now_ns)
 
-    def read_done(
-        self, volume: int, number: int, covered: Sequence[Extent], ops: Sequence[WriteOp], now_ns: int
-    ) -> None:
-        """Answer to `Read`: ``ops`` is the content of ``covered``, the first part of each extent, or all."""
-        if self.targets:
-            self.targets[volume].read_done(number, ops)
+    def read_done(self, volume: int, number: int, found: Found, now_ns: int) -> None:
+        """Answer to `Read`."""
+        if self.sources:
+            self.sources[volume].read_done(number, found, now_ns)
+        elif found.wrong:  # the peer, which has lost the content, would not notice
+            self.targets[volume].read_failed(number, errno.EIO)
         else:
-            self.sources[volume].read_done(number, covered, ops, now_ns)
+            self.targets[volume].read_done(number, found.ops)
 
     def read_failed(self, volume: int, number: int, error: int, now_ns: int) -> None:
         """Answer to `Read` that could not be read."""
         if self.targets:
             self.targets[volume].read_failed(number, error)
         else:
-            self.sources[volume].read_failed(number, error, now_ns)
+            self.sources[volume].copier.read_failed(number, error)
+            self.sources[volume].advance(now_ns)

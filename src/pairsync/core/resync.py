@@ -9,6 +9,9 @@ Scattered blocks are asked for together, for what a read costs beside its data i
 Reads come back as what was found: data, or a run that reads as zero (a hole, or zeroes), which is sent
 without payload, or not at all where the target is blank.
 
+A block that is not what its digest says is *set aside*: it is neither sent nor read again until somebody has
+found out what it should be (`core.doubts`).
+
 Foreground first: how much a resync may have under way is set by `Pacer` from the latency that the guest's
 writes see.  There is no fixed floor or ceiling; with an idle guest the whole window is used.
 """
@@ -23,6 +26,8 @@ from typing import NamedTuple
 from pairsync.errors import InternalError
 
 from .dirty import DirtyMap
+from .messages import WriteOp
+from .questions import BadBlock
 from .units import BLOCK_BYTES, KIB, MIB, NS_PER_MS, NS_PER_S, Extent
 from .window import RANGE_BYTES_MAX
 
@@ -31,6 +36,7 @@ __all__ = [
     "PIECE_BYTES",
     "RUNS_PER_READ_MAX",
     "RUN_BLOCKS_MAX",
+    "Found",
     "Pacer",
     "Progress",
     "ReadTicket",
@@ -59,6 +65,16 @@ class ReadTicket(NamedTuple):
     extents: Sequence[Extent]
     """Blocks asked for, ascending; disjoint from those of every other ticket.  Either one run of any length,
     or runs of `PIECE_BYTES` together."""
+
+
+class Found(NamedTuple):
+    """What a read found: the content of ``covered``, of each extent asked for a first part, or all."""
+
+    covered: Sequence[Extent]
+    ops: Sequence[WriteOp]
+    """Data, or that it reads as zero; ascending."""
+    wrong: Sequence[BadBlock] = ()
+    """Blocks of it that are not what their digests say, where digests are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +157,7 @@ class ResyncSource:
         self._reading: dict[int, ReadTicket] = {}  # by number
         self._claimed = DirtyMap(todo.block_count)  # the blocks of all of them, which are disjoint
         self._overwritten = DirtyMap(todo.block_count)  # those of them that were written since
+        self.aside: set[int] = set()  # blocks of todo that must not be read; claimed, for no ticket
         # Blocks of todo when none of them was free, or less; no use to look again before there are more or a
         # read ends.  -1: not known.
         self._claimed_todo_count = -1
@@ -174,6 +191,7 @@ class ResyncSource:
         self._claimed_todo_count = -1
         self._claimed.take()
         self._overwritten.take()
+        self.aside.clear()
         self._under_way_bytes = 0
         self._started_ns = None
 
@@ -191,7 +209,7 @@ class ResyncSource:
         while self._under_way_bytes + PIECE_BYTES <= quota or not (self._reading or self._under_way_bytes):
             extents = self._next_extents()
             if not extents:
-                self._claimed_todo_count = self._todo.count if self._reading else -1
+                self._claimed_todo_count = self._todo.count if self._reading or self.aside else -1
                 break
             ticket = ReadTicket(self._next_number, extents)
             self._next_number += 1
@@ -229,13 +247,14 @@ class ResyncSource:
         for run in self._claimed.runs(*extent):
             self._overwritten.mark(*run)
 
-    def read_done(self, number: int, covered: Sequence[Extent]) -> list[Extent] | None:
-        """The read found out about ``covered``: of each extent that was asked for a first part, or all.
+    def read_done(self, number: int, found: Found) -> list[Extent] | None:
+        """The read has ended.
 
-        Returns the runs of it that may be sent now, `RUNS_PER_READ_MAX` at most: not written meanwhile and
-        still wanted; None if the read belongs to an earlier session.  The caller reports what it sent with
-        `sent` and then `arrived`.
+        Returns the runs of it that may be sent now, `RUNS_PER_READ_MAX` at most: not written meanwhile, still
+        wanted, and not wrong; None if the read belongs to an earlier session.  Blocks that are wrong are set
+        ``aside``.  The caller reports what it sent with `sent` and then `arrived`.
         """
+        covered = found.covered
         ticket = self._reading.pop(number, None)
         if ticket is None:
             return None
@@ -246,9 +265,25 @@ class ResyncSource:
                 raise InternalError(f"read of {asked.describe()} answered for {part.describe()}")
             if part.stop < asked.stop:
                 self._cursor = min(self._cursor, part.stop) if self._cursor else part.stop
+        wrong = [
+            each.block
+            for each in found.wrong
+            if each.block in self._todo and each.block not in self._overwritten
+        ]
+        for block in wrong:
+            self._overwritten.mark(block, block + 1)
         runs = list(itertools.islice(self._sendable(covered), RUNS_PER_READ_MAX))
         self._end(ticket)
+        for block in wrong:
+            self._claimed.mark(block, block + 1)
+        self.aside.update(wrong)
         return runs
+
+    def release(self, block: int) -> None:
+        """A block that was set aside may be read again."""
+        self.aside.discard(block)
+        self._claimed.clear(block, block + 1)
+        self._claimed_todo_count = -1
 
     def _sendable(self, covered: Sequence[Extent]) -> Iterator[Extent]:
         for part in covered:

@@ -25,7 +25,7 @@ from pairsync.errors import InternalError
 
 from .effects import Apply, Complete, Effect, Emit
 from .events import ScrubEvent, ScrubFindingEvent
-from .fetcher import FETCH_BLOCKS_MAX, Fetched, Fetcher
+from .fetcher import FETCH_BLOCKS_MAX, Fetched, Fetcher, Repair
 from .messages import Unfetched, Write, WriteOp
 from .prover import differing_nodes
 from .questions import ANSWER_NODES_MAX, FAN_OUT, Answer, Questions, node_count
@@ -34,7 +34,7 @@ from .standing import Phase, Standing
 from .tracker import Tracker
 from .units import BLOCK_BYTES, NS_PER_S, Extent
 
-__all__ = ["FINDINGS_MAX", "Fault", "Finding", "Repair", "ScrubReport", "Scrubber"]
+__all__ = ["FINDINGS_MAX", "Fault", "Finding", "ScrubReport", "Scrubber"]
 
 FINDINGS_MAX = 1000
 """Findings of one scrub that are told one by one; the rest is counted."""
@@ -65,6 +65,10 @@ class Fault(enum.Enum):
     """Neither is."""
     DIFFERENT = "different"
     """Each is what its own digest says, and the two are not the same."""
+    DIGEST = "digest"
+    """The digest of this host's copy is wrong: the peer has the same content, under another digest."""
+    LOST = "lost"
+    """This host's copy is not what its digest says, and the peer has neither that nor the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +101,6 @@ class ScrubReport:
     def seconds(self, now_ns: int) -> float:
         """How long it has taken so far, or in all."""
         return ((self.ended_ns or now_ns) - self.started_ns) / NS_PER_S
-
-
-class Repair:
-    """The token of blocks that are written again here."""
-
-    __slots__ = ("blocks",)
-
-    def __init__(self, blocks: int) -> None:
-        self.blocks = blocks
 
 
 class Scrubber:
@@ -341,12 +336,12 @@ class Scrubber:
         if ops:
             self._repairing += 1
             self._will_repair(ops)
-            self._out.append(Apply(self._index, Repair(len(ops)), list(ops)))
+            self._out.append(Apply(self._index, Repair(partial(self._repaired, len(ops))), list(ops)))
 
-    def repaired(self, token: Repair, errnos: Sequence[int] | None) -> None:
+    def _repaired(self, blocks: int, errnos: Sequence[int] | None) -> None:
         """Blocks were written again, or could not be."""
         self._repairing -= 1
         if self._repairing < 0:
             raise InternalError("a repair was reported that was not asked for")
         if self.report is not None:
-            self.report.repaired += token.blocks if errnos is None else errnos.count(0)
+            self.report.repaired += blocks if errnos is None else errnos.count(0)

@@ -69,7 +69,7 @@ def make_source(
     pacer = Pacer(options.latency_goal_ns, quota_bytes_max=options.copying_bytes)
     questions = Questions(index, standing, out)
     fetcher = Fetcher(index, standing, out)
-    copier = Copier(index, block.size_bytes, tracker, standing, questions, pacer, out)
+    copier = Copier(index, block.size_bytes, tracker, standing, questions, fetcher, pacer, out)
     scrubber = Scrubber(index, tracker, standing, questions, fetcher, pacer, copier.written, out)
     growth = Growth(index, block.size_bytes, tracker, standing, copier, scrubber, out)
     source = VolumeSource(index, tracker, standing, copier, scrubber, growth, window, options, out)

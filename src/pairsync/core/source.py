@@ -30,16 +30,18 @@ from .copier import Copier
 from .effects import Apply, Complete, DropSession, Effect, Emit, Journal, Send
 from .ending import Ending
 from .events import BehindEvent
+from .fetcher import Repair
 from .flushes import Flushes, FlushOp
 from .growth import Growth
 from .limits import VolumeOptions
 from .messages import Adopted, SyncMode, VolumePlan, WriteOp
 from .points import SourcePoints
-from .scrubber import Repair, Scrubber
+from .resync import Found
+from .scrubber import Scrubber
 from .standing import Phase, Standing
 from .tracker import Tracker
 from .trouble import TroubleLog, errno_name
-from .units import NS_PER_S, Extent
+from .units import NS_PER_S
 from .window import Ticket, Window, ticket_of
 
 __all__ = ["VolumeSource"]
@@ -191,7 +193,8 @@ class VolumeSource:
     def applied(self, token: object, errnos: Sequence[int] | None, now_ns: int) -> None:
         """A batch was applied here; ``errnos``: one for each op, if any failed."""
         if isinstance(token, Repair):
-            self.scrubber.repaired(token, errnos)
+            token.then(errnos)
+            self._closer.touched(now_ns)  # no write of the guest may come that would ask for its flush
             self.advance(now_ns)
             return
         ticket = ticket_of(token)
@@ -379,10 +382,10 @@ class VolumeSource:
         if self._ending.asked:
             self._ending.advance(now_ns, quiet=not (self._live or self._admission.waiting))
 
-    def read_done(self, number: int, covered: Sequence[Extent], ops: Sequence[WriteOp], now_ns: int) -> None:
-        """A resync read has found the content of ``covered``."""
-        self.copier.found(number, covered, ops)
-        self.scrubber.written(ops)  # what the peer gets now is newer than what was asked of it
+    def read_done(self, number: int, found: Found, now_ns: int) -> None:
+        """A resync read has ended."""
+        self.copier.found(number, found)
+        self.scrubber.written(found.ops)  # what the peer gets now is newer than what was asked of it
         self._send_copied(now_ns, all_of_it=False)
         self.advance(now_ns)
 
@@ -391,13 +394,6 @@ class VolumeSource:
             if self.standing.phase is Phase.IN_SYNC:  # a repair: no resync will ask for its flush
                 self._closer.touched(now_ns)
             self._out.append(Send(self._window.send(ops, None, self.standing.superblock.term, now_ns)))
-
-    def read_failed(self, number: int, error: int, now_ns: int) -> None:
-        """A resync read failed: without the source's content the copy cannot be completed."""
-        if self.copier.read_failed(number):
-            why = errno_name(error)
-            self.trouble.report(f"a read for the resync failed: {why}", now_ns)
-            self._out.append(DropSession(f"cannot read what the peer lacks: {why}", refused=True))
 
     def tick(self, now_ns: int) -> None:
         """Time has passed: bounds, deadlines, flushes that are due; at least every half second."""
@@ -410,8 +406,8 @@ class VolumeSource:
             return
         self.scrubber.tick(options.scrub_interval_ns, now_ns)
         self._check_lag(now_ns)
-        asked = [self.copier.waiting_since_ns, self._flushes.oldest_peer_wait_ns()]
-        asked += [self.scrubber.waiting_since_ns, self.growth.waiting_since_ns]
+        waits = (self.copier, self.scrubber, self.growth)
+        asked = [self._flushes.oldest_peer_wait_ns(), *(each.waiting_since_ns for each in waits)]
         since_ns = self._window.owed_since_ns(min((ns for ns in asked if ns is not None), default=None))
         if since_ns is not None and now_ns - since_ns > options.peer_deadline_ns:
             reason = f"the peer owes an answer for more than {options.peer_deadline_ns / NS_PER_S:g} s"

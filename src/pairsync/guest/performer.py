@@ -41,6 +41,7 @@ from pairsync.core.effects import (
 from pairsync.core.events import Event
 from pairsync.core.messages import Condition, Message
 from pairsync.core.questions import Examined
+from pairsync.core.resync import Found
 from pairsync.core.session import Session
 from pairsync.core.units import Extent
 from pairsync.errors import BackendError, ClosedError
@@ -53,7 +54,6 @@ from .growing import extend_job, recorded_job
 from .keeping import keep_job
 from .points import begin_point_job, copy_point_job, drop_points_job
 from .replica import (
-    Found,
     Replica,
     apply_job,
     examine_job,
@@ -286,15 +286,10 @@ class Performer:
             if isinstance(result, int):
                 self.session.read_failed(effect.volume, effect.number, result, self.now_ns())
             else:
-                self.session.read_done(
-                    effect.volume, effect.number, result.covered, result.ops, self.now_ns()
-                )
+                self.session.read_done(effect.volume, effect.number, result, self.now_ns())
             self._moved()
 
-        replica = self._replicas[effect.volume]
-        # A standby reads for its peer, which has lost the content: nobody else would notice what is wrong.
-        verify = bool(self.session.targets) and replica.setup.options.digests
-        job = partial(read_job, replica.device, effect.extents, verify=verify)
+        job = partial(read_job, self._replicas[effect.volume].device, effect.extents)
         self._lanes[effect.volume].data.submit(job, done)
 
     def _examine(self, effect: Examine) -> None:

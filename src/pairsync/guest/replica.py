@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.effects import Examine
 from pairsync.core.messages import Condition, OpKind, WriteOp
 from pairsync.core.questions import Examined
-from pairsync.core.resync import PIECE_BYTES
+from pairsync.core.resync import PIECE_BYTES, Found
 from pairsync.core.setup import VolumeSetup
 from pairsync.core.superblock import Superblock, new_superblock
 from pairsync.core.units import BLOCK_BYTES, KIB, Extent, bounded_runs
@@ -56,7 +56,6 @@ from .keeping import with_overlays
 from .points import with_points
 
 __all__ = [
-    "Found",
     "Replica",
     "apply_job",
     "create_replica",
@@ -273,13 +272,6 @@ def _check_name(block: Superblock, volume: VolumeConfig) -> None:
 # ---------------------------------------------------------------------- jobs
 
 
-class Found(NamedTuple):
-    """What a resync read found: the content of ``covered``, of each extent that was asked for."""
-
-    covered: Sequence[Extent]
-    ops: list[WriteOp]
-
-
 def apply_job(device: Device, ops: Sequence[WriteOp]) -> Sequence[int] | None:
     """Apply a batch; an errno for each op, or None: all well.
 
@@ -368,22 +360,15 @@ def _allocated(device: Device) -> Iterator[tuple[int, int]]:
             at += length
 
 
-def read_job(device: Device, extents: Sequence[Extent], *, verify: bool = False) -> Found | int:
+def read_job(device: Device, extents: Sequence[Extent]) -> Found | int:
     """Find out about ``extents``: of one the beginning (a hole of any length, at most a piece of data).
 
-    Several are read whole.  ``verify``: EIO where a block is not what its digest says.
+    Several are read whole.
     """
     try:
-        found = _find(device, extents[0]) if len(extents) == 1 else _find_all(device, extents)
-        if verify and any(device.mismatches(op.offset, _content_of(op)) for op in found.ops):
-            return errno.EIO
+        return _find(device, extents[0]) if len(extents) == 1 else _find_all(device, extents)
     except BackendError as error:
         return error.errno or errno.EIO
-    return found
-
-
-def _content_of(op: WriteOp) -> memoryview:
-    return memoryview(bytes(op.length) if op.data is None else op.data)
 
 
 def _find(device: Device, extent: Extent) -> Found:
@@ -398,11 +383,11 @@ def _find(device: Device, extent: Extent) -> Found:
         return Found([Extent(extent.start, stop)], [WriteOp(OpKind.ZERO, offset, hole)])
     content = bytearray(piece)
     device.read_into(offset, memoryview(content))
-    device.seen(offset, content)
+    wrong = device.seen([(offset, memoryview(content))])
     stop = -(-(offset + piece) // BLOCK_BYTES)
     ops: list[WriteOp] = []
     _add_without_zeroes(ops, content, 0, piece, offset)
-    return Found([Extent(extent.start, stop)], ops)
+    return Found([Extent(extent.start, stop)], ops, wrong)
 
 
 def _find_all(device: Device, extents: Sequence[Extent]) -> Found:
@@ -410,15 +395,16 @@ def _find_all(device: Device, extents: Sequence[Extent]) -> Found:
     content = bytearray(sum(extent.block_count for extent in extents) * BLOCK_BYTES)
     view = memoryview(content)
     ops: list[WriteOp] = []
+    parts: list[tuple[int, memoryview]] = []
     at = 0
     for start, stop in extents:
         offset = start * BLOCK_BYTES
         length = min(stop * BLOCK_BYTES, device.size_bytes) - offset
         device.read_into(offset, view[at : at + length])
-        device.seen(offset, view[at : at + length])
+        parts.append((offset, view[at : at + length]))
         _add_without_zeroes(ops, content, at, length, offset)
         at += length
-    return Found(extents, ops)
+    return Found(extents, ops, device.seen(parts))
 
 
 def _add_without_zeroes(ops: list[WriteOp], content: bytearray, first: int, length: int, offset: int) -> None:

@@ -13,8 +13,8 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 
-from pairsync.core.messages import Buffer, WriteOp
-from pairsync.core.questions import Examined
+from pairsync.core.messages import WriteOp
+from pairsync.core.questions import BadBlock, Examined
 from pairsync.errors import InternalError
 
 from .blockfile import Allocation
@@ -73,8 +73,10 @@ class Device(abc.ABC):
     def end_life(self) -> None:  # noqa: B027
         """It was given up in order; after the last apply."""
 
-    def seen(self, offset: int, content: Buffer) -> None:  # noqa: B027
-        """Between two applies that range was read, and this is what it holds."""
+    def seen(self, parts: Sequence[tuple[int, memoryview]]) -> Sequence[BadBlock]:  # noqa: ARG002 - as above
+        """Between two applies these offsets were read, ascending, and hold that; what of it is not what its
+        digest says, where digests are kept."""
+        return ()
 
     def mismatches(self, offset: int, view: memoryview) -> list[int]:
         """Blocks within a range just read, in any thread, whose content is perhaps not what is recorded.

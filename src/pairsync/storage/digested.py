@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
 
-from pairsync.core.messages import Buffer, OpKind, WriteOp
-from pairsync.core.questions import ANSWER_NODES_MAX, BAD_BLOCKS_MAX, Examined
+from pairsync.core.messages import OpKind, WriteOp
+from pairsync.core.questions import ANSWER_NODES_MAX, BAD_BLOCKS_MAX, BadBlock, Examined
 from pairsync.core.units import BLOCK_BYTES, MIB, extent_of
 from pairsync.errors import BackendError
 
@@ -121,9 +121,9 @@ class DigestedDevice(Device):
         """As `Device.end_life`."""
         self._table.end_life()
 
-    def seen(self, offset: int, content: Buffer) -> None:
+    def seen(self, parts: Sequence[tuple[int, memoryview]]) -> Sequence[BadBlock]:
         """As `Device.seen`."""
-        self._table.fill(offset, content)
+        return self._table.compare(parts)
 
     def flush(self) -> None:
         """As `Device.flush`."""
@@ -161,8 +161,9 @@ class DigestedDevice(Device):
         return self._device.allocation(offset, length)
 
     def hole_bytes(self, offset: int, length: int) -> int:
-        """As `Device.hole_bytes`."""
-        return self._device.hole_bytes(offset, length)
+        """As `Device.hole_bytes`: what is recorded to hold anything has to be read, and compared."""
+        hole = self._device.hole_bytes(offset, length)
+        return self._table.zero_bytes(offset, hole) if hole else 0
 
     def cache(self, offset: int, length: int) -> None:
         """As `Device.cache`."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pairsync.core.dirty import DirtyMap
+from pairsync.core.questions import BadBlock
 from pairsync.core.units import BLOCK_BYTES, block_count_of
 from pairsync.errors import BackendError, InternalError, MetadataError
 
@@ -39,7 +40,7 @@ from .digestfile import (
 from .digestheader import HeaderKeeper
 from .digeststate import TableState
 from .digesttable import DigestTable
-from .digestwalk import BadBlock, Examined
+from .digestwalk import Examined
 from .osfile import OsFile, backend_error, sync_directory
 from .slots import DualSlot
 

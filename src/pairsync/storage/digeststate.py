@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from pairsync.core.dirty import DirtyMap
+from pairsync.core.units import Extent
 
 from .digestfile import LEAF_BYTES, LEAVES_PER_NODE, UNKNOWN_DIGEST, LeafFile
+from .digestlayer import Layer
 
 __all__ = ["NodeCache", "TableState", "mask_unknown"]
 
@@ -22,6 +24,9 @@ _SPANS_MAX: Final = 4096
 
 _UNKNOWN_LEAVES_MAX: Final = 262_144
 """Unknown blocks (1 GiB) up to which they are made leaves of the file."""
+
+_ZERO_LOOKS_MAX: Final = 64
+"""Looks for one run of zero leaves: at a page that was read (2 MiB of volume), or a hole of any length."""
 
 _PAGE_SHIFT: Final = LEAVES_PER_NODE.bit_length() - 1
 _PAGE_MASK: Final = LEAVES_PER_NODE - 1
@@ -131,10 +136,50 @@ class TableState:
         while (run := self.unknown.next_run(first, stop)) is not None:
             self.leaves.zero(*run)
             self.make_known(*run)
-            self.nodes.stale(run.start >> _PAGE_SHIFT, ((run.stop - 1) >> _PAGE_SHIFT) + 1)
+            self._stale(run)
             count += run.block_count
             first = run.stop
         return count
+
+    def zero_stop(self, first: int, stop: int) -> int:
+        """Where the blocks from ``first`` on end whose leaves in the file are zero; ``stop``, or perhaps
+        more, if all are, less where it takes many looks to find out."""
+        for _ in range(_ZERO_LOOKS_MAX):
+            if first >= stop:
+                break
+            page = first >> _PAGE_SHIFT
+            if quiet := self.leaves.zero_pages(page, self.page_count):
+                first = (page + quiet) << _PAGE_SHIFT
+                continue
+            end = min((page + 1) << _PAGE_SHIFT, stop)
+            raw = self.leaves.read(first, end)
+            first += (len(raw) - len(raw.lstrip(b"\0"))) // LEAF_BYTES
+            if first < end:
+                break
+        return first
+
+    def write(self, layer: Layer) -> None:
+        """Bring the layer to the file, not durably; `BackendError`: some of it may be there."""
+        for run in layer.zero.runs():
+            self.leaves.zero(*run)
+            self._stale(run)
+        for page in self.leaves.patch(layer.few):
+            self.nodes.stale(page, page + 1)
+        for run in layer.doubt.runs():
+            self._stale(run)
+
+    def _stale(self, run: Extent) -> None:
+        self.nodes.stale(run.start >> _PAGE_SHIFT, ((run.stop - 1) >> _PAGE_SHIFT) + 1)
+
+    def take_doubts(self, layer: Layer) -> None:
+        """What of a layer that is in the file is known, and what is not; the caller holds ``lock``."""
+        self.unknown.merge(layer.doubt)
+        if self.unknown.count:
+            for run in layer.zero.runs():
+                self.unknown.clear(*run)
+            for block in layer.few:
+                if block in self.unknown:
+                    self.unknown.clear(block, block + 1)
 
     def write_unknown(self, count_max: int) -> None:
         """Make unknown leaves of few unknown blocks, so that they need not hold down ``known_below``."""

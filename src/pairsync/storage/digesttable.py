@@ -28,22 +28,25 @@ read.  No order between `save` and the flush of the data is needed.
 the lowest unknown block: whatever is at or above it counts as unknown at the next start.  A rebuild that
 reads the volume in rising order (`DigestTable.examine` does) raises it as it goes.
 
-Threads: `note`, `forget`, `fill`, `examine`, `extend` and `resize` are called in the data lane; `save` from
-another thread at the same time; `mismatches` from any.  Two locks: a short one over the layers, never held
-across a call to the operating system; and one over writing to the file and what goes with it, which `note`
-does not wait for.  Raises `BackendError` where the file fails; after a failed flush the table is lost.
+Threads: `note`, `forget`, `compare`, `zero_bytes`, `examine`, `extend` and `resize` are called in the data
+lane; `save` from another thread at the same time; `mismatches` from any.  Two locks: a short one over the
+layers, never held across a call to the operating system; and one over writing to the file and what goes with
+it, which `note` does not wait for.  Raises `BackendError` where the file fails; after a failed flush the
+table is lost.
 """
 
 from __future__ import annotations
 
 import threading
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
-from pairsync.core.messages import Buffer, OpKind, WriteOp
+from pairsync.core.messages import OpKind, WriteOp
+from pairsync.core.questions import BadBlock
 from pairsync.core.units import BLOCK_BYTES, block_count_of
 from pairsync.errors import BackendError, InternalError
 
@@ -240,31 +243,28 @@ class DigestTable:
             few.clear()
         self._put(few)
 
-    def fill(self, offset: int, data: Buffer) -> int:
-        """This content was read in the data lane: unknown blocks that it holds whole become known.
-
-        How many did.  Blocks that are known are not looked at (`mismatches` does that).
-        """
-        filled = 0
-        first, stop = -(-offset // BLOCK_BYTES), self._whole_stop(offset + len(data))
-        with memoryview(data) as view:
-            for piece in range(first, stop, _PIECE_BLOCKS):
-                recorded = self._recorded(piece, min(piece + _PIECE_BLOCKS, stop))
-                if UNKNOWN_DIGEST not in recorded:
-                    continue
-                few: dict[int, int] = {}
-                for block, digest in enumerate(recorded, piece):
-                    if digest == UNKNOWN_DIGEST:
-                        at = block * BLOCK_BYTES - offset
-                        few[block] = block_digest(view[at : at + BLOCK_BYTES])
-                self._put(few)
-                filled += len(few)
-        return filled
+    def compare(self, parts: Iterable[tuple[int, memoryview]]) -> list[BadBlock]:
+        """This was read in the data lane (ascending offsets, content): unknown blocks that it holds whole
+        become known.  Returns those that are not what is recorded.  `BackendError` says nothing of them."""
+        different = list(self._differences(parts))
+        few = {each.block: each.found for each in different if each.recorded == UNKNOWN_DIGEST}
+        if few:
+            self._put(few)
+        return [each for each in different if each.block not in few]
 
     # ------------------------------------------------------------------ looking
 
-    def _recorded(self, first: int, stop: int) -> Sequence[int]:
-        """The leaves of a few blocks as they stand now; any thread."""
+    def zero_bytes(self, offset: int, length: int) -> int:
+        """How much of the range, from its beginning, is recorded as zero; in the data lane.
+
+        Less where that takes long to find out.  `BackendError` if the table fails.
+        """
+        with self.settled() as state:
+            stop = state.zero_stop(offset >> _BLOCK_SHIFT, block_count_of(offset + length))
+        return min(max(stop * BLOCK_BYTES - offset, 0), length)
+
+    def _recorded(self, first: int, stop: int) -> array[int]:
+        """The leaves of a few blocks as they stand; any thread."""
         over: dict[int, int] = {}
         with self._lock:
             if self._state.unknown.count:
@@ -274,7 +274,7 @@ class DigestTable:
                 if layer is not None:
                     layer.collect(first, stop, over)
         if len(over) == stop - first:
-            return [over[block] for block in range(first, stop)]
+            return array("Q", [over[block] for block in range(first, stop)])
         # Only after the look at the layers: what left them meanwhile is in the file.
         leaves = unpack_leaves(self._state.leaves.read(first, stop))
         for block, digest in over.items():
@@ -288,18 +288,32 @@ class DigestTable:
         `examine` in the data lane before anything is called bad.  `BackendError` where the table cannot be
         read; that says nothing about the content.
         """
-        bad: list[int] = []
-        first, stop = -(-offset // BLOCK_BYTES), self._whole_stop(offset + len(view))
-        for piece in range(first, stop, _PIECE_BLOCKS):
-            end = min(piece + _PIECE_BLOCKS, stop)
-            found = block_digests(view[piece * BLOCK_BYTES - offset : end * BLOCK_BYTES - offset])
-            recorded = self._recorded(piece, end)
-            bad += [
-                block
-                for block, (was, now) in enumerate(zip(recorded, found, strict=True), piece)
-                if was not in (now, UNKNOWN_DIGEST)
-            ]
-        return bad
+        different = self._differences([(offset, view)])
+        return [each.block for each in different if each.recorded != UNKNOWN_DIGEST]
+
+    def _differences(self, parts: Iterable[tuple[int, memoryview]]) -> Iterator[BadBlock]:
+        """Of the blocks that lie wholly within the parts those that are not what is recorded, or unknown."""
+        blocks: list[int] = []  # what is looked up at once: one look at the file costs as much as 50 blocks
+        found: list[int] = []
+        for offset, view in parts:
+            first, stop = -(-offset // BLOCK_BYTES), self._whole_stop(offset + len(view))
+            for piece in range(first, stop, _PIECE_BLOCKS):
+                end = min(piece + _PIECE_BLOCKS, stop)
+                if blocks and end - blocks[0] > _PIECE_BLOCKS:
+                    yield from self._unlike(blocks, found)
+                    blocks, found = [], []
+                blocks += range(piece, end)
+                found += block_digests(view[piece * BLOCK_BYTES - offset : end * BLOCK_BYTES - offset])
+        if blocks:
+            yield from self._unlike(blocks, found)
+
+    def _unlike(self, blocks: Sequence[int], found: Sequence[int]) -> Iterator[BadBlock]:
+        first = blocks[0]
+        recorded = self._recorded(first, blocks[-1] + 1)
+        if len(recorded) > len(blocks) or recorded != array("Q", found):
+            for block, now in zip(blocks, found, strict=True):
+                if recorded[block - first] != now:
+                    yield BadBlock(block, recorded[block - first], now)
 
     def examine(
         self,
@@ -356,22 +370,9 @@ class DigestTable:
                     self._leaving.give_up()
             self._pending = Layer(self._state.block_count)
             layer = self._leaving
-        state, nodes = self._state, self._state.nodes
-        for run in layer.zero.runs():
-            state.leaves.zero(*run)
-            nodes.stale(run.start >> _PAGE_SHIFT, ((run.stop - 1) >> _PAGE_SHIFT) + 1)
-        for page in state.leaves.patch(layer.few):
-            nodes.stale(page, page + 1)
-        for run in layer.doubt.runs():
-            nodes.stale(run.start >> _PAGE_SHIFT, ((run.stop - 1) >> _PAGE_SHIFT) + 1)
+        self._state.write(layer)
         with self._lock:
-            state.unknown.merge(layer.doubt)
-            if state.unknown.count:
-                for run in layer.zero.runs():
-                    state.unknown.clear(*run)
-                for block in layer.few:
-                    if block in state.unknown:
-                        state.unknown.clear(block, block + 1)
+            self._state.take_doubts(layer)
             self._leaving = None
 
     def save(self, point: int | None = None) -> None:

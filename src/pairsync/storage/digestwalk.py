@@ -18,7 +18,7 @@ from __future__ import annotations
 from array import array
 from typing import Final, NamedTuple
 
-from pairsync.core.questions import BAD_BLOCKS_MAX
+from pairsync.core.questions import BAD_BLOCKS_MAX, BadBlock
 from pairsync.core.units import BLOCK_BYTES, KIB, block_count_of
 from pairsync.errors import BackendError, InternalError
 
@@ -38,7 +38,7 @@ from .digestfile import (
 )
 from .digeststate import TableState
 
-__all__ = ["ANSWER_NODES_MAX", "BadBlock", "Examined", "Walk"]
+__all__ = ["ANSWER_NODES_MAX", "Examined", "Walk"]
 
 ANSWER_NODES_MAX: Final = 65_536
 """Nodes in one answer: 512 KiB, half of what a frame holds; at level 1 the sum of 128 GiB."""
@@ -54,16 +54,6 @@ _PAGE_MASK: Final = LEAVES_PER_NODE - 1
 _UNKNOWN_LEAF: Final = UNKNOWN_DIGEST.to_bytes(LEAF_BYTES, "little")
 _ZERO_LEAF: Final = bytes(LEAF_BYTES)
 _ZERO_PAGE: Final = bytes(PAGE_BYTES)
-
-
-class BadBlock(NamedTuple):
-    """A block whose content is not what is recorded."""
-
-    block: int
-    recorded: int
-    """Its digest by the table; `UNKNOWN_DIGEST` only where the block cannot be read either."""
-    found: int
-    """The digest of what was read; `UNKNOWN_DIGEST` if it could not be read."""
 
 
 class Examined(NamedTuple):

@@ -36,7 +36,8 @@ from typing import Final
 
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.events import Event, NoWayBackEvent, OverlayDroppedEvent, OverlayKeptEvent
-from pairsync.core.messages import Buffer, Condition, WriteOp
+from pairsync.core.messages import Condition, WriteOp
+from pairsync.core.questions import BadBlock
 from pairsync.core.superblock import Superblock
 from pairsync.core.units import KIB, MIB, block_count_of
 from pairsync.errors import BackendError, InternalError, MetadataError
@@ -293,9 +294,9 @@ class KeepingDevice(Device):
         self._device.enlarge(size_bytes)
         self._keeper.grow(size_bytes)
 
-    def seen(self, offset: int, content: Buffer) -> None:
+    def seen(self, parts: Sequence[tuple[int, memoryview]]) -> Sequence[BadBlock]:
         """As `Device.seen`."""
-        self._device.seen(offset, content)
+        return self._device.seen(parts)
 
     def flush(self) -> None:
         """As `Device.flush`."""

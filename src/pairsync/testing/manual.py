@@ -51,6 +51,7 @@ from pairsync.core.events import Event
 from pairsync.core.limits import VolumeOptions
 from pairsync.core.messages import Message, PointMark, Role, WriteOp
 from pairsync.core.questions import FAN_OUT, Examined
+from pairsync.core.resync import Found
 from pairsync.core.session import Session
 from pairsync.core.setup import VolumeSetup
 from pairsync.core.superblock import Superblock
@@ -225,7 +226,9 @@ class ManualHost:
             else:
                 found = [disk.find(extent) for extent in effect.extents]
                 ops = [op for _, part in found for op in part]
-                session.read_done(volume, effect.number, [covered for covered, _ in found], ops, now_ns)
+                covered = [part for part, _ in found]
+                answer = Found(covered, ops, [bad for part in covered for bad in disk.bad(*part)])
+                session.read_done(volume, effect.number, answer, now_ns)
         elif isinstance(effect, Examine):
             count = block_count_of(len(disk.content))
             digests = digests_of(disk.leaf, count, effect.level, effect.first, effect.stop)

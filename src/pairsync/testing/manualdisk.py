@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.effects import Journal, SavePages
 from pairsync.core.messages import OpKind, PointMark, WriteOp
+from pairsync.core.questions import BadBlock
 from pairsync.core.resync import PIECE_BYTES
 from pairsync.core.superblock import Superblock, new_superblock
 from pairsync.core.units import BLOCK_BYTES, Extent, block_count_of
@@ -43,9 +44,18 @@ class ManualDisk:
         """Its digest as it was recorded when it was written."""
         return self._recorded.get(block, 0)
 
+    def record(self, block: int, digest: int) -> None:
+        """Its digest has become another one, whatever it holds."""
+        self._recorded[block] = digest
+
     def wrong(self, start: int, stop: int) -> list[int]:
         """Blocks that do not hold what is recorded: somebody has changed `content`."""
-        return [block for block in range(start, stop) if self.found(block) != self.leaf(block)]
+        return [each.block for each in self.bad(start, stop)]
+
+    def bad(self, start: int, stop: int) -> list[BadBlock]:
+        """The same, with their digests."""
+        found = [BadBlock(block, self.leaf(block), self.found(block)) for block in range(start, stop)]
+        return [each for each in found if each.found != each.recorded]
 
     def apply(self, ops: Sequence[WriteOp]) -> None:
         """Write the ops in their order."""

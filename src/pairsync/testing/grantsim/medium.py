@@ -15,6 +15,7 @@ from pairsync.core.dirty import DirtyMap
 from pairsync.core.effects import Apply, Examine, Flush, Journal, MapAllocation, Persist, Read, SavePages
 from pairsync.core.messages import Role, WriteOp
 from pairsync.core.questions import FAN_OUT, Examined
+from pairsync.core.resync import Found
 from pairsync.core.tracker import ops_bytes
 from pairsync.core.units import KIB, block_count_of
 from pairsync.testing.sim.disk import SECTOR_BYTES, SECTORS_PER_BLOCK, ops_of_content, values_of_op
@@ -226,7 +227,7 @@ class VolumeDisk:
             if error:
                 session.read_failed(job.volume, job.number, error, now_ns)
             else:
-                session.read_done(job.volume, job.number, job.extents, self._content(job), now_ns)
+                session.read_done(job.volume, job.number, Found(job.extents, self._content(job)), now_ns)
         elif isinstance(job, Examine):
             session.examined(job.volume, job.token, error or self._examine(job), now_ns)
         else:

@@ -167,7 +167,7 @@ class Checker:
         """These blocks do not hold what their digests say: a scrub would raise an alarm."""
         # A disk that has lost its cache keeps digests of what it had.  Of a standby's the active's dirty map
         # holds those blocks until it is in sync again; after a failed flush nothing is relied on.
-        if host.suspect:
+        if host.suspect or not blocks:
             return
         if host.role is Role.ACTIVE or (self._counts(volume) and self._views[volume].acked_there):
             self._fail("digest", volume, f"{host.name}: digests of blocks {blocks[:8]} are not true")

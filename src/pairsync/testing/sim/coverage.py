@@ -34,6 +34,8 @@ _WHERE: dict[str, tuple[Phase, ...]] = {
     "hang-disk-standby": tuple(phase for phase in Phase if phase is not Phase.BEHIND),
     "flip-active": _LASTING,
     "flip-standby": _LASTING,
+    "digest-active": _LASTING,
+    "digest-standby": _LASTING,
     "misdirect-active": (Phase.IN_SYNC,),  # else what it writes has one copy only
     "misdirect-standby": (Phase.SYNCING, Phase.ADOPTING, Phase.IN_SYNC),
     "eio-active": _LASTING,
@@ -84,6 +86,7 @@ RULES = (
     "damage-found:active",
     "damage-found:standby",
     "damage-read",
+    "digest-told-wrong",
     "grown",
     "no-room",
     "grows-first:active",

@@ -1,18 +1,19 @@
 """Disks that lie: bits that fall over, writes that land elsewhere, and who has to notice.
 
-A block that is damaged reads as something that was never written there, though nothing has failed.  Only
-blocks *at rest* are struck: equal and durable on both disks, their digests durable and true, in no dirty map
-and no write-intent log, and whole on the other host, so that one good copy is left.  A write that went
-elsewhere leaves two blocks damaged: its own, which keeps what it had, and the one that was hit.
+A block that is damaged reads as something that was never written there, though nothing has failed; or the
+digest that is recorded of it has become another one.  Only blocks *at rest* are struck: equal and durable on
+both disks, their digests durable and true, in no dirty map and no write-intent log, and whole on the other
+host, so that one good copy is left.  A write that went elsewhere leaves two blocks damaged: its own, which
+keeps what it had, and the one that was hit.
 
 What is claimed then is checked here: each damaged block is named by a scrub that reads all of the volume, on
 the side where it is, and no other block ever is; reads that are verified get the right content; nothing of it
-reaches the other disk (``lost-write``, ``dirty-superset``: what was never written is owed by nobody); and in
-the end both disks are whole.
+reaches the other disk, whatever is copied (``lost-write``, ``dirty-superset``: what was never written is owed
+by nobody); nothing is told to be lost; and in the end both disks and their digests are whole.
 
 Some damage is *excused*, as the fault atlas says, and mended by nobody: of a block that is written in part,
 or whose write fails, before it was found; of one that the write-intent log names when the active host dies;
-of one that is copied to a standby that has lost track; of all when a disk is swapped for another one.
+of all when a disk is swapped for another one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from pairsync.core.events import ScrubEvent, ScrubFindingEvent
+from pairsync.core.events import DifferenceEvent, ScrubEvent, ScrubFindingEvent
 from pairsync.core.messages import OpKind, Role, WriteOp
 from pairsync.core.scrubber import Fault
 from pairsync.core.standing import Phase
@@ -60,6 +61,8 @@ class Damage:
         self._random = world.random
         self._since: dict[tuple[int, int, int], int] = {}  # (host, volume, block): when it was damaged
         self._seen: set[tuple[int, int, int]] = set()  # blocks that were compared with their digest, and bad
+        # Digests that were damaged, and what they have become; most of them have been mended since.
+        self._leaves: dict[tuple[int, int, int], int] = {}
 
     # ------------------------------------------------------------------ striking
 
@@ -75,6 +78,18 @@ class Damage:
             bit = 1 << self._random.randrange(FLIPPED_BIT, 62)
             self._strike(host, replica, sector, [replica.disk.content[sector] ^ bit])
             self._world.coverage.fault(f"flip-{host.name}", replica.index)
+
+    def rot_digest(self, host: SimHost) -> None:
+        """The digest of a block becomes another one."""
+        replica = self._random.choice(host.replicas)
+        block = self._at_rest(replica.index, 1)
+        if block is not None:
+            self._world.trace.note(host.name, "digest-damage", block, f"volume {replica.index}")
+            key = host.index, replica.index, block
+            leaf = self._leaves[key] = self._random.getrandbits(63) | 1 << 63
+            replica.digests.damage(block, leaf)
+            self._since[key] = self._world.clock.now
+            self._world.coverage.fault(f"digest-{host.name}", replica.index)
 
     def may_misdirect(self, host: SimHost, replica: Replica, op: WriteOp) -> bool:
         """Whether the host's disk is about to put this write somewhere else."""
@@ -158,36 +173,48 @@ class Damage:
             kept = replica.digests.bad_in(disk, blocks) if why == "failed" else []
             self.excuse(why, replica, [(block, block + 1) for block in wrong if block not in kept])
 
-    def copied(self, replica: Replica, extents: Iterable[tuple[int, int]]) -> None:
-        """The active host reads these blocks for the standby."""
-        session = self._world.active.session
-        in_sync = session is not None and session.sources[replica.index].standing.phase is Phase.IN_SYNC
-        wrong = replica.disk.wrong_blocks()
-        for start, stop in extents:
-            blocks = [block for block in wrong if start <= block < stop]
-            if blocks and in_sync:
-                self._world.fail("spread", f"volume {replica.index}: the damage of {blocks} is copied")
-        self.excuse("copied", replica, extents)
-
     def swapped(self) -> None:
         """A disk is about to be swapped for another one: a block may be left on the other host only."""
         for host in self._world.hosts:
             for replica in host.replicas:
                 self.excuse("swapped", replica, [(0, replica.digests.block_count)])
+                for block in self.rotten(host, replica):
+                    replica.digests.damage(block, replica.digests.content_of(replica.disk, block))
 
     # ------------------------------------------------------------------ who has noticed
 
     def compared(self, host: SimHost, replica: Replica, bad: Iterable[int]) -> None:
         """The host has read blocks, and found that these are not what their digests say."""
-        wrong = replica.disk.wrong_blocks()
+        wrong = self._wrong(host, replica)
         self._seen.update((host.index, replica.index, block) for block in bad if block in wrong)
+
+    def rotten(self, host: SimHost, replica: Replica) -> list[int]:
+        """Blocks whose digest is a damaged one, or would be after a crash."""
+        return [
+            block
+            for (index, volume, block), leaf in self._leaves.items()
+            if (index, volume) == (host.index, replica.index) and replica.digests.may_be(block, leaf)
+        ]
+
+    def _wrong(self, host: SimHost, replica: Replica) -> list[int]:
+        return [*replica.disk.wrong_blocks(), *self.rotten(host, replica)]
+
+    def explains(self, volume: int, event: DifferenceEvent) -> bool:
+        """Whether that many blocks differ because digests were damaged."""
+        struck = {block for _, where, block in self._leaves if where == volume}
+        return event.blocks <= len(struck) and event.first_block in struck
 
     def finding(self, volume: int, event: ScrubFindingEvent) -> None:
         """A bad block was told of."""
         world = self._world
-        host = {Fault.HERE.value: world.active, Fault.PEER.value: world.standby}.get(event.fault)
+        host = {Fault.PEER: world.standby, Fault.HERE: world.active, Fault.DIGEST: world.active}.get(
+            Fault(event.fault)  # there is a good copy of all that was struck: nothing is ever lost
+        )
         if host is None or (host.index, volume, event.block) not in self._seen:
             world.fail("false-alarm", event.describe())
+        if event.fault == Fault.DIGEST.value:
+            world.require((host.index, volume, event.block) in self._leaves, "false-alarm", event.describe())
+            world.coverage.reach("digest-told-wrong")
         world.coverage.reach(f"damage-found:{host.name}")
         if event.repair:
             self._ambush(host.replicas[volume], event.block)
@@ -204,7 +231,7 @@ class Damage:
         world = self._world
         began = world.clock.now - int(event.seconds * NS_PER_S)
         for host in world.hosts:
-            for block in host.replicas[volume].disk.wrong_blocks():
+            for block in self._wrong(host, host.replicas[volume]):
                 key = host.index, volume, block
                 if self._since[key] < began and key not in self._seen:
                     world.fail(
@@ -220,4 +247,4 @@ class Damage:
     @property
     def outstanding(self) -> bool:
         """Whether any disk is wrong anywhere."""
-        return any(replica.disk.wrong for host in self._world.hosts for replica in host.replicas)
+        return any(self._wrong(host, replica) for host in self._world.hosts for replica in host.replicas)

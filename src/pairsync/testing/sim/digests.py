@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from random import Random
 
 from pairsync.core.dirty import DirtyMap
-from pairsync.core.questions import UNKNOWN_DIGEST
+from pairsync.core.questions import UNKNOWN_DIGEST, BadBlock
 from pairsync.testing.tree import digests_of
 
 from .disk import SECTORS_PER_BLOCK, SimDisk, Values
@@ -60,6 +60,15 @@ class SimDigests:
         if self._grown_from is None:
             self._grown_from = before - 1
         self._record(before - 1, self.content_of(disk, before - 1) if known else UNKNOWN_DIGEST)
+
+    def damage(self, block: int, leaf: int) -> None:
+        """The block's leaf is that from now on, on the disk too."""
+        self._recorded[block] = self._saved[block] = leaf
+        self._unsaved.discard(block)
+
+    def may_be(self, block: int, leaf: int) -> bool:
+        """Whether the block's leaf is that, or would be after a crash."""
+        return block < self.block_count and leaf in (self._recorded[block], self._saved[block])
 
     def settled(self, disk: SimDisk, block: int) -> bool:
         """Whether the leaf is known, true, and as durable as it will ever be."""
@@ -157,6 +166,12 @@ class SimDigests:
                 leaf = _leaf(seen[disk.sectors_of(block)])
                 (bad.discard if leaf == self._recorded[block] else bad.add)(block)
         return sorted(bad)
+
+    def bad_blocks(self, disk: SimDisk, blocks: range) -> list[BadBlock]:
+        """The same, with their digests."""
+        bad = self.bad_in(disk, blocks)
+        seen = disk.seen() if bad else []
+        return [BadBlock(block, self._recorded[block], _leaf(seen[disk.sectors_of(block)])) for block in bad]
 
     def wrong_in(self, disk: SimDisk, blocks: range) -> list[int]:
         """Likewise, of many: quick where there is nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pairsync.core.messages import Role
@@ -58,8 +59,10 @@ class Faults(Swaps):
             "slow-disk-standby": lambda: self._slow_disk(world.standby),
             "hang-disk-active": lambda: self._hang(world.active),
             "hang-disk-standby": lambda: self._hang(world.standby),
-            "flip-active": lambda: self._flip(world.active),
-            "flip-standby": lambda: self._flip(world.standby),
+            "flip-active": lambda: self._strike(world.damage.flip, world.active),
+            "flip-standby": lambda: self._strike(world.damage.flip, world.standby),
+            "digest-active": lambda: self._strike(world.damage.rot_digest, world.active),
+            "digest-standby": lambda: self._strike(world.damage.rot_digest, world.standby),
         }
 
     # ------------------------------------------------------------------ when
@@ -253,9 +256,9 @@ class Faults(Swaps):
             if self._random.random() < 0.5:
                 replica.metadata_lane.stall(delay_ns)
 
-    def _flip(self, host: SimHost) -> None:
+    def _strike(self, damage: Callable[[SimHost], None], host: SimHost) -> None:
         if self._mislaid is None and self._world.profile.options.digests:
-            self._world.damage.flip(host)
+            damage(host)
 
     def _arm(self, kind: str) -> None:
         """The next job of a kind fails; counted when it does."""

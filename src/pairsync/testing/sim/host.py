@@ -289,11 +289,7 @@ class SimHost:
                 session.read_failed(job.volume, job.number, error, now)
             else:
                 covered = [self._media.covered(replica.disk, extent) for extent in job.extents]
-                ops = self._media.read(replica, covered)
-                if ops is None:
-                    session.read_failed(job.volume, job.number, errno.EIO, now)
-                else:
-                    session.read_done(job.volume, job.number, covered, ops, now)
+                session.read_done(job.volume, job.number, self._media.read(replica, covered), now)
         elif isinstance(job, Examine):
             self._trace.note(self.name, "examined", job.level, f"{job.first}..{job.stop}")
             session.examined(job.volume, job.token, self._media.examine(replica, job), now)

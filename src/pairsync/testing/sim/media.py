@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pairsync.core.effects import Apply, Examine, Journal, Persist, SavePages
-from pairsync.core.messages import Role, WriteOp
-from pairsync.core.questions import FAN_OUT, Examined
-from pairsync.core.scrubber import Repair
+from pairsync.core.fetcher import Repair
+from pairsync.core.questions import FAN_OUT, BadBlock, Examined
+from pairsync.core.resync import Found
 from pairsync.core.units import Extent
 
 from .digests import SimDigests
@@ -147,28 +147,28 @@ class Media:
         digests.fill(disk, blocks)
         wrong = digests.wrong_in(disk, blocks)
         if wrong:
-            self._world.checker.wrong_digests(self._host, replica.index, wrong)
+            rotten = self._world.damage.rotten(self._host, replica)
+            untrue = [block for block in wrong if block not in rotten]
+            self._world.checker.wrong_digests(self._host, replica.index, untrue)
         bad = digests.bad_in(disk, blocks) if job.read and disk.wrong else wrong
         if job.read and bad:
             self._world.damage.compared(self._host, replica, bad)
         return Examined(digests.answer(job.level, job.first, stop), bad if job.read else ())
 
-    def read(self, replica: Replica, extents: Sequence[Extent]) -> list[WriteOp] | None:
-        """The content of these blocks; None if what a standby reads for its peer is not what was recorded."""
-        disk = replica.disk
+    def read(self, replica: Replica, extents: Sequence[Extent]) -> Found:
+        """The content of these blocks, and what of it is not what was recorded."""
+        disk, digests = replica.disk, replica.digests
+        wrong: list[BadBlock] = []
         for extent in extents:
-            replica.digests.fill(disk, range(*extent))
-        if disk.wrong:
-            active = self._host.role is Role.ACTIVE
-            if active:
-                self._world.damage.copied(replica, extents)
-            elif self._world.profile.options.digests and any(
-                replica.digests.bad_in(disk, range(*extent)) for extent in extents
-            ):
-                return None
+            digests.fill(disk, range(*extent))
+            if self._world.profile.options.digests:
+                wrong += digests.bad_blocks(disk, range(*extent))
+        if wrong:
+            self._world.damage.compared(self._host, replica, [each.block for each in wrong])
         content = disk.seen()
         limit = disk.sector_count
-        return [op for extent in extents for op in ops_of_content(content, *extent, limit)]
+        ops = [op for extent in extents for op in ops_of_content(content, *extent, limit)]
+        return Found(extents, ops, wrong)
 
     def finish(self, replica: Replica, job: object) -> list[int] | None:
         """Do it; for an apply that is made to fail: the errnos."""

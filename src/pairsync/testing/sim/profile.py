@@ -35,6 +35,8 @@ FAULTS: dict[str, float] = {
     "hang-disk-standby": 0.5,
     "flip-active": 1.5,
     "flip-standby": 1.5,
+    "digest-active": 1.5,
+    "digest-standby": 0.7,
     "misdirect-active": 1.0,
     "misdirect-standby": 1.0,
     "eio-active": 1.5,

@@ -142,7 +142,9 @@ class World:
                 self.checker.adopted(self.volume_of(host, event.volume))
         elif isinstance(event, DifferenceEvent):
             self.coverage.reach("differences-found")
-            self.checker.alarm(self.volume_of(host, event.volume))
+            volume = self.volume_of(host, event.volume)
+            if not self.damage.explains(volume, event):
+                self.checker.alarm(volume)
         elif isinstance(event, TroubleEvent):
             self.faults.trouble(host)
         elif isinstance(event, ScrubEvent):
