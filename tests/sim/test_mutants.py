@@ -18,7 +18,7 @@ import pytest
 from pairsync.core import lineage, prover, session
 from pairsync.core.closer import Closer
 from pairsync.core.copier import Copier, _Stage
-from pairsync.core.doubts import Doubts, _State
+from pairsync.core.doubts import Doubts
 from pairsync.core.effects import Flush, SavePages, Send
 from pairsync.core.fetcher import Fetcher
 from pairsync.core.flushes import Flushes, FlushOp
@@ -140,7 +140,7 @@ def release_the_segment_before_the_pages_are_saved(patch: pytest.MonkeyPatch) ->
     patch.setattr(Closer, "_start_save", start_save)
 
 
-@mutant("dirty-superset", digests=False, fault="crash-both")
+@mutant("dirty-superset", digests=False)
 def copy_nothing_because_the_labels_are_equal(patch: pytest.MonkeyPatch) -> None:
     right = lineage.plan_volume
 
@@ -173,7 +173,7 @@ def overwrite_a_newer_standby(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(lineage, "plan_volume", plan_volume)
 
 
-@mutant("lost-write", "dirty-superset")
+@mutant("lost-write", "dirty-superset", "liveness")
 def answer_a_barrier_before_the_flush(patch: pytest.MonkeyPatch) -> None:
     right = VolumeTarget.barrier
 
@@ -394,19 +394,6 @@ def put_fetched_content_over_what_was_written_since(patch: pytest.MonkeyPatch) -
 def copy_what_does_not_fit_its_digest(patch: pytest.MonkeyPatch) -> None:
     right = Copier.found
     patch.setattr(Copier, "found", lambda self, number, found: right(self, number, found._replace(wrong=())))
-
-
-@mutant("liveness", digests=True, fault="digest-active")
-def believe_the_digest_whatever_the_peer_has(patch: pytest.MonkeyPatch) -> None:
-    right = Doubts._sure
-
-    def sure(self: Doubts, doubt: Any, fault: Fault) -> None:
-        if fault is Fault.HERE:
-            right(self, doubt, fault)
-        else:
-            self._become(doubt, _State.LOST)
-
-    patch.setattr(Doubts, "_sure", sure)
 
 
 @mutant("liveness", digests=True, fault="digest-active")

@@ -78,8 +78,10 @@ class Copier:
         self._standing = standing
         self._out = out
         self._resync = ResyncSource(tracker.todo, pacer)
-        self._doubts = Doubts(index, tracker, standing, questions, fetcher, self._resync.release, out)
         self._prover = Prover(tracker, questions)
+        self._doubts = Doubts(
+            index, tracker, standing, questions, fetcher, self._resync.release, self._peer_should_have, out
+        )
         self.questions = questions
         self.proves = False  # whether both hosts keep digests; set before a session begins
         self._rounds = 0  # proofs of this session that have found a difference
@@ -188,7 +190,7 @@ class Copier:
         self._ready, self._ready_bytes = [], 0  # its blocks are "sent" without a flush: they become todo
         self._resync.stop()
         self._doubts.stop()
-        self._prover.stop()
+        self._prover.forget()
         self._waiting_since_ns = None
         self._gave_up = False
 
@@ -233,6 +235,10 @@ class Copier:
             self._give_up(f"nothing can be proven: {errno_name(answer)}")
         else:
             self.questions.examined(token, answer)
+
+    def _peer_should_have(self, block: int) -> bool:
+        """Whether the peer holds what was last written to a block of ``todo``, as far as is known."""
+        return self._standing.phase is Phase.IN_SYNC or block in self._prover.found
 
     def _give_up(self, reason: str) -> None:
         """This session leads to nothing."""

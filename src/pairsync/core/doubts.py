@@ -6,10 +6,13 @@ digest has, and the peer tells which.  It is asked what it holds there, read and
 
     the peer's copy is sound, and ...
         what is recorded here                      the block has fallen over here
-        what is read here                          the digest has: both hosts hold the same
+        what is read here, and was never missing   the digest has: both hosts hold the same
                                                    ── either way: fetched from the peer, written again here
-        neither                                    lost: nobody has what is recorded
+        anything else                              lost: nobody has what is recorded
     the peer's copy is not sound                   wrong on both hosts
+
+That both hosts hold the same proves nothing of a block that was written while the peer was not there: this
+disk may have dropped that write, and both have what was there before.
 
 Writing the block again records its digest anew, and makes the two the same; it counts as sent then, so that a
 flush on both hosts comes before it leaves the dirty map.  A write of the guest ends every doubt about its
@@ -75,15 +78,18 @@ class Doubts:
         questions: Questions,
         fetcher: Fetcher,
         release: Callable[[int], None],
+        peer_should_have: Callable[[int], bool],
         out: list[Effect],
     ) -> None:
-        """``release`` hears of a block that is in doubt no longer."""
+        """``release`` hears of a block that is in doubt no longer; ``peer_should_have``: whether all that was
+        written to the block was sent to the peer."""
         self._index = index
         self._tracker = tracker
         self._standing = standing
         self._questions = questions
         self._fetcher = fetcher
         self._release = release
+        self._peer_should_have = peer_should_have
         self._out = out
         self._open: dict[int, _Doubt] = {}  # by block; all of them in `todo`
         self._new = 0  # how many are NEW or SURE, and have to be looked after
@@ -191,7 +197,9 @@ class Doubts:
                 self._lose([doubt], Fault.BOTH)
             elif theirs == answer.mine.digests[at : at + DIGEST_BYTES]:
                 self._sure(doubt, Fault.HERE)
-            elif theirs == doubt.found.to_bytes(DIGEST_BYTES, "little"):
+            elif self._peer_should_have(doubt.block) and theirs == doubt.found.to_bytes(
+                DIGEST_BYTES, "little"
+            ):
                 self._sure(doubt, Fault.DIGEST)
             else:
                 self._lose([doubt], Fault.LOST)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
+from .dirty import DirtyMap
 from .questions import (
     ANSWER_NODES_MAX,
     DIGEST_BYTES,
@@ -40,6 +41,8 @@ class Prover:
         self._waiting: deque[tuple[int, int, int]] = deque()
         self.differing = 0  # blocks of this walk that differ
         self.first_differing: int | None = None  # the lowest of them that was met
+        self.found = DirtyMap(tracker.block_count)
+        """Blocks that differed though no map held them, in any walk of this session."""
 
     def start(self) -> None:
         """Begin at the top."""
@@ -51,6 +54,11 @@ class Prover:
         """Whatever was asked does not matter any more."""
         self._questions.forget()
         self._waiting.clear()
+
+    def forget(self) -> None:
+        """The session is over."""
+        self.stop()
+        self.found = DirtyMap(self._tracker.block_count)
 
     @property
     def finished(self) -> bool:
@@ -77,7 +85,9 @@ class Prover:
             for start, end in reversed(runs):
                 self._wait(answer.level - 1, start * FAN_OUT, min(end * FAN_OUT, count))
             return
+        self.found.grow(self._tracker.block_count)
         for start, end in runs:
+            self.found.mark(start, end)
             self.differing += end - start
             if self.first_differing is None or start < self.first_differing:
                 self.first_differing = start

@@ -226,6 +226,10 @@ class Checker:
             view.claims = host.replicas[volume].claims()
         else:
             self._check_standby_lineage(volume, before, after)
+            if after.size_bytes > max(
+                before.size_bytes, self._pair(volume)[0].metadata.superblock.size_bytes
+            ):
+                self._world.faults.ambush_growth()
         if view.claims and view.intact:
             self._check_claim(volume)
 

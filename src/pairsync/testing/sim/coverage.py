@@ -86,7 +86,7 @@ RULES = (
     "damage-found:active",
     "damage-found:standby",
     "damage-read",
-    "digest-told-wrong",
+    "digest-told:digest",
     "grown",
     "no-room",
     "grows-first:active",

@@ -9,11 +9,12 @@ keeps what it had, and the one that was hit.
 What is claimed then is checked here: each damaged block is named by a scrub that reads all of the volume, on
 the side where it is, and no other block ever is; reads that are verified get the right content; nothing of it
 reaches the other disk, whatever is copied (``lost-write``, ``dirty-superset``: what was never written is owed
-by nobody); nothing is told to be lost; and in the end both disks and their digests are whole.
+by nobody); and in the end both disks and their digests are whole.  Of what was struck only a digest may be
+told to be lost, where the block stood in a dirty map for no reason: then a person writes the block anew.
 
 Some damage is *excused*, as the fault atlas says, and mended by nobody: of a block that is written in part,
-or whose write fails, before it was found; of one that the write-intent log names when the active host dies;
-of all when a disk is swapped for another one.
+or whose write fails, before it was found; of one that the write-intent log names when the active host dies,
+or whose volume has just grown when its host dies; of all when a disk is swapped for another one.
 """
 
 from __future__ import annotations
@@ -51,6 +52,9 @@ LOST_SHARE = 0.3
 """Of writes that went elsewhere those that left the volume: nothing is hit."""
 
 MISDIRECTED_BLOCKS_MAX = 16
+
+WRITES_ANEW_NS_MAX = 20 * NS_PER_S
+"""How long it takes until somebody has heard of a block that is lost, and has written it again."""
 
 
 class Damage:
@@ -207,17 +211,25 @@ class Damage:
     def finding(self, volume: int, event: ScrubFindingEvent) -> None:
         """A bad block was told of."""
         world = self._world
-        host = {Fault.PEER: world.standby, Fault.HERE: world.active, Fault.DIGEST: world.active}.get(
-            Fault(event.fault)  # there is a good copy of all that was struck: nothing is ever lost
-        )
-        if host is None or (host.index, volume, event.block) not in self._seen:
-            world.fail("false-alarm", event.describe())
-        if event.fault == Fault.DIGEST.value:
-            world.require((host.index, volume, event.block) in self._leaves, "false-alarm", event.describe())
-            world.coverage.reach("digest-told-wrong")
+        host = world.standby if event.fault == Fault.PEER.value else world.active
+        key = host.index, volume, event.block
+        if key not in self._seen or event.fault in {Fault.BOTH.value, Fault.DIFFERENT.value}:
+            world.fail("false-alarm", event.describe())  # of all that was struck there is a good copy
+        if event.fault in {Fault.DIGEST.value, Fault.LOST.value}:
+            world.require(key in self._leaves, "false-alarm", event.describe())
+            world.coverage.reach(f"digest-told:{event.fault}")
+        if event.fault == Fault.LOST.value:
+            delay_ns = self._random.randrange(WRITES_ANEW_NS_MAX)
+            world.clock.after(delay_ns, self._write_anew, host.replicas[volume], event.block)
         world.coverage.reach(f"damage-found:{host.name}")
         if event.repair:
             self._ambush(host.replicas[volume], event.block)
+
+    def _write_anew(self, replica: Replica, block: int) -> None:
+        """What a person does: in the guest, the block is written with what it holds."""
+        key = self._world.active.index, replica.index, block
+        if replica.digests.may_be(block, self._leaves[key]):
+            replica.digests.damage(block, replica.digests.content_of(replica.disk, block))
 
     def _ambush(self, replica: Replica, block: int) -> None:
         """A block is about to be repaired: a bad moment for a write of it, and for a disk to fail."""

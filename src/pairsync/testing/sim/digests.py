@@ -114,17 +114,17 @@ class SimDigests:
             if self._recorded[block] == leaf:
                 self._unsaved.discard(block)
 
-    def crashed(self, random: Random) -> None:
-        """The process is gone."""
+    def crashed(self, random: Random) -> tuple[int, int]:
+        """The process is gone; the run of blocks that are unknown now because no save came after a growth."""
         for block in sorted(self._unsaved):
             if random.random() < 0.5:
                 self._saved[block] = self._recorded[block]
-        if self._grown_from is not None:
-            unknown = [UNKNOWN_DIGEST] * (self.block_count - self._grown_from)
-            self._saved[self._grown_from :] = unknown
-            self._grown_from = None
+        first = self.block_count if self._grown_from is None else self._grown_from
+        self._saved[first:] = [UNKNOWN_DIGEST] * (self.block_count - first)
+        self._grown_from = None
         self._recorded = self._saved[:]
         self._unsaved.clear()
+        return first, self.block_count
 
     def opened(self, intents: DirtyMap) -> None:
         """A process begins after one that did not end in order: these blocks may hold anything."""

@@ -24,6 +24,10 @@ STOP_NS_MAX = 120 * NS_PER_S
 
 HANG_NS_MAX = 30 * NS_PER_S
 
+_DEATHS_OF_ACTIVE = ("crash-active", "crash-both", "power-active", "power-both")
+_DIES_GROWING = 0.5
+"""How likely it dies in just that moment, which nothing else would hit."""
+
 _SHORT_LIVED = {Phase.BEHIND: 3, Phase.ADOPTING: 2, Phase.CONFIRMING: 3}
 """Phases that last for a moment or are rarely reached: an ambush is that much likelier."""
 
@@ -110,6 +114,12 @@ class Faults(Swaps):
 
     def _stir(self) -> None:
         self._world.guest.stir(sure=True)
+
+    def ambush_growth(self) -> None:
+        """The standby has recorded a larger size, and the active host has not: it may forget it."""
+        deaths = [kind for kind in _DEATHS_OF_ACTIVE if self.striking(kind)]
+        if deaths and self._random.random() < _DIES_GROWING:
+            self._clock.after(0, self.strike, self._random.choice(deaths))
 
     def ambush_generation(self) -> None:
         """A write-intent generation has moved on: likewise, for what costs the host its memory."""

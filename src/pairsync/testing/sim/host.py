@@ -148,7 +148,7 @@ class SimHost:
         self._down()
         for replica in self.replicas:
             self._interrupt(replica)
-            replica.digests.crashed(self._random)
+            self._world.damage.excuse("grown", replica, [replica.digests.crashed(self._random)])
             if power:
                 keep = self._world.profile.cache_keep
                 replica.disk.lose_cache(self._random, self._random.random() if keep is None else keep)
@@ -163,7 +163,7 @@ class SimHost:
                 self._media.finish(replica, job)
             for job in replica.metadata_lane.clear():
                 self._media.finish(replica, job)
-            replica.digests.crashed(self._random)
+            self._world.damage.excuse("grown", replica, [replica.digests.crashed(self._random)])
         self._down()
         self._world.link.host_down(self.index, silent=False)
 
