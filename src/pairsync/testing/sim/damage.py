@@ -182,7 +182,7 @@ class Damage:
         for host in self._world.hosts:
             for replica in host.replicas:
                 self.excuse("swapped", replica, [(0, replica.digests.block_count)])
-                for block in self.rotten(host, replica):
+                for block in {*self.rotten(host, replica), *self.rotten(host, replica, saved=True)}:
                     replica.digests.damage(block, replica.digests.content_of(replica.disk, block))
 
     # ------------------------------------------------------------------ who has noticed
@@ -192,12 +192,13 @@ class Damage:
         wrong = self._wrong(host, replica)
         self._seen.update((host.index, replica.index, block) for block in bad if block in wrong)
 
-    def rotten(self, host: SimHost, replica: Replica) -> list[int]:
-        """Blocks whose digest is a damaged one, or would be after a crash."""
+    def rotten(self, host: SimHost, replica: Replica, *, saved: bool = False) -> list[int]:
+        """Blocks whose digest is a damaged one; ``saved``: that may be one after a crash."""
         return [
             block
             for (index, volume, block), leaf in self._leaves.items()
-            if (index, volume) == (host.index, replica.index) and replica.digests.may_be(block, leaf)
+            if (index, volume) == (host.index, replica.index)
+            and replica.digests.recorded(block, saved=saved) == leaf
         ]
 
     def _wrong(self, host: SimHost, replica: Replica) -> list[int]:
@@ -228,7 +229,7 @@ class Damage:
     def _write_anew(self, replica: Replica, block: int) -> None:
         """What a person does: in the guest, the block is written with what it holds."""
         key = self._world.active.index, replica.index, block
-        if replica.digests.may_be(block, self._leaves[key]):
+        if replica.digests.recorded(block) == self._leaves[key]:
             replica.digests.damage(block, replica.digests.content_of(replica.disk, block))
 
     def _ambush(self, replica: Replica, block: int) -> None:
@@ -251,9 +252,9 @@ class Damage:
                     )
 
     def back(self, host: SimHost) -> None:
-        """The host has lost its power, and what had mended a block may be lost with it."""
+        """The host has died, and what had mended a block or its digest may be lost with it."""
         for replica in host.replicas:
-            for block in replica.disk.wrong_blocks():
+            for block in self._wrong(host, replica):
                 self._since[host.index, replica.index, block] = self._world.clock.now
 
     @property

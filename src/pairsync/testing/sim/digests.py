@@ -66,9 +66,10 @@ class SimDigests:
         self._recorded[block] = self._saved[block] = leaf
         self._unsaved.discard(block)
 
-    def may_be(self, block: int, leaf: int) -> bool:
-        """Whether the block's leaf is that, or would be after a crash."""
-        return block < self.block_count and leaf in (self._recorded[block], self._saved[block])
+    def recorded(self, block: int, *, saved: bool = False) -> int:
+        """The block's leaf; ``saved``: what a crash may leave of it.  -1 behind the last block."""
+        leaves = self._saved if saved else self._recorded
+        return leaves[block] if block < len(leaves) else -1
 
     def settled(self, disk: SimDisk, block: int) -> bool:
         """Whether the leaf is known, true, and as durable as it will ever be."""

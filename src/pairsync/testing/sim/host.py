@@ -165,6 +165,7 @@ class SimHost:
                 self._media.finish(replica, job)
             self._world.damage.excuse("grown", replica, [replica.digests.crashed(self._random)])
         self._down()
+        self._world.damage.back(self)
         self._world.link.host_down(self.index, silent=False)
 
     def _down(self) -> None:

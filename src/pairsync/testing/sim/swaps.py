@@ -51,7 +51,7 @@ class Swaps(Operators):
 
     def _back_up(self, host: SimHost) -> None:
         if self._mislaid is not None or any(
-            self._world.damage.rotten(host, replica) for replica in host.replicas
+            self._world.damage.rotten(host, replica, saved=True) for replica in host.replicas
         ):
             return
         if self._random.random() < 0.3 and f"rollback-{host.name}" in self._world.profile.faults:
