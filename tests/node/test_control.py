@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from pairsync.errors import PeerLost
+from pairsync.errors import ConfigError, PeerLost
 from pairsync.node.control import CONNECTIONS_MAX, IDLE_CROWDED_S, IDLE_S, LINE_BYTES_MAX, ask, serve_control
 
 HOSTILE = {
@@ -67,6 +68,21 @@ async def _served(path: Path) -> AsyncIterator[None]:
 
 
 SILENT = {"nothing": b"", "half a request": b'{"do": "pi', "takes no answer": b'{"do": "much"}\n'}
+
+
+async def test_what_the_system_refuses_a_handler_is_its_answer(tmp_path: Path) -> None:
+    async def status(_: object) -> dict[str, int]:
+        await trio.lowlevel.checkpoint()
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    path = tmp_path / "control.sock"
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_control, path, {"status": status})
+            for _ in range(2):
+                with pytest.raises(ConfigError, match="Too many open files"):
+                    await ask(path, {"do": "status"})
+            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("sent", SILENT.values(), ids=SILENT.keys())

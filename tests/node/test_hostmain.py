@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -67,6 +68,21 @@ def test_it_runs_until_a_signal(file: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE_S) == 0
     assert not (file.parent / "nbd.sock").exists()
+
+
+def test_it_takes_all_descriptors_that_it_may_have(file: Path) -> None:
+    """Two front doors full of clients are all of the usual limit; the next look at its memory ended it."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, before[1]), before[1]))
+    try:
+        process = spawn(file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    with process:
+        assert first_line(process)["event"] == "ready"
+        assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (before[1], before[1])
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE_S) == 0
 
 
 def test_it_ends_with_its_parent_if_asked_to(file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 
 import trio
@@ -58,6 +59,26 @@ async def test_what_is_in_use_is_left_alone_more_and_more(autojump_clock: trio.t
         process.used -= 2 * TRIM_ABOVE_BYTES  # the burst was long, and is over
         process.free = 2 * TRIM_ABOVE_BYTES
         await trio.sleep(61)
+        assert process.free == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_look_that_fails_is_left_out(autojump_clock: trio.testing.MockClock) -> None:
+    process = Process()
+    looks = 0
+
+    def resident() -> int:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return process.resident()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: trim_memory(resident=resident, trim=process.trim))
+        await trio.sleep(10)
+        process.free = TRIM_ABOVE_BYTES + MIB
+        await trio.sleep(10)
         assert process.free == 0
         nursery.cancel_scope.cancel()
 

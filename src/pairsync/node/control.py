@@ -52,7 +52,7 @@ async def serve_control(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled.  A handler's `PairsyncError` becomes the error of the answer."""
+    """Serve until cancelled.  A handler's `PairsyncError` or `OSError` becomes the error of the answer."""
     listener = open_unix_listener(path)
     places = _Places()
     try:
@@ -165,7 +165,7 @@ async def _answer(request: Mapping[str, Any], handlers: Mapping[str, Handler]) -
         return {"ok": False, "error": f"unknown request {request.get('do')!r}"}
     try:
         return {"ok": True, **await handler(request)}
-    except PairsyncError as error:
+    except (PairsyncError, OSError) as error:  # the latter where descriptors are short
         return {"ok": False, "error": str(error)}
 
 

@@ -20,6 +20,7 @@ from pairsync.guest.disks import Opener
 from pairsync.guest.replica import open_replica
 from pairsync.io.polling import BusyPolling
 
+from .descriptors import raise_descriptor_limit
 from .ending import leaves
 from .host import More, no_more, run_host
 from .hostfile import read_host_file
@@ -43,6 +44,7 @@ def run_host_file(
 ) -> int:
     """Run the host of a file until a signal; the exit status.  For the options see `run_host`."""
     log = log_to_stderr()
+    raise_descriptor_limit()
     _calm_collector()
     lines = LineWriter()
     failures: list[PairsyncError] = []

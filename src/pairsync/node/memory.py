@@ -53,7 +53,10 @@ async def trim_memory(*, resident: Callable[[], int] = resident_bytes, trim: Tri
     least, wait_s = resident(), LOOK_S_MIN
     while True:
         await trio.sleep(wait_s)
-        now = resident()
+        try:
+            now = resident()
+        except OSError:  # no descriptor to look with: that is no reason to end
+            continue
         if now > least + TRIM_ABOVE_BYTES:
             await trim()
             now = resident()

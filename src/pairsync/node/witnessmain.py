@@ -8,8 +8,6 @@ orderly end (SIGINT, SIGTERM), 1 with one line that says what is wrong.
 
 from __future__ import annotations
 
-import contextlib
-import resource
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -20,6 +18,7 @@ import trio
 from pairsync.errors import PairsyncError
 from pairsync.io.network import Address
 
+from .descriptors import raise_descriptor_limit
 from .ending import await_signal, follow_stdin, leaves
 from .lines import LineWriter, log_to_stderr
 from .memory import trim_memory
@@ -33,7 +32,7 @@ FLAG = "--follow-stdin"
 def run_witness(directory: Path, *, listen: Sequence[Address] | None = None, follow: bool = False) -> int:
     """Run the witness of a directory until a signal; the exit status.  ``follow``: or until stdin ends."""
     log = log_to_stderr()
-    _raise_descriptor_limit()
+    raise_descriptor_limit()
     lines = LineWriter()
     failures: list[PairsyncError] = []
 
@@ -55,13 +54,6 @@ def run_witness(directory: Path, *, listen: Sequence[Address] | None = None, fol
         for error in failures:
             sys.stderr.write(f"pairsync: {error}\n")
     return 1 if failures else 0
-
-
-def _raise_descriptor_limit() -> None:
-    """A connection is a descriptor; the usual soft limit is 1024, the hard one is what the machine allows."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def main() -> int:
