@@ -22,9 +22,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .grants import BALLOT_NONE, Ballot, Grant, VoterId, objection
+from .grants import BALLOT_NONE, Ballot, Grant, HostId, VoterId, objection
 
-__all__ = ["AcceptorState", "HostMemory", "accept", "commit", "is_news", "learn", "prepare"]
+__all__ = ["AcceptorState", "HostMemory", "accept", "commit", "gives_way", "is_news", "learn", "prepare"]
 
 
 class AcceptorState(NamedTuple):
@@ -51,6 +51,15 @@ class HostMemory(NamedTuple):
     acceptor: AcceptorState
     promise_ns: int | None
     """The longest that it may have given; None: whoever wrote it did not say."""
+
+
+def gives_way(state: AcceptorState, host: HostId) -> bool:
+    """Whether that host, whose disks are empty, must not go on as the owner that it was.
+
+    As another voter it stands in nobody's way who has the data.  Before the guest has run nobody has any.
+    """
+    base = state.base
+    return base is not None and not base.is_first and base.owner_id == state.voter(host)
 
 
 def is_news(base: Grant | None, grant: Grant) -> bool:

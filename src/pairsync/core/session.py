@@ -386,6 +386,24 @@ class Session(Reports):
 
     # ------------------------------------------------------------------ questions
 
+    def could_serve(self, *, new: bool, term: int) -> bool:
+        """Whether what lies on this host's disks could serve the guest, if this host may.
+
+        ``new``: nothing was agreed of the guest but who has it first.  Later a replica that was never written
+        is an exchanged disk, whatever a grant says of its host (DESIGN rule 3).  ``term``: of the other
+        host's grant; 0 if it is ours.  A replica that was proven in sync under it has recorded it: one that
+        has not was put back from a backup, or is still to be proven.
+        """
+        if self.sources:
+            return all(source.failed is None for source in self.sources)
+        for target in self.targets:
+            block = target.superblock
+            if block.term < term or block.condition is Condition.SYNCING:
+                return False
+            if block.condition is Condition.BLANK and not new:
+                return False
+        return True
+
     @property
     def in_sync(self) -> bool:
         """Whether the peer is in sync for every volume (active), or this host's replicas are (standby)."""

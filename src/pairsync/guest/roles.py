@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from pairsync.core.messages import Condition, Role
+from pairsync.core.messages import Role
 from pairsync.core.session import SessionPhase
 from pairsync.errors import BackendError
 
@@ -47,21 +47,12 @@ LOOK_S: Final = 0.001
 
 
 def could_serve(guest: Guest, *, new: bool, term: int) -> bool:
-    """Whether what lies on this host's disks could serve the guest, if this host may.
-
-    ``new``: nothing was agreed of the guest but who has it first.  Later a replica that was never written is
-    an exchanged disk, whatever a grant says of its host (DESIGN rule 3).  ``term``: of the other host's
-    grant; 0 if it is ours.  A replica that was proven in sync under it has recorded it: one that has not was
-    put back from a backup, or is still to be proven.
-    """
+    """As `Session.could_serve`; an owner that is halted could, once its disks have been opened anew."""
     if guest.closed or guest.ill:
         return False
-    if guest.session.sources:
-        halted = guest.paused or guest.leaves_for is not None
-        return halted or all(source.failed is None for source in guest.session.sources)
-    usable = {Condition.CONSISTENT, Condition.BLANK} if new else {Condition.CONSISTENT}
-    blocks = [target.superblock for target in guest.session.targets]
-    return all(block.condition in usable and block.term >= term for block in blocks)
+    session = guest.session
+    halted = bool(session.sources) and (guest.paused or guest.leaves_for is not None)
+    return halted or session.could_serve(new=new, term=term)
 
 
 async def finish(guest: Guest, within_s: float = CLOSE_S) -> bool:

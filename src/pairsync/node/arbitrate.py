@@ -17,7 +17,7 @@ from typing import Any
 
 import trio
 
-from pairsync.core.acceptor import AcceptorState, HostMemory
+from pairsync.core.acceptor import AcceptorState, HostMemory, gives_way
 from pairsync.core.arbiter import Arbiter
 from pairsync.core.grants import FORK_BYTES, INCARNATION_BYTES, OPERATOR_BYTES_MAX, VoterId, genesis
 from pairsync.core.messages import Condition
@@ -74,17 +74,14 @@ def _open_memory(register: RegisterFile, empty: bytes | None = None) -> Acceptor
     """This host's memory; a lost one is begun anew, and one that was put back is not believed.
 
     What it knows to be decided stays true; what it has promised since is not known, so it is another voter.
-    ``empty``: this host, if its disks are.  Where the guest has run before it does not go on as the owner
-    that it was: as another voter it stands in nobody's way who has the data.
+    ``empty``: this host, if its disks are.
     """
     if not register.memory.exists():
         AcceptorFile.create(register.memory, create_memory())
     memory = AcceptorFile.open(register.memory)
     known, promise_ns = decode_host_memory(memory.state)
-    base = known.base
-    owned = base is not None and not base.is_first and base.owner_id == known.voter(empty or b"")
-    if memory.moved or owned:
-        state = AcceptorState(secrets.token_bytes(INCARNATION_BYTES), base)
+    if memory.moved or (empty is not None and gives_way(known, empty)):
+        state = AcceptorState(secrets.token_bytes(INCARNATION_BYTES), known.base)
         memory.store(encode_host_memory(HostMemory(state, promise_ns)))
     return memory
 

@@ -125,8 +125,11 @@ def _watch(world: GrantWorld, owner: GrantHost, life: int, failure: Failure, fat
         _require(world, there, failure, "the guest was to go on")
     elif fate is Fate.MOVES:
         _require(world, other, failure, "the guest was to move within the failover time")
-    else:  # with a dead disk it serves no more, but the host stands there as the owner
-        there = there and failure is not Failure.OWNER_DISK
+    elif failure is Failure.OWNER_DISK:  # the host stands there as the owner, and serves nothing
+        may_lag = world.guest.lags  # or it has left at last, for a standby that may lack something
+        _require(world, may_lag or not other, failure, "the guest was to stop")
+        return
+    else:
         _require(world, not other and not there, failure, "the guest was to stop")
         return
     world.run_until(world.clock.now + SETTLE_NS)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pairsync.core.acceptor import AcceptorState
+from pairsync.core.acceptor import AcceptorState, gives_way
 from pairsync.core.arbiter import Arbiter
 from pairsync.core.arbitration import (
     Effect,
@@ -171,8 +171,7 @@ class GrantHost(Mending):
     def _recall(self) -> None:
         """As ``node.arbitrate``: with empty disks it does not go on as the owner that it was."""
         blank = any(each.stores.metadata.superblock.condition is Condition.BLANK for each in self.media)
-        base = self.memory.base
-        if blank and base is not None and not base.is_first and base.owner_id == self.voter:
+        if blank and gives_way(self.memory, self.id):
             self.forget(restored=self.memory)
 
     # ------------------------------------------------------------------ the session

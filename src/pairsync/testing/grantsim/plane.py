@@ -25,7 +25,7 @@ from pairsync.core.effects import (
     SavePages,
     Send,
 )
-from pairsync.core.messages import Condition, Role
+from pairsync.core.messages import Role
 from pairsync.core.session import Session
 from pairsync.core.setup import VolumeSetup
 
@@ -124,16 +124,7 @@ class Plane:
         """As `guest.roles.could_serve`."""
         if self.ill:
             return False
-        session = self.session
-        if session.sources:
-            return self.paused or all(source.failed is None for source in session.sources)
-        for target in session.targets:
-            block = target.superblock
-            if block.term < term or block.condition is Condition.SYNCING:
-                return False
-            if block.condition is Condition.BLANK and not new:
-                return False
-        return True
+        return (self.paused and bool(self.session.sources)) or self.session.could_serve(new=new, term=term)
 
     @property
     def idle(self) -> bool:

@@ -17,11 +17,10 @@ from pairsync.core.acceptor import AcceptorState
 from pairsync.core.grants import FORK_BYTES, INCARNATION_BYTES, Grant, VoterId, genesis
 from pairsync.core.messages import Condition, Generation
 from pairsync.core.units import NS_PER_MS, NS_PER_S
-from pairsync.errors import PairsyncError
 from pairsync.testing.sim.clock import Clock, Trace
 from pairsync.testing.sim.disk import SECTOR_BYTES
 from pairsync.testing.sim.start import blank_stores
-from pairsync.testing.sim.world import Outcome, SimulationFailure
+from pairsync.testing.sim.world import Outcome, SimulationFailure, outcome_of
 
 from .checker import GrantChecker
 from .coverage import GrantCoverage
@@ -274,23 +273,4 @@ class GrantWorld:
 
 def simulate(seed: int, profile: GrantProfile | None = None) -> Outcome:
     """Run one seed; never raises for what the core does."""
-    world = GrantWorld(seed, profile)
-    failure = rule = None
-    try:
-        world.run()
-    except SimulationFailure as broken:
-        failure, rule = str(broken), broken.rule
-    except PairsyncError as raised:
-        rule = "raised"
-        failure = f"the core raised {type(raised).__name__}: {raised}"
-    return Outcome(
-        seed,
-        failure,
-        tuple(world.trace.recent()) if failure else (),
-        world.trace.digest,
-        world.clock.events,
-        world.clock.now,
-        world.guest.completed,
-        dict(world.coverage.counts),
-        rule,
-    )
+    return outcome_of(GrantWorld(seed, profile))

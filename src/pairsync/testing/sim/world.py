@@ -6,9 +6,10 @@ phase*: faults end, hosts are started, the link works, and everything must becom
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from random import Random
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from pairsync.core.events import (
     DifferenceEvent,
@@ -36,7 +37,7 @@ from .link import Link
 from .profile import Profile, draw_profile
 from .start import make_replicas
 
-__all__ = ["Outcome", "SimulationFailure", "World", "simulate"]
+__all__ = ["Outcome", "SimulationFailure", "World", "outcome_of", "simulate"]
 
 HEAL_NS_MAX = 400 * NS_PER_S
 """How long the liveness phase may take: twice the longest hold-off, peer deadlines, and the copying."""
@@ -82,6 +83,56 @@ class Outcome:
     requests: int
     coverage: dict[str, int]
     rule: str | None = None
+
+
+class _Counts(Protocol):
+    @property
+    def counts(self) -> Counter[str]: ...
+
+
+class _Guest(Protocol):
+    @property
+    def completed(self) -> int: ...
+
+
+class _Runs(Protocol):
+    """A world of either simulator of the core."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def clock(self) -> Clock: ...
+    @property
+    def trace(self) -> Trace: ...
+    @property
+    def coverage(self) -> _Counts: ...
+    @property
+    def guest(self) -> _Guest: ...
+
+    def run(self) -> None: ...
+
+
+def outcome_of(world: _Runs) -> Outcome:
+    """Run it; never raises for what the core does."""
+    failure = rule = None
+    try:
+        world.run()
+    except SimulationFailure as broken:
+        failure, rule = str(broken), broken.rule
+    except PairsyncError as raised:
+        rule = "raised"
+        failure = f"the core raised {type(raised).__name__}: {raised}"
+    return Outcome(
+        world.seed,
+        failure,
+        tuple(world.trace.recent()) if failure else (),
+        world.trace.digest,
+        world.clock.events,
+        world.clock.now,
+        world.guest.completed,
+        dict(world.coverage.counts),
+        rule,
+    )
 
 
 class World:
@@ -245,23 +296,4 @@ class World:
 
 def simulate(seed: int, profile: Profile | None = None) -> Outcome:
     """Run one seed; never raises for what the core does."""
-    world = World(seed, profile)
-    failure = rule = None
-    try:
-        world.run()
-    except SimulationFailure as broken:
-        failure, rule = str(broken), broken.rule
-    except PairsyncError as raised:
-        rule = "raised"
-        failure = f"the core raised {type(raised).__name__}: {raised}"
-    return Outcome(
-        seed,
-        failure,
-        tuple(world.trace.recent()) if failure else (),
-        world.trace.digest,
-        world.clock.events,
-        world.clock.now,
-        world.guest.completed,
-        dict(world.coverage.counts),
-        rule,
-    )
+    return outcome_of(World(seed, profile))
