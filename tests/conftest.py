@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
+import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
 from typing import TypeAlias
@@ -105,6 +106,15 @@ def require_tool() -> RequireTool:
         return path
 
     return require
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Programs that are started end at Ctrl-C: who runs the suite in the background of a shell inherits that
+    the signal is ignored, and hands that on."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 # -- no skip under CI=true -----------------------------------------------------------------------------------

@@ -92,6 +92,7 @@ def test_digests_and_resyncs_are_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.tools(*_TOOLS)
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     options = ["--peers-only", "--rounds", "9", "--seconds", "9", "--shrink", "64", "--dir", str(tmp_path)]

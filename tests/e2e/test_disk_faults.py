@@ -172,7 +172,8 @@ async def test_writes_that_fail_anywhere_are_no_concern_of_the_guest(lab_directo
             async with injected(await lab.pid(host), what), await lab.connect(host=other) as client:
                 with trio.fail_after(60):  # how many of them are one call is the machine's to say
                     while not (ended() or lab.seen("trouble", host=host, since=mark)):
-                        assert await ledger.run(client, requests=150)
+                        if not await ledger.run(client, requests=150) or ledger.errors:
+                            raise lab.error(f"{host} is injected, {other} hung up, or told {ledger.errors}")
             if ended():
                 await lab.start(host)
             async with await lab.connect() as client:

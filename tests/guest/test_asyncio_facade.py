@@ -526,6 +526,7 @@ def test_a_subscriber_may_stop_listening(pair: Pair) -> None:
 # -- Ctrl-C --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_closes_in_order(pair: Pair, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(

@@ -11,7 +11,7 @@ from typing import Any
 import trio
 
 from pairsync.core.messages import Applied, Buffer, Message, OpKind, Write, WriteOp
-from pairsync.core.units import NS_PER_MS
+from pairsync.core.units import NS_PER_MS, NS_PER_S
 from pairsync.io import (
     Address,
     HostIdentity,
@@ -31,7 +31,7 @@ LOOPBACK: Address = ("127.0.0.1", 0)
 PATIENCE_S = 20.0  # a bound for a busy machine, never a wait
 QUICK = LinkTimings(
     heartbeat_ns=50 * NS_PER_MS,
-    silence_ns=1000 * NS_PER_MS,
+    silence_ns=10 * NS_PER_S,  # of real time: a busy machine is no dead one
     backoff_first_ns=20 * NS_PER_MS,
     backoff_limit_ns=200 * NS_PER_MS,
 )

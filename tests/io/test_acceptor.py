@@ -209,8 +209,8 @@ async def test_idle_strangers_take_no_place_from_the_peer(
                     await trio.sleep(0.01)
             assert listening.statistics().half_open <= HALF_OPEN_PEER_MAX
             relay.kill()
-            await active.until(lambda: len(active.sessions) == 2 and active.up)
-            await standby.until(lambda: len(standby.sessions) == 2 and standby.up)
+            await active.until(lambda: len(active.sessions) >= 2 and active.up)
+            await standby.until(lambda: len(standby.sessions) >= 2 and standby.up)
             link.send([make_write(1)])
             await active.until(lambda: active.messages)
             for stream in streams:
