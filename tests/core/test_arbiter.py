@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from pairsync.core.acceptor import AcceptorState
-from pairsync.core.arbiter import BEATS_OPEN_MAX, Arbiter
+from pairsync.core.arbiter import Arbiter
 from pairsync.core.arbitration import (
     Beat,
     Discord,
@@ -24,6 +24,7 @@ from pairsync.core.arbitration import (
 )
 from pairsync.core.arbitration import BeatAnswer as _BeatAnswer
 from pairsync.core.grants import Grant, VoterId, genesis
+from pairsync.core.heartbeats import BEATS_OPEN_MAX
 from pairsync.core.outcomes import Guest
 from pairsync.core.timing import derive
 from pairsync.errors import InternalError
@@ -167,7 +168,7 @@ def test_heartbeats_that_are_remembered_are_few() -> None:
     for _ in range(2 * BEATS_OPEN_MAX):
         now_ns += TIMING.heartbeat_ns
         arbiter.tick(now_ns)
-    assert len(arbiter._sent) == BEATS_OPEN_MAX
+    assert len(arbiter._beats) == BEATS_OPEN_MAX
     assert BEATS_OPEN_MAX * TIMING.heartbeat_ns > TIMING.lease_ns
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pairsync.core.backoff import Backoff
+from pairsync.core.backoff import Backoff, Recurrence
 from pairsync.errors import InternalError
 
 
@@ -49,3 +49,12 @@ def test_senseless_bounds_are_refused(first_ns: int, limit_ns: int) -> None:
 def test_the_fraction_is_checked(fraction: float) -> None:
     with pytest.raises(InternalError, match="fraction"):
         Backoff(first_ns=1, limit_ns=2).failed(fraction)
+
+
+def test_what_comes_again_and_again_is_waited_for_longer_until_it_has_been_gone_for_long() -> None:
+    home = Recurrence(first_ns=100, limit_ns=500)
+    now_ns = 10**9
+    for delay_ns in (50, 100, 200, 250, 250):
+        assert home.next_ns(now_ns, 0.0) == delay_ns
+        now_ns += delay_ns + 500
+    assert home.next_ns(now_ns + 1, 0.0) == 50

@@ -23,7 +23,7 @@ from pairsync.core.arbitration import (
     Yield,
 )
 from pairsync.core.decider import Decider
-from pairsync.core.grants import Ballot, Grant, VoterId, forced, genesis
+from pairsync.core.grants import BALLOT_NONE, Ballot, Grant, VoterId, forced, genesis
 from pairsync.core.outcomes import AskWitness, Guest, Outcome, Wait, Waiting
 
 A, B = b"a" * 32, b"b" * 32
@@ -357,3 +357,77 @@ def test_votes_that_no_host_gives_change_nothing_and_end_nobody() -> None:
         if number is not None:
             decider.hears(Promise(B1, BOTH, number.ballot, ballot, illegal))
     assert illegal not in decider.register.possible
+
+
+# -- witnesses -----------------------------------------------------------------------------------------------
+
+V1 = VoterId("v", b"v1")
+WITH_V = BOTH._replace(epoch=3, voters=frozenset({A1, B1, V1}))
+
+
+def _of_two(host: VoterId, base: Grant | None) -> Decider:
+    own, peer = (A, B) if host.name == A else (B, A)
+    decider = Decider(own, peer, AcceptorState(host.incarnation, base), ("w", "v"))
+    decider.start()
+    decider.is_ready(ready=True)
+    return decider
+
+
+def _asked(outcomes: list[Outcome]) -> list[str]:
+    return [each.witness for each in outcomes if isinstance(each, AskWitness)]
+
+
+def test_a_standby_that_was_taken_in_and_told_nothing_asks_the_witnesses_when_the_owner_is_silent() -> None:
+    """The owner took it in, told a witness, and died: nobody ran until the owner was back."""
+    standby = _of_two(B1, ALONE)
+    assert not _asked(standby.expired(Wait.PROBE)), "the owner may be there"
+    standby.expired(Wait.PROMISE)
+    assert _asked(standby.expired(Wait.PROBE)) == ["w"]
+    standby.unreachable("w")
+    assert _asked(standby.expired(Wait.PROBE)) == ["v"]
+    told = ALONE._replace(epoch=4, in_sync=BOTH.in_sync, voters=WITH_V.voters)
+    out = standby.answered("v", WitnessView(b"v1", 9, AcceptorState(b"v1", told)))
+    assert InForce(told, peer_excluded=False) in out
+    swap = next(each for each in out if isinstance(each, AskWitness))
+    assert swap.witness == "v"
+    assert swap.state is not None
+    assert swap.state.accepted is not None
+    assert swap.state.accepted.owner == B
+    out = standby.answered("v", WitnessView(b"v1", 10, swap.state))
+    assert standby.owns
+    assert standby.current == 1, "the one that was there"
+
+
+def _owner_with_alternate() -> Decider:
+    owner = _of_two(A1, WITH_V)
+    owner.unreachable("v")
+    owner.hears(BeatAnswer(B1, WITH_V, 1, granted=True, ready=True))
+    owner.answered("v", WitnessView(b"v1", 7, AcceptorState(b"v1", WITH_V)))
+    assert (owner.current, owner.guest) == (1, Guest.UP)
+    return owner
+
+
+def test_an_owner_returns_to_the_preferred_witness_when_that_is_back() -> None:
+    owner = _owner_with_alternate()
+    assert Wait.HOME in owner.waits
+    assert _asked(owner.expired(Wait.HOME)) == ["w"]
+    assert Wait.HOME in owner.waits, "again, later"
+    owner.unreachable("w")
+    assert (owner.current, owner.base) == (1, WITH_V)
+    owner.expired(Wait.HOME)
+    out = owner.answered("w", WitnessView(b"w1", 9, AcceptorState(b"w1", BOTH)))
+    (prepare,) = [each for each in _said(out) if isinstance(each, Prepare)]
+    out = owner.hears(Promise(B1, WITH_V, prepare.ballot, BALLOT_NONE, None))
+    (accept,) = [each for each in _said(out) if isinstance(each, Accept)]
+    assert accept.grant == WITH_V._replace(epoch=4, voters=BOTH.voters)
+    out = owner.hears(Accepted(B1, WITH_V, prepare.ballot))
+    assert (owner.base, owner.guest) == (accept.grant, Guest.UP)
+    assert not _asked(owner.expired(Wait.HOME))
+    assert Wait.HOME not in owner.waits
+
+
+def test_a_round_does_not_wait_for_a_witness_that_has_no_vote() -> None:
+    """Or the loss of the standby while the preferred witness is asked would stop the guest."""
+    owner = _owner_with_alternate()
+    assert _asked(owner.expired(Wait.HOME)) == ["w"]
+    assert _asked(owner.expired(Wait.SILENCE)) == ["v"]

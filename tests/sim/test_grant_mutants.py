@@ -262,6 +262,17 @@ def read_a_clock_that_stands_still_with_the_machine(patch: pytest.MonkeyPatch) -
     patch.setattr(Process, "go_on", goes_on)
 
 
+@mutant("liveness", faults="witness-preferred-down")
+def stay_with_the_alternate_witness(patch: pytest.MonkeyPatch) -> None:
+    right = Decider._drive_witness
+
+    def drive_witness(self: Decider, out: list[Any]) -> None:
+        right(self, out)
+        self.waits -= {Wait.HOME}
+
+    patch.setattr(Decider, "_drive_witness", drive_witness)
+
+
 @mutant("version", faults="upgrade-owner upgrade-standby upgrade-witness")
 def speak_what_only_one_of_two_understands(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(hello, "negotiate", lambda ours, peer: min(ours[1], peer[1]))

@@ -32,7 +32,6 @@ Times are integer nanoseconds of CLOCK_BOOTTIME.  The order of effects is fixed;
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 
 from pairsync.errors import InternalError
@@ -53,18 +52,20 @@ from .arbitration import (
     WitnessSwap,
     WitnessView,
 )
-from .backoff import Backoff
+from .backoff import Backoff, Recurrence
 from .decider import Decider
 from .grants import Grant, HostId
+from .heartbeats import Heartbeats
 from .heldback import HeldBack
 from .outcomes import AskWitness, Guest, Outcome, Wait, Waiting
 from .promises import Promises
 from .timing import Timing
+from .units import NS_PER_S
 
-__all__ = ["BEATS_OPEN_MAX", "Arbiter"]
+__all__ = ["Arbiter"]
 
-BEATS_OPEN_MAX = 64
-"""Heartbeats whose time of sending is remembered; an answer to an older one gives no lease anyhow."""
+HOME_NS_MAX = 600 * NS_PER_S
+"""Between two looks whether the preferred witness is back, at the most."""
 
 TICKS_MAX = 64
 """Waits that may end in one tick; more is a loop that nobody sees (DESIGN rule 11)."""
@@ -93,6 +94,7 @@ class Arbiter:
         self.timing = timing
         self._fraction = fraction
         self._held = HeldBack()
+        self._home = Recurrence(first_ns=timing.witness_lost_ns, limit_ns=HOME_NS_MAX)
         self._durations_ns = {
             Wait.BEAT: timing.heartbeat_ns,
             Wait.SILENCE: timing.silence_ns,
@@ -103,8 +105,7 @@ class Arbiter:
         # Invariant: the waits with a deadline are those of the decider.
         self._deadlines: dict[Wait, int] = {}
         self._late: set[Wait] = set()  # waits that were given more time because they were noticed late
-        self._number = first_number
-        self._sent: OrderedDict[int, int] = OrderedDict()  # heartbeats by number: when sent, oldest first
+        self._beats = Heartbeats(first_number)
         # When the heartbeat of the lease was sent; also of one that has run out, until the guest is down.
         self._leased_ns: int | None = None
         self._question = first_number
@@ -198,7 +199,7 @@ class Arbiter:
             self._peer_asks = message.asks
         sent_ns: int | None = None
         if isinstance(message, BeatAnswer) and message.granted:
-            sent_ns = self._sent.get(message.number)
+            sent_ns = self._beats.sent_ns(message.number)
             if sent_ns is None or now_ns >= sent_ns + self.timing.yield_after_ns:
                 message = message._replace(granted=False)
         return out + self._done(self.decider.hears(message), now_ns, sent_ns)
@@ -359,7 +360,9 @@ class Arbiter:
         if wait is Wait.PROMISE:
             self._deadlines[wait] = self._promises.until_ns(now_ns)
             return
-        if wait is Wait.ROUND:
+        if wait is Wait.HOME:
+            duration_ns = self._home.next_ns(now_ns, self._fraction())
+        elif wait is Wait.ROUND:
             paused = self.decider.register.paused
             duration_ns = self._backoff.failed(self._fraction()) if paused else self._attempt_ns
         else:
@@ -397,13 +400,7 @@ class Arbiter:
 
     def _numbered(self, beat: Beat, now_ns: int) -> Beat:
         beat = beat._replace(failover_ns=self.timing.failover_ns)
-        if not beat.number:
-            return beat
-        self._number += 1
-        self._sent[self._number] = now_ns
-        if len(self._sent) > BEATS_OPEN_MAX:
-            self._sent.popitem(last=False)
-        return beat._replace(number=self._number)
+        return beat._replace(number=self._beats.sends(now_ns)) if beat.number else beat
 
     def _asks(self, question: AskWitness, now_ns: int) -> Effect:
         self._question += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pairsync.errors import InternalError
 
-__all__ = ["Backoff"]
+__all__ = ["Backoff", "Recurrence"]
 
 
 class Backoff:
@@ -41,3 +41,23 @@ class Backoff:
         """An attempt succeeded and lasted: begin from the start next time."""
         self._ceiling_ns = self._first_ns
         self._failures = 0
+
+
+class Recurrence:
+    """Delays for what comes again and again, each time rarer: of one cause as well as of several.
+
+    It begins from the start once nothing has come for ``limit_ns``.
+    """
+
+    def __init__(self, *, first_ns: int, limit_ns: int) -> None:
+        self._backoff = Backoff(first_ns=first_ns, limit_ns=limit_ns)
+        self._limit_ns = limit_ns
+        self._until_ns = 0  # when the last delay was over
+
+    def next_ns(self, now_ns: int, fraction: float) -> int:
+        """It has come again: the delay in nanoseconds; ``fraction`` as in `Backoff.failed`."""
+        if now_ns - self._until_ns > self._limit_ns:
+            self._backoff.succeeded()
+        delay_ns = self._backoff.failed(fraction)
+        self._until_ns = now_ns + delay_ns
+        return delay_ns

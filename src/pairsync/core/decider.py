@@ -36,7 +36,7 @@ from .arbitration import (
     Yield,
 )
 from .footing import Footing
-from .grants import forced
+from .grants import Grant, forced
 from .outcomes import Guest, Outcome, Wait, Waiting
 from .policy import successor
 
@@ -81,6 +81,8 @@ class Decider(Footing):
         """What that witness holds: the answer to the one question that it was asked last."""
         out: list[Outcome] = []
         self.register.answered(witness, view, out, cedes=self.cedes)
+        if self.owns and witness == self.register.witnesses[0]:
+            self.current = 0  # the preferred one is back
         if self.owns and witness == self.register.witnesses[self.current]:
             self.witness_lost = False
             self._wait(Wait.LOST, out)
@@ -112,6 +114,9 @@ class Decider(Footing):
             self.register.paused = False
         elif wait is Wait.PROBE:
             self._probe(out)
+        elif wait is Wait.HOME:
+            if self.current:
+                self.register.look(self.register.witnesses[0], out)
         else:
             self.witness_lost = True
             self.current = (self.current + 1) % len(self.register.witnesses)
@@ -119,7 +124,11 @@ class Decider(Footing):
         return self._finish(out)
 
     def _probe(self, out: list[Outcome]) -> None:
-        """The owner looks after the witness that new grants may name, a standby after the one that votes."""
+        """The owner looks after the witness that new grants may name, a standby after the one that votes.
+
+        A standby that knows of none, and has not heard the owner for long, asks them all in turn: the owner
+        may have taken it in, have told a witness, and have died.
+        """
         register = self.register
         if not register.witnesses:
             return
@@ -129,6 +138,9 @@ class Decider(Footing):
             register.look(register.witnesses[self.current], out)
         elif voter is not None:
             register.look(str(voter.name), out)
+        elif self.promise_out:
+            register.look(register.witnesses[self.current], out)
+            self.current = (self.current + 1) % len(register.witnesses)
 
     def stopped(self) -> list[Outcome]:
         """Nothing of the guest runs on this host any more, by `Stop` or by itself."""
@@ -309,6 +321,8 @@ class Decider(Footing):
             self.wanted, self.vouched = ours, False
         self.peer_behind = before is not None or not self.owns
         if self.owns:
+            if not owned_before:
+                self.current = self._witness_of(base, before)
             self.waits -= {Wait.PROMISE}
             self._wait_if_off(Wait.SILENCE, out)
             if self.register.witnesses:
@@ -316,7 +330,7 @@ class Decider(Footing):
         else:
             self.leased_by, self.peer_alive, self.peer_ready = None, False, False
             self.witness_lost = not self.register.witnesses
-            self.waits -= {Wait.LEASE, Wait.SILENCE, Wait.LOST}
+            self.waits -= {Wait.LEASE, Wait.SILENCE, Wait.LOST, Wait.HOME}
             if before is None or before.owner_id != base.owner_id:
                 self.promise_out = False
                 self._wait(Wait.PROMISE, out)
@@ -362,10 +376,18 @@ class Decider(Footing):
         return False
 
     def _drive_witness(self, out: list[Outcome]) -> None:
-        """The owner keeps the witness informed."""
+        """The owner keeps the witness informed, and looks for the preferred one while it uses another."""
         register = self.register
         if self.owns and register.witnesses:
             register.teach(register.witnesses[self.current], out)
+            if self.current:  # the wait lasts to its end though: where none answers, the turn changes often
+                self._wait_if_off(Wait.HOME, out)
+
+    def _witness_of(self, *grants: Grant | None) -> int:
+        """The witness that votes, or did until now, for it was there; else the preferred one."""
+        names = {voter.name for grant in grants if grant is not None for voter in grant.voters}
+        voting = (index for index, name in enumerate(self.register.witnesses) if name in names)
+        return next(voting, 0)
 
     def _wait(self, wait: Wait, out: list[Outcome]) -> None:
         self.waits |= {wait}

@@ -31,6 +31,8 @@ class Wait(enum.StrEnum):
     """The witness is to be asked how it is."""
     LOST = "lost"
     """The witness has not answered for long enough to go on without it."""
+    HOME = "home"
+    """An alternate witness is used: the preferred one is to be asked whether it is back."""
 
 
 class Waiting(NamedTuple):

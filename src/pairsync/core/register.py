@@ -284,9 +284,12 @@ class Register:
     def _by_witness(self, out: list[Outcome], *, cedes: bool) -> bool:
         """Promise and acceptance of the witness in one swap, if that decides; whether it was asked."""
         current, voter = self.round, self.voting_witness()
-        if current is None or current.phase is not Phase.PREPARING or voter is None or self.asking:
+        if current is None or current.phase is not Phase.PREPARING or voter is None:
             return False
         name = str(voter.name)
+        if self.asking == name:
+            return False
+        self.asking = None  # what another one says is not worth waiting for
         view = self.view(name)
         if view is None:
             self.look(name, out)
@@ -367,9 +370,10 @@ class Register:
         index = self.witnesses.index(witness)
         self.views = (*self.views[:index], None, *self.views[index + 1 :])
         current = self.round
+        voter = self.voting_witness()
         if current is not None and current.gate is not None and current.gate.name == witness:
             self.abandon(pause=True)
-        else:
+        elif voter is not None and voter.name == witness:
             self.via_witness = False  # until the round is begun again
 
 

@@ -159,7 +159,7 @@ class Changes:
                 alone=decider.peer_excluded,
                 in_sync=base is not None and decider.register.name in base.in_sync,
                 base=base,
-                probes=decider.owns or decider.register.voting_witness() is not None,
+                probes=decider.owns or decider.promise_out or decider.register.voting_witness() is not None,
                 vouched=decider.vouched and decider.register.peer in decider.wanted,
                 view=NOTHING if view is None else self.views.number(view),
             )

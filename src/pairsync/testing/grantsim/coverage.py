@@ -20,6 +20,7 @@ _WHERE: dict[str, tuple[str, ...]] = {
     "move": ("both", "both-sole"),
     "upgrade-owner": ("both", "both-sole", "alone"),
     "witness-after-peer": ("both", "both-sole"),
+    "witness-preferred-down": ("both",),
     "witness-rolled-back": ("both",),  # both hosts have to have seen it farther: rare in other states
     "override": ("both", "both-sole", "alone", "changing"),
 }

@@ -17,6 +17,7 @@ from .releases import overlap
 
 if TYPE_CHECKING:
     from .host import GrantHost
+    from .witness import Witness
     from .world import GrantWorld
 
 __all__ = ["entitled"]
@@ -60,7 +61,7 @@ def _able(world: GrantWorld, host: GrantHost, grant: Grant) -> bool:
         if other.up and _asks(world, other, host) and not other.sick:
             return False  # the owner is there, and asks not to be replaced
         known = host.base
-        if known is None or (known.order < grant.order and known.sole is not None):
+        if known is None or (known.order < grant.order and known.sole and not _told(world, host, grant)):
             return False  # the owner died before anybody heard that it had taken this one in
     elif host.id not in grant.in_sync:
         return False
@@ -68,12 +69,20 @@ def _able(world: GrantWorld, host: GrantHost, grant: Grant) -> bool:
     network = world.network
     if other.up and not other.frozen and network.reaches(0, 1) and network.reaches(1, 0):
         reached.add(other.voter)
-    if network.connected(host.index, WITNESS):
-        speaking = [
-            each for each in world.witnesses.values() if each.up and overlap(each.release, host.release)
-        ]
-        reached |= {VoterId(each.name, each.view.incarnation) for each in speaking}
+    reached |= {VoterId(each.name, each.view.incarnation) for each in _reached(world, host)}
     return len(reached & grant.voters) >= majority(grant.voters)
+
+
+def _reached(world: GrantWorld, host: GrantHost) -> list[Witness]:
+    if not world.network.connected(host.index, WITNESS):
+        return []
+    return [each for each in world.witnesses.values() if each.up and overlap(each.release, host.release)]
+
+
+def _told(world: GrantWorld, host: GrantHost, grant: Grant) -> bool:
+    """Whether a witness that the host reaches knows that the grant was decided."""
+    states = [each.view.state for each in _reached(world, host)]
+    return any(each is not None and each.base is not None and each.base == grant for each in states)
 
 
 def _asks(world: GrantWorld, owner: GrantHost, standby: GrantHost) -> bool:

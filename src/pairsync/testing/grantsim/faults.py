@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pairsync.core.acceptor import AcceptorState
 
     from .host import GrantHost
+    from .witness import Witness
     from .world import GrantWorld
 
 __all__ = ["GrantFaults"]
@@ -59,6 +60,7 @@ class GrantFaults:
             "isolate-standby": lambda: self._isolate(self._standby()),
             "owner-deaf": self._owner_deaf,
             "witness-down": self._witness_down,
+            "witness-preferred-down": self._witness_preferred_down,
             "witness-after-peer": self._witness_after_peer,
             "witness-lost": self._witness_lost,
             "witness-rolled-back": self._witness_rolled_back,
@@ -268,11 +270,21 @@ class GrantFaults:
         witnesses = [each for each in self._world.witnesses.values() if each.up]
         if not witnesses:
             return False
-        witness = self._random.choice(witnesses)
+        self._takes_down(self._random.choice(witnesses), self._for_a_while())
+        return True
+
+    def _witness_preferred_down(self) -> bool:
+        """Of two, and so long that the other one takes its place."""
+        witnesses = list(self._world.witnesses.values())
+        if len(witnesses) < 2 or not witnesses[0].up:
+            return False
+        self._takes_down(witnesses[0], 2 * self._world.profile.timing.witness_lost_ns + self._for_a_while())
+        return True
+
+    def _takes_down(self, witness: Witness, for_ns: int) -> None:
         witness.up = False
         self._world.changed()
-        self._clock.after(self._for_a_while(), self._witness_back, witness.name)
-        return True
+        self._clock.after(for_ns, self._witness_back, witness.name)
 
     def _witness_back(self, name: str) -> None:
         self._world.witnesses[name].up = True

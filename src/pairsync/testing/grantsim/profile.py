@@ -36,6 +36,7 @@ FAULTS: dict[str, float] = {
     "isolate-standby": 1.0,
     "owner-deaf": 1.0,
     "witness-down": 2.0,
+    "witness-preferred-down": 1.0,
     "witness-after-peer": 1.5,
     "witness-lost": 1.0,
     "witness-rolled-back": 0.7,
@@ -115,7 +116,7 @@ def draw_profile(random: Random) -> GrantProfile:
         faults = {fault: weight for fault, weight in faults.items() if not fault.startswith("power")}
     return GrantProfile(
         timing=timing,
-        witnesses=random.choices(((), ("w",), ("w", "v")), (1, 6, 2))[0],
+        witnesses=random.choices(((), ("w",), ("w", "v")), (1, 5, 3))[0],
         rates_ppm=(random.randrange(-bound, bound + 1), random.randrange(-bound, bound + 1)),
         sizes_bytes=tuple(random.choice((4, 8, 16)) * BLOCK_BYTES for _ in range(volumes)),
         options=tuple(levels),

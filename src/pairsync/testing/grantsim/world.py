@@ -201,7 +201,8 @@ class GrantWorld:
         newest = self.checker.newest
         if newest is None or len(newest.in_sync) < 2 or not any(host.serves for host in self.hosts):
             return False
-        if self.witnesses and len(newest.voters) < 3 and not self.overridden:  # it may keep the other truth
+        preferred = {voter.name for voter in newest.voters} & set(self.profile.witnesses[:1])
+        if self.witnesses and not preferred and not self.overridden:  # it may keep the other truth
             return False
         return all(host.plane is not None and host.plane.session.in_sync for host in self.hosts)
 
