@@ -315,10 +315,20 @@ def test_a_peer_with_another_failover_time_is_put_out_and_stays_out_until_they_a
     arbiter.hears(_BeatAnswer(B1, BOTH, number, True, True, 2 * TIMING.failover_ns), T0 + 5)
     assert arbiter.decider.register.round is not None
     assert arbiter.decider.wanted == {A}
-    before = (arbiter.wants_proof, arbiter.peer_in(T0 + 6)[0])
+    before = (arbiter.wants_proof(1), arbiter.peer_in(T0 + 6)[0])
     arbiter.hears(BeatAnswer(B1, BOTH, number, granted=True, ready=True), T0 + 7)
-    after = (arbiter.wants_proof, arbiter.peer_in(T0 + 8)[0])
+    after = (arbiter.wants_proof(1), arbiter.peer_in(T0 + 8)[0])
     assert (before, after) == ((False, False), (True, True))
+
+
+def test_a_proof_under_the_term_before_an_override_tells_nothing() -> None:
+    """The standby had not recorded the new one: it was called in sync, and could not be promoted."""
+    arbiter, _ = _leased()
+    arbiter.override("Erika", b"new fork", T0 + 6)
+    assert arbiter.decider.base is not None
+    assert arbiter.decider.base.term == 2
+    assert not arbiter.wants_proof(1)
+    assert arbiter.wants_proof(2)
 
 
 def test_an_answer_to_an_older_question_that_comes_after_a_newer_one_is_no_bug_of_ours() -> None:

@@ -188,6 +188,30 @@ async def test_a_person_may_overrule_and_it_is_told_as_two_truths(both: Both) ->
                 assert len(second.guest.session.met.volumes[0].lineage) == 2
 
 
+async def test_an_override_of_a_host_that_serves_is_recorded_by_both_before_the_other_is_in_sync(
+    both: Both,
+) -> None:
+    """It changed the term of the grant alone: the standby was called in sync, and could not be promoted."""
+    async with in_time(), both.whole() as (first, second):
+        before = first.guest.session.term
+        async with trio.open_nursery() as nursery:
+            for block in range(3):
+                nursery.start_soon(first.write, block)
+            await trio.lowlevel.checkpoint()
+            first.arbitration.override("Dr Weber", b"o" * FORK_BYTES)
+        await until(lambda: first.serves and first.arbitration.in_sync)
+        grant = first.arbitration.arbiter.grant
+        assert grant is not None
+        assert grant.term > before
+        assert len(grant.voters) == 3
+        assert first.guest.session.term == grant.term
+        assert [each.superblock.term for each in second.guest.session.targets] == [grant.term]
+        await first.arbitration.move()
+        await until(lambda: second.serves)
+        for block in range(3):
+            assert await second.read(block) == noise(block)
+
+
 async def test_hosts_with_different_failover_times_say_so_and_the_owner_serves_alone(both: Both) -> None:
     async with in_time():
         async with both.whole() as (first, second):

@@ -133,14 +133,16 @@ class Arbiter:
         """
         return self.grant is not None and self.grant == self.decider.base and self.decider.peer_excluded
 
-    @property
-    def wants_proof(self) -> bool:
+    def wants_proof(self, term: int) -> bool:
         """Whether this host owns the guest and nobody has vouched for the peer's replica yet (`peer_in`).
 
         Also where the grant calls it in sync already, say after a restart: only a memory that is vouched for
-        may become a voter, or be moved to.
+        may become a voter, or be moved to.  ``term``: of the session that could.  Where it is older than the
+        grant's (an override of a host that served), no replica has recorded that, nor could be promoted.
         """
-        return not self.decider.vouched and self.decider.owns and self._discord_ns is None
+        base = self.decider.base
+        recorded = base is not None and term >= base.term
+        return recorded and not self.decider.vouched and self.decider.owns and self._discord_ns is None
 
     @property
     def owner_asks(self) -> bool:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Final, Protocol, TypeAlias
+from typing import Final, TypeAlias
 
 import trio
 
@@ -69,9 +69,10 @@ from pairsync.wire.arbitration import (
 from .guest import Guest
 from .punctuality import Punctuality
 from .roles import could_serve
+from .seam import Warden
 from .standing import Standing, called, outlook_of, standing_of
 
-__all__ = ["Arbitration", "Warden", "view_of"]
+__all__ = ["Arbitration", "view_of"]
 
 _log = logging.getLogger("pairsync.arbitration")
 
@@ -86,25 +87,6 @@ WITNESS_S: Final = 15.0
 """A question to a witness is given up then; the arbiter asks again long before."""
 
 Wish: TypeAlias = Own | Stop | Yield
-
-
-class Warden(Protocol):
-    """Who stops the guest if this process cannot, and keeps its clients from where it does not run."""
-
-    def lease_until(self, until_ns: int | None) -> None:
-        """The guest must have stopped at that time of the arbiter's clock; None: it needs no lease."""
-
-    async def settled(self) -> None:
-        """Return when that is sure; `BackendError` if it cannot be."""
-
-    def rest(self) -> None:
-        """Nothing of the guest runs here that could be stopped, and nothing may."""
-
-    def lease_valid(self) -> bool:
-        """Whether the guest may be served at this moment, as far as it holds the deadline."""
-
-    def take_lateness_ns(self) -> int:
-        """By how much it was late at worst since the last call."""
 
 
 class Arbitration:
@@ -208,7 +190,7 @@ class Arbitration:
 
     def _vouch(self) -> None:
         """Tell that the peer's replica is proven in sync, if it is and nobody knows."""
-        if self.arbiter.wants_proof and self._guest.in_sync:
+        if self._guest.in_sync and self.arbiter.wants_proof(self._guest.session.term):
             _, effects = self.arbiter.peer_in(self._now_ns())
             self._act(effects)
 
@@ -409,7 +391,10 @@ class Arbitration:
     async def _own(self, grant: Grant) -> None:
         guest = self._guest
         if guest.role is Role.ACTIVE and not guest.paused:
-            return  # another grant for the same owner
+            if guest.session.term >= grant.term:
+                return  # another grant for the same owner
+            # By an override of a host that serves: both replicas are to record the term, as with any owner.
+            await guest.halt(in_order=True, within_s=self._patience_s())
         began_ns = self._now_ns()
         self._warden.lease_until(self._until_ns)
         await self._warden.settled()
@@ -421,13 +406,20 @@ class Arbitration:
         guest = self._guest
         if guest.role is Role.ACTIVE and not guest.paused:
             began_ns = self._now_ns()
-            good = await guest.halt(in_order=in_order, within_s=MOVE_S)
+            good = await guest.halt(in_order=in_order, within_s=self._patience_s())
             if not in_order:
                 self._measured(Measure.STOP, began_ns)
             elif not good:  # the move is taken back, and the guest goes on here
                 _log.warning("%s: the other host has not taken all: the guest stays", guest.name)
                 self._act(self.arbiter.peer_out(self._now_ns()))
         self._warden.rest()
+
+    def _patience_s(self) -> float:
+        """How long an orderly halt may take: the lease may not be renewed, and the guard would not wait."""
+        if self._until_ns is None:
+            return MOVE_S
+        left_ns = self._until_ns - self.arbiter.timing.stop_ns - self._now_ns()
+        return min(MOVE_S, max(left_ns, 0) / NS_PER_S)
 
     async def _yield(self, grant: Grant) -> None:
         guest = self._guest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["Arbiter"]
+__all__ = ["Arbiter", "Warden"]
 
 
 class Arbiter(Protocol):
@@ -27,3 +27,22 @@ class Arbiter(Protocol):
         `Guest.become` a standby here, without order, and active there.  Or, where that fails, active here
         again, which opens the disks anew.
         """
+
+
+class Warden(Protocol):
+    """Who stops the guest if this process cannot, and keeps its clients from where it does not run."""
+
+    def lease_until(self, until_ns: int | None) -> None:
+        """The guest must have stopped at that time of the arbiter's clock; None: it needs no lease."""
+
+    async def settled(self) -> None:
+        """Return when that is sure; `BackendError` if it cannot be."""
+
+    def rest(self) -> None:
+        """Nothing of the guest runs here that could be stopped, and nothing may."""
+
+    def lease_valid(self) -> bool:
+        """Whether the guest may be served at this moment, as far as it holds the deadline."""
+
+    def take_lateness_ns(self) -> int:
+        """By how much it was late at worst since the last call."""

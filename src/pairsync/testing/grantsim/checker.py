@@ -67,9 +67,6 @@ class GrantChecker:
                 world.fail("illegal-grant", f"{grant.describe()} after {before.describe()}: {wrong}")
         if grant.override:
             self._forced.add(grant.fork)
-            if host.serves and grant.owner == host.id:  # it goes on, and is the truth
-                self._forced.clear()
-                world.guest.overruled(grant.fork, host.content())
         before = self._newest
         if before is None or grant.order > before.order:
             self._newest = grant

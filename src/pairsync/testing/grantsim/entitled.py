@@ -50,9 +50,7 @@ def _possible(world: GrantWorld, newest: Grant) -> set[Grant]:
 def _able(world: GrantWorld, host: GrantHost, grant: Grant) -> bool:
     if not host.up or host.frozen or host.plane is None or host.sick:
         return False
-    # The rules make sure of its term; but an override of a host that serves already changes the term alone.
-    term = grant.term if world.overridden and grant.owner != host.id else 0
-    if not host.plane.could_serve(new=grant.is_first, term=term):
+    if not host.plane.could_serve(new=grant.is_first, term=0):  # the rules make sure of its term
         return False
     other = world.hosts[1 - host.index]
     if host.voter != grant.owner_id:

@@ -250,7 +250,9 @@ class GrantHost(Mending):
     def vouch(self) -> None:
         """As ``guest.arbitration``."""
         plane, arbiter = self.plane, self.arbiter
-        if plane is not None and arbiter is not None and arbiter.wants_proof and plane.session.in_sync:
+        if plane is None or arbiter is None or not plane.session.in_sync:
+            return
+        if arbiter.wants_proof(plane.session.term):
             _, effects = arbiter.peer_in(self.now_ns)
             self.act(effects)
 

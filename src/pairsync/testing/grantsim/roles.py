@@ -146,14 +146,19 @@ class Roles(Process, ABC):
             return
         match wish:
             case Own(grant=grant) if plane.role is not Role.ACTIVE or plane.paused:
-                self.set_guard(self.lease_ns)
-                self._become(Role.ACTIVE, grant.term)
+                self._owns(grant.term)
+            case Own(grant=grant) if plane.session.term < grant.term:  # by an override
+                self._halt(in_order=True, then=lambda: self._owns(grant.term))
             case Stop():
                 self._halt(in_order=arbiter.decider.moving, then=self._stopped)
             case Yield(grant=grant) if plane.role is Role.ACTIVE or plane.paused:
                 self._halt(in_order=False, then=lambda: self._become(Role.STANDBY, grant.term))
             case _:
                 self._followed()
+
+    def _owns(self, term: int) -> None:
+        self.set_guard(self.lease_ns)
+        self._become(Role.ACTIVE, term)
 
     def _followed(self) -> None:
         self.changing = False
