@@ -26,11 +26,12 @@ from pairsync.io.hub import Hub
 from pairsync.storage.device import Device
 from pairsync.storage.kept import Keeper
 from pairsync.storage.metadata import MetadataStore
-from pairsync.testing.shellsim import Outcome, simulate
+from pairsync.testing.shellsim import simulate
+from pairsync.testing.shellsim.__main__ import COMMAND
 from pairsync.testing.shellsim.coverage import missing, required
 from pairsync.testing.shellsim.network import WireSpeed, _Wire
-from pairsync.testing.shellsim.runner import COVERAGE_SEEDS, run_seeds
 from pairsync.testing.shellsim.trace import Timers
+from pairsync.testing.sim import run_seeds
 
 MUTANT_SEEDS = 50
 
@@ -48,7 +49,7 @@ def test_the_same_seed_gives_the_same_trace() -> None:
     first, second = simulate(3), simulate(3)
     assert first.failure is None
     assert first == second
-    assert first.lines > 500
+    assert first.events > 500
 
 
 def test_the_trace_is_the_same_in_another_process() -> None:
@@ -109,20 +110,11 @@ def test_what_a_cut_held_up_is_not_overtaken() -> None:
 
 @pytest.mark.slow
 def test_many_seeds_hold_and_reach_everything() -> None:
-    failed: list[Outcome] = []
-
-    def progress(outcome: Outcome) -> None:
-        if outcome.failure is not None:
-            failed.append(outcome)
-
-    summary = run_seeds(range(COVERAGE_SEEDS), jobs=2, progress=progress)
-    told = "\n".join(
-        f"{outcome.failure}\nreplay: python -m pairsync.testing.shellsim --seed {outcome.seed}"
-        for outcome in failed
-    )
-    assert not failed, told
-    assert not summary.missing
-    assert summary.requests > 50 * COVERAGE_SEEDS
+    seeds = COMMAND.coverage_seeds
+    summary = run_seeds(range(seeds), jobs=2, run=COMMAND.simulate)
+    assert not summary.failures, "\n\n".join(map(COMMAND.report, summary.failures))
+    assert not missing(summary.coverage)
+    assert summary.requests > 50 * seeds
 
 
 def test_what_was_not_reached_is_named() -> None:

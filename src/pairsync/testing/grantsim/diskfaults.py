@@ -51,8 +51,8 @@ class DiskFaults:
         return True
 
     def _heals(self, host: GrantHost, medium: Medium, swaps: bool) -> None:
-        if not medium.sick:
-            return  # it was exchanged, or the storm is over
+        if not medium.sick or medium not in host.media:
+            return  # the storm is over, or it was exchanged with all the others
         if swaps and self.is_spare(host) and not self._world.overridden:
             if host.up and not (host.plane is not None and host.plane.ill and host.plane.idle):
                 self._clock.after(NS_PER_S, self._heals, host, medium, swaps)  # somebody has it open

@@ -11,10 +11,10 @@ its lengths are the same every time (Ed25519), so the course of events is.
 
 from __future__ import annotations
 
+import logging
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from random import Random
 from typing import NoReturn
 from unittest.mock import patch
@@ -39,6 +39,7 @@ from pairsync.errors import ProtocolError
 from pairsync.guest.config import GuestConfig, VolumeConfig
 from pairsync.io.config import LinkConfig, PathConfig
 from pairsync.storage.metadata import load_metadata, metadata_path
+from pairsync.testing.sim.world import Outcome
 
 from .checker import Checker
 from .faults import Faults
@@ -50,7 +51,7 @@ from .start import PAIR_ID, data_name, make_start
 from .trace import Timers, Trace
 from .writer import Writer
 
-__all__ = ["Outcome", "SimulationFailure", "World", "simulate"]
+__all__ = ["Outcome", "SimulationFailure", "World", "simulate", "simulate_quietly"]
 
 HEAL_S_MAX = 400.0
 """How long the liveness phase may take: several of the longest hold-offs, peer deadlines, and the copying."""
@@ -73,21 +74,6 @@ HONEST_REFUSALS = frozenset({"peer-left", "peer-failed", "silent-peer", "volume-
 
 class SimulationFailure(Exception):
     """A rule was broken."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a seed has come to."""
-
-    seed: int
-    failure: str | None  # the rule and why; None: all well
-    rule: str | None
-    trace: tuple[str, ...]  # the last lines, if it failed
-    digest: int
-    lines: int
-    simulated_ns: int
-    requests: int
-    coverage: dict[str, int]
 
 
 class World:
@@ -390,11 +376,17 @@ def simulate(
     return Outcome(
         seed,
         world.failure,
-        world.rule,
         tuple(world.trace.recent()) if failed else (),
         world.trace.digest,
         world.trace.lines,
         round(clock.current_time() * NS_PER_S),
         world.writer.answered,
         dict(world.coverage),
+        world.rule,
     )
+
+
+def simulate_quietly(seed: int) -> Outcome:
+    """Likewise; what the hosts log is not worth a line for each of thousands of faults."""
+    logging.getLogger("pairsync").setLevel(logging.CRITICAL + 1)
+    return simulate(seed)

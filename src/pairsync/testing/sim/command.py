@@ -40,6 +40,10 @@ class SimulatorCommand:
     simulate: Callable[[int], Outcome]
     required: Callable[[], list[str]]
     coverage_seeds: int
+    seeds: int = 500
+    """How many, unless it is said."""
+    replay: Callable[[int], Outcome] | None = None
+    """Runs one seed and shows more of it."""
 
     def main(self, arguments: list[str] | None = None) -> int:
         """Run it; its exit code."""
@@ -82,15 +86,17 @@ class SimulatorCommand:
 
     def _parser(self) -> argparse.ArgumentParser:
         parser = argparse.ArgumentParser(prog=f"python -m {self.module}", description=__doc__)
-        parser.add_argument("--seeds", type=int, default=500, help="how many seeds (default %(default)s)")
+        parser.add_argument(
+            "--seeds", type=int, default=self.seeds, help="how many seeds (default %(default)s)"
+        )
         parser.add_argument("--start", type=int, default=0, help="the first of them")
-        parser.add_argument("--seed", type=int, help="run this one alone and show its last trace lines")
+        parser.add_argument("--seed", type=int, help="run this one alone and show its trace")
         parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
         parser.add_argument("--json", action="store_true", help="one JSON object at the end")
         return parser
 
     def _one(self, seed: int) -> int:
-        outcome = self.simulate(seed)
+        outcome = (self.replay or self.simulate)(seed)
         if outcome.failure is not None:
             _say(self.report(outcome))
             return 1
