@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
 from pathlib import Path
@@ -15,8 +16,11 @@ from pairsync.core.arbiter import Arbiter
 from pairsync.core.arbitration import Accept
 from pairsync.core.messages import OpKind, WriteOp
 from pairsync.core.units import BLOCK_BYTES, NS_PER_S
-from pairsync.errors import ArbitrationError
+from pairsync.errors import ArbitrationError, BackendError
+from pairsync.guest.config import VolumeConfig
 from pairsync.guest.door import Door
+from pairsync.guest.guest import Guest
+from pairsync.guest.replica import Replica
 from pairsync.storage.lane import start_lane
 from pairsync.testing.faulty import DiskState
 from pairsync.wire.arbitration import decode_message
@@ -210,3 +214,50 @@ async def test_a_move_does_not_stand_still_with_a_disk_that_does(
         await until(lambda: agreed(first) and agreed(second))
         assert await halves["b" if host == "a" else "a"].read(3) == noise(3)
     assert both.pair.same()
+
+
+async def test_a_host_whose_disk_fails_as_it_takes_over_a_moved_guest_gives_it_back(both: Both) -> None:
+    """It owned the guest alone, and its process ended: nobody could run the guest any more."""
+    async with in_time(), both.whole() as (first, second):
+        await first.write(3)
+        disks, broken = second.guest._disks, True
+        opener = disks._opener
+
+        def fails(volume: VolumeConfig, pair_id: bytes) -> Replica:
+            if broken:
+                raise BackendError("no such disk", errno.EIO)
+            return opener(volume, pair_id)
+
+        disks._opener = fails
+        await first.arbitration.move()
+        await until(lambda: first.serves)
+        grant = first.arbitration.arbiter.grant
+        assert grant is not None
+        assert (grant.term, grant.in_sync) == (3, frozenset({both.fingerprints["a"]}))
+        assert await first.read(3) == noise(3)
+        await first.write(4)
+        broken = False
+        await until(lambda: agreed(first) and agreed(second))
+        await first.arbitration.move()
+        await until(lambda: second.serves)
+        assert await second.read(4) == noise(4)
+
+
+async def test_who_has_handed_over_takes_over_again_at_once(
+    both: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new owner is lost before the two could compare what they have; for they are equal by the move."""
+    async with in_time(), both.host("a") as first:
+        async with both.host("b") as second:
+            await until(lambda: agreed(first) and agreed(second))
+            await first.write(3)
+            monkeypatch.setattr(
+                Guest, "rejoin", lambda guest, _: guest.perform()
+            )  # no session of the replicas
+            await first.arbitration.move()
+            await until(lambda: (now := first.arbitration.standing()) is not None and now.epoch == 2)
+            assert second.guest.link is not None
+            second.guest.link.cut()
+            second.cable.cut = True
+        await until(lambda: first.serves)
+        assert await first.read(3) == noise(3)

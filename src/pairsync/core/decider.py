@@ -318,7 +318,11 @@ class Decider(Footing):
             joining = peer if self.vouched else frozenset()
             self.wanted = (self.wanted & base.in_sync) | (self.wanted & joining) or ours
         else:
-            self.wanted, self.vouched = ours, False
+            # Who has handed the guest over, by a planned move, has all that was acknowledged, and nothing is
+            # acknowledged without it before another grant.
+            handed = self.owns and before is not None and before.owner_id == self.peer_id
+            handed = handed and before is not None and base.term == before.term + 1
+            self.wanted, self.vouched = ours, handed and peer <= base.in_sync
         self.peer_behind = before is not None or not self.owns
         if self.owns:
             if not owned_before:

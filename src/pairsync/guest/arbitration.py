@@ -50,6 +50,7 @@ from pairsync.core.units import NS_PER_S
 from pairsync.core.witness import Conflict, Snapshot, WitnessKey
 from pairsync.errors import (
     ArbitrationError,
+    BackendError,
     ConfigError,
     InternalError,
     PeerError,
@@ -240,11 +241,9 @@ class Arbitration:
 
         All is flushed first, while the guest is served: it stands still for what is written meanwhile only.
         What is refused is tried again for `patience_ns`: how the peer is comes with its next answer.
-        Raises `BackendError` where the flush fails.
         """
-        for volume in self._guest.volumes.values():
-            if self._guest.serves:
-                await volume.flush()
+        for volume in self._guest.volumes.values() if self._guest.serves else ():
+            await volume.flush()
         until_ns = self._now_ns() + self.patience_ns
         while True:
             refusal, effects = self.arbiter.move(self._now_ns())
@@ -398,7 +397,12 @@ class Arbitration:
         began_ns = self._now_ns()
         self._warden.lease_until(self._until_ns)
         await self._warden.settled()
-        await guest.become(Role.ACTIVE, grant.term, in_order=False)
+        try:
+            await guest.become(Role.ACTIVE, grant.term, in_order=False)
+        except BackendError as error:
+            if await guest.handover.give_back(str(error)):
+                return
+            raise
         self._measured(Measure.OPEN, began_ns)
         guest.permitted(alone=self._alone)
 
@@ -424,8 +428,11 @@ class Arbitration:
     async def _yield(self, grant: Grant) -> None:
         guest = self._guest
         if guest.role is Role.ACTIVE or guest.paused:
+            # Who has handed the guest over has all that was acknowledged until then.
+            handed = self._host in grant.in_sync and grant.term == guest.session.term + 1
+            handed = handed and guest.role is Role.ACTIVE
             await self._stop(in_order=False)
-            await guest.become(Role.STANDBY, grant.term, in_order=False)
+            await guest.become(Role.STANDBY, grant.term, in_order=False, in_sync=handed)
 
 
 def view_of(snapshot: Snapshot) -> WitnessView:

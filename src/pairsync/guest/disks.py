@@ -16,12 +16,13 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Final, NamedTuple, TypeAlias
 
 import trio
 
-from pairsync.core.messages import Role
+from pairsync.core.messages import Condition, Role
 from pairsync.core.units import BLOCK_BYTES, NS_PER_S
 from pairsync.errors import BackendError, BusyError, ClosedError, InternalError
 from pairsync.storage.lane import InlineLane, Lane, start_lane
@@ -137,9 +138,10 @@ class Disks:
 
     # ------------------------------------------------------------------ closing, and opening anew
 
-    async def reopen(self) -> Unopened | None:
+    async def reopen(self, *, term: int = 0) -> Unopened | None:
         """Close all and open all anew, and see that they can be read, written and flushed; while `idle`.
 
+        ``term`` is recorded for replicas that are whole, if it is higher: they count as in sync under it.
         What could not be opened, and why; then nothing is open, and it may be called again.
         """
         threads = any(each.device.may_block or each.store.may_block for each in self.replicas)
@@ -153,7 +155,7 @@ class Disks:
             for volume in self._config.volumes:
                 self.opening = volume.name
                 try:
-                    fresh.append(await self._open_anew(volume, in_thread=threads))
+                    fresh.append(await self._open_anew(volume, term, in_thread=threads))
                 except (BackendError, BusyError) as error:
                     return Unopened(volume.name, error)
             self.replicas, fresh = fresh, []
@@ -166,8 +168,8 @@ class Disks:
             self.lanes.append(await self._start_lanes(replica))
         return None
 
-    async def _open_anew(self, volume: VolumeConfig, *, in_thread: bool) -> Replica:
-        opening = _Opening(self._opener, volume, self._config.pair_id, active=self.active)
+    async def _open_anew(self, volume: VolumeConfig, term: int, *, in_thread: bool) -> Replica:
+        opening = _Opening(self._opener, volume, self._config.pair_id, term, active=self.active)
         if not in_thread:
             return opening.run()
         try:
@@ -209,8 +211,11 @@ class Disks:
 class _Opening:
     """An attempt to open a replica, in a thread that may have to be left behind."""
 
-    def __init__(self, opener: Opener, volume: VolumeConfig, pair_id: bytes, *, active: bool) -> None:
+    def __init__(
+        self, opener: Opener, volume: VolumeConfig, pair_id: bytes, term: int, *, active: bool
+    ) -> None:
         self._opener = opener
+        self._term = term
         self._active = active
         self._volume = volume
         self._pair_id = pair_id
@@ -222,7 +227,7 @@ class _Opening:
         """Open it, and prove that its disk works."""
         replica = self._opener(self._volume, self._pair_id)
         try:
-            _prove(replica)
+            _prove(replica, self._term)
             replica.device.begin_life(active=self._active)
         except BaseException:
             replica.close()
@@ -243,10 +248,14 @@ class _Opening:
             opened.close()
 
 
-def _prove(replica: Replica) -> None:
+def _prove(replica: Replica, term: int) -> None:
     """Raises `BackendError` where a disk can be opened and does not work (say, it is read-only now)."""
     store, device = replica.store, replica.device
-    store.write_superblock(store.superblock)
+    block = store.superblock
+    if block.condition is Condition.CONSISTENT:
+        block = replace(block, term=max(block.term, term))
+        replica.setup.superblock = block
+    store.write_superblock(block)
     device.flush()
     device.read_into(0, memoryview(bytearray(min(BLOCK_BYTES, device.size_bytes))))
 

@@ -76,7 +76,7 @@ class Guest:
         self.session = self._make_session(config.role, config.term)
         self.volumes = {each.name: Volume(self, index, each) for index, each in enumerate(disks.replicas)}
         """The guest's volumes, by name."""
-        self._handover = Handover(self)
+        self.handover = Handover(self)
         self._performer = self._make_performer()
         self._nursery: trio.Nursery | None = None  # of the guest's own tasks, while it lives
         self._mender: Mender | None = None  # of a standby
@@ -133,7 +133,7 @@ class Guest:
             disks.lanes,
             self.emit,
             self._ask_alone,
-            self._handover.failed,
+            self.handover.failed,
             self._network.now_ns,
             self.perform,
         )
@@ -310,7 +310,7 @@ class Guest:
         """
         self._mending = trio.CancelScope()
         if self.role is Role.ACTIVE:
-            self.start_soon(self._mend, partial(self._handover.watch, self._disks), self._mending)
+            self.start_soon(self._mend, partial(self.handover.watch, self._disks), self._mending)
             return
         self._mender = Mender(self, self._disks, ailments)
         self.start_soon(self._mend, self._mender.run, self._mending)
@@ -355,9 +355,9 @@ class Guest:
         """Serve nothing from now on; see `guest.roles.halt`."""
         return await halt(self, self._disks, in_order=in_order, within_s=within_s)
 
-    async def become(self, role: Role, term: int, *, in_order: bool) -> None:
+    async def become(self, role: Role, term: int, *, in_order: bool, in_sync: bool = False) -> None:
         """Change the role; see `guest.roles.change_role`."""
-        await change_role(self, self._disks, role, term, in_order=in_order)
+        await change_role(self, self._disks, role, term, in_order=in_order, in_sync=in_sync)
 
     async def _run(self) -> None:
         """Look at bounds and deadlines, and tell how far a resync is."""

@@ -107,6 +107,20 @@ class Handover:
             elif refusal:
                 await trio.sleep(HOLD_S)
 
+    async def give_back(self, reason: str) -> bool:
+        """This host cannot take the guest over for want of a disk: whether who has left it has it again."""
+        guest, arbiter = self._guest, self._guest.arbiter
+        until_ns = guest.now_ns() + (0 if arbiter is None else arbiter.patience_ns)
+        while arbiter is None or arbiter.disk_failed():
+            if guest.now_ns() > until_ns:
+                return False
+            await trio.sleep(HOLD_S)
+        ailment = Ailment(next(iter(guest.volumes)), reason)
+        _log.warning("%s: is given back: %s", guest.name, reason)
+        guest.leave_for(ailment, silent=True)
+        halt_now(guest, reason)
+        return True
+
     async def watch(self, disks: Disks) -> None:
         """Look after the disks of an active guest for as long as it stays."""
         guest = self._guest

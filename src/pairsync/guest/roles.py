@@ -115,13 +115,16 @@ def halt_now(guest: Guest, reason: str) -> None:
     guest.perform()
 
 
-async def change_role(guest: Guest, disks: Disks, role: Role, term: int, *, in_order: bool) -> None:
+async def change_role(
+    guest: Guest, disks: Disks, role: Role, term: int, *, in_order: bool, in_sync: bool = False
+) -> None:
     """Make ``guest`` active under ``term``, or a standby; returns when it is so.
 
-    An active guest is halted first (see `halt`).  A disk that fails or hangs does not keep it from becoming a
-    standby: that is ill then, and mended (``guest.reopen``).  Raises `BackendError` where a disk does not let
-    a guest become active, `ArbitrationError` where a replica may not be active; then nothing is served, and
-    the host process has to be started again.
+    ``in_sync``: under that term a standby's replica counts as in sync, for it was the active one until then;
+    it records that.  An active guest is halted first (see `halt`).  A disk that fails or hangs does not keep
+    it from becoming a standby: that is ill then, and mended (``guest.reopen``).  Raises `BackendError` where
+    a disk does not let a guest become active, `ArbitrationError` where a replica may not be active; then
+    nothing is served, and the host process has to be started again.
     """
     if not guest.paused:
         await halt(guest, disks, in_order=in_order)
@@ -129,7 +132,7 @@ async def change_role(guest: Guest, disks: Disks, role: Role, term: int, *, in_o
     guest.leave_session(f"this host becomes {role.name.lower()}")
     ailment = guest.leaves_for if role is Role.STANDBY else None
     if ailment is None:
-        ailment = await _reopen(guest, disks, active=role is Role.ACTIVE)
+        ailment = await _reopen(guest, disks, active=role is Role.ACTIVE, term=term if in_sync else 0)
     disks.active = role is Role.ACTIVE
     if ailment is not None and disks.active:
         raise BackendError(f"volume {ailment.volume}: {ailment.reason}")
@@ -148,7 +151,7 @@ async def change_role(guest: Guest, disks: Disks, role: Role, term: int, *, in_o
     _log.info("%s: %s under term %d", guest.name, role.name.lower(), guest.session.term)
 
 
-async def _reopen(guest: Guest, disks: Disks, *, active: bool) -> Ailment | None:
+async def _reopen(guest: Guest, disks: Disks, *, active: bool, term: int) -> Ailment | None:
     """Open the disks anew for another role; what is wrong, if that cannot be."""
     names = list(guest.volumes)
 
@@ -162,7 +165,7 @@ async def _reopen(guest: Guest, disks: Disks, *, active: bool) -> Ailment | None
     disks.active = active
     unopened: Unopened | None = None
     with trio.move_on_after(SETTLE_S) as scope:
-        unopened = await disks.reopen()
+        unopened = await disks.reopen(term=term)
     if scope.cancelled_caught:
         return Ailment(names[0], "a disk of the guest hangs while it is opened anew")
     return None if unopened is None else Ailment(unopened.volume, str(unopened.error))
