@@ -311,6 +311,18 @@ def test_an_override_makes_an_owner_of_anybody() -> None:
     assert decider.peer_excluded
 
 
+def test_an_override_of_the_owner_takes_nobody_in_that_was_vouched_for_before() -> None:
+    """Another person may have made the peer the owner meanwhile.  Found by exploration."""
+    decider = _owner()
+    decider.peer_in()
+    decider.override("Erika", b"new")
+    assert decider.base is not None
+    assert decider.base.order == (2, 1)
+    assert decider.base.in_sync == {A}
+    assert not decider.vouched
+    assert decider.peer_excluded
+
+
 def test_a_host_with_another_key_is_another_host() -> None:
     """The one that the grant meant is put out, and the new one comes in; both at once ended the host."""
     c, c1 = b"c" * 32, VoterId(b"c" * 32, b"c1")

@@ -21,6 +21,18 @@ EXPLORED = {
     ),
     "three alarms": (Bounds(terms=2, crashes=0, amnesias=0, alarms=3, moves=0), 40_000),
     "no witness": (Bounds(terms=3, crashes=2, amnesias=1, alarms=2, moves=1, witness=False), 5_000),
+    "two witnesses": (
+        Bounds(terms=2, epochs=4, ballots=2, crashes=0, amnesias=0, alarms=2, moves=0, witness=2),
+        40_000,
+    ),
+    "an override": (
+        Bounds(terms=3, ballots=1, crashes=0, amnesias=0, alarms=1, moves=0, overrides=1),
+        30_000,
+    ),
+    "two overrides, no witness": (
+        Bounds(terms=3, ballots=1, crashes=1, amnesias=0, alarms=1, moves=0, witness=0, overrides=2),
+        10_000,
+    ),
     "slow heartbeats": (Bounds(terms=2, crashes=0, amnesias=0, alarms=2, moves=0, prompt=False), 50_000),
     "the first grants": (Bounds(terms=2, crashes=1, amnesias=0, alarms=1, moves=0, paired=False), 1_000),
 }

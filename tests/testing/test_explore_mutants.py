@@ -155,6 +155,19 @@ def move_to_a_memory_that_nobody_vouched_for(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(policy, "_moved", lambda now: right(now._replace(vouched=True)))
 
 
+@mutant("lost-write", witness=False, ballots=1, crashes=1, alarms=1, overrides=2, terms=3)
+def keep_what_was_vouched_for_through_an_override(patch: pytest.MonkeyPatch) -> None:
+    """Was a bug indeed, until the explorer found it."""
+    right = Decider.override
+
+    def override(self: Decider, operator: str, fork: bytes, term_seen: int = 0) -> list[Any]:
+        with pytest.MonkeyPatch.context() as within:
+            within.setattr(Decider, "_excludes_peer", lambda self: None)
+            return right(self, operator, fork, term_seen)
+
+    patch.setattr(Decider, "override", override)
+
+
 # -- rule 4: the grant outlives its witness ------------------------------------------------------------------
 
 

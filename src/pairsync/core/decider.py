@@ -220,6 +220,7 @@ class Decider(Footing):
                 known += [view.state.base, view.state.accepted]
         out: list[Outcome] = []
         grants = [grant for grant in known if grant is not None]
+        self._excludes_peer()  # what was vouched for under another grant says nothing of this one
         register.override(forced(self.own, grants, fork, operator, term_seen=term_seen), out)
         self.unsure = False
         return self._finish(out)

@@ -24,13 +24,14 @@ from pairsync.core.arbitration import (
     TwoTruths,
     WitnessView,
 )
+from pairsync.core.decider import Decider
 from pairsync.core.grants import Grant
 from pairsync.core.outcomes import AskWitness, Guest, Wait
 
 from .hosts import Table, Violation, Worked, Worker
-from .world import DOWN, HOSTS, NOTHING, STALE, WITNESS, Bounds, Draft, Swap, World
+from .world import CHAIN, DOWN, HOSTS, NOTHING, STALE, WITNESSES, Bounds, Draft, Swap, World
 
-__all__ = ["Change", "Changes", "Facts", "bits"]
+__all__ = ["Change", "Changes", "Facts", "bits", "chain_of"]
 
 
 class Change(NamedTuple):
@@ -53,14 +54,16 @@ class Facts(NamedTuple):
 
     waits: tuple[Wait, ...]
     guest: Guest
-    asking: bool
+    asking: int
+    """Which witness owes it an answer; NOTHING: none."""
     alone: bool
     in_sync: bool
     base: Grant | None
-    probes: bool
+    probes: frozenset[int]
+    """The witnesses that it may look at next."""
     vouched: bool
-    view: int
-    """What it knows of the witness; NOTHING if that is nothing, or if it takes the witness for lost."""
+    views: tuple[int, ...]
+    """What it knows of each witness; NOTHING if that is nothing, or if it takes them for lost."""
 
 
 class Changes:
@@ -69,14 +72,15 @@ class Changes:
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
         self.worker = Worker()
-        self.witnesses = (WITNESS,) if bounds.witness else ()
+        self.witnesses = WITNESSES[: bounds.witness]
         self.disks: Table[AcceptorState] = Table()
         self.beats: Table[Beat] = Table()
         self.answers: Table[BeatAnswer] = Table()
         self.votes: Table[tuple[int, PeerMessage]] = Table()
         self.swaps: Table[Swap] = Table()
-        self.orphans: Table[tuple[int, AcceptorState]] = Table()
+        self.orphans: Table[Swap] = Table()
         self.views: Table[WitnessView] = Table()
+        self.stores: Table[tuple[WitnessView, ...]] = Table()
         self.grants: Table[Grant] = Table()
         self.agreed: Table[tuple[Grant, ...]] = Table()
         self.changes: dict[tuple[int, int, str, int], Change] = {}
@@ -131,12 +135,13 @@ class Changes:
                     votes |= 1 << self.votes.number((1 - host, message))
             elif isinstance(outcome, AskWitness):
                 if outcome.version is not None and outcome.state is not None:
-                    swap = self.swaps.number(Swap(outcome.version, outcome.state, None))
+                    witness = WITNESSES.index(outcome.witness)
+                    swap = self.swaps.number(Swap(witness, outcome.version, outcome.state, None))
             elif isinstance(outcome, Own):
                 starts = True
             elif isinstance(outcome, InForce):
                 agreed.append(self.grants.number(outcome.grant))
-            elif isinstance(outcome, TwoTruths):
+            elif isinstance(outcome, TwoTruths) and outcome.ours.fork == outcome.theirs.fork:
                 raise Violation(f"one-grant: {outcome.ours.describe()} and {outcome.theirs.describe()}")
         self._learn(worked.state)
         disk = self.disks.number(worked.disk)
@@ -150,18 +155,19 @@ class Changes:
             return
         decider = self.worker.deciders[state]
         base = decider.base
-        view = decider.register.views[0] if self.witnesses and not decider.witness_lost else None
+        register = decider.register
+        views = () if decider.witness_lost else register.views
         self.facts.append(
             Facts(
                 waits=tuple(sorted(decider.waits, key=lambda wait: wait.value)),
                 guest=decider.guest,
-                asking=decider.register.asking is not None,
+                asking=NOTHING if register.asking is None else WITNESSES.index(register.asking),
                 alone=decider.peer_excluded,
-                in_sync=base is not None and decider.register.name in base.in_sync,
+                in_sync=base is not None and register.name in base.in_sync,
                 base=base,
-                probes=decider.owns or decider.promise_out or decider.register.voting_witness() is not None,
-                vouched=decider.vouched and decider.register.peer in decider.wanted,
-                view=NOTHING if view is None else self.views.number(view),
+                probes=_probes(decider),
+                vouched=decider.vouched and register.peer in decider.wanted,
+                views=tuple(NOTHING if view is None else self.views.number(view) for view in views),
             )
         )
 
@@ -176,6 +182,9 @@ class Changes:
             draft.answers[host] = change.answer
         if change.grants_lease:
             draft.leases |= 1 << (1 - host)
+        under_way = draft.swaps[host]
+        if under_way != NOTHING and self.swaps.values[under_way].witness != self.facts[change.state].asking:
+            self.orphan(draft, host)  # it does not wait for it any more
         if change.swap != NOTHING:
             draft.swaps[host] = change.swap
         if change.starts:
@@ -204,10 +213,10 @@ class Changes:
                 self._kept[key] = kept  # type: ignore[index]
             draft.votes = kept
         if draft.orphans:
-            store = self.views.values[draft.store]
             for number in bits(draft.orphans):
-                version, state = self.orphans.values[number]
-                if version < store.version or state.incarnation != store.incarnation:
+                swap = self.orphans.values[number]
+                store = self.stores.values[draft.stores][swap.witness]
+                if swap.version < store.version or swap.state.incarnation != store.incarnation:
                     draft.orphans &= ~(1 << number)
         trim = draft.agreed, draft.disks[0], draft.disks[1]
         trimmed = self._trimmed.get(trim)
@@ -220,12 +229,34 @@ class Changes:
         draft.agreed = trimmed
         return draft.sealed()
 
+    def orphan(self, draft: Draft, host: int) -> None:
+        """The host has given its swap up; it may happen yet."""
+        if draft.swaps[host] != NOTHING:
+            swap = self.swaps.values[draft.swaps[host]]
+            if swap.view is None:
+                draft.orphans |= 1 << self.orphans.number(swap)
+            draft.swaps[host] = NOTHING
+
+    def rules(self, draft: Draft, host: int) -> bool:
+        """Whether the host's grant is of the chain that counts: the one that a person has begun last."""
+        base = self.facts[draft.hosts[host]].base
+        spoken = draft.overrides != self.bounds.overrides
+        return not spoken or (base is not None and base.fork == chain_of(draft.overrides + 1))
+
     def _check(self, draft: Draft) -> None:
-        if draft.running == 3:
+        if draft.running == 3 and self._may_not_both(draft):
             raise Violation("two-guests: the guest runs on both hosts")
         for host in (0, 1):
-            if draft.running >> host & draft.lacking >> host & 1 and self.facts[draft.hosts[host]].in_sync:
+            lacks = draft.running >> host & draft.lacking >> host & 1
+            if lacks and self.facts[draft.hosts[host]].in_sync and self.rules(draft, host):
                 raise Violation(f"lost-write: {HOSTS[host].decode()} runs and lacks an acknowledged write")
+
+    def _may_not_both(self, draft: Draft) -> bool:
+        """Before an override never; then a host that hears of it stops its guest, which takes time."""
+        if draft.overrides == self.bounds.overrides:
+            return True
+        both_up = all(self.facts[state].guest is Guest.UP for state in draft.hosts)
+        return both_up and all(self.rules(draft, host) for host in (0, 1))
 
     def _matters(self, draft: Draft, receiver: int, message: PeerMessage) -> bool:
         """Whether a message of a round can do more than teach."""
@@ -244,13 +275,28 @@ class Changes:
 
 def _agree(agreed: tuple[Grant, ...], grant: Grant) -> tuple[Grant, ...]:
     for each in agreed:
-        if each.order == grant.order:
+        if (each.order, each.fork) == (grant.order, grant.fork):
             if each != grant:
                 raise Violation(f"one-grant: {each.describe()} and {grant.describe()}")
             return agreed
     if grant.in_sync == {grant.owner} and grant.sole != grant.owner_id:
         raise Violation(f"alone: {grant.describe()} needs others for the next change")
-    return tuple(sorted((*agreed, grant), key=lambda each: each.order))
+    return tuple(sorted((*agreed, grant), key=lambda each: (each.order, each.fork)))
+
+
+def chain_of(override: int) -> bytes:
+    """The chain that the override begins with which so many are left, itself included."""
+    return CHAIN + b" %d" % override
+
+
+def _probes(decider: Decider) -> frozenset[int]:
+    register, every = decider.register, range(len(decider.register.witnesses))
+    voter = register.voting_witness()
+    if decider.owns:
+        return frozenset(every[decider.current : decider.current + 1])
+    if voter is not None:
+        return frozenset({register.witnesses.index(str(voter.name))})
+    return frozenset(every) if decider.promise_out else frozenset()
 
 
 def bits(number: int) -> Iterator[int]:

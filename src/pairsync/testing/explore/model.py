@@ -10,14 +10,14 @@ from pairsync.core.decider import Decider
 from pairsync.core.grants import Grant, VoterId, genesis
 from pairsync.core.outcomes import Guest, Wait
 
-from .changes import Changes, Facts, bits
+from .changes import Changes, Facts, bits, chain_of
 from .hosts import Violation
-from .world import DOWN, FRESH, HOSTS, NOTHING, STALE, WITNESS, Bounds, Draft, World
+from .world import CHAIN, DOWN, FRESH, HOSTS, NOTHING, STALE, WITNESSES, Bounds, Draft, Swap, World
 
 __all__ = ["Model"]
 
 _WARMING = (
-    *("reads W", "swap happens", "of its swap", "wait beat ends"),
+    *("reads W", "reads V", "swap happens", "of its swap", "wait beat ends"),
     *("Beat asking", "BeatAnswer asking", "BeatAnswer granted"),
 )
 _ALARMS = frozenset({Wait.SILENCE, Wait.PROMISE, Wait.ROUND, Wait.LOST})
@@ -36,23 +36,24 @@ class Model(Changes):
         """Both hosts up."""
         bounds = self.bounds
         a, b = (VoterId(host, host + b"1") for host in HOSTS)
-        first = genesis(a, b"fork")
+        first = genesis(a, CHAIN)
         base_b: Grant | None = None
-        store = WitnessView(b"W1", 0, None)
+        stores = [WitnessView(_first_memory(name), 0, None) for name in self.witnesses]
         if bounds.paired:
-            voters = {a, b, VoterId(WITNESS, b"W1")} if bounds.witness else {a}
+            preferred = {VoterId(name, _first_memory(name)) for name in self.witnesses[:1]}
+            voters = {a, b} | preferred if preferred else {a}
             first = first._replace(epoch=2, in_sync=frozenset(HOSTS), voters=frozenset(voters))
             base_b = first
-            store = WitnessView(b"W1", 0, AcceptorState(b"W1", first) if bounds.witness else None)
+            stores[:1] = [each._replace(state=AcceptorState(each.incarnation, first)) for each in stores[:1]]
         disks = (AcceptorState(a.incarnation, first), AcceptorState(b.incarnation, base_b))
         world = (
             *(DOWN, DOWN),
             *(self.disks.number(disk) for disk in disks),
             *(NOTHING,) * 6,
             *(0, 0 if bounds.paired else 2, 0, 0),
-            self.views.number(store),
+            self.stores.number(tuple(stores)),
             *(0, self.agreed.number((first,))),
-            *(bounds.crashes, bounds.amnesias, bounds.alarms, bounds.moves),
+            *(bounds.crashes, bounds.amnesias, bounds.alarms, bounds.moves, bounds.overrides),
         )
         return self._warm(self._comes_up(self._comes_up(world, 0), 1))
 
@@ -102,13 +103,14 @@ class Model(Changes):
         if self.bounds.prompt and max(world[4:8]) != NOTHING:
             return True
         return any(
-            world[host] != DOWN and self.facts[world[host]].asking and world[8 + host] == NOTHING
+            world[host] != DOWN and self.facts[world[host]].asking != NOTHING and world[8 + host] == NOTHING
             for host in (0, 1)
         )
 
     def _happens(self, world: World) -> Iterator[tuple[str, World]]:
         for host in (0, 1):
-            if world[host] != DOWN and self.facts[world[host]].asking and world[8 + host] == NOTHING:
+            asks = world[host] != DOWN and self.facts[world[host]].asking != NOTHING
+            if asks and world[8 + host] == NOTHING:
                 yield from self._reads(world, host)
                 return
         if self.bounds.prompt and max(world[4:8]) != NOTHING:
@@ -120,9 +122,11 @@ class Model(Changes):
                 continue
             yield from self._messages(world, host)
             yield from self._waits(world, host)
-            if self.facts[world[host]].asking:
+            if self.facts[world[host]].asking != NOTHING:
                 yield from self._swapping(world, host)
             yield from self._guest(world, host)
+            if world[21]:
+                yield from self._overrides(world, host)
             if world[17]:
                 yield from self._crashes(world, host)
         yield from self._store(world)
@@ -166,7 +170,9 @@ class Model(Changes):
         for wait in facts.waits:
             if wait is Wait.LEASE or (wait is Wait.PROMISE and world[12] >> (1 - host) & 1):
                 continue
-            if wait is Wait.PROBE and (facts.asking or facts.view == world[14] or not facts.probes):
+            if wait in {Wait.PROBE, Wait.HOME} and facts.asking != NOTHING:
+                continue
+            if wait is Wait.PROBE and self._knows(world, facts):
                 continue  # it would read what it knows
             if wait not in _ALARMS:
                 yield f"{name}'s wait {wait.value} ends", self.works(world, host, wait.value, 0, wait)
@@ -183,6 +189,13 @@ class Model(Changes):
                 draft.running &= ~(1 << host)  # by the guard
             yield f"{name}'s lease ends", self.sealed(draft)
 
+    def _knows(self, world: World, facts: Facts) -> bool:
+        """Whether the witnesses that it would look at hold what it has seen."""
+        stores = self.stores.values[world[14]]
+        return all(
+            facts.views[each : each + 1] == (self.views.number(stores[each]),) for each in facts.probes
+        )
+
     def _forget_beats(self, draft: Draft, host: int) -> None:
         """No answer to what the host has asked so far gives it a lease any more."""
         beat, answer = draft.beats[host], draft.answers[1 - host]
@@ -193,13 +206,16 @@ class Model(Changes):
         draft.leases &= ~(1 << host)
 
     def _reads(self, world: World, host: int) -> Iterator[tuple[str, World]]:
-        view = self.views.values[world[14]]
+        asked = self.facts[world[host]].asking
+        view, witness = self.stores.values[world[14]][asked], WITNESSES[asked]
         name = _name(host)
-        yield f"{name} reads W", self.works(world, host, "answered", world[14], WITNESS, view)
+        key = self.views.number(view)
+        yield f"{name} reads {witness}", self.works(world, host, "answered", key, witness, view)
         if world[19]:
             draft = Draft(world)
             draft.alarms -= 1
-            yield f"{name} cannot read W", self.works_on(draft, host, "unreachable", 0, WITNESS)
+            after = self.works_on(draft, host, "unreachable", asked, witness)
+            yield f"{name} cannot read {witness}", after
 
     def _swapping(self, world: World, host: int) -> Iterator[tuple[str, World]]:
         number = world[8 + host]
@@ -207,46 +223,45 @@ class Model(Changes):
         name = _name(host)
         draft = Draft(world)
         if swap.view is None:
-            self._swap(draft, swap.version, swap.state)
-            done = swap._replace(view=self.views.values[draft.store])
+            self._swap(draft, swap)
+            done = swap._replace(view=self.stores.values[draft.stores][swap.witness])
             draft.swaps[host] = self.swaps.number(done)
             yield f"{name}'s swap happens", self.sealed(draft)
         else:
             draft.swaps[host] = NOTHING
             view = self.views.number(swap.view)
-            after = self.works_on(draft, host, "answered", view, WITNESS, swap.view)
+            after = self.works_on(draft, host, "answered", view, WITNESSES[swap.witness], swap.view)
             yield f"{name} hears of its swap", after
         if world[19]:
             draft = Draft(world)
             draft.alarms -= 1
-            self._orphan(draft, host)
-            yield f"{name} gives W up", self.works_on(draft, host, "unreachable", 0, WITNESS)
+            self.orphan(draft, host)
+            witness = WITNESSES[swap.witness]
+            after = self.works_on(draft, host, "unreachable", swap.witness, witness)
+            yield f"{name} gives {witness} up", after
 
-    def _orphan(self, draft: Draft, host: int) -> None:
-        if draft.swaps[host] != NOTHING:
-            swap = self.swaps.values[draft.swaps[host]]
-            if swap.view is None:
-                draft.orphans |= 1 << self.orphans.number((swap.version, swap.state))
-            draft.swaps[host] = NOTHING
+    def _swap(self, draft: Draft, swap: Swap) -> None:
+        store = self.stores.values[draft.stores][swap.witness]
+        if swap.version == store.version and swap.state.incarnation == store.incarnation:
+            self._holds(draft, swap.witness, WitnessView(store.incarnation, swap.version + 1, swap.state))
 
-    def _swap(self, draft: Draft, version: int, state: AcceptorState) -> None:
-        store = self.views.values[draft.store]
-        if version == store.version and state.incarnation == store.incarnation:
-            draft.store = self.views.number(WitnessView(store.incarnation, version + 1, state))
+    def _holds(self, draft: Draft, witness: int, view: WitnessView) -> None:
+        stores = self.stores.values[draft.stores]
+        draft.stores = self.stores.number((*stores[:witness], view, *stores[witness + 1 :]))
 
     def _store(self, world: World) -> Iterator[tuple[str, World]]:
         for number in bits(world[15]):
             draft = Draft(world)
             draft.orphans &= ~(1 << number)
-            self._swap(draft, *self.orphans.values[number])
+            self._swap(draft, self.orphans.values[number])
             yield "a swap that was given up happens", self.sealed(draft)
-        store = self.views.values[world[14]]
-        if world[17] and world[18] and self.witnesses and store.incarnation == b"W1":
-            draft = Draft(world)
-            draft.crashes -= 1
-            draft.amnesias -= 1
-            draft.store = self.views.number(WitnessView(b"W2", 0, None))
-            yield "W loses its memory", self.sealed(draft)
+        for witness, store in enumerate(self.stores.values[world[14]]):
+            if world[17] and world[18] and store.incarnation.endswith(b"1"):
+                draft = Draft(world)
+                draft.crashes -= 1
+                draft.amnesias -= 1
+                self._holds(draft, witness, WitnessView(store.incarnation[:1] + b"2", 0, None))
+                yield f"{WITNESSES[witness]} loses its memory", self.sealed(draft)
 
     def _guest(self, world: World, host: int) -> Iterator[tuple[str, World]]:
         facts = self.facts[world[host]]
@@ -259,13 +274,14 @@ class Model(Changes):
             return
         if facts.alone:
             yield f"{name} acknowledges alone", self._acknowledges(world, host, facts)
-        if facts.base is None or world[1 - host] == DOWN:
-            return
+        if facts.base is None or world[1 - host] == DOWN or world[10] >> (1 - host) & 1:
+            return  # what is served there is no standby's replica
         theirs = self.facts[world[1 - host]].base
         if not facts.vouched and (theirs is None or theirs.term <= facts.base.term):
             draft = Draft(world)
             if self.work(draft, host, "peer_in", 0):
-                draft.lacking &= ~(1 << (1 - host))
+                if self.rules(draft, host):
+                    draft.lacking &= ~(1 << (1 - host))
                 yield f"{name} vouches for the peer", self.sealed(draft)
         if world[19]:
             draft = Draft(world)
@@ -278,12 +294,25 @@ class Model(Changes):
                 yield f"{name} is to move the guest", self.sealed(draft)
 
     def _acknowledges(self, world: World, host: int, facts: Facts) -> World:
+        draft = Draft(world)
+        if not self.rules(draft, host):
+            return world  # it counts for nothing
         newest = self.agreed.values[world[16]][-1]
         if facts.base is None or (newest.term > facts.base.term and newest.owner != HOSTS[host]):
             raise Violation(f"stale: {_name(host)} acknowledges alone after {newest.describe()}")
-        draft = Draft(world)
         draft.lacking |= 1 << (1 - host)
         return self.sealed(draft)
+
+    def _overrides(self, world: World, host: int) -> Iterator[tuple[str, World]]:
+        """What it has is the truth from now on, and the other one's replica lacks something of it."""
+        draft = Draft(world)
+        fork = chain_of(world[21])
+        draft.overrides -= 1
+        draft.lacking = 1 << (1 - host)
+        yield (
+            f"{_name(host)} is made the owner",
+            self.works_on(draft, host, "override", world[21], "op", fork),
+        )
 
     def _crashes(self, world: World, host: int) -> Iterator[tuple[str, World]]:
         for amnesia in (False, True):
@@ -293,7 +322,7 @@ class Model(Changes):
             draft = Draft(world)
             draft.crashes -= 1
             self._forget_beats(draft, host)
-            self._orphan(draft, host)
+            self.orphan(draft, host)
             draft.hosts[host] = DOWN
             draft.running &= ~(1 << host)
             if amnesia:
@@ -309,12 +338,16 @@ class Model(Changes):
         if found is None:
             newest = self.agreed.values[world[16]][-1]
             promised = [self.disks.values[disk].promised.counter for disk in world[2:4]]
-            state = self.views.values[world[14]].state
-            promised.append(0 if state is None else state.promised.counter)
+            states = [each.state for each in self.stores.values[world[14]]]
+            promised += [0 if state is None else state.promised.counter for state in states]
             bounds = self.bounds
             found = newest.term <= bounds.terms and newest.epoch <= bounds.epochs
             found = self._inside[key] = found and max(promised) <= bounds.ballots
         return found
+
+
+def _first_memory(witness: str) -> bytes:
+    return witness.encode() + b"1"
 
 
 def _name(host: int) -> str:

@@ -16,6 +16,10 @@ one step: a host could read again later, so nothing is gained by an answer that 
 alone if `Decider.peer_excluded` says so; otherwise with all that its grant calls in sync, which changes
 nothing.  A host that loses its memory has lost its replica too.
 
+**A person** may make a host the owner at any time (`Bounds.overrides`): what it has is the truth then, and
+the other's replica lacks something until it is proven anew.  From then on the rules hold for the new chain: a
+host that has not heard of it yet may run beside, and what it acknowledges counts for nothing.
+
 Checked, after every step: the grants of one place are one (rule 1), guests run on one host (rules 1 and 10),
 what runs lacks nothing (rules 2 and 3), nobody acknowledges alone once another owner was agreed on (rule 6),
 who is alone needs nobody (rule 4), and nothing is said before it is durable (`hosts`).
@@ -30,12 +34,13 @@ from pairsync.core.arbitration import WitnessView
 
 __all__ = [
     "BUDGETS",
+    "CHAIN",
     "DOWN",
     "FRESH",
     "HOSTS",
     "NOTHING",
     "STALE",
-    "WITNESS",
+    "WITNESSES",
     "Bounds",
     "Draft",
     "Swap",
@@ -43,7 +48,10 @@ __all__ = [
 ]
 
 HOSTS = (b"A", b"B")
-WITNESS = "W"
+WITNESSES = ("W", "V")
+"""The preferred one, and an alternate."""
+CHAIN = b"fork"
+"""The chain of grants that nobody has overruled yet."""
 FRESH, STALE = 1, 2
 """Numbers of heartbeats: whether the answer may still give a lease."""
 NOTHING = -1
@@ -55,7 +63,7 @@ World: TypeAlias = tuple[int, ...]
 """The fields of a `Draft`, as numbers of the tables of `Model`; of bits the first is host A's."""
 
 BUDGETS = 17
-"""Where in a world the budgets begin: crashes, amnesias, alarms, moves."""
+"""Where in a world the budgets begin: crashes, amnesias, alarms, moves, overrides."""
 
 
 class Bounds(NamedTuple):
@@ -64,6 +72,7 @@ class Bounds(NamedTuple):
     ``crashes``: of hosts and the witness, all together; ``amnesias``: how many of these lose what they had.
     ``alarms``: how often a wait for somebody ends before he is heard (lease, promise, silence, round,
     witness).
+    ``witness``: how many there are.  ``overrides``: how often a person makes a host the owner.
     ``paired``: begin with both in sync and the witness voting; else with the first grant.  ``prompt``:
     heartbeats and their answers are not under way for long.
     """
@@ -75,14 +84,16 @@ class Bounds(NamedTuple):
     amnesias: int = 1
     alarms: int = 4
     moves: int = 1
-    witness: bool = True
+    witness: int = 1
     paired: bool = True
     prompt: bool = True
+    overrides: int = 0
 
 
 class Swap(NamedTuple):
-    """A swap under way to the witness, or its answer under way back (``view``)."""
+    """A swap under way to a witness, or its answer under way back (``view``)."""
 
+    witness: int
     version: int
     state: AcceptorState
     view: WitnessView | None
@@ -104,8 +115,9 @@ class Draft:
         "leases",
         "moves",
         "orphans",
+        "overrides",
         "running",
-        "store",
+        "stores",
         "swaps",
         "votes",
     )
@@ -121,13 +133,14 @@ class Draft:
             self.lacking,
             self.leases,  # the host may have a lease that was promised, or may yet get it
             self.votes,  # messages of rounds, as a set of bits
-            self.store,
+            self.stores,  # what the witnesses hold
             self.orphans,  # swaps that their hosts gave up, as a set of bits
             self.agreed,  # grants that anybody took for decided
             self.crashes,
             self.amnesias,
             self.alarms,
             self.moves,
+            self.overrides,
         ) = world[10:]
 
     def sealed(self) -> World:
@@ -142,11 +155,12 @@ class Draft:
             self.lacking,
             self.leases,
             self.votes,
-            self.store,
+            self.stores,
             self.orphans,
             self.agreed,
             self.crashes,
             self.amnesias,
             self.alarms,
             self.moves,
+            self.overrides,
         )
