@@ -118,6 +118,19 @@ def test_a_write_that_waits_for_the_permit_ends_with_a_peer_that_never_left() ->
     assert ended(pair) == {"w": None}
 
 
+def test_a_guest_that_was_given_up_opens_no_generation_with_a_permit_that_comes_late() -> None:
+    """Its disks may be closed by then: the host ended, just when it was to serve again."""
+    pair = synced()
+    pair.a.session.permitted(0, alone=False)
+    pair.cut()
+    pair.a.write("w", data(3))
+    run(pair.a)
+    pair.a.session.abandon("it does not run here any more")
+    pair.a.session.take()
+    pair.a.session.permitted(1, alone=True)
+    assert pair.a.session.take() == []
+
+
 def test_async_needs_this_disk_only() -> None:
     pair = synced(VolumeOptions(level="async"))
     pair.a.write("w", data(3))

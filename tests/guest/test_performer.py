@@ -276,6 +276,21 @@ def test_without_a_map_of_what_is_allocated_the_session_ends(
     assert stage.moved == 1
 
 
+def test_what_comes_when_the_disks_are_closed_already_is_not_done(
+    stage: _Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A permit that came while they were opened anew ended the host."""
+
+    def submit(*_: object) -> None:
+        raise ClosedError("lane vda-meta is closed")
+
+    monkeypatch.setattr(stage.lanes.meta, "submit", submit)
+    stage.perform(Persist(0, "p", stage.replica.setup.superblock), Emit(EVENT), Send([_message(1)]))
+    assert stage.events == [EVENT]
+    assert stage.wire.sent == [[_message(1)]]
+    assert stage.script.reports == []
+
+
 def test_a_session_is_dropped_and_only_a_refusal_is_reported(stage: _Stage) -> None:
     stage.perform(DropSession("silent", refused=False))
     assert (stage.wire.dropped, stage.script.reports) == (["silent"], [])

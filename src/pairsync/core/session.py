@@ -120,6 +120,7 @@ class Session(Reports):
         self.met: Introduce | None = None  # what the peer said of itself last, in whatever session
         self._plans: tuple[VolumePlan, ...] = ()
         self._permit = Permit(self._out, alone=not arbitrated)
+        self._abandoned = False  # the guest does not run here any more
         windows: list[Window] = []  # of all volumes, whose messages share the stream
         intake = Intake()  # of all volumes, which share this host's memory
         for index, setup in enumerate(volumes):
@@ -363,6 +364,8 @@ class Session(Reports):
 
     def permitted(self, now_ns: int, *, alone: bool) -> None:
         """The grant register: may this host acknowledge without its peer (see `core.permit`)?"""
+        if self._abandoned:
+            return  # whoever takes the guest up again, here too, does so with another session machine
         self._permit.give(alone=alone)
         if alone:
             for source in self.sources:
@@ -371,6 +374,7 @@ class Session(Reports):
     def abandon(self, reason: str) -> None:
         """The guest does not run here any more: nothing is served, whatever was asked for ends with EIO."""
         self._permit.give(alone=False)  # no generation is opened any more: the next owner's is the next
+        self._abandoned = True
         for source in self.sources:
             source.abandon(reason)
 

@@ -152,7 +152,10 @@ class Performer:
             elif type(effect) is DiskFailed:
                 self._disk_failed(effect.volume, effect.reason)
             else:
-                table[type(effect)](effect)
+                try:
+                    table[type(effect)](effect)
+                except ClosedError:  # its lane: the disks are opened anew, for another session machine
+                    continue
         if outgoing:
             self._send(outgoing)
 

@@ -97,4 +97,5 @@ def log_to_stderr() -> LogStream:
         handlers=[logging.StreamHandler(stream)],
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # else a line for each question to an etcd
     return stream
