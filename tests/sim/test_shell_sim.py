@@ -19,17 +19,20 @@ import pytest
 from pairsync.core.effects import Apply, Flush, Journal
 from pairsync.core.messages import OpKind, WriteOp
 from pairsync.core.stream import StreamReceiver, StreamSender
+from pairsync.core.units import NS_PER_S
 from pairsync.guest import performer, replica
 from pairsync.guest.performer import Performer
 from pairsync.guest.volume import Volume
 from pairsync.io.hub import Hub
 from pairsync.storage.device import Device
+from pairsync.storage.digesttable import DigestTable
 from pairsync.storage.kept import Keeper
 from pairsync.storage.metadata import MetadataStore
 from pairsync.testing.shellsim import simulate
 from pairsync.testing.shellsim.__main__ import COMMAND
 from pairsync.testing.shellsim.coverage import missing, required
 from pairsync.testing.shellsim.network import WireSpeed, _Wire
+from pairsync.testing.shellsim.profile import draw_profile
 from pairsync.testing.shellsim.trace import Timers
 from pairsync.testing.sim import run_seeds
 
@@ -291,6 +294,23 @@ MUTANTS: list[Patch] = [
     the_way_back_goes_before_adoption,
     what_was_written_alone_is_not_kept,
 ]
+
+
+def test_damage_that_is_copied_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a resync reads is compared with its digest: nothing else keeps it from the good copy."""
+    monkeypatch.setattr(DigestTable, "compare", lambda *_: [])
+    tried = 0
+    for seed in range(1000):
+        profile = draw_profile(random.Random(f"profile {seed}"))
+        dies = {"crash-active", "power-active"} & profile.faults.keys()
+        if not dies or "flip-active" not in profile.faults or profile.storm_ns > 2 * NS_PER_S:
+            continue
+        tried += 1
+        outcome = simulate(seed)
+        if outcome.failure is not None:
+            assert outcome.rule in {"dirty-superset", "lost-write"}, outcome.failure
+            return
+    pytest.fail(f"{tried} seeds have not found it")
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)

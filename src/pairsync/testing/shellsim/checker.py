@@ -220,6 +220,8 @@ class Checker:
     def about_to_write(self, host: SimHost, volume: int, before: Superblock, after: Superblock) -> None:
         """A superblock is about to be replaced."""
         if host.role is Role.STANDBY:
+            if after.condition is Condition.SYNCING:  # what it holds is about to be kept
+                self._world.damage.forget(host, volume)
             self.way_back.about_to_write(volume, before, after)
 
     def superblock_written(self, host: SimHost, volume: int, before: Superblock, after: Superblock) -> None:
@@ -331,6 +333,7 @@ class Checker:
 
     def crashed(self, host: SimHost, *, cache_lost: bool) -> None:
         """The host has just died."""
+        self._world.damage.peer_parted()
         self.way_back.host_died(cache_lost=cache_lost and host.role is Role.STANDBY)
         for volume, view in enumerate(self._views):
             if host.role is Role.ACTIVE:

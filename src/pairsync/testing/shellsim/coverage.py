@@ -27,6 +27,10 @@ _WHERE: dict[str, tuple[Phase, ...]] = {
     "metadata-fails-standby": (Phase.PREPARING, Phase.ADOPTING),  # when it records what it is
     "metadata-fails-active": (Phase.ABSENT, Phase.IN_SYNC),
     "read-eio-active": (Phase.SYNCING,),
+    "flip-active": (Phase.IN_SYNC,),  # at other times no good copy would be left
+    "flip-standby": (Phase.IN_SYNC,),
+    "misdirect-active": (Phase.IN_SYNC,),
+    "misdirect-standby": (Phase.IN_SYNC,),
     "replace-standby": (Phase.ABSENT,),
     "slow-link": (Phase.IN_SYNC,),
     "stop-active": (Phase.ABSENT, Phase.IN_SYNC),
@@ -47,6 +51,9 @@ OTHERS = (
     "reopened",
     "way-back",
     "own-kept",
+    "damage-found:active:scrub",
+    "damage-found:active:resync",
+    "damage-found:standby:scrub",
     "grown",
     "grows-first:active",
     "grows-first:standby",

@@ -14,7 +14,7 @@ from pairsync.testing.swarm import Storm
 from .host import Armed, Life, SimHost
 from .network import SimPath
 from .profile import AMBUSHES
-from .start import make_blank
+from .start import lose_track, make_blank
 
 if TYPE_CHECKING:
     from .world import World
@@ -33,6 +33,9 @@ REPAIR_NS_MAX = 3 * NS_PER_S
 CUT_NS_MEAN = 3 * NS_PER_S
 
 SLOW_FACTORS = (3, 10)
+
+LOSES_TRACK = 0.7
+"""How likely an active host whose disk lies comes up with a dirty map that proves nothing."""
 
 FLEETING_FACTOR = 3
 """So much more often than others are those phases struck that last for a few messages."""
@@ -62,6 +65,10 @@ class Faults(Storm[SimHost]):
             "reset-path": lambda: self._reset([self._any_path()]),
             "reset-all": lambda: self._reset(list(world.net.paths.values())),
             "slow-link": self._slow,
+            "flip-active": lambda: world.damage.flip(world.active),
+            "flip-standby": lambda: world.damage.flip(world.standby),
+            "misdirect-active": lambda: world.damage.arm(world.active),
+            "misdirect-standby": lambda: world.damage.arm(world.standby),
             "replace-standby": self._replace_standby,
             "grow": self._grow,
             "crash-both": lambda: self._kill_both(world.hosts, power=False),
@@ -76,6 +83,7 @@ class Faults(Storm[SimHost]):
 
     def _mend(self) -> None:
         self._world.net.heal()
+        self._world.damage.disarm()
         for host in self._world.hosts:
             host.armed.clear()
 
@@ -138,6 +146,10 @@ class Faults(Storm[SimHost]):
 
     def _restart(self, host: SimHost) -> None:
         if not host.up and not self._world.ending:
+            # What is wrong on the active host's disk is rarely copied: only what is at rest is struck.
+            lies = host.role is Role.ACTIVE and self._world.damage.on(host)
+            if lies and self._random.random() < LOSES_TRACK:
+                lose_track(self._world, host)
             self._world.start(host)
 
     def _stop(self, host: SimHost) -> None:
@@ -211,6 +223,7 @@ class Faults(Storm[SimHost]):
             self._kill(standby, power=self._random.random() < 0.5)
         self._count("replace-standby")
         self._world.checker.swapped()
+        self._world.damage.swapped()
         make_blank(self._world, standby)
 
     def _grow(self) -> None:

@@ -34,6 +34,7 @@ from pairsync.storage.overlay import Overlays
 from pairsync.testing.disks import SECTOR_BYTES, Fault, PowerCut, SimAction, SimMedium, SimOperation
 from pairsync.testing.simfiles import SimDirectory, SimGrowingFile
 
+from .damage import LyingFile
 from .network import HostNetwork
 from .show import show_effect, show_message
 
@@ -141,9 +142,10 @@ class Life:
                 table.close()
                 raise
 
+        index, damage = int(name.removeprefix("vd")), host.world.damage
         replica = recover_replica(
             opened,
-            lambda size_bytes: RawFile(host.medium.open(name), size_bytes),
+            lambda size_bytes: RawFile(LyingFile(host.medium, damage, host, index), size_bytes),
             volume,
             pair_id,
             open_table,
@@ -151,7 +153,7 @@ class Life:
             lambda: int(trio.current_time()),
         )
         self.replicas[volume.name] = replica
-        index = list(self.replicas).index(volume.name)
+        damage.opened(host, index, replica.device)
         self._tap_store(index, replica)
         host.recovered(index, replica)
         return replica

@@ -42,6 +42,10 @@ FAULTS: dict[str, float] = {
     "metadata-fails-standby": 0.7,
     "flush-fails-active": 0.5,
     "flush-fails-standby": 0.5,
+    "flip-active": 1.5,
+    "flip-standby": 1.0,
+    "misdirect-active": 1.0,
+    "misdirect-standby": 1.0,
     "replace-standby": 0.8,
     "grow": 1.5,
 }
@@ -116,6 +120,7 @@ def _options(random: Random) -> VolumeOptions:
         latency_goal_ns=between(random, NS_PER_MS // 2, 20 * NS_PER_MS),
         peer_deadline_ns=random.choice((2, 5, 20)) * NS_PER_S,
         flush_after_ns=between(random, NS_PER_S // 10, 5 * NS_PER_S),
+        scrub_interval_ns=random.choice((0, 1, 5)) * NS_PER_S,
     )
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .host import SimHost
     from .world import World
 
-__all__ = ["OVERLAY_MARK", "PAIR_ID", "data_name", "make_blank", "make_start"]
+__all__ = ["OVERLAY_MARK", "PAIR_ID", "data_name", "lose_track", "make_blank", "make_start"]
 
 PAIR_ID = b"p" * 16
 
@@ -131,3 +131,11 @@ def _write_alone(world: World, index: int, size: int) -> None:
     opened.store.append_intents(1, opened.generation_next, extents)
     data.close()
     opened.store.close()
+
+
+def lose_track(world: World, host: SimHost) -> None:
+    """The metadata of a host that is down say that its dirty map proves nothing: all will be copied again."""
+    for index in range(len(world.profile.sizes_bytes)):
+        opened = load_metadata(host.medium.open(metadata_path(data_name(index))))
+        opened.store.write_superblock(replace(opened.superblock, map_base=None))
+        opened.store.close()

@@ -30,6 +30,7 @@ from pairsync.core.events import (
     PeerEvent,
     RefusedEvent,
     ResyncEvent,
+    ScrubFindingEvent,
     TroubleEvent,
 )
 from pairsync.core.messages import Role
@@ -42,6 +43,7 @@ from pairsync.storage.metadata import load_metadata, metadata_path
 from pairsync.testing.sim.world import Outcome
 
 from .checker import Checker
+from .damage import Damage
 from .faults import Faults
 from .host import Life, SimHost
 from .identity import identities
@@ -104,6 +106,7 @@ class World:
         self.hosts = (self.active, self.standby)
         self.term = 2 if self.profile.start == "switched" else 1
         self.checker = Checker(self)
+        self.damage = Damage(self)
         self.faults = Faults(self)
         make_start(self)
 
@@ -208,6 +211,8 @@ class World:
             self.reach("behind")
         elif isinstance(event, PeerEvent) and not event.connected:
             self.reach("session-lost")
+        elif isinstance(event, ScrubFindingEvent):
+            self.damage.finding(list(life.replicas).index(event.volume), event)
         elif isinstance(event, TroubleEvent) and event.fatal:
             life.failed = True
 
@@ -215,6 +220,8 @@ class World:
         """The peer's phase of one volume has changed."""
         self.trace.note("active", "phase", f"{volume} {before.value} -> {after.value}")
         self.reach(f"phase:{after.value}")
+        if after in {Phase.ABSENT, Phase.BEHIND}:
+            self.damage.peer_parted()
         self.faults.ambush(after)
 
     # ------------------------------------------------------------------ the run
@@ -269,13 +276,24 @@ class World:
                 continue
             life = self.active.life
             if flushed_in is life and self._clean():
-                self._compare()
-                return
+                if not self.damage.outstanding:
+                    self._compare()
+                    return
+                self._scrub()
             if flushed_in is not life and life is not None and life.guest is not None:
                 for index, volume in enumerate(life.guest.volumes.values()):
                     self.nursery.start_soon(self.writer.flush, life, index, volume)
                 flushed_in = life
         self.fail("liveness", self._why_not())
+
+    def _scrub(self) -> None:
+        """What an operator does who does not wait for the next scrub."""
+        guest = self.active.guest
+        if guest is not None:
+            for source in guest.session.sources:
+                source.scrubber.start(None, repair=True, now_ns=guest.now_ns())
+                source.advance(guest.now_ns())
+            guest.perform()
 
     def _whole(self) -> bool:
         mine, theirs = self.active.guest, self.standby.guest

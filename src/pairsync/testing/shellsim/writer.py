@@ -21,10 +21,10 @@ from pairsync.errors import BackendError, ClosedError, ConfigError
 from pairsync.guest.volume import Volume
 from pairsync.testing.sim.history import History, WriteRecord
 
-from .host import Life
 from .show import show_op
 
 if TYPE_CHECKING:
+    from .host import Life
     from .world import World
 
 __all__ = ["STAMP_BYTES", "Request", "Writer"]
@@ -199,6 +199,8 @@ class Writer:
         start = self._random.randrange(sectors)
         stop = min(start + 1 + self._random.randrange(64), sectors)
         buffer = memoryview(bytearray(min(stop * SECTOR_BYTES, size) - start * SECTOR_BYTES))
+        if self._world.damage.touches(self._world.active, index, start * SECTOR_BYTES, len(buffer)):
+            return False  # reads are not verified: see ``guest.verified``
         try:
             if not volume.read_nowait(start * SECTOR_BYTES, buffer):
                 return False  # the peer would have to be asked
