@@ -46,6 +46,17 @@ def test_an_owner_whose_disk_fails_before_the_guest_runs_leaves_it_to_the_standb
     assert world.hosts[1 - owner.index].serves
 
 
+def test_a_sick_disk_that_was_exchanged_with_its_host_is_not_mended_any_more() -> None:
+    world = GrantWorld(3, _quiet())
+    disks, standby = world.faults.disks, world.hosts[1]
+    assert disks.sicken(standby, FAILS, NS_PER_S, swaps=True)
+    sick = standby.media[:]
+    disks.replace(standby)
+    world.run_until(2 * NS_PER_S)
+    assert not set(sick) & set(standby.media)
+    assert not standby.sick
+
+
 def test_a_guest_whose_first_owner_forgets_before_anything_is_written_is_made_once_more() -> None:
     """Nobody else votes, and what is blank is not served from later, not by an override either."""
     world = _new_guest()

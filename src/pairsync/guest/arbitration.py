@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Final, TypeAlias
+from typing import Final
 
 import trio
 
@@ -47,6 +47,7 @@ from pairsync.core.messages import Role
 from pairsync.core.outlook import Outlook
 from pairsync.core.timingjudge import Measure
 from pairsync.core.units import NS_PER_S
+from pairsync.core.wishes import Step, Wish, halt_within_ns, has_handed_over, step_of
 from pairsync.core.witness import Conflict, Snapshot, WitnessKey
 from pairsync.errors import (
     ArbitrationError,
@@ -80,14 +81,8 @@ _log = logging.getLogger("pairsync.arbitration")
 LOOK_S: Final = 0.05
 """Between two looks whether the disks could serve the guest, and at deadlines that came nearer meanwhile."""
 
-MOVE_S: Final = 1.0
-"""So long the guest stands still, before it moves, for what has been asked; what is not done by then is done
-by the next owner, or after all here (`guest.roles.halt`)."""
-
 WITNESS_S: Final = 15.0
 """A question to a witness is given up then; the arbiter asks again long before."""
-
-Wish: TypeAlias = Own | Stop | Yield
 
 
 class Arbitration:
@@ -377,23 +372,28 @@ class Arbitration:
             self._wished = trio.Event()
             wish, self._wish = self._wish, None
             async with self._changing:
-                match wish:
-                    case Stop(reason=reason):
-                        _log.warning("%s: stops: %s", self._guest.name, reason)
-                        await self._stop(in_order=self.arbiter.decider.moving)
-                        self._act(self.arbiter.stopped(self._now_ns()))
-                    case Own(grant=grant) if not self._ending:
-                        await self._own(grant)
-                    case Yield(grant=grant) if not self._ending:
-                        await self._yield(grant)
+                if wish is not None and (isinstance(wish, Stop) or not self._ending):
+                    await self._take(wish)
+
+    async def _take(self, wish: Wish) -> None:
+        guest, grant = self._guest, wish.grant
+        active, halted = guest.role is Role.ACTIVE, guest.paused
+        step = step_of(wish, active=active, halted=halted, term=guest.session.term)
+        if step is Step.STOP:
+            _log.warning("%s: stops: %s", guest.name, wish.reason if isinstance(wish, Stop) else "")
+            await self._stop(in_order=self.arbiter.decider.moving)
+            self._act(self.arbiter.stopped(self._now_ns()))
+        elif grant is not None and step in {Step.SERVE, Step.SERVE_ANEW}:
+            if step is Step.SERVE_ANEW:
+                await guest.halt(in_order=True, within_s=self._patience_s())
+            await self._own(grant)
+        elif grant is not None and step is Step.STAND_BY:
+            handed = has_handed_over(grant, self._host, active=active, term=guest.session.term)
+            await self._stop(in_order=False)
+            await guest.become(Role.STANDBY, grant.term, in_order=False, in_sync=handed)
 
     async def _own(self, grant: Grant) -> None:
         guest = self._guest
-        if guest.role is Role.ACTIVE and not guest.paused:
-            if guest.session.term >= grant.term:
-                return  # another grant for the same owner
-            # By an override of a host that serves: both replicas are to record the term, as with any owner.
-            await guest.halt(in_order=True, within_s=self._patience_s())
         began_ns = self._now_ns()
         self._warden.lease_until(self._until_ns)
         await self._warden.settled()
@@ -419,20 +419,7 @@ class Arbitration:
         self._warden.rest()
 
     def _patience_s(self) -> float:
-        """How long an orderly halt may take: the lease may not be renewed, and the guard would not wait."""
-        if self._until_ns is None:
-            return MOVE_S
-        left_ns = self._until_ns - self.arbiter.timing.stop_ns - self._now_ns()
-        return min(MOVE_S, max(left_ns, 0) / NS_PER_S)
-
-    async def _yield(self, grant: Grant) -> None:
-        guest = self._guest
-        if guest.role is Role.ACTIVE or guest.paused:
-            # Who has handed the guest over has all that was acknowledged until then.
-            handed = self._host in grant.in_sync and grant.term == guest.session.term + 1
-            handed = handed and guest.role is Role.ACTIVE
-            await self._stop(in_order=False)
-            await guest.become(Role.STANDBY, grant.term, in_order=False, in_sync=handed)
+        return halt_within_ns(self._until_ns, self._now_ns(), self.arbiter.timing) / NS_PER_S
 
 
 def view_of(snapshot: Snapshot) -> WitnessView:

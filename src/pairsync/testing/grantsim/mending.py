@@ -18,7 +18,7 @@ from pairsync.core.units import NS_PER_MS, NS_PER_S
 
 from .medium import Medium
 from .plane import Plane
-from .roles import Roles
+from .roles import HOLD_NS, Roles
 
 if TYPE_CHECKING:
     from .world import GrantWorld
@@ -27,8 +27,6 @@ __all__ = ["Mending"]
 
 WATCH_NS = 100 * NS_PER_MS
 """Between two looks at what is to be settled, as `guest.watch`."""
-HOLD_NS = 10 * NS_PER_MS
-"""Between two attempts to leave, as `guest.handover`."""
 RETRY_NS_MIN, RETRY_NS_MAX = 250 * NS_PER_MS, 5 * NS_PER_S
 """As `guest.reopen`."""
 

@@ -67,6 +67,7 @@ class Plane:
         """Why a standby takes no part: its disks have to be opened anew (`guest.reopen`)."""
         self.before = before
         self.closing = 0  # requests of `finish` that have not ended
+        self.close_failed = False  # one has, with an error
         self._world = world
         self._random = world.random
         on = self._on_volume
@@ -197,6 +198,7 @@ class Plane:
     def _on_complete(self, effect: Complete) -> None:
         if effect.ticket == "close":
             self.closing -= 1
+            self.close_failed = self.close_failed or any(effect.errnos or ())
         else:
             self._world.guest.complete(self.host, effect.ticket, effect.errnos)
 

@@ -38,7 +38,7 @@ FAULTS: dict[str, float] = {
     "witness-down": 2.0,
     "witness-preferred-down": 1.0,
     "witness-after-peer": 1.5,
-    "witness-lost": 1.0,
+    "witness-lost": 1.5,
     "witness-rolled-back": 0.7,
     "lossy": 1.5,
     "memory-lost": 0.6,

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from pairsync.core.arbiter import Arbiter
-from pairsync.core.arbitration import Effect, Own, Stop, Yield
-from pairsync.core.messages import Role
+from pairsync.core.arbitration import Effect
+from pairsync.core.messages import Condition, Role
 from pairsync.core.session import SessionPhase
 from pairsync.core.units import NS_PER_MS, NS_PER_S
+from pairsync.core.wishes import Step, Wish, halt_within_ns, has_handed_over, step_of
 from pairsync.errors import ArbitrationError
 
 from .medium import Medium
@@ -26,16 +28,16 @@ if TYPE_CHECKING:
     from .host import GrantHost
     from .world import GrantWorld
 
-__all__ = ["Roles", "Wish"]
+__all__ = ["HOLD_NS", "Roles"]
 
 LOOK_NS = 5 * NS_PER_MS
 """Between two looks whether something has ended, as ``guest.roles``."""
 SETTLE_NS = 10 * NS_PER_S
 CLOSE_NS = 30 * NS_PER_S
+HOLD_NS = 10 * NS_PER_MS
+"""Between two attempts to leave, as `guest.handover`."""
 END_NS = 60 * NS_PER_S
 """Of an orderly end: a change of the role first, with a guest that is halted in order and one that begins."""
-
-Wish: TypeAlias = Own | Stop | Yield
 
 
 class Roles(Process, ABC):
@@ -144,17 +146,28 @@ class Roles(Process, ABC):
         plane, arbiter = self.plane, self.arbiter
         if plane is None or arbiter is None:
             return
-        match wish:
-            case Own(grant=grant) if plane.role is not Role.ACTIVE or plane.paused:
-                self._owns(grant.term)
-            case Own(grant=grant) if plane.session.term < grant.term:  # by an override
-                self._halt(in_order=True, then=lambda: self._owns(grant.term))
-            case Stop():
-                self._halt(in_order=arbiter.decider.moving, then=self._stopped)
-            case Yield(grant=grant) if plane.role is Role.ACTIVE or plane.paused:
-                self._halt(in_order=False, then=lambda: self._become(Role.STANDBY, grant.term))
-            case _:
-                self._followed()
+        active, grant = plane.role is Role.ACTIVE, None if wish is None else wish.grant
+        step = Step.NOTHING
+        if wish is not None:
+            step = step_of(wish, active=active, halted=plane.paused, term=plane.session.term)
+        if step is Step.STOP:
+            moving = arbiter.decider.moving
+            self._halt(in_order=moving, then=self._stopped, late=self._takes_back if moving else None)
+        elif step is Step.NOTHING or grant is None:
+            self._followed()
+        elif step is Step.SERVE:
+            self._owns(grant.term)
+        elif step is Step.SERVE_ANEW:
+            self._halt(in_order=True, then=partial(self._owns, grant.term))
+        else:
+            handed = has_handed_over(grant, self._me.id, active=active, term=plane.session.term)
+            self._halt(in_order=False, then=partial(self._become, Role.STANDBY, grant.term, in_sync=handed))
+
+    def _takes_back(self) -> None:
+        """The peer has not taken all in time: it should not own what it does not take."""
+        if self.arbiter is not None:
+            self._world.coverage.reach("move-taken-back")
+            self.act(self.arbiter.peer_out(self.now_ns))
 
     def _owns(self, term: int) -> None:
         self.set_guard(self.lease_ns)
@@ -169,7 +182,10 @@ class Roles(Process, ABC):
         if self.arbiter is not None:
             self.act(self.arbiter.stopped(self.now_ns))
 
-    def _halt(self, *, in_order: bool, then: Callable[[], None]) -> None:
+    def _halt(
+        self, *, in_order: bool, then: Callable[[], None], late: Callable[[], None] | None = None
+    ) -> None:
+        """``late``: done first, if an orderly halt did not come to its end in time."""
         plane = self.plane
         if plane is None:
             return
@@ -180,18 +196,26 @@ class Roles(Process, ABC):
         self._world.changed()
         if in_order:
             plane.finish()
-        abandon = partial(self._abandon, plane, then)
-        self._wait(lambda: not plane.closing, abandon, CLOSE_NS, late=abandon)
+        within_ns = CLOSE_NS
+        if not self.ending:
+            within_ns = halt_within_ns(self.lease_ns, self.now_ns, self._world.profile.timing)
+        left = partial(self._abandon, plane, then, late)
+        self._wait(lambda: not plane.closing, left, within_ns, late=left, may=True)
 
-    def _abandon(self, plane: Plane, then: Callable[[], None]) -> None:
+    def _abandon(self, plane: Plane, then: Callable[[], None], late: Callable[[], None] | None) -> None:
+        bad = bool(plane.closing) or plane.close_failed
+        if bad and all(each.options.level == "sync" for each in plane.session.sources):
+            bad = plane.idle  # else it is this host's disk that does not get it done
         plane.halt()
+        if bad and late is not None:
+            late()
         self._halted(then)
 
     def _halted(self, then: Callable[[], None]) -> None:
         self.guard_ns = None  # as `Warden.rest`
         then()
 
-    def _become(self, role: Role, term: int) -> None:
+    def _become(self, role: Role, term: int, *, in_sync: bool = False) -> None:
         plane = self.plane
         if plane is None:
             return
@@ -199,7 +223,7 @@ class Roles(Process, ABC):
             plane.paused = True
             plane.halt()
         self.leave_session(plane, f"this host becomes {role.name.lower()}")
-        reopen = partial(self._reopen, plane, role, term)
+        reopen = partial(self._reopen, plane, role, term, in_sync=in_sync)
         if plane.leaving and role is Role.STANDBY:
             reopen()  # it waits for no job that hangs
         else:
@@ -215,12 +239,12 @@ class Roles(Process, ABC):
         plane.deaf = link.session_of(self.index) != 0
         link.drop(self.index, reason)
 
-    def _reopen(self, old: Plane, role: Role, term: int) -> None:
+    def _reopen(self, old: Plane, role: Role, term: int, *, in_sync: bool) -> None:
         world = self._world
         term = max(term, old.session.term)
         ill = old.leaving or ("" if self._settled(old) and not self.sick else "a disk hangs or fails")
         if ill and role is Role.ACTIVE:
-            self._gives_up()
+            self._gives_back(old, ill, self.now_ns + 2 * world.profile.timing.heartbeat_ns)
             return
         if ill:
             old.ended = True
@@ -230,6 +254,10 @@ class Roles(Process, ABC):
             self._followed()
             return
         old.end_in_order()
+        for medium in self.media if in_sync else ():
+            metadata = medium.stores.metadata
+            if metadata.superblock.condition is Condition.CONSISTENT:
+                metadata.superblock = replace(metadata.superblock, term=term)
         try:
             plane = self.plane = Plane(world, self._me, self.media, role, term)
         except ArbitrationError as error:
@@ -244,6 +272,22 @@ class Roles(Process, ABC):
         sources = plane.session.sources
         ready = lambda: all(source.serving or source.failed is not None for source in sources)  # noqa: E731
         self._wait(ready, self._became, SETTLE_NS, late=self._gives_up)
+
+    def _gives_back(self, plane: Plane, reason: str, until_ns: int) -> None:
+        """As `guest.handover.Handover.give_back`: who has handed the guest over may have it again."""
+        if self.arbiter is None:
+            return
+        refusal, effects = self.arbiter.move(self.now_ns, leaving=True)
+        self.act(effects)
+        if not refusal:
+            self._world.coverage.reach("gives-back")
+            plane.leaving, plane.deaf, plane.paused = reason, True, True
+            plane.halt()
+            self._followed()
+        elif self.now_ns < until_ns:
+            self.after(HOLD_NS, self._gives_back, plane, reason, until_ns)
+        else:
+            self._gives_up()
 
     def _gives_up(self) -> None:
         """It cannot take the role: the process ends, and is begun anew."""
@@ -266,13 +310,18 @@ class Roles(Process, ABC):
         then: Callable[[], None],
         left_ns: int,
         late: Callable[[], None] | None = None,
+        *,
+        may: bool = False,
     ) -> None:
-        """Then, when it is so; ``late``: what is done instead if a sick disk makes it take too long."""
+        """Then, when it is so; ``late``: what is done instead if it takes too long, because a disk is sick.
+
+        ``may``: or for whatever reason.
+        """
         if done():
             then()
         elif left_ns > 0:
-            self.after(LOOK_NS, self._wait, done, then, left_ns - LOOK_NS, late)
-        elif late is not None and self._ailing:
+            self.after(LOOK_NS, partial(self._wait, done, then, left_ns - LOOK_NS, late, may=may))
+        elif late is not None and (may or self._ailing):
             late()
         else:
             self._world.fail("hang", f"{self.name}: a change of its role does not end")
