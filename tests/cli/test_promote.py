@@ -40,7 +40,8 @@ def test_it_says_what_to_do_next(host_file: Path, command: Command, monkeypatch:
     done = command("host", "promote", str(host_file), "--revert")
     assert done.status == 0
     assert "12 blocks were put back" in done.out
-    assert 'role = "active" and term = 4' in done.out
+    assert f"pairsync host override {host_file} --above-term 4 --yes" in done.out
+    assert "role" not in done.out
     done = command("host", "promote", str(host_file), "--revert", "--json")
     assert json.loads(done.out) == {
         "done": True,
@@ -55,6 +56,19 @@ def test_it_says_what_to_do_next(host_file: Path, command: Command, monkeypatch:
             }
         ],
     }
+
+
+def test_where_the_roles_are_fixed_it_says_to_state_another_one(
+    host_file: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guest_promote, "promote_replicas", lambda *_: [REVERTED])
+    text = host_file.read_text()
+    start, stop = text.index("[register]"), text.index("[link]")
+    host_file.write_text(text[:start].rstrip() + '\nrole = "standby"\n\n' + text[stop:])
+    done = command("host", "promote", str(host_file), "--revert")
+    assert done.status == 0, done.err
+    assert 'role = "active" and term = 4' in done.out
+    assert "override" not in done.out
 
 
 def test_a_replica_that_was_never_written(host_file: Path, command: Command) -> None:

@@ -44,12 +44,13 @@ def host_promote(
     if json_:
         print(json.dumps({"done": revert, "volumes": [asdict(each) for each in found]}))
     else:
-        for line in _explain(file, found, done=revert):
+        for line in _explain(file, found, done=revert, agreed=host.register is not None):
             print(line)
     return 0 if revert else 1
 
 
-def _explain(file: Path, found: Sequence[Reversion], *, done: bool) -> list[str]:
+def _explain(file: Path, found: Sequence[Reversion], *, done: bool, agreed: bool) -> list[str]:
+    """``agreed``: who is active is agreed on, not stated in the host's file."""
     lines = [_volume_line(each, done=done) for each in found]
     if any(not each.reverts for each in found):
         lines.append("The volumes are of different moments: check what lies on several of them.")
@@ -61,6 +62,15 @@ def _explain(file: Path, found: Sequence[Reversion], *, done: bool) -> list[str]
         ]
         return lines
     term = max(each.term for each in found)
+    if agreed:
+        lines += [
+            "Next:",
+            f"  1. Run it: pairsync host run {file}",
+            f"  2. Make it the owner: pairsync host override {file} --above-term {term} --yes",
+            "  3. The other host's replica was written apart from this one, and is refused as its",
+            "     standby. To give up what it has: pairsync host concede, there.",
+        ]
+        return lines
     lines += [
         "Next:",
         f'  1. In {file}, [guest]: role = "active" and term = {term} (or more); [nbd]: say where to serve.',

@@ -96,7 +96,7 @@ def _open(
         names = ", ".join(block.name for block in blocks)
         raise ConfigError(
             f"nothing to decide: no resync was interrupted, {names} can be used as found "
-            '(role = "active" and a higher term in host.toml)'
+            '(pairsync host override; without [register], role = "active" and a higher term in its file)'
         )
     for replica, block in zip(replicas, blocks, strict=True):
         if block.condition is Condition.BLANK:
