@@ -108,6 +108,7 @@ class Both:
     def __init__(self, pair: Pair) -> None:
         self.pair = pair
         self.timings: dict[Host, Timing] = {}
+        self.protocol_max: dict[Host, int] = {}  # of a host of an older version
         self.disks: dict[Host, FaultyDisk] = {"a": FaultyDisk(), "b": FaultyDisk()}
         self.witness = MemoryWitness(random.Random(7).randbytes)
         self.fingerprints = {host: pair.identities[host].fingerprint for host in pair.identities}
@@ -130,6 +131,8 @@ class Both:
         peer: Host = "b" if name == "a" else "a"
         async with AsyncExitStack() as stack:
             config = replace(self.pair.config(name), role=Role.STANDBY)
+            if name in self.protocol_max and config.link is not None:
+                config = replace(config, link=replace(config.link, protocol_max=self.protocol_max[name]))
             opener = partial(open_replica, open_file=self.disks[name].open)
             guest = await stack.enter_async_context(open_guest(config, opener=opener))
             memory = AcceptorFile.open(self.memory(name))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import trio
 from tests.guest.halves import TIMING, Both, Half, agreed, noise, until
-from tests.guest.harness import Pair, await_event, in_time
+from tests.guest.harness import Host, Pair, await_event, in_time
 
 from pairsync.core.acceptor import AcceptorState
 from pairsync.core.events import DiscordEvent, GrantEvent, TimingEvent
@@ -210,6 +210,20 @@ async def test_an_override_of_a_host_that_serves_is_recorded_by_both_before_the_
         await until(lambda: second.serves)
         for block in range(3):
             assert await second.read(block) == noise(block)
+
+
+@pytest.mark.parametrize("older", ["a", "b"])
+async def test_a_host_of_the_version_before_is_understood_and_understands(both: Both, older: Host) -> None:
+    both.protocol_max[older] = 1
+    async with in_time(), both.whole() as (first, second):
+        assert first.guest.link is not None
+        assert first.guest.link.session is not None
+        assert first.guest.link.session.protocol == 1
+        assert first.arbitration.arbiter.standby_asks, "as the owner: the standby cannot say"
+        await first.write(3)
+        await first.arbitration.move()
+        await until(lambda: second.serves)
+        assert await second.read(3) == noise(3)
 
 
 async def test_hosts_with_different_failover_times_say_so_and_the_owner_serves_alone(both: Both) -> None:
