@@ -18,11 +18,13 @@ FAILOVER ?= 2
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-# Tests that only compute share the cores, and so do those with processes that mostly wait, two at a time; the
-# rest, which holds bounds of time or memory against a clock, comes after them, alone.
-COMPUTING := $(wildcard tests/core tests/wire tests/testing tests/sim tests/fuzz tests/storage tests/test_*.py)
-WAITING := $(wildcard $(foreach name,crash_points databases disk_faults filesystems lab_disk lab_form lab_overlay \
-	programs scrub,tests/e2e/test_$(name).py))
+# Tests that only compute share the cores, and so do those that mostly wait, for processes and deadlines, two at
+# a time; the rest, which holds bounds of time or memory against a clock, comes after them, alone.
+COMPUTING := $(wildcard tests/core tests/wire tests/testing tests/sim tests/fuzz tests/storage tests/cli tests/nbd \
+	tests/test_*.py)
+WAITING := tests/benchmarks tests/guest tests/io tests/node $(wildcard $(foreach name,crash_points databases \
+	disk_faults filesystems lab_disk lab_form lab_grow lab_overlay lab_point programs scrub truths, \
+	tests/e2e/test_$(name).py))
 
 # pip must not ask, nor tell of newer releases of itself; -qq below leaves its errors
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

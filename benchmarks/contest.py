@@ -99,7 +99,7 @@ class Bench:
     @property
     def heavy_rounds(self) -> int:
         """How often a row is repeated whose rounds are long."""
-        return max(2, min(3, self.rounds))
+        return min(3, self.rounds)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,7 +66,7 @@ class Bench:
         (directory / "power").write_text("on")
         self.config = FenceConfig(
             command=(sys.executable, "-I", "-S", str(directory / "agent.py"), str(directory)),
-            options={"ip": "192.0.2.7", "username": "op", "password": SECRET},
+            options={"ip": "192.0.2.7", "username": "fencer", "password": SECRET},
             turn_on=False,
             deadline_ns=30 * NS_PER_S,
             attempt_ns=10 * NS_PER_S,

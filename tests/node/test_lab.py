@@ -19,7 +19,7 @@ from pairsync.core.units import MIB
 from pairsync.errors import BackendError, ConfigError
 from pairsync.node.control import ask
 from pairsync.node.lab import Lab, run_lab
-from pairsync.node.labfile import LabFile, control_socket_of, open_lab_file
+from pairsync.node.labfile import LabFile, control_socket_of, nbd_socket_of, open_lab_file, sockets_of
 from pairsync.node.labprepare import prepare
 from pairsync.node.labrequests import lab_handlers
 from pairsync.testing.programs import is_alive, wait_gone
@@ -106,7 +106,7 @@ async def test_a_host_that_does_not_come_up_is_named_with_its_reason(tmp_path: P
     assert str(error).startswith("host b did not come up (ended with exit status 1): pairsync: ")
     assert "has 7 bytes" in str(error)
     assert told.lines == []
-    assert not list((tmp_path / "sockets").iterdir())
+    assert not list(sockets_of(tmp_path).glob("*"))
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_what_is_told_names_every_volume(tmp_path: Path) -> None:
             host = line["hosts"]["a"]
             assert (host["pid"], host["link"]) == (None, None)
             assert host["volumes"]["the data"] == {
-                "uri": f"nbd+unix:///the%20data?socket={tmp_path}/sockets/a.nbd",
+                "uri": f"nbd+unix:///the%20data?socket={nbd_socket_of(tmp_path, 'a')}",
                 "path": f"{tmp_path}/a/the data.img",
             }
             assert line["hosts"]["b"]["volumes"]["vda"]["uri"] is None
