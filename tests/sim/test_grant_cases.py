@@ -64,3 +64,33 @@ def test_a_guest_whose_first_owner_forgets_before_anything_is_written_is_made_on
     world.run()
     assert world.coverage.counts["operator-begins-anew"] == 1
     assert world.guest.acknowledged
+
+
+def test_an_owner_that_cannot_learn_what_others_have_decided_for_it_is_not_entitled() -> None:
+    """It died while it put the standby out, which ended that with a witness, and the witness forgot it."""
+    world = GrantWorld(3, _quiet(witnesses=("w",)))
+    for host in world.hosts:
+        host.start()
+    world.run_until(6 * NS_PER_S)
+    assert world.whole()
+    owner = next(host for host in world.hosts if host.serves)
+    standby = world.hosts[1 - owner.index]
+    both = owner.memory.base
+    assert both is not None
+    owner.crash(power=False, why="crash")
+    standby.crash(power=False, why="crash")
+    alone = both._replace(
+        epoch=both.epoch + 1, in_sync=frozenset({owner.id}), voters=frozenset({owner.voter})
+    )
+    standby.memory = standby.memory._replace(base=alone)
+    world.witnesses["w"].lose()
+    world.network.set_cut(_everything_cut(world) - {(owner.index, 2), (2, owner.index)})
+    owner.start()
+    standby.start()
+    world.changed()
+    world.run_until(world.clock.now + 20 * NS_PER_S)
+    assert not owner.serves
+    world.network.set_cut(set())
+    world.changed()
+    world.run_until(world.clock.now + 10 * NS_PER_S)
+    assert owner.serves

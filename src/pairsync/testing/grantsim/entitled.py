@@ -68,7 +68,11 @@ def _able(world: GrantWorld, host: GrantHost, grant: Grant) -> bool:
     if other.up and not other.frozen and network.reaches(0, 1) and network.reaches(1, 0):
         reached.add(other.voter)
     reached |= {VoterId(each.name, each.view.incarnation) for each in _reached(world, host)}
-    return len(reached & grant.voters) >= majority(grant.voters)
+    known = host.base
+    finds_out = known is None or known.order >= grant.order or _told(world, host, grant)
+    # Else those have to help who decide as far as it knows.
+    deciding = grant.voters if finds_out or known is None else known.voters
+    return all(len(reached & each) >= majority(each) for each in (grant.voters, deciding))
 
 
 def _reached(world: GrantWorld, host: GrantHost) -> list[Witness]:
