@@ -52,7 +52,6 @@ OTHERS = (
     "way-back",
     "own-kept",
     "damage-found:active:scrub",
-    "damage-found:active:resync",
     "damage-found:standby:scrub",
     "grown",
     "grows-first:active",

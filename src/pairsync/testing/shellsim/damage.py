@@ -79,6 +79,7 @@ class Damage:
         self._wrong: dict[tuple[str, int], dict[int, bytes]] = {}  # (host, volume): sector to what is read
         self._struck: set[tuple[str, int, int]] = set()  # (host, volume, block): ever
         self._armed: set[str] = set()  # hosts whose next write that can goes elsewhere
+        self._last = False  # the last strike has been
 
     def _of(self, host: SimHost, volume: int) -> dict[int, bytes]:
         return self._wrong.setdefault((host.name, volume), {})
@@ -153,6 +154,14 @@ class Damage:
             content[self._random.randrange(len(content))] ^= 1 << self._random.randrange(8)
             self._strike(host, volume, block, bytes(content))
             self._world.faults.struck(f"flip-{host.name}")
+
+    def strike_last(self) -> None:
+        """When all is whole, once: what strikes earlier is often let off before anybody has looked."""
+        if not self._last:
+            self._last = True
+            for host in self._world.hosts:
+                if f"flip-{host.name}" in self._world.profile.faults:
+                    self.flip(host)
 
     def arm(self, host: SimHost) -> None:
         """A write will go elsewhere."""

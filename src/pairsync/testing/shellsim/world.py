@@ -276,6 +276,7 @@ class World:
                 continue
             life = self.active.life
             if flushed_in is life and self._clean():
+                self.damage.strike_last()
                 if not self.damage.outstanding:
                     self._compare()
                     return

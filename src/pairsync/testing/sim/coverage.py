@@ -34,8 +34,8 @@ _WHERE: dict[str, tuple[Phase, ...]] = {
     "hang-disk-standby": tuple(phase for phase in Phase if phase is not Phase.BEHIND),
     "flip-active": _LASTING,
     "flip-standby": _LASTING,
-    "digest-active": _LASTING,
-    "digest-standby": _LASTING,
+    "digest-active": (Phase.ABSENT, Phase.IN_SYNC),
+    "digest-standby": (Phase.ABSENT, Phase.IN_SYNC),
     "misdirect-active": (Phase.IN_SYNC,),  # else what it writes has one copy only
     "misdirect-standby": (Phase.SYNCING, Phase.ADOPTING, Phase.IN_SYNC),
     "eio-active": _LASTING,
