@@ -261,3 +261,41 @@ async def test_who_has_handed_over_takes_over_again_at_once(
             second.cable.cut = True
         await until(lambda: first.serves)
         assert await first.read(3) == noise(3)
+
+
+async def test_a_disk_that_fails_while_the_guest_halts_to_move_puts_out_its_own_replica(
+    both: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one was put out for it, and the guest was served from what was left here: an empty disk."""
+    async with in_time(), both.whole() as (first, second):
+        await first.write(3)
+        monkeypatch.setattr(
+            first.guest._disks.replicas[0].store,
+            "write_superblock",
+            lambda _: (_ for _ in ()).throw(BackendError("pulled out", errno.EIO)),
+        )
+        await first.arbitration.move()
+        await until(lambda: second.serves)
+        grant = second.arbitration.arbiter.grant
+        assert grant is not None
+        assert grant.order == (2, 1)
+        assert grant.in_sync == {both.fingerprints["b"]}
+        assert await second.read(3) == noise(3)
+
+
+async def test_a_disk_that_was_exchanged_while_it_was_opened_anew_is_not_served(both: Both) -> None:
+    async with in_time(), both.whole() as (first, second):
+        await first.write(3)
+        disks = second.guest._disks
+        opener = disks._opener
+
+        def exchanged(volume: VolumeConfig, pair_id: bytes) -> Replica:
+            disks._opener = opener
+            exchange_disk(both, "b")
+            return opener(volume, pair_id)
+
+        disks._opener = exchanged
+        await first.arbitration.move()
+        await until(lambda: first.serves)
+        assert not second.serves
+        assert await first.read(3) == noise(3)

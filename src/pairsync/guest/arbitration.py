@@ -416,6 +416,8 @@ class Arbitration:
             elif not good:  # the move is taken back, and the guest goes on here
                 _log.warning("%s: the other host has not taken all: the guest stays", guest.name)
                 self._act(self.arbiter.peer_out(self._now_ns()))
+            elif guest.leaves_for is not None:  # its disk is why: it is out of sync with the same grant
+                self._act(self.arbiter.own_out(self._now_ns())[1])
         self._warden.rest()
 
     def _patience_s(self) -> float:

@@ -53,6 +53,9 @@ _log = logging.getLogger("pairsync.guest")
 HOLD_S: Final = 0.01
 """Between two looks whether the peer can own: short, for the guest stands still meanwhile."""
 
+GIVE_BACK_NS: Final = 3 * NS_PER_S
+"""So long who has handed the guest over may take to be a standby that could own it again."""
+
 PATIENT_AGAIN_NS: Final = 10 * NS_PER_S
 """So long after the peer could not own errors are told at once."""
 
@@ -110,7 +113,7 @@ class Handover:
     async def give_back(self, reason: str) -> bool:
         """This host cannot take the guest over for want of a disk: whether who has left it has it again."""
         guest, arbiter = self._guest, self._guest.arbiter
-        until_ns = guest.now_ns() + (0 if arbiter is None else arbiter.patience_ns)
+        until_ns = guest.now_ns() + GIVE_BACK_NS
         while arbiter is None or arbiter.disk_failed():
             if guest.now_ns() > until_ns:
                 return False

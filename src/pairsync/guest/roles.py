@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from pairsync.core.messages import Role
+from pairsync.core.messages import Condition, Role
 from pairsync.core.session import SessionPhase
 from pairsync.errors import BackendError
 
@@ -100,10 +100,20 @@ async def halt(guest: Guest, disks: Disks, *, in_order: bool, within_s: float = 
     if in_order and guest.leaves_for is None:
         guest.pause(True)
         good = await finish(guest, within_s)
-        if not good and all(source.options.level == "sync" for source in guest.session.sources):
-            good = not disks.idle
+        ailment = None if good else _own_fault(guest, disks)
+        if ailment is not None and all(source.options.level == "sync" for source in guest.session.sources):
+            good = True
+            guest.leave_for(ailment, silent=True)
     halt_now(guest, "the guest does not run here any more")
     return good
+
+
+def _own_fault(guest: Guest, disks: Disks) -> Ailment | None:
+    """What is wrong with this host's disk, where it is that which did not get done what was asked."""
+    for name, source in zip(guest.volumes, guest.session.sources, strict=True):
+        if source.failed is not None:
+            return Ailment(name, source.failed)
+    return None if disks.idle else Ailment(next(iter(guest.volumes)), "its disk is too slow to stop in order")
 
 
 def halt_now(guest: Guest, reason: str) -> None:
@@ -161,6 +171,7 @@ async def _reopen(guest: Guest, disks: Disks, *, active: bool, term: int) -> Ail
     await _within(SETTLE_S, lambda: _settled(guest, disks) or hanging() is not None)
     if not _settled(guest, disks):
         return Ailment(hanging() or names[0], "the disk does not end what it was asked before")
+    written = {each.name for each in disks.replicas if each.store.superblock.condition is not Condition.BLANK}
     await disks.end_lives()
     disks.active = active
     unopened: Unopened | None = None
@@ -168,7 +179,12 @@ async def _reopen(guest: Guest, disks: Disks, *, active: bool, term: int) -> Ail
         unopened = await disks.reopen(term=term)
     if scope.cancelled_caught:
         return Ailment(names[0], "a disk of the guest hangs while it is opened anew")
-    return None if unopened is None else Ailment(unopened.volume, str(unopened.error))
+    if unopened is not None:
+        return Ailment(unopened.volume, str(unopened.error))
+    blank = {each.name for each in disks.replicas if each.setup.superblock.condition is Condition.BLANK}
+    if active and blank & written:  # DESIGN rule 3: zeroes are not what the guest has written
+        return Ailment(min(blank & written), "another disk is there now, and it was never written")
+    return None
 
 
 def _settled(guest: Guest, disks: Disks) -> bool:
