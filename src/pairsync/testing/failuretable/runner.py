@@ -226,14 +226,16 @@ class Runner:
     # ------------------------------------------------------------------ waiting
 
     async def until_whole(self) -> str:
-        """Both hosts in sync, three voters, clients served; returns the host on which the guest runs."""
+        """Both hosts in sync, three voters, clients served, and the pair says that it survives any single
+        failure (a standby that comes up has yet to ask the witness); the host on which the guest runs."""
         with trio.move_on_after(WHOLE_S):
             while True:
                 active = self._watch.active()
                 grant = None if active is None else self._watch.grant(active)
                 if active is not None and grant is not None and _is_whole(grant):
                     guest = self._watch.latest[active]
-                    if guest["in_sync"] and _says_moves(guest) and len(self._watch.latest) == len(HOSTS):
+                    redundant = guest["survives"] is not None and guest["survives"]["redundant"]
+                    if guest["in_sync"] and redundant and len(self._watch.latest) == len(HOSTS):
                         return active
                 await trio.sleep(LOOK_S)
         raise self._lab.error(f"not whole again within {WHOLE_S:g} s: {self._describe()}")
