@@ -14,7 +14,8 @@ told to be lost, where the block stood in a dirty map for no reason: then a pers
 
 Some damage is *excused*, as the fault atlas says, and mended by nobody: of a block that is written in part,
 or whose write fails, before it was found; of one that the write-intent log names when the active host dies,
-or whose volume has just grown when its host dies; of all when a disk is swapped for another one.
+or whose volume has just grown when its host dies; of one that the standby does not hold when it parts; of all
+when a disk is swapped for another one.
 """
 
 from __future__ import annotations
@@ -177,6 +178,14 @@ class Damage:
             kept = replica.digests.bad_in(disk, blocks) if why == "failed" else []
             self.excuse(why, replica, [(block, block + 1) for block in wrong if block not in kept])
 
+    def parted(self) -> None:
+        """The standby is away, or has lost its cache: a write that went elsewhere here may be on no disk."""
+        for mine, theirs in zip(self._world.active.replicas, self._world.standby.replicas, strict=True):
+            for block in mine.disk.wrong_blocks():
+                span = mine.disk.sectors_of(block)
+                if mine.disk.content[span] != theirs.disk.content[span]:
+                    self.excuse("not-there", mine, [(block, block + 1)])
+
     def swapped(self) -> None:
         """A disk is about to be swapped for another one: a block may be left on the other host only."""
         for host in self._world.hosts:
@@ -253,6 +262,7 @@ class Damage:
 
     def back(self, host: SimHost) -> None:
         """The host has died, and what had mended a block or its digest may be lost with it."""
+        self.parted()
         for replica in host.replicas:
             for block in self._wrong(host, replica):
                 self._since[host.index, replica.index, block] = self._world.clock.now

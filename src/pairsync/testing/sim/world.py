@@ -212,6 +212,8 @@ class World:
         """The peer's phase of one volume has changed."""
         self.trace.note("active", "phase", volume, f"{before.value} -> {after.value}")
         self.coverage.reach(f"phase:{after.value}")
+        if after in {Phase.ABSENT, Phase.BEHIND}:
+            self.damage.parted()
         self.faults.ambush(after)
         self.guest.stir()
         if after is Phase.IN_SYNC:
