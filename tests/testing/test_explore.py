@@ -25,6 +25,14 @@ EXPLORED = {
         Bounds(terms=2, epochs=4, ballots=2, crashes=0, amnesias=0, alarms=2, moves=0, witness=2),
         40_000,
     ),
+    "two witnesses, one forgets": (
+        Bounds(terms=2, ballots=1, crashes=1, amnesias=1, alarms=1, moves=0, witness=2),
+        30_000,
+    ),
+    "a move and an override": (
+        Bounds(terms=4, ballots=1, crashes=1, amnesias=0, alarms=1, moves=1, witness=0, overrides=1),
+        10_000,
+    ),
     "an override": (
         Bounds(terms=3, ballots=1, crashes=0, amnesias=0, alarms=1, moves=0, overrides=1),
         30_000,
@@ -52,9 +60,10 @@ def test_no_rule_is_broken(name: str) -> None:
 
 def test_random_ways_go_deeper() -> None:
     bounds = Bounds(terms=4, epochs=5, ballots=4, crashes=4, amnesias=2, alarms=20, moves=2)
-    result = walk(bounds, seed=1, ways=60)
-    assert result.violation is None, "\n".join([*result.way, result.violation])
-    assert result.states > 1000
+    for more in (bounds, bounds._replace(terms=6, witness=2, overrides=2)):
+        result = walk(more, seed=1, ways=60)
+        assert result.violation is None, "\n".join([*result.way, result.violation])
+        assert result.states > 1000
 
 
 def test_the_same_every_time() -> None:

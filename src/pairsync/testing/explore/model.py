@@ -294,11 +294,15 @@ class Model(Changes):
                 yield f"{name} is to move the guest", self.sealed(draft)
 
     def _acknowledges(self, world: World, host: int, facts: Facts) -> World:
-        draft = Draft(world)
-        if not self.rules(draft, host):
+        draft, base = Draft(world), facts.base
+        if base is None or not self.rules(draft, host):
             return world  # it counts for nothing
-        newest = self.agreed.values[world[16]][-1]
-        if facts.base is None or (newest.term > facts.base.term and newest.owner != HOSTS[host]):
+        newest = max(
+            (each for each in self.agreed.values[world[16]] if each.fork == base.fork),
+            key=lambda each: each.order,
+            default=base,
+        )
+        if newest.term > base.term and newest.owner != HOSTS[host]:
             raise Violation(f"stale: {_name(host)} acknowledges alone after {newest.describe()}")
         draft.lacking |= 1 << (1 - host)
         return self.sealed(draft)
