@@ -149,6 +149,10 @@ class SimDigests:
             if self._recorded[block] == UNKNOWN_DIGEST:
                 self._record(block, _leaf(seen[disk.sectors_of(block)]))
 
+    def unsaved(self, blocks: Iterable[int]) -> list[int]:
+        """Of these blocks those whose leaf a crash may turn into another one."""
+        return [block for block in blocks if self._saved[block] != self._recorded[block]]
+
     def wrong(self, disk: SimDisk, blocks: Iterable[int]) -> list[int]:
         """Of these blocks those whose content is not what is recorded."""
         recorded = self._recorded

@@ -104,9 +104,9 @@ class Replica:
         return grows
 
     def doubtful(self, blocks: Sequence[int]) -> list[int]:
-        """Of these blocks those whose digest is not true, or whose content a power cut would change."""
+        """Of these blocks those whose digest is not true, or that a crash or a power cut would change."""
         here = [block for block in blocks if block < self.digests.block_count]  # it may be the smaller one
-        return [*self.digests.wrong(self.disk, here), *self.disk.cached(here)]
+        return [*self.digests.wrong(self.disk, here), *self.digests.unsaved(here), *self.disk.cached(here)]
 
     def claims(self) -> bool:
         """Whether any superblock that a crash may leave calls the peer in sync."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pairsync.core.messages import Condition, Role
-from pairsync.core.units import BLOCK_BYTES, NS_PER_S
+from pairsync.core.units import NS_PER_S
 from pairsync.errors import ArbitrationError
 from pairsync.testing.swarm import Storm
 
@@ -139,10 +139,9 @@ class Operators(Storm[SimHost]):
         self._mislay("strange-volume", {replica.index: stores})
 
     def _resized_volume(self) -> None:
-        """A new and empty file, larger than the volume is: a smaller one would grow."""
+        """A new and empty file, larger than the volume will ever be: a smaller one would grow with it."""
         replica = self._random.choice(self._world.standby.replicas)
-        there = self._world.active.replicas[replica.index]
-        size = max(each.metadata.superblock.size_bytes for each in (replica, there)) + BLOCK_BYTES
+        size = self._world.profile.device_bytes(replica.index)
         self._mislay("resized-volume", {replica.index: blank_replica(self._world, replica.index, size)})
 
     def _mislay(self, kind: str, stores: dict[int, Stores]) -> None:
