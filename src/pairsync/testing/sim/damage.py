@@ -14,8 +14,8 @@ told to be lost, where the block stood in a dirty map for no reason: then a pers
 
 Some damage is *excused*, as the fault atlas says, and mended by nobody: of a block that is written in part,
 or whose write fails, before it was found; of one that the write-intent log names when the active host dies,
-or whose volume has just grown when its host dies; of one that the standby does not hold durably when it
-parts; of all when a disk is swapped for another one.
+or whose volume has just grown when its host dies; of one that the standby does not hold when it parts,
+or has no true digest of when it has died; of all when a disk is swapped for another one.
 """
 
 from __future__ import annotations
@@ -179,12 +179,14 @@ class Damage:
             self.excuse(why, replica, [(block, block + 1) for block in wrong if block not in kept])
 
     def parted(self) -> None:
-        """The standby is away, and may have died: of a write that went elsewhere here it has perhaps no copy,
-        or none that it can vouch for."""
+        """The standby is away, or has died: of a write that went elsewhere here it has perhaps no copy, or
+        none that it can vouch for."""
         for mine, theirs in zip(self._world.active.replicas, self._world.standby.replicas, strict=True):
             for block in mine.disk.wrong_blocks():
                 span = mine.disk.sectors_of(block)
-                if mine.disk.content[span] != theirs.disk.content[span] or theirs.doubtful([block]):
+                if mine.disk.content[span] != theirs.disk.content[span] or theirs.digests.wrong(
+                    theirs.disk, [block]
+                ):
                     self.excuse("not-there", mine, [(block, block + 1)])
 
     def swapped(self) -> None:
