@@ -138,7 +138,7 @@ async def test_a_standby_whose_source_is_lost_in_the_middle_of_a_resync(lab_dire
     assert (told.returncode, volume["reverts"]) == (1, True)
     assert (lab_directory / "b" / "vda.img").read_bytes() != point
     done = subprocess.run([*promote, "--revert"], capture_output=True, check=True)
-    assert f'role = "active" and term = {volume["term"]}' in done.stdout.decode()
+    assert f"--above-term {volume['term']} --yes" in done.stdout.decode()
     assert (lab_directory / "b" / "vda.img").read_bytes() == point
     again = subprocess.run(promote, capture_output=True, check=False)
     assert b"nothing to decide" in again.stderr

@@ -64,6 +64,7 @@ from pairsync.core.messages import (
     Write,
     WriteOp,
 )
+from pairsync.core.stream import Renew
 from pairsync.core.units import Extent
 from pairsync.errors import ConfigError
 from pairsync.testing.describe import describe_effect, describe_message
@@ -97,6 +98,7 @@ MESSAGES: list[tuple[Message, str]] = [
     (Adopted(0, GENERATION), "Adopted 1.2/03"),
     (Failed(0, 5, "a write failed: EIO"), "Failed: a write failed: EIO"),
     (Leave("diverged"), "Leave: diverged"),
+    (Renew("a new role"), "Renew: a new role"),
     (Serving(3, serves=True), "Serving term 3: yes"),
     (Serving(3, serves=False), "Serving term 3: no"),
     (Relay(3, 1, 7, OPS), "Relay volume 1 7: data 1..3 fua, trim @100+5"),
