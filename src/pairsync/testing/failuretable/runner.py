@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import trio
 
-from pairsync.core.outlook import Failure, Fate
+from pairsync.core.outlook import Failure, Fate, State, after
 from pairsync.errors import ConfigError, PairsyncError
 from pairsync.node.labfile import HOSTS
 from pairsync.testing.lab import RunningLab
@@ -142,8 +142,7 @@ class Runner:
         if last and step.runs is not None:
             await trio.sleep(self._failover_s + QUIET_S)
             self._judge(step, expected, before.active, since_s)
-        # The owner does not know whether its peer reaches the witness, and says that it does.
-        if step.said is not None and step.said != step.fate and before.state.standby_asks:
+        if step.said is not None and step.said != step.fate:
             raise ProgramError(f"{step.fault}: {step.fate}, and the pair had said that it {step.said}")
 
     async def _strike_soon(self, cell: Cell, expected: Step, steps: list[StepResult]) -> None:
@@ -268,7 +267,7 @@ class Runner:
         if (len(grant["in_sync"]) > 1) is not state.in_sync or bool(grant["sole"]) is not state.sole:
             return False
         guest = self._watch.latest[host]
-        if state.in_sync and not (guest["in_sync"] and _says_moves(guest)):
+        if state.in_sync and not (guest["in_sync"] and _says_so(guest, state)):
             return False
         return any(each > since_s for each in reversed(self._watch.answers()))
 
@@ -313,8 +312,14 @@ def _is_whole(grant: Any) -> bool:
     return len(grant["in_sync"]) == len(HOSTS) and not grant["sole"]
 
 
-def _says_moves(guest: Any) -> bool:
-    """Whether an owner says that its peer could serve: an owner's disk that fails now is not noticed."""
-    return bool(
-        guest["survives"] and guest["survives"]["single"][Failure.OWNER_DISK.value]["fate"] == "moves"
+def _says_so(guest: Any, state: State) -> bool:
+    """Whether an owner says of its own loss what ``state`` means.
+
+    That depends on its peer, which tells with its answers whether it could serve and reaches the witness: it
+    looks for that when it comes up, and every now and then, so the owner knows later than it agrees.
+    """
+    said = guest["survives"]
+    return said is not None and all(
+        said["single"][each.value]["fate"] == after(state, each)[0].value
+        for each in (Failure.OWNER, Failure.OWNER_DISK)
     )
