@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import trio
-from tests.guest.halves import TIMING, Both, agreed, noise, until
+from tests.guest.halves import TIMING, Both, Half, agreed, noise, until
 from tests.guest.harness import Host, Pair, in_time
 
 from pairsync.core.arbiter import Arbiter
 from pairsync.core.arbitration import Accept
 from pairsync.core.messages import OpKind, WriteOp
+from pairsync.core.timing import derive
 from pairsync.core.units import BLOCK_BYTES, NS_PER_S
 from pairsync.errors import ArbitrationError, BackendError
 from pairsync.guest.config import VolumeConfig
@@ -24,6 +25,9 @@ from pairsync.guest.replica import Replica
 from pairsync.storage.lane import start_lane
 from pairsync.testing.faulty import DiskState
 from pairsync.wire.arbitration import decode_message
+
+PATIENT = derive(8 * NS_PER_S)
+"""For a test in which an answer is late on purpose: a busy machine makes it later."""
 
 QUICK_S = 4.0  # less than the deadline of a disk: nobody has found out that it hangs
 
@@ -38,6 +42,15 @@ def exchange_disk(both: Both, host: Host) -> None:
     for file in Path(both.pair.base / host).glob("vda*"):
         file.unlink()
     both.pair.create(hosts=host)
+
+
+async def move_in_vain(half: Half) -> None:
+    """The other host gives the guest back: whoever asked hears that, or has seen it there before."""
+    try:
+        await half.arbitration.move()
+    except ArbitrationError as error:
+        if "given it back" not in str(error):
+            raise
 
 
 async def test_an_exchanged_disk_is_not_promoted_though_the_grant_calls_its_host_in_sync(both: Both) -> None:
@@ -142,6 +155,7 @@ async def test_who_asked_for_a_move_hears_that_nobody_knows_how_it_ended(both: B
 
 
 async def test_a_move_that_was_decided_is_not_told_as_failed_while_it_is_written_down(both: Both) -> None:
+    both.timings = {"a": PATIENT, "b": PATIENT}
     async with in_time(), both.whole() as (first, second):
         memory = first.arbitration._memory
         store = memory.store
@@ -229,7 +243,7 @@ async def test_a_host_whose_disk_fails_as_it_takes_over_a_moved_guest_gives_it_b
             return opener(volume, pair_id)
 
         disks._opener = fails
-        await first.arbitration.move()
+        await move_in_vain(first)
         await until(lambda: first.serves)
         grant = first.arbitration.arbiter.grant
         assert grant is not None
@@ -241,6 +255,22 @@ async def test_a_host_whose_disk_fails_as_it_takes_over_a_moved_guest_gives_it_b
         await first.arbitration.move()
         await until(lambda: second.serves)
         assert await second.read(4) == noise(4)
+
+
+async def test_who_asked_for_a_move_hears_that_the_guest_was_given_back_meanwhile(
+    both: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was told that the other host went silent, where two looks had the guest there in between them."""
+    monkeypatch.setattr("pairsync.guest.arbitration.MOVE_LOOK_S", TIMING.failover_ns / NS_PER_S)
+    async with in_time(), both.whole() as (first, second):
+
+        def fails(volume: VolumeConfig, pair_id: bytes) -> Replica:
+            raise BackendError("no such disk", errno.EIO)
+
+        second.guest._disks._opener = fails
+        with pytest.raises(ArbitrationError, match="the other host has given it back"):
+            await first.arbitration.move()
+        await until(lambda: first.serves)
 
 
 async def test_who_has_handed_over_takes_over_again_at_once(
@@ -295,7 +325,7 @@ async def test_a_disk_that_was_exchanged_while_it_was_opened_anew_is_not_served(
             return opener(volume, pair_id)
 
         disks._opener = exchanged
-        await first.arbitration.move()
+        await move_in_vain(first)
         await until(lambda: first.serves)
         assert not second.serves
         assert await first.read(3) == noise(3)

@@ -81,6 +81,9 @@ _log = logging.getLogger("pairsync.arbitration")
 LOOK_S: Final = 0.05
 """Between two looks whether the disks could serve the guest, and at deadlines that came nearer meanwhile."""
 
+MOVE_LOOK_S: Final = 0.05
+"""Between two looks at what has become of a move."""
+
 WITNESS_S: Final = 15.0
 """A question to a witness is given up then; the arbiter asks again long before."""
 
@@ -235,12 +238,14 @@ class Arbitration:
         """Have the peer own the guest; returns when it does.  `ArbitrationError` with the reason if not.
 
         All is flushed first, while the guest is served: it stands still for what is written meanwhile only.
-        What is refused is tried again for `patience_ns`: how the peer is comes with its next answer.
+        What is refused is tried again for `patience_ns`: how the peer is comes with its next answer.  A peer
+        whose disk turns out to be ill gives the guest back, maybe before anybody has looked here.
         """
         for volume in self._guest.volumes.values() if self._guest.serves else ():
             await volume.flush()
         until_ns = self._now_ns() + self.patience_ns
         while True:
+            before = self.arbiter.decider.base
             refusal, effects = self.arbiter.move(self._now_ns())
             self._act(effects)
             if not refusal:
@@ -254,10 +259,11 @@ class Arbitration:
                 return
             decider = self.arbiter.decider
             if not decider.moving and decider.base == grant:  # else a newer one is about to be in force
-                raise ArbitrationError(
-                    f"guest {self._guest.name} has not moved: the other host went silent, or too slow"
-                )
-            await trio.sleep(LOOK_S)
+                why = "the other host went silent, or too slow"
+                if grant and before and grant.fork == before.fork and grant.term > before.term:
+                    why = "the other host has given it back"
+                raise ArbitrationError(f"guest {self._guest.name} has not moved: {why}")
+            await trio.sleep(MOVE_LOOK_S)
 
     def override(self, operator: str, fork: bytes, *, above: int = 0) -> None:
         """Make this host the owner by the word of ``operator``, whatever was agreed.
