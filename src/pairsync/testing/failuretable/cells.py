@@ -6,7 +6,7 @@ to the state that the failures before it have left.  The model knows roles, a ce
 the two together, and adds what the model leaves out, which all is of hosts that are still there:
 
 * a cable between a host and the witness: the loss of the owner's makes the two agree that the owner decides
-  alone, as the loss of the witness does; that of the standby's is noticed by nobody;
+  alone, as the loss of the witness does; that of the standby's changes only what the pair says;
 * a host that stands still is the owner lost.  Where somebody else could take over it has a lease, so its
   guard kills it, and whoever supervises hosts starts it again: it comes back by itself, as the standby or, if
   the other host could not take over, as what it was.
