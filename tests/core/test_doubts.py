@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 from pairsync.core.doubts import DOUBTS_MAX, TRIES_MAX
 from pairsync.core.effects import Apply, Examine, Read
 from pairsync.core.events import DifferenceEvent, InSyncEvent, ScrubFindingEvent, TroubleEvent
-from pairsync.core.fetcher import Repair
+from pairsync.core.fetcher import Fetcher, Repair
 from pairsync.core.limits import VolumeOptions
-from pairsync.core.messages import OpKind, Prove, Role, Unfetched, WriteOp
+from pairsync.core.messages import OpKind, Prove, Role, Unfetched, Write, WriteOp
 from pairsync.core.scrubber import FINDINGS_MAX
 from pairsync.core.session import HOLD_OFF_NS_MAX
 from pairsync.core.units import BLOCK_BYTES, MIB, NS_PER_S
@@ -226,6 +227,29 @@ def test_a_disk_that_reads_now_this_now_that_is_given_up(pair: ManualPair) -> No
             assert pair.step()
     assert flips == TRIES_MAX
     assert findings(pair) == [(3, "here", False)]
+
+
+def test_a_peer_that_leaves_out_what_it_is_asked_for_is_not_asked_for_ever(
+    pair: ManualPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = Fetcher.answered
+    answers = 0
+
+    def leave_out(fetcher: Fetcher, message: Write | Unfetched) -> None:
+        nonlocal answers
+        answers += 1
+        assert answers <= TRIES_MAX
+        answered(fetcher, replace(message, ops=[]) if isinstance(message, Write) else message)
+
+    monkeypatch.setattr(Fetcher, "answered", leave_out)
+    pair.cut()
+    flip(pair, "a", 3)
+    lack(pair, 3)
+    pair.connect()
+    pair.settle()
+    assert answers == TRIES_MAX
+    assert findings(pair)[-1] == (3, "here", False)
+    assert not pair.linked
 
 
 @pytest.mark.parametrize("error", ["fetch", "write"])

@@ -46,8 +46,9 @@ DOUBTS_MAX = 1024
 has gone bad as a whole is found out piece by piece, and given up when so many are lost."""
 
 TRIES_MAX = 16
-"""Times in a session that a block was in doubt and could be read well when it was looked at again: a disk
-that gives now this and now that is not for copying from."""
+"""Times in a session that a block was in doubt and could be read well when it was looked at again, or that a
+peer left out of its answer what it was asked for: a disk that gives now this and now that is not for copying
+from, nor is such a peer."""
 
 
 class _State(enum.Enum):
@@ -242,8 +243,13 @@ class Doubts:
         if wanted:
             mended = [alive.pop(op.offset // BLOCK_BYTES) for op in wanted]
             self._out.append(Apply(self._index, Repair(partial(self._mended, mended)), wanted))
-        for doubt in alive.values():  # written since, and in doubt again
-            self._become(doubt, _State.NEW)
+        if alive:  # the peer has left them out: asked for again, but not for ever
+            self._tries += 1
+        for doubt in list(alive.values()):
+            if self._tries < TRIES_MAX:
+                self._become(doubt, _State.NEW)
+            else:
+                self._lose([doubt], Fault.HERE)
 
     def _mended(self, doubts: Sequence[_Doubt], errnos: Sequence[int] | None) -> None:
         for index, doubt in enumerate(doubts):
