@@ -151,10 +151,11 @@ def test_a_full_copy_has_everything_in_the_bitmap_and_a_base_before_it_begins() 
     (save,) = bench.take(SavePages)
     assert isinstance(save, SavePages)
     assert bench.tracker.todo.count == BLOCKS
-    assert not bench.copier.saved(object())
-    assert bench.copier.saved(save.token)
-    assert not bench.copier.saved(save.token)
-    assert bench.sent() == []
+    bench.copier.saved(object(), 7)
+    assert bench.out == []
+    for _ in range(2):
+        bench.copier.saved(save.token, 7)
+        assert bench.sent() == []
     bench.persist()
     assert bench.standing.superblock.map_base == FIRST
     assert [type(message) for message in bench.sent()] == [Begin]
@@ -182,10 +183,25 @@ def test_answers_to_what_was_given_up_are_stale() -> None:
     (save,) = bench.take(SavePages)
     assert isinstance(save, SavePages)
     bench.copier.stop()
-    assert not bench.copier.saved(save.token)
+    bench.copier.saved(save.token, 7)
     bench.copier.mapped(None, [(0, 1)])
     assert bench.out == []
     assert bench.copier.waiting_since_ns is None
+
+
+def test_what_an_earlier_session_found_is_in_the_bitmap_before_it_is_sent() -> None:
+    bench = Bench()
+    bench.begin(SyncMode.FULL)
+    (save,) = bench.take(SavePages)
+    assert isinstance(save, SavePages)
+    bench.copier.stop()
+    bench.standing.leave(Phase.ABSENT, at_once=False)
+    bench.begin(SyncMode.INCREMENTAL)
+    assert bench.sent() == []
+    bench.copier.saved(save.token, 7)
+    bench.advance()
+    assert [type(message) for message in bench.sent()] == [Begin]
+    assert bench.standing.superblock.map_base is None, "nobody has asked for a full copy since"
 
 
 def test_an_answer_to_a_plan_that_was_not_sent_is_the_peers_fault() -> None:

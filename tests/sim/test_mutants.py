@@ -24,7 +24,7 @@ from pairsync.core.fetcher import Fetcher
 from pairsync.core.flushes import Flushes, FlushOp
 from pairsync.core.lineage import Relation, compare
 from pairsync.core.messages import BarrierDone, Condition, Introduce, SyncMode, VolumeState
-from pairsync.core.prover import Prover, differing_nodes
+from pairsync.core.prover import differing_nodes
 from pairsync.core.questions import Answer, Questions
 from pairsync.core.resync import ResyncSource
 from pairsync.core.scrubber import Fault, Scrubber, ScrubReport
@@ -258,30 +258,32 @@ def compare_only_the_first_leaves(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(prover, "differing_nodes", first_half)
 
 
-def _mark_nothing(patch: pytest.MonkeyPatch) -> None:
-    right = Prover._compare
-
-    def compare_only(self: Prover, answer: Answer) -> None:
-        want = self._tracker.want
-        self._tracker.want = lambda runs: None  # type: ignore[method-assign]
-        right(self, answer)
-        self._tracker.want = want  # type: ignore[method-assign]
-
-    patch.setattr(Prover, "_compare", compare_only)
-
-
 @mutant("dirty-superset", digests=True, fault="forget-dirty")
 def see_a_difference_and_copy_nothing(patch: pytest.MonkeyPatch) -> None:
-    _mark_nothing(patch)
-    patch.setattr(Copier, "_copy_differences", Copier._adopt)
+    patch.setattr(Copier, "_keep_differences", lambda self: self._adopt(0))
 
 
 @mutant("liveness", digests=True, fault="forget-dirty")
 def count_a_difference_and_do_not_mark_it(patch: pytest.MonkeyPatch) -> None:
-    _mark_nothing(patch)
+    right = Copier.want
+    patch.setattr(
+        Copier, "want", lambda self, runs: right(self, () if self._stage is _Stage.KEEPING else runs)
+    )
 
 
-@mutant("false-alarm", "dirty-superset", digests=True, fault="crash-active")
+@mutant("unrecorded", digests=True, fault="forget-dirty")
+def send_a_difference_before_the_map_holds_it(patch: pytest.MonkeyPatch) -> None:
+    right = Copier.want
+
+    def want(self: Copier, runs: Iterable[tuple[int, int]]) -> None:
+        right(self, runs)
+        self._out.pop()
+        self.saved(self._saving, 0)
+
+    patch.setattr(Copier, "want", want)
+
+
+@mutant("false-alarm", "dirty-superset", "liveness", digests=True, fault="crash-active")
 def ask_for_proof_while_something_is_unsent(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Copier, "_nothing_missing", lambda self: not self._tracker.todo)
 

@@ -6,19 +6,22 @@
             └─▶ INCREMENTAL ───────────────────────────────────────────────────────────┴▶ Begin
     Begin ──Begun──▶ reads ──▶ resync writes ──▶ todo empty, all durable there ──▶ digests equal ──▶ Adopt
     (NOTHING: the digests are asked for at once)   ▲                                 │
-                                                   └── blocks that differ ◀──────────┘
+                                                   └── bitmap durable ◀── blocks that differ
 
 Before a full copy begins, the dirty map (everything) is durable and the superblock says that the map starts
 here: whatever is interrupted later, the next session finds in the map what is still missing.
 
 Labels and dirty maps say what to copy; that nothing else differs is proven before the peer counts
-(`core.prover`).  What was read here and is not what its digest says is not sent (`core.doubts`).
+(`core.prover`).  What a proof or a scrub has found is durable in the map before any of it is sent: a peer
+that loses its power may keep the digest of a block and not the block, which no proof would find again.
+
+What was read here and is not what its digest says is not sent (`core.doubts`).
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from pairsync.errors import InternalError, ProtocolError
 
@@ -35,7 +38,7 @@ from .tracker import Tracker, ops_bytes
 from .trouble import errno_name
 from .units import BLOCK_BYTES, KIB, Extent
 
-__all__ = ["Copier"]
+__all__ = ["PROOF_ROUNDS_MAX", "Copier"]
 
 READY_BYTES = 256 * KIB
 READY_OPS = 256
@@ -49,11 +52,12 @@ a disk or one of us is; that is for a person to know, and the session ends (DESI
 class _Stage(enum.Enum):
     IDLE = "idle"
     MAPPING = "mapping"  # waiting for what is allocated
-    SAVING = "saving"  # waiting for the bitmap
+    SAVING = "saving"  # waiting for the bitmap: all that is allocated
     BASING = "basing"  # waiting for the superblock: the map base, and that the peer is not in sync
     BEGINNING = "beginning"  # waiting for Begun
     COPYING = "copying"
     PROVING = "proving"  # nothing is missing: waiting for digests
+    KEEPING = "keeping"  # waiting for the bitmap: blocks that differ
     ADOPTING = "adopting"  # waiting for Adopted
 
 
@@ -87,7 +91,10 @@ class Copier:
         self._rounds = 0  # proofs of this session that have found a difference
         self._stage = _Stage.IDLE
         self._plan: VolumePlan | None = None
-        self._token: object = None  # of the mapping or the saving that is awaited; others are stale
+        self._token: object = None  # of the mapping that is awaited; others are stale
+        # The last pages that `want` had saved, in an earlier session perhaps: until they are durable nothing
+        # is read.
+        self._saving: dict[int, bytes] | None = None
         self._ready: list[WriteOp] = []  # found, not sent yet: scattered blocks share a message
         self._ready_bytes = 0  # data in it
         self._waiting_since_ns: int | None = None  # since when the peer owes Begun or Adopted
@@ -111,7 +118,8 @@ class Copier:
                 self._token = object()
                 self._out.append(MapAllocation(self._index, self._token))
             else:
-                self._want([(0, self._tracker.block_count)])
+                self._stage = _Stage.SAVING
+                self.want([(0, self._tracker.block_count)])
         elif self._plan.mode is SyncMode.NOTHING:
             self._send_begin(now_ns)
         else:
@@ -127,22 +135,25 @@ class Copier:
     def mapped(self, token: object, runs: Sequence[tuple[int, int]]) -> None:
         """What is allocated has been found out."""
         if self._stage is _Stage.MAPPING and token is self._token:
-            self._want(runs)
+            self._stage = _Stage.SAVING
+            self.want(runs)
 
-    def _want(self, runs: Sequence[tuple[int, int]]) -> None:
+    def want(self, runs: Iterable[tuple[int, int]]) -> None:
+        """The peer needs these blocks; no map or log on disk says so yet."""
         self._tracker.want(runs)
-        pages = self._tracker.pages_to_save()
-        self._stage = _Stage.SAVING
-        self._token = pages
+        self._saving = pages = self._tracker.pages_to_save()
         self._out.append(SavePages(self._index, pages, pages))
 
-    def saved(self, token: object) -> bool:
-        """Bitmap pages are durable; whether they were ours."""
-        if self._stage is not _Stage.SAVING or token is not self._token:
-            return False
-        self._standing.map_begins()
-        self._base()
-        return True
+    def saved(self, token: object, now_ns: int) -> None:
+        """Bitmap pages are durable, and all that were asked for before."""
+        if token is not self._saving:
+            return
+        self._saving = None
+        if self._stage is _Stage.SAVING:
+            self._standing.map_begins()
+            self._base()
+        elif self._stage is _Stage.KEEPING:
+            self._copy_differences(now_ns)
 
     def _base(self) -> None:
         """The peer is about to be overwritten: no superblock here may call it in sync any more by then."""
@@ -205,9 +216,10 @@ class Copier:
         """Go on as far as possible; ``room``: the stream has room for more data."""
         if self._gave_up:
             return
-        if self._stage is _Stage.BASING and self._standing.settled:
+        if self._stage is _Stage.BASING and self._standing.settled and self._saving is None:
             self._send_begin(now_ns)
-        if self._standing.mirrored and room and self._tracker.todo and not self._doubts.full:
+        may_read = self._standing.mirrored and self._saving is None
+        if may_read and room and self._tracker.todo and not self._doubts.full:
             for ticket in self._resync.next_reads(now_ns):
                 self._out.append(Read(self._index, ticket.number, ticket.extents))
         if self._doubts:
@@ -278,20 +290,26 @@ class Copier:
             if self.questions.count:
                 return  # what is being asked is answered first
         if prover.differing:
-            self._copy_differences(now_ns)
+            self._keep_differences()
         elif self._tracker.todo:  # a write failed here: what it has left has to be copied first
             self._stage = _Stage.COPYING
         else:
             self._adopt(now_ns)
 
-    def _copy_differences(self, now_ns: int) -> None:
+    def _keep_differences(self) -> None:
         """Blocks differ that no dirty map held."""
-        prover, name = self._prover, self._standing.name
-        self._out.append(Emit(DifferenceEvent(name, prover.differing, prover.first_differing or 0)))
+        differing, name = self._prover.differing, self._standing.name
+        self._out.append(Emit(DifferenceEvent(name, differing.count, next(differing.runs()).start)))
         self._rounds += 1
         if self._rounds >= PROOF_ROUNDS_MAX:
-            self._give_up(f"{name}: blocks differ again and again, {prover.differing} of them now")
-        elif self._plan is not None and self._plan.mode is SyncMode.NOTHING:
+            self._give_up(f"{name}: blocks differ again and again, {differing.count} of them now")
+        else:
+            self._stage = _Stage.KEEPING
+            self.want(differing.runs())
+
+    def _copy_differences(self, now_ns: int) -> None:
+        """The dirty map holds them."""
+        if self._plan is not None and self._plan.mode is SyncMode.NOTHING:
             self._standing.leave(Phase.BEHIND, at_once=True)
             plan = VolumePlan(SyncMode.INCREMENTAL, "digests-differ", self._standing.newest)
             self._begin(plan, blank=False, now_ns=now_ns)

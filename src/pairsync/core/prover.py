@@ -5,7 +5,7 @@ of level 1 that of 512 leaves (2 MiB of volume), a node of level 2 that of 512 o
 
 The walk begins with all nodes of level 2, one question for any ordinary volume (`core.questions`); where
 answers differ it asks for the children.  Leaves that differ are blocks that the peer was wrongly thought to
-hold: they are marked as lacking, and copied, and the proof begins again.
+hold: whoever asked for the proof copies them, and begins it again.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class Prover:
         # What is still to be asked: (level, first, stop).  A differing span is one entry, whose children are
         # asked about before the next one: a few hundred entries.
         self._waiting: deque[tuple[int, int, int]] = deque()
-        self.differing = 0  # blocks of this walk that differ
-        self.first_differing: int | None = None  # the lowest of them that was met
+        self.differing = DirtyMap(tracker.block_count)
+        """Blocks that differ, as far as this walk has come."""
         self.found = DirtyMap(tracker.block_count)
         """Blocks that differed though no map held them, in any walk of this session."""
 
     def start(self) -> None:
         """Begin at the top."""
         self.stop()
-        self.differing, self.first_differing = 0, None
+        self.differing = DirtyMap(self._tracker.block_count)
         self._wait(LEVEL_TOP, 0, node_count(self._tracker.block_count, LEVEL_TOP))
 
     def stop(self) -> None:
@@ -87,11 +87,8 @@ class Prover:
             return
         self.found.grow(self._tracker.block_count)
         for start, end in runs:
+            self.differing.mark(start, end)
             self.found.mark(start, end)
-            self.differing += end - start
-            if self.first_differing is None or start < self.first_differing:
-                self.first_differing = start
-        self._tracker.want(runs)
 
 
 def differing_nodes(answer: Answer) -> list[Extent]:

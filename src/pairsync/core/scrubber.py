@@ -115,9 +115,10 @@ class Scrubber:
         fetcher: Fetcher,
         pacer: Pacer,
         repairing: Callable[[Sequence[WriteOp]], None],
+        lacking: Callable[[Sequence[Extent]], None],
         out: list[Effect],
     ) -> None:
-        """``repairing`` hears what is written again here, before it is."""
+        """``repairing`` hears what is written again here, before it is; ``lacking`` what the peer needs."""
         self._index = index
         self._tracker = tracker
         self._standing = standing
@@ -125,6 +126,7 @@ class Scrubber:
         self._fetcher = fetcher
         self._pacer = pacer
         self._will_repair = repairing
+        self._peer_lacks = lacking
         self._out = out
         self.report: ScrubReport | None = None
         """Of the scrub that runs, or of the last one."""
@@ -311,13 +313,13 @@ class Scrubber:
                 event = ScrubFindingEvent(self._standing.name, block, fault.value, repair=report.repair)
                 self._out.append(Emit(event))
             report.findings += 1
-            if not report.repair or fault is Fault.BOTH:
-                continue
-            if fault is Fault.HERE:
-                self._to_fetch.append(block)
-            else:
-                self._tracker.want([(block, block + 1)])
-                report.repaired += 1
+        if not report.repair or fault is Fault.BOTH:
+            return
+        if fault is Fault.HERE:
+            self._to_fetch.extend(blocks)
+        elif blocks:
+            self._peer_lacks([Extent(block, block + 1) for block in blocks])
+            report.repaired += len(blocks)
 
     # ------------------------------------------------------------------ repairing here
 

@@ -246,7 +246,7 @@ class VolumeSource:
             self.abandon(f"the dirty bitmap cannot be written: {errno_name(error)}", fatal=True)
             return
         if not self._closer.saved(token):
-            self.copier.saved(token)
+            self.copier.saved(token, now_ns)
         self._check_opened()
         self.advance(now_ns)
 

@@ -15,9 +15,9 @@ Names of rules are those of the design; each failure says which rule, where and 
 * ``digest`` (rule 8): a digest that is recorded is true, on a disk that counts.
 * ``false-alarm`` (rule 8): a proof finds a difference only where the dirty map or a disk was tampered with.
 
-Others: ``dirty-superset`` in `differences`; ``mixture``, ``refused`` and ``lag`` in `stream_checks`; ``hang``
-and ``liveness`` in `world`; ``journal`` in `metadata`; ``complete`` in `guest`; ``strange-disk`` and
-``operator`` in `operators`.
+Others: ``dirty-superset`` in `differences`; ``mixture``, ``unrecorded``, ``refused`` and ``lag`` in
+`stream_checks`; ``hang`` and ``liveness`` in `world`; ``journal`` in `metadata`; ``complete`` in `guest`;
+``strange-disk`` and ``operator`` in `operators`.
 """
 
 from __future__ import annotations

@@ -46,8 +46,11 @@ TRIES = 48
 FLIPPED_BIT = 40
 """From this bit on a number is none of a write: a flipped sector holds what was never written."""
 
-AMBUSH = 0.2
-"""How likely a repair is disturbed."""
+OVERTAKEN = 0.2
+"""How likely a repair meets a write of the guest."""
+
+REPAIR_FAILS = 0.5
+"""How likely the disk fails to write it, where disks fail."""
 
 LOST_SHARE = 0.3
 """Of writes that went elsewhere those that left the volume: nothing is hit."""
@@ -246,9 +249,9 @@ class Damage:
 
     def _ambush(self, replica: Replica, block: int) -> None:
         """A block is about to be repaired: a bad moment for a write of it, and for a disk to fail."""
-        if self._random.random() < AMBUSH:
+        if self._random.random() < OVERTAKEN:
             self._world.guest.write_soon(replica.index, block)
-        elif self._world.faults.striking("eio-active") and self._random.random() < AMBUSH:
+        elif self._world.faults.striking("eio-active") and self._random.random() < REPAIR_FAILS:
             replica.armed.repair = errno.EIO
 
     def scrubbed(self, volume: int, event: ScrubEvent) -> None:

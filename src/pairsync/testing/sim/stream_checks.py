@@ -2,6 +2,8 @@
 
 * ``mixture`` (DESIGN rule 3): a standby that calls itself consistent is written only in a session that has
   brought it up to date; before anything else touches it, it says SYNCING, durably.
+* ``unrecorded`` (rules 7, 8): what a resync sends, and is not the same there, is durably in a dirty map or a
+  log: the standby may lose the block and keep its digest.
 * ``refused`` (rule 9): a session that was refused has changed nothing on the standby.
 * ``lag``: at level ``async`` what is acknowledged and not on the standby stays within the bound, in bytes and
   in time.
@@ -16,7 +18,7 @@ from pairsync.core.effects import Apply
 from pairsync.core.messages import Condition, Generation, Write
 from pairsync.core.standing import Phase
 from pairsync.core.tracker import ops_bytes
-from pairsync.core.units import NS_PER_S
+from pairsync.core.units import BLOCK_BYTES, NS_PER_S
 from pairsync.core.window import FRAME_DATA_BYTES_MAX, GATHER_DATA_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -90,6 +92,16 @@ class StreamChecks:
             )
             self._notes[id(message.ops)] = sent
             self._lag[message.volume].append(sent)
+            if message.resync:
+                self._check_recorded(message)
+
+    def _check_recorded(self, message: Write) -> None:
+        volume, differences = message.volume, self._world.checker.differences
+        both = [host.replicas[volume].metadata for host in self._world.hosts]
+        for op in message.ops:
+            for block in range(op.offset // BLOCK_BYTES, -(-(op.offset + op.length) // BLOCK_BYTES)):
+                if differences.differs(volume, block) and not any(each.covers(block) for each in both):
+                    self._fail("unrecorded", volume, f"block {block} is sent, and in no dirty map")
 
     def check_lag(self, volume: int, phase: Phase) -> None:
         """A write was acknowledged at level ``async``: how much may the peer lack?"""
