@@ -70,9 +70,7 @@ def make_source(
     questions = Questions(index, standing, out)
     fetcher = Fetcher(index, standing, out)
     copier = Copier(index, block.size_bytes, tracker, standing, questions, fetcher, pacer, out)
-    scrubber = Scrubber(
-        index, tracker, standing, questions, fetcher, pacer, copier.written, copier.want, out
-    )
+    scrubber = Scrubber(index, tracker, standing, questions, fetcher, pacer, copier.written, copier.want, out)
     growth = Growth(index, block.size_bytes, tracker, standing, copier, scrubber, out)
     source = VolumeSource(index, tracker, standing, copier, scrubber, growth, window, options, out)
     source.points.found(setup.points)
