@@ -150,7 +150,7 @@ def test_statuses_are_those_of_the_process() -> None:
         (["host", "run", "FILE"], "FILE: "),
         (["host", "status", "NOWHERE"], "NOWHERE: No such file"),
         (["host", "init", "host"], "at least one --volume"),
-        (["host", "init", "host", "--volume", "vda=1M", "--pair-id", "zz"], "not hexadecimal"),
+        (["host", "init", "host", "--volume", "vda=1M", "--pair", "zz"], "not hexadecimal"),
         (
             ["host", "init", "host", "--volume", "vda=1M", "--peer", "here:port"],
             "'here:port' is not an address",
@@ -197,28 +197,3 @@ def test_ctrl_c_is_status_130(command: Command, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(app_module, "app", fail)
     assert command() == Ended(130, "", "")
-
-
-# -- a host, from init to status -----------------------------------------------------------------------------
-
-
-def test_host_init_says_what_to_do_next(tmp_path: Path, command: Command) -> None:
-    done = command("host", "init", str(tmp_path / "alpha"), "--volume", "vda=1M", "--name", "alpha")
-    assert (done.status, done.err) == (0, "")
-    pair_id = re.search(r"pair id +([0-9a-f]{32})\n", done.out)
-    assert pair_id is not None
-    assert f"host init DIRECTORY --pair-id {pair_id[1]} --volume vda=1048576 --peer ADDRESS" in done.out
-    assert f"{tmp_path}/alpha/peer.pem" in done.out
-    assert f"pairsync host run {tmp_path}/alpha/host.toml" in done.out
-    assert re.search(r"Put the other host's address into .*host\.toml", done.out)
-
-
-def test_a_host_that_does_not_run_or_cannot(tmp_path: Path, command: Command) -> None:
-    file = tmp_path / "alpha" / "host.toml"
-    volume = ("--volume", "vda=1M", "--name", "alpha", "--peer", "127.0.0.1")
-    assert command("host", "init", str(file.parent), *volume).status == 0
-    assert command("host", "status", str(file)) == Ended(1, "", "pairsync: host alpha is not running\n")
-    done = command("host", "run", str(file))
-    assert (done.status, done.out) == (1, "")
-    assert done.err.startswith(f"pairsync: {file.parent}/peer.pem is missing: copy identity/host.crt of the")
-    assert len(done.err.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""`pairsync lab overlay` of a lab that is down: what it shows, and what it refuses; more in tests/e2e."""
+"""`pairsync lab overlay` and `host overlay` of hosts that are down; more in tests/e2e."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ def test_how_they_look(directory: Path, command: Command, monkeypatch: pytest.Mo
         "a/vda/1          undo, not whole, 8 KiB in 2 blocks, 2023-11-14 22:13:20 UTC, of generation none",
     ]
     done = command("lab", "overlay", "undo", str(directory), "b/vda/3")
-    assert done.err == "pairsync: no host is active: an overlay is written back through the one that is\n"
+    through = "pairsync: an overlay is written back through the host that is active, and "
+    assert done.err == f"{through}none is\n"
+    done = command("host", "overlay", "undo", str(directory / "b" / "host.toml"), "b/vda/3")
+    assert done.err == f"{through}b is not: `host move` makes it so\n"
     done = command("lab", "overlay", "undo", str(directory), "a/vda/1")
     assert "see host promote" in done.err
     done = command("lab", "overlay", "export", str(directory), "b/vda/3", str(directory / "x"))

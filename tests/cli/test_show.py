@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pairsync.cli.show import agreed_lines, guest_lines
+from pairsync.cli.show import agreed_lines, guest_lines, host_lines, scrubbed
 
 _VOLUME: dict[str, Any] = {
     "name": "vda",
@@ -97,3 +97,44 @@ def test_what_is_agreed_and_what_would_survive() -> None:
     ]
     assert list(agreed_lines(_agreed(), "lab", "runs NOWHERE"))[1:] == []
     assert list(agreed_lines({"term": 1}, "lab", "runs on a")) == []  # fixed roles
+
+
+_GUEST: dict[str, Any] = {
+    "name": "db1",
+    "role": "active",
+    "paused": False,
+    "in_sync": True,
+    "connected": True,
+    "refusal": None,
+    "volumes": [_VOLUME],
+    "survives": {"redundant": True},
+    "grant": {"owner": "here", "term": 1, "epoch": 2, "sole": False, "in_sync": ["here", "peer"]},
+}
+
+
+def test_a_host_says_who_owns_the_guest_and_what_would_survive() -> None:
+    assert list(host_lines(_GUEST, "alpha"))[:-1] == [
+        "in sync",
+        "guest db1: runs here; in sync: this host and the other host; grant 1.2",
+        "  any single failure is survived with nothing lost",
+        "host alpha: active, peer connected",
+    ]
+    waiting = {**_GUEST, "role": "standby", "grant": {**_GUEST["grant"], "owner": "peer"}}
+    assert "guest db1: belongs to the other host; in sync" in "\n".join(host_lines(waiting, "beta"))
+    halted = {**_GUEST, "paused": True}
+    assert "guest db1: belongs to this host; in sync" in "\n".join(host_lines(halted, "alpha"))
+
+
+def test_where_nothing_is_agreed_on_it_says_nothing_of_it() -> None:
+    fixed = {**_GUEST, "grant": None, "connected": False, "in_sync": False}
+    assert list(host_lines(fixed, "alpha"))[:2] == ["NOT in sync", "host alpha: active, peer away"]
+
+
+def test_how_far_a_scrub_is() -> None:
+    told: list[tuple[int, int]] = []
+    for fraction in (None, 0.25):
+        guest = {"volumes": [{**_VOLUME, "scrub_fraction": fraction}]}
+        scrubbed(guest, "vda", lambda done, total: told.append((done, total)))
+        scrubbed(guest, "other", lambda done, total: told.append((done, total)))
+    scrubbed(None, "vda", lambda done, total: told.append((done, total)))
+    assert told == [(250, 1000)]

@@ -34,7 +34,7 @@ def files(tmp_path: Path, command: Command) -> tuple[Path, Path]:
     assert command("host", "init", str(tmp_path / "a"), *words, "--name", "a").status == 0
     first = tmp_path / "a" / "host.toml"
     pair = read_host_file(first).pair_id.hex()
-    command("host", "init", str(tmp_path / "b"), *words, "--name", "b", "--pair-id", pair)
+    command("host", "init", str(tmp_path / "b"), *words, "--name", "b", "--pair", pair)
     second = tmp_path / "b" / "host.toml"
     give_past(first, SECOND, FIRST)
     give_past(second, THERE, FIRST)

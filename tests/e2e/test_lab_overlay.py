@@ -88,7 +88,7 @@ async def test_what_the_losing_side_wrote_is_kept_exported_and_undone(
         refused = await overlay(lab, "export", "b/vda/1", str(image), status=1)
         assert b"exists already" in refused.stderr
         refused = await overlay(lab, "undo", "b/vda/9", status=1)
-        assert refused.stderr == b"pairsync: no overlay 'b/vda/9' in this lab; there is b/vda/1\n"
+        assert refused.stderr == b"pairsync: no overlay 'b/vda/9' here; there is b/vda/1\n"
         async with await lab.connect() as client:
             assert await client.read(OWN_AT, MIB) == b"g" * MIB
             said = await overlay(lab, "undo", "b/vda/1", "--json")

@@ -81,7 +81,7 @@ async def init(a: Site, b: Site) -> None:
         said = (await run_program(*pairsync_command(*words))).stdout.decode()
         if not pair:
             (pair_id,) = [line.split()[-1] for line in said.splitlines() if line.startswith("pair id")]
-            pair = ["--pair-id", pair_id]
+            pair = ["--pair", pair_id]
     for site, other in ((a, b), (b, a)):
         shutil.copy(other.directory / "identity" / "host.crt", site.directory / "peer.pem")
 

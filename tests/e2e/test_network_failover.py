@@ -107,7 +107,7 @@ async def init(directory: Path) -> None:
         said = (await run_program(*pairsync_command(*words))).stdout.decode()
         if not pair:
             (pair_id,) = [line.split()[-1] for line in said.splitlines() if line.startswith("pair id")]
-            pair = ["--pair-id", pair_id]
+            pair = ["--pair", pair_id]
     await run_program(*pairsync_command("witness", "init", directory / "w"))
     certificate = Path("identity") / "host.crt"
     for name, peer in (("a", "b"), ("b", "a")):

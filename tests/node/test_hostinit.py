@@ -86,7 +86,7 @@ def test_the_second_is_its_standby(tmp_path: Path) -> None:
     assert (host.role, host.pair_id.hex()) == (Role.STANDBY, PAIR_ID)
     assert host.register is not None
     assert _memory(host.register.memory).base is None  # it waits to be told of
-    assert not any("--pair-id" in line for line in lines), "there is no third host"
+    assert not any("--pair" in line for line in lines), "there is no third host"
 
 
 def test_volumes_have_the_same_id_on_both_hosts() -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,16 +16,18 @@ from cyclopts import App, Parameter
 
 from pairsync.errors import ConfigError
 
-from .overlay import overlay
+from .asking import Watch, ask_socket
+from .overlay import lab_overlay
 from .point import lab_point
-from .show import agreed_lines, grown_line, guest_lines
+from .progress import Progress, show_progress
+from .show import agreed_lines, grown_line, guest_lines, scrub_lines, scrubbed
 from .truths import lab_override, lab_truths
 from .values import parse_size, parse_volumes, show_bytes
 
 __all__ = ["lab"]
 
 lab = App(name="lab", help="A whole pair on this machine, to try, to test and to measure.")
-lab.command(overlay)
+lab.command(lab_overlay)
 lab.command(lab_point)
 lab.command(lab_truths, name="truths")
 lab.command(lab_override, name="override")
@@ -63,8 +66,6 @@ def up(
     is a terminal).  SIGINT or SIGTERM ends it in order.  A second `up` on the same DIRECTORY resumes what is
     there.
     """
-    from functools import partial
-
     import trio
 
     from pairsync.node.lab import run_lab
@@ -110,48 +111,18 @@ def _as_text(line: Mapping[str, Any]) -> str:
     return f"{host}{line.get('text', line['event'])}"
 
 
-PROGRESS_S = 0.5
-"""Between two looks at how far something is."""
-
-
 def _ask(
-    directory: Path,
-    request: Mapping[str, Any],
-    seconds: float = 60.0,
-    progress: Callable[[Mapping[str, Any]], None] | None = None,
+    directory: Path, request: Mapping[str, Any], seconds: float = 60.0, watch: Watch | None = None
 ) -> dict[str, Any]:
-    """Ask the supervisor; `ConfigError` if the lab is not up.  ``progress`` is shown its status meanwhile."""
-    import trio
-
-    from pairsync.errors import PeerLost
-    from pairsync.node.control import ask
+    """Ask the supervisor; `ConfigError` if the lab is not up."""
     from pairsync.node.labfile import LabFile, control_socket_of
 
     LabFile.load(directory)
-
-    async def watch() -> None:
-        while progress is not None:
-            await trio.sleep(PROGRESS_S)
-            progress(await ask(control_socket_of(directory), {"do": "status"}))
-
-    async def watched() -> dict[str, Any]:
-        answer: dict[str, Any] = {}
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch)
-            answer = await ask(control_socket_of(directory), request)
-            nursery.cancel_scope.cancel()
-        return answer
-
-    async def main() -> dict[str, Any]:
-        try:
-            with trio.fail_after(seconds):
-                return await (watched() if progress else ask(control_socket_of(directory), request))
-        except PeerLost as error:
-            raise ConfigError(f"the lab in {directory} is not up") from error
-        except trio.TooSlowError as error:
-            raise ConfigError(f"the lab in {directory} did not answer within {seconds:g} s") from error
-
-    return trio.run(main)
+    who = f"the lab in {directory}"
+    answer = ask_socket(control_socket_of(directory), who, request, seconds=seconds, watch=watch)
+    if answer is None:
+        raise ConfigError(f"{who} is not up")
+    return answer
 
 
 @lab.command
@@ -269,9 +240,10 @@ def disk(
     - replace: its files are removed and an empty disk is put in its place, which works.
 
     Data and metadata of the replica lie on it. A disk stays as it is when its host is killed and started
-    again, and works again with the next `up`; `status` shows it. The standby (b) takes itself out, the guest
-    goes on, and both are in sync again some seconds after `ok` or `replace`. Reads of the active host (a) are
-    answered by the peer, other errors reach the guest; after one of a flush it must be killed and started.
+    again, and works again with the next `up`; `status` shows it. A standby takes itself out, the guest goes
+    on, and both are in sync again some seconds after `ok` or `replace`. Where it is the active host's disk,
+    reads are answered by the peer, and on any other failure the guest is active on the peer from then on,
+    while that is in sync.
     """
     answer = _ask(directory, {"do": "disk", "host": host, "volume": volume, "disk": what})
     answer.pop("ok", None)
@@ -294,8 +266,8 @@ def scrub(
     """Have both hosts read everything and compare it with their digests, and with each other's.
 
     Runs beside the guest, which comes first. What is wrong is told with its place and the host that is wrong:
-    here (a), peer (b), both, or different (each is what its own digest says). Exit status 0 if nothing is
-    wrong, or everything was mended.
+    here (the active one), peer (the standby), both, or different (each is what its own digest says). Exit
+    status 0 if nothing is wrong, or everything was mended.
     """
     from pairsync.node.labfile import LabFile
 
@@ -303,34 +275,18 @@ def scrub(
     results: dict[str, Any] = {}
     for name in volume or list(known):
         request = {"do": "scrub", "volume": name, "repair": repair}
-        results[name] = _ask(directory, request, seconds=timeout, progress=_scrub_progress(name, quiet=json_))
+        with show_progress(name, quiet=json_) as show:
+            watch = None if show is None else ({"do": "status"}, partial(_told, name, show))
+            results[name] = _ask(directory, request, seconds=timeout, watch=watch)
         results[name].pop("ok", None)
     clean = all(each["findings"] == each["repaired"] for each in results.values())
-    if json_:
-        print(json.dumps({"clean": clean, "volumes": results}))
-        return 0 if clean else 1
-    for name, each in results.items():
-        rate = show_bytes(each["bytes"] / max(each["seconds"], 0.001))
-        wrong = f"{each['findings']} blocks are wrong, {each['repaired']} repaired"
-        print(f"{name}: {wrong if each['findings'] else 'all well'} ({each['seconds']:.1f} s, {rate}/s)")
-        for finding in each["found"]:
-            print(f"  byte {finding['offset']}: {finding['fault']}")
+    print(json.dumps({"clean": clean, "volumes": results}) if json_ else "\n".join(scrub_lines(results)))
     return 0 if clean else 1
 
 
-def _scrub_progress(name: str, *, quiet: bool) -> Callable[[Mapping[str, Any]], None] | None:
-    """Percentages on a terminal's standard error, from the lab's status."""
-    show = _progress(name, quiet=quiet)
-    if show is None:
-        return None
-
-    def look(status: Mapping[str, Any]) -> None:
-        guest = status["hosts"]["a"]["guest"]
-        for each in guest["volumes"] if guest else ():
-            if each["name"] == name and each["scrub_fraction"] is not None:
-                show(int(1000 * each["scrub_fraction"]), 1000)
-
-    return look
+def _told(volume: str, show: Progress, status: Mapping[str, Any]) -> None:
+    for each in status["hosts"].values():
+        scrubbed(each["guest"], volume, show)
 
 
 @lab.command
@@ -387,7 +343,8 @@ def check(directory: Path, /, *, json_: _Json = False) -> int:
     with DirectoryLock(directory):
         for name in what.volumes:
             left, right = (directory / each / f"{name}.img" for each in HOSTS)
-            found = compare_volumes(left, right, _progress(name, quiet=json_))
+            with show_progress(name, quiet=json_) as show:
+                found = compare_volumes(left, right, show)
             results[name] = {
                 "equal": found.equal,
                 "size_bytes": found.size_bytes,
@@ -401,20 +358,3 @@ def check(directory: Path, /, *, json_: _Json = False) -> int:
             where = "" if each["equal"] else f", first at byte {each['first_difference']}"
             print(f"{name}: {'equal' if each['equal'] else 'DIFFERENT'} ({size}{where})")
     return 0 if all(each["equal"] for each in results.values()) else 1
-
-
-def _progress(name: str, *, quiet: bool) -> Any:
-    """Percentages on a terminal's standard error."""
-    if quiet or not sys.stderr.isatty():
-        return None
-    last = -1
-
-    def show(done: int, total: int) -> None:
-        nonlocal last
-        percent = 100 * done // total
-        if percent != last:
-            last = percent
-            sys.stderr.write(f"\r{name}: {percent} %" + ("\n" if done >= total else ""))
-            sys.stderr.flush()
-
-    return show

@@ -6,7 +6,7 @@ The form of these commands is fixed: scripts of others depend on it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +15,7 @@ from cyclopts import App, Parameter
 
 from pairsync.errors import ConfigError
 
-from .asking import ask_host
+from .asking import Hosts, ask_host, host_of_file, hosts_of_lab
 
 if TYPE_CHECKING:
     from pairsync.node.hostfile import HostFile
@@ -30,22 +30,6 @@ MAKE_S = 300.0
 
 _Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")]
 _Name = Annotated[str, Parameter(help="A name, to be used only once: letters, digits, '.', '_', '-'.")]
-
-Hosts = Callable[[Path], Sequence["HostFile"]]
-
-
-def _hosts_of_lab(directory: Path) -> Sequence[HostFile]:
-    from pairsync.node.hostfile import read_host_file
-    from pairsync.node.labfile import HOSTS, LabFile
-
-    names = HOSTS[:1] if LabFile.load(directory).single else HOSTS
-    return [read_host_file(directory / name / "host.toml") for name in names]
-
-
-def _host_of_file(file: Path) -> Sequence[HostFile]:
-    from pairsync.node.hostfile import read_host_file
-
-    return [read_host_file(file)]
 
 
 def _answers(hosts: Sequence[HostFile], volume: str) -> list[tuple[HostFile, dict[str, Any]]]:
@@ -113,5 +97,5 @@ def _commands(hosts_of: Hosts, where: str) -> App:
     return point
 
 
-lab_point = _commands(_hosts_of_lab, "The first argument is the lab's directory.")
-host_point = _commands(_host_of_file, "The first argument is the host's file.")
+lab_point = _commands(hosts_of_lab, "The first argument is the lab's directory.")
+host_point = _commands(host_of_file, "The first argument is the host's file.")

@@ -5,15 +5,52 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from .progress import Progress
 from .values import show_bytes
 
-__all__ = ["agreed_lines", "grown_line", "guest_lines"]
+__all__ = ["agreed_lines", "grown_line", "guest_lines", "host_lines", "scrub_lines", "scrubbed"]
+
+SCRUB_STEPS = 1000
+"""Of a whole scrub, as it is shown."""
 
 
 def grown_line(answer: Mapping[str, Any]) -> str:
     """What became of a volume that was to grow."""
     before, after = show_bytes(answer["before_bytes"]), show_bytes(answer["size_bytes"])
     return f"{answer['volume']}: {after}" + (f", {before} before" if before != after else "")
+
+
+def scrub_lines(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What a scrub of each volume has found."""
+    for name, each in results.items():
+        rate = show_bytes(each["bytes"] / max(each["seconds"], 0.001))
+        wrong = f"{each['findings']} blocks are wrong, {each['repaired']} repaired"
+        yield f"{name}: {wrong if each['findings'] else 'all well'} ({each['seconds']:.1f} s, {rate}/s)"
+        for finding in each["found"]:
+            yield f"  byte {finding['offset']}: {finding['fault']}"
+
+
+def scrubbed(guest: Mapping[str, Any] | None, volume: str, show: Progress) -> None:
+    """Show how far the scrub of a volume is, from a guest's statistics."""
+    for each in guest["volumes"] if guest else ():
+        if each["name"] == volume and each["scrub_fraction"] is not None:
+            show(int(SCRUB_STEPS * each["scrub_fraction"]), SCRUB_STEPS)
+
+
+def host_lines(guest: Mapping[str, Any], name: str) -> Iterator[str]:
+    """All that one host says of its guest."""
+    yield "in sync" if guest["in_sync"] else "NOT in sync"
+    grant = guest.get("grant")
+    if grant is not None:
+        place = {"here": "this host", "peer": "the other host"}
+        runs_here = guest["role"] == "active" and not guest["paused"]
+        owner = "runs here" if runs_here else f"belongs to {place[grant['owner']]}"
+        in_sync = [place[each] for each in grant["in_sync"]]
+        yield from agreed_lines(
+            {**grant, "in_sync": in_sync, "survives": guest.get("survives")}, guest["name"], owner
+        )
+    yield f"host {name}: {guest['role']}, {'peer connected' if guest['connected'] else 'peer away'}"
+    yield from guest_lines(guest)
 
 
 def agreed_lines(guest: Mapping[str, Any], name: str, owner: str) -> Iterator[str]:

@@ -204,7 +204,7 @@ def _what_next(
         more = "" if plan.witness is None else f" --witness {_address(plan.witness)}"
         if plan.failover_s != FAILOVER_NS_DEFAULT / NS_PER_S:
             more += f" --failover {plan.failover_s:g}"  # what one host promises the other one relies on
-        words = f"--pair-id {pair_id} {volumes} --peer ADDRESS{more}"
+        words = f"--pair {pair_id} {volumes} --peer ADDRESS{more}"
         lines.append(f"     pairsync host init DIRECTORY {words}")
         number += 1
     lines.append(
