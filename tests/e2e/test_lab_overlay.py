@@ -106,7 +106,7 @@ async def test_what_the_losing_side_wrote_is_kept_exported_and_undone(
         [*command, "undo", str(lab_directory), "b/vda/1"], capture_output=True, check=False
     )
     assert refused_down.returncode == 1
-    assert b"no host is active" in refused_down.stderr
+    assert b"the host that is active, and none is" in refused_down.stderr
 
 
 async def test_a_standby_whose_source_is_lost_in_the_middle_of_a_resync(lab_directory: Path) -> None:
