@@ -293,6 +293,52 @@ async def test_who_has_handed_over_takes_over_again_at_once(
         assert await first.read(3) == noise(3)
 
 
+async def test_a_disk_that_fails_before_the_replicas_have_met_again_is_left_to_who_has_moved_the_guest_here(
+    both: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clients got EIO, though the other host had all and the grant said so."""
+    async with in_time(), both.whole() as (first, second):
+        monkeypatch.setattr(Guest, "rejoin", lambda guest, _: guest.perform())  # no session of the replicas
+        Door(first.guest, "vda")
+        door = Door(second.guest, "vda")
+        await first.write(3)
+        await first.arbitration.move()
+        await until(lambda: second.serves and second.arbitration.arbiter.decider.peer_ready)
+        assert not second.guest.in_sync
+        answers = list[object]()
+        both.disks["b"].arm()
+        await second.guest.use_threads("vda")
+        both.disks["b"].set(DiskState.FAIL)
+        door.submit([WriteOp(OpKind.DATA, 4 * BLOCK_BYTES, BLOCK_BYTES, noise(4))], answers.append)
+        await until(lambda: bool(answers))
+        assert answers == [None]
+        assert first.serves
+        assert [await first.read(block) for block in (3, 4)] == [noise(3), noise(4)]
+        both.disks["b"].set(DiskState.OK)
+
+
+async def test_a_disk_that_fails_is_not_left_to_a_host_that_lacks_a_write(
+    both: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was acknowledged since the guest moved here, before the replicas have met."""
+    async with in_time(), both.whole() as (first, second):
+        monkeypatch.setattr(Guest, "rejoin", lambda guest, _: guest.perform())
+        door = Door(second.guest, "vda")
+        await first.arbitration.move()
+        await until(lambda: second.serves and second.arbitration.arbiter.decider.peer_ready)
+        await second.write(3)  # by a grant that leaves the other one out
+        both.disks["b"].arm()
+        await second.guest.use_threads("vda")
+        both.disks["b"].set(DiskState.FAIL)
+        answers = list[object]()
+        door.submit([WriteOp(OpKind.DATA, 4 * BLOCK_BYTES, BLOCK_BYTES, noise(4))], answers.append)
+        await until(lambda: bool(answers))
+        assert answers == [[errno.EIO]]
+        assert not first.serves
+        both.disks["b"].set(DiskState.OK)
+        assert await second.read(3) == noise(3)
+
+
 async def test_a_disk_that_fails_while_the_guest_halts_to_move_puts_out_its_own_replica(
     both: Both, monkeypatch: pytest.MonkeyPatch
 ) -> None:

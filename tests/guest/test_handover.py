@@ -36,7 +36,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Register:
-    """The grant register of both hosts: agrees at once, and moves a guest whose disk has failed."""
+    """The grant register of both hosts: agrees at once, and moves a guest whose disk has failed to a peer
+    that is not out of the grant."""
 
     def __init__(self) -> None:
         self.term = 1
@@ -44,6 +45,7 @@ class Register:
         self.nursery: trio.Nursery | None = None
         self.reasons: list[Ailment | None] = []  # of the moves
         self.willing = True
+        self.excluded = True  # the owner's peer; until it is proven in sync
         self.asked = 0  # how often, while not willing
         self.patience_ns = 10 * NS_PER_S  # beyond any test, but for those that exhaust it
         self.moved = trio.Event()
@@ -58,6 +60,7 @@ class Register:
         await source.become(Role.STANDBY, self.term, in_order=False)
         self.term += 1
         await target.become(Role.ACTIVE, self.term, in_order=False)
+        self.excluded = True
         target.permitted(alone=True)
         self.moved.set()
 
@@ -68,10 +71,15 @@ class _Voice:
         self.guest = guest
 
     def ask_alone(self) -> None:
+        self.register.excluded = True
         self.guest.permitted(alone=True)
 
     def link_up(self) -> None:
         pass
+
+    @property
+    def alone(self) -> bool:
+        return self.register.excluded
 
     @property
     def patience_ns(self) -> int:
@@ -79,6 +87,11 @@ class _Voice:
 
     def disk_failed(self) -> str:
         register = self.register
+        if self.guest.in_sync and register.excluded:
+            register.excluded = False
+            self.guest.permitted(alone=False)
+        if register.excluded:
+            return "not in sync"
         if not register.willing or register.nursery is None:
             register.asked += 1
             return "not yet"
@@ -281,7 +294,6 @@ async def test_where_the_peer_cannot_own_the_guest_is_told(pair: Pair, reason: s
                 active.link.cut()
                 while active.in_sync:
                     await trio.sleep(0.01)
-                active.permitted(alone=True)
                 assert await write(door, [op]) is None
             disk.arm()
             await active.use_threads("vda")

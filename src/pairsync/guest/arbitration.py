@@ -207,6 +207,11 @@ class Arbitration:
         """As `seam.Arbiter`."""
         return 2 * self.arbiter.timing.heartbeat_ns
 
+    @property
+    def alone(self) -> bool:
+        """As `seam.Arbiter`."""
+        return self.arbiter.peer_excluded
+
     def disk_failed(self) -> str:
         """As `seam.Arbiter`."""
         self._vouch()

@@ -1,6 +1,7 @@
 """The owner's disk fails, hangs, is full or vanished: the guest goes to the peer, and does not notice.
 
-While the peer is in sync it holds all that was acknowledged, so nothing of the guest needs this disk::
+Whom the grant in force calls in sync holds all that was acknowledged (DESIGN rule 2), so nothing of the guest
+needs this disk::
 
     an operation failed, or its deadline passed ──▶ halted here ──▶ Arbiter.disk_failed ──▶ the peer owns
                                                         │                                       │
@@ -11,6 +12,9 @@ While the peer is in sync it holds all that was acknowledged, so nothing of the 
   serve, and before that is agreed.  What fails meanwhile ends unanswered too.  If it cannot own then either,
   what waits is done here, and its error told; so are those that follow, for a while (`PATIENT_AGAIN_NS`).
   A disk that *hangs* has not told an error: the peer is asked again with every look at it.
+* **Whether the replicas have met** in this owner's life is not asked.  A new owner whose disk fails before
+  that leaves likewise: nothing is acknowledged without the peer before a grant that leaves it out, and from
+  the moment when that one is asked for (``Arbiter.ask_alone``) the register refuses.
 * Halted at once: whatever was under way ends unanswered, with EIO, which the front doors (``guest.door``)
   keep to themselves, for the guest is active here no more.  Nothing is sent to the peer any more either: it
   could be the content of the disk that fails.  The link goes on, for the next owner is agreed over it.
@@ -26,8 +30,8 @@ has passed (three times that for a flush), a disk that nobody uses within `watch
 two changes of role and the register's round: about a tenth of a second, also for the clients of this host,
 since a new session of the link needs no new connections (``core.stream``).
 
-Where the peer is not in sync, or there is no grant register, or the level is ``async``, nothing of this
-happens: what failed is an error of the guest, as of any disk.
+Where the peer does not count as in sync, or there is no grant register, or the level is ``async``, nothing
+of this happens: what failed is an error of the guest, as of any disk.
 """
 
 from __future__ import annotations
@@ -86,11 +90,13 @@ class Handover:
         "" if it leaves, or why the peer cannot own now; None where that is not to be expected.
         """
         guest, session, arbiter = self._guest, self._guest.session, self._guest.arbiter
-        if arbiter is None or guest.paused or guest.closed or not (session.sources and session.in_sync):
+        if arbiter is None or guest.paused or guest.closed or not session.sources:
             return None
         if any(source.options.level != "sync" for source in session.sources):
             return None
         refusal = arbiter.disk_failed()
+        if refusal and arbiter.alone:
+            return None
         if not refusal:
             guest.leave_for(ailment, silent=True)
             halt_now(guest, f"the disk of {ailment.volume}: {ailment.reason}")

@@ -20,8 +20,12 @@ class Arbiter(Protocol):
     def patience_ns(self) -> int:
         """How long what is known of the peer may be behind what it is: two heartbeats."""
 
+    @property
+    def alone(self) -> bool:
+        """Whether the peer is out by the grant in force: it does not own the guest next."""
+
     def disk_failed(self) -> str:
-        """The owner's disk has failed or hangs, and the peer is in sync: why can it not own the guest?
+        """The owner's disk has failed or hangs: why can the peer not own the guest?
 
         If it can (""), the guest is halted here at once, and whoever was asked sees to it that the peer owns:
         `Guest.become` a standby here, without order, and active there.  Or, where that fails, active here

@@ -32,6 +32,7 @@ OUTCOMES = (
         "moved",
         "returned",
         "hands-over",
+        "hands-over-unmet",
         "falls-ill",
         "is-well-again",
         "swapped",

@@ -5,19 +5,25 @@ What a pair cannot live through is not done to it: the last replica that has eve
 
 from __future__ import annotations
 
+from random import Random
 from typing import TYPE_CHECKING
 
 from pairsync.core.messages import Condition
-from pairsync.core.units import NS_PER_S
+from pairsync.core.units import NS_PER_MS, NS_PER_S
 from pairsync.testing.sim.start import blank_stores
 
-from .medium import Medium
+from .medium import FAILS, Medium
 
 if TYPE_CHECKING:
     from .host import GrantHost
     from .world import GrantWorld
 
 __all__ = ["DiskFaults"]
+
+AMBUSHED = 0.5
+"""Of guests that were moved: their new owner's disk fails, in seeds that have that fault."""
+UNMET_NS_MAX = 50 * NS_PER_MS
+"""So long at most after the change: about what the replicas take to meet again."""
 
 
 class DiskFaults:
@@ -27,6 +33,7 @@ class DiskFaults:
         self._world = world
         self._clock = world.clock
         self._random = world.random
+        self._ambushes = Random(world.seed)  # noqa: S311 - likewise; its own, for most seeds have none
 
     def replace(self, host: GrantHost) -> None:
         """That host, which is down, gets new disks."""
@@ -49,6 +56,18 @@ class DiskFaults:
         self._world.changed()
         self._clock.after(lasts_ns, self._heals, host, medium, swaps)
         return True
+
+    def ambush(self, host: GrantHost) -> None:
+        """That host has begun to serve the guest: if it was moved there, maybe the disk fails at once."""
+        arbiter, faults = host.arbiter, self._world.profile.faults
+        if arbiter is None or not arbiter.decider.vouched or "disk-fails-owner" not in faults:
+            return
+        if self._ambushes.random() < AMBUSHED:
+            self._clock.after(self._ambushes.randrange(UNMET_NS_MAX), self._spring, host, host.life)
+
+    def _spring(self, host: GrantHost, life: int) -> None:
+        if self._world.faults.active and host.life == life:
+            self.sicken(host, FAILS, self._random.randrange(5 * NS_PER_S))
 
     def _heals(self, host: GrantHost, medium: Medium, swaps: bool) -> None:
         if not medium.sick or medium not in host.media:

@@ -38,7 +38,7 @@ class GrantFaults:
         self._clock = world.clock
         self._random = world.random
         self.disks = DiskFaults(world)
-        self._active = False
+        self.active = False
         self._lowered = derive(FAILOVER_NS_MIN)
         self._copies: list[AcceptorState | None] = [None, None]  # of the hosts' memories
         self._actions: dict[str, Callable[[], bool]] = {
@@ -91,7 +91,7 @@ class GrantFaults:
 
     def begin(self) -> None:
         """Faults may strike from now on."""
-        self._active = True
+        self.active = True
         if self._world.profile.faults:
             self._next()
             self._copy()
@@ -100,7 +100,7 @@ class GrantFaults:
         self._clock.after(int(self._world.profile.storm_ns * self._random.expovariate(1.0)), self._storm)
 
     def _storm(self) -> None:
-        if self._active:
+        if self.active:
             faults = self._world.profile.faults
             self.strike(self._random.choices(list(faults), list(faults.values()))[0])
             self._next()
@@ -115,7 +115,7 @@ class GrantFaults:
     def ambush(self, host: GrantHost) -> None:
         """That host writes its memory down: what depends on it is about to leave."""
         profile = self._world.profile
-        if not self._active or not profile.faults or self._random.random() >= profile.ambush:
+        if not self.active or not profile.faults or self._random.random() >= profile.ambush:
             return
         delay_ns = self._random.randrange(2 * profile.memory_ns + 2 * profile.control_ns)
         if self._random.random() < 0.5:
@@ -124,12 +124,12 @@ class GrantFaults:
             self._clock.after(delay_ns, self._spring, self._random.choice(list(profile.faults)))
 
     def _spring(self, kind: str) -> None:
-        if self._active:
+        if self.active:
             self.strike(kind)
 
     def _copy(self) -> None:
         """Backups are made now and then."""
-        if self._active:
+        if self.active:
             self._copies = [host.memory for host in self._world.hosts]
             for witness in self._world.witnesses.values():
                 witness.back_up()
@@ -141,7 +141,7 @@ class GrantFaults:
     def end(self) -> None:
         """No more faults; everything works again."""
         world = self._world
-        self._active = False
+        self.active = False
         world.network.loss, world.network.slow = 0.0, 1.0
         world.network.set_cut(set())
         for witness in world.witnesses.values():
@@ -184,7 +184,7 @@ class GrantFaults:
         return True
 
     def _kill_again(self, host: GrantHost, power: bool) -> None:
-        if self._active:
+        if self.active:
             self._kill(host, power=power)
 
     def restart_later(self, host: GrantHost) -> None:
@@ -298,7 +298,7 @@ class GrantFaults:
         return True
 
     def _witness_dies(self) -> None:
-        if self._active:
+        if self.active:
             self._witness_down()
 
     def _witness_lost(self) -> bool:

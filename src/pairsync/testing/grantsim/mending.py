@@ -1,7 +1,8 @@
 """What a host does about its disks, as ``guest.handover``, ``guest.watch`` and ``guest.reopen`` do it.
 
-An owner that is in sync hands the guest over and becomes a standby that is ill; one that is ill takes no part
-until its disks have been opened anew.  What is asked of a disk, and what comes of it: `medium`.
+An owner whose peer has all that is acknowledged hands the guest over and becomes a standby that is ill; one
+that is ill takes no part until its disks have been opened anew.  What is asked of a disk, and what comes of
+it: `medium`.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Mending(Roles, ABC):
     def _leaves(self, plane: Plane, reason: str, until_ns: int) -> None:
         """As `guest.handover.Handover.attempt`, and as its ``hold`` asks again."""
         arbiter = self.arbiter
-        if self.plane is not plane or arbiter is None or not plane.serves or not plane.session.in_sync:
+        if self.plane is not plane or arbiter is None or not plane.serves:
             return
         if any(source.options.level != "sync" for source in plane.session.sources):
             return
@@ -63,10 +64,10 @@ class Mending(Roles, ABC):
         self._world.trace.note(self.name, "disk-failed", 0, f"{reason}: {refusal or 'leaves'}")
         self.act(effects)
         if refusal:
-            if self.now_ns < until_ns:
+            if self.now_ns < until_ns and not arbiter.peer_excluded:
                 self.after(HOLD_NS, self._leaves, plane, reason, until_ns)
             return
-        self._world.coverage.reach("hands-over")
+        self._world.coverage.reach("hands-over" if plane.session.in_sync else "hands-over-unmet")
         plane.leaving, plane.deaf, plane.paused = reason, True, True
         self._world.changed()
         plane.halt()

@@ -301,6 +301,7 @@ class Roles(Process, ABC):
             return
         if plane is not None and plane.role is Role.ACTIVE:
             plane.session.permitted(self.now_ns, alone=self.alone)
+            self._world.faults.disks.ambush(self._me)
         self._followed()
         self.perform()
 
