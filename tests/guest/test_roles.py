@@ -21,17 +21,18 @@ class Asked:
     """A grant register that says nothing by itself."""
 
     def __init__(self, guest: Guest) -> None:
-        self.alone = trio.Event()
+        self.asked = trio.Event()
         arbiter: Arbiter = self
         guest.arbiter = arbiter
 
     def ask_alone(self) -> None:
-        self.alone.set()
+        self.asked.set()
 
     def link_up(self) -> None:
         pass
 
     patience_ns = 0
+    alone = False
 
     def disk_failed(self) -> str:
         return "nobody is asked"
@@ -92,7 +93,7 @@ async def test_the_new_owner_waits_for_its_permit_and_the_old_one_brings_what_it
         assert await volume.read(0, BLOCK_BYTES) == noise(1)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(volume.write, BLOCK_BYTES, noise(2))
-            await asked.alone.wait()
+            await asked.asked.wait()
             await trio.testing.wait_all_tasks_blocked(0.05)
             assert len(nursery.child_tasks) == 1  # not acknowledged
             standby.permitted(alone=True)
@@ -120,7 +121,7 @@ async def test_an_owner_that_lost_its_grant_ends_every_request_and_is_a_standby(
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(write)
-            await asked.alone.wait()
+            await asked.asked.wait()
             await active.become(Role.STANDBY, 1, in_order=False)
         assert len(answers) == 1
         await standby.become(Role.ACTIVE, 2, in_order=False)
