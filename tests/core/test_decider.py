@@ -438,6 +438,19 @@ def test_an_owner_returns_to_the_preferred_witness_when_that_is_back() -> None:
     assert Wait.HOME not in owner.waits
 
 
+def test_the_preferred_witness_is_looked_for_once_the_alternate_has_answered() -> None:
+    """There is one question at a time: a look that came to nothing would put the next one off ever longer."""
+    owner = _owner_with_alternate()
+    assert _asked(owner.expired(Wait.PROBE)) == ["v"]
+    assert not _asked(owner.expired(Wait.HOME))
+    assert Wait.HOME not in owner.waits
+    assert not _asked(owner.expired(Wait.BEAT)), "v still owes an answer"
+    out = owner.answered("v", WitnessView(b"v1", 7, AcceptorState(b"v1", WITH_V)))
+    assert _asked(out) == ["w"]
+    assert Wait.HOME in owner.waits, "again, later"
+    assert not _asked(owner.unreachable("w"))
+
+
 def test_a_round_does_not_wait_for_a_witness_that_has_no_vote() -> None:
     """Or the loss of the standby while the preferred witness is asked would stop the guest."""
     owner = _owner_with_alternate()

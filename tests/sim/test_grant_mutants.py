@@ -264,11 +264,9 @@ def read_a_clock_that_stands_still_with_the_machine(patch: pytest.MonkeyPatch) -
 
 @mutant("liveness", faults="witness-preferred-down")
 def stay_with_the_alternate_witness(patch: pytest.MonkeyPatch) -> None:
-    right = Decider._drive_witness
-
     def drive_witness(self: Decider, out: list[Any]) -> None:
-        right(self, out)
-        self.waits -= {Wait.HOME}
+        if self.owns and self.register.witnesses:
+            self.register.teach(self.register.witnesses[self.current], out)
 
     patch.setattr(Decider, "_drive_witness", drive_witness)
 

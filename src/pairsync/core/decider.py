@@ -114,12 +114,9 @@ class Decider(Footing):
             self.register.paused = False
         elif wait is Wait.PROBE:
             self._probe(out)
-        elif wait is Wait.HOME:
-            if self.current:
-                self.register.look(self.register.witnesses[0], out)
-        else:
+        elif wait is Wait.LOST:
             self.witness_lost = True
-            self.current = (self.current + 1) % len(self.register.witnesses)
+            self._uses((self.current + 1) % len(self.register.witnesses), out)
             self._wait(Wait.LOST, out)
         return self._finish(out)
 
@@ -327,7 +324,7 @@ class Decider(Footing):
         self.peer_behind = before is not None or not self.owns
         if self.owns:
             if not owned_before:
-                self.current = self._witness_of(base, before)
+                self._uses(self._witness_of(base, before), out)
             self.waits -= {Wait.PROMISE}
             self._wait_if_off(Wait.SILENCE, out)
             if self.register.witnesses:
@@ -381,12 +378,24 @@ class Decider(Footing):
         return False
 
     def _drive_witness(self, out: list[Outcome]) -> None:
-        """The owner keeps the witness informed, and looks for the preferred one while it uses another."""
+        """The owner keeps the witness informed, and looks for the preferred one while it uses another.
+
+        If the wait for that ends while a witness owes an answer, the look comes after it.
+        """
         register = self.register
-        if self.owns and register.witnesses:
-            register.teach(register.witnesses[self.current], out)
-            if self.current:  # the wait lasts to its end though: where none answers, the turn changes often
-                self._wait_if_off(Wait.HOME, out)
+        if not (self.owns and register.witnesses):
+            return
+        register.teach(register.witnesses[self.current], out)
+        if self.current and Wait.HOME not in self.waits and register.asking is None:
+            register.look(register.witnesses[0], out)
+            self._wait(Wait.HOME, out)
+
+    def _uses(self, index: int, out: list[Outcome]) -> None:
+        """That witness is used for new grants; a wait for the preferred one lasts to its end, for where none
+        answers the turn changes often."""
+        self.current = index
+        if index:
+            self._wait_if_off(Wait.HOME, out)
 
     def _witness_of(self, *grants: Grant | None) -> int:
         """The witness that votes, or did until now, for it was there; else the preferred one."""
