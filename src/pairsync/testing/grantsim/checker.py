@@ -22,6 +22,8 @@ from pairsync.core.events import DifferenceEvent, Event, InSyncEvent, RefusedEve
 from pairsync.core.grants import Grant, objection
 from pairsync.core.superblock import Superblock
 
+from .entitled import may_be_decided
+
 if TYPE_CHECKING:
     from .host import GrantHost
     from .world import GrantWorld
@@ -43,6 +45,8 @@ class GrantChecker:
         self.refused: str | None = None  # the last rule by which a session was refused
         self._served_by: int | None = None
         self.replaced_ns = [-1, -1]  # when a host's disks were last
+        # Grants that may have been decided by then: they speak of the disks before.
+        self._of_disks_before: list[set[Grant]] = [set(), set()]
 
     # ------------------------------------------------------------------ grants
 
@@ -90,8 +94,14 @@ class GrantChecker:
         if not self._world.guest.is_truth(grant.fork):
             return
         for host in self._world.hosts:
-            if host.id in grant.in_sync and host.up and not self._world.overridden:  # nor replaced since
+            before = grant in self._of_disks_before[host.index]
+            if host.id in grant.in_sync and host.up and not self._world.overridden and not before:
                 self._owes(host, "in-sync-claim")
+
+    def replaced(self, host: GrantHost) -> None:
+        """A disk of that host is an empty one from now on."""
+        self.replaced_ns[host.index] = self._world.clock.now
+        self._of_disks_before[host.index] = may_be_decided(self._world)
 
     def _owes(self, host: GrantHost, rule: str) -> None:
         floors = self._world.guest.floors

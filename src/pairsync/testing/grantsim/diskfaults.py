@@ -44,7 +44,7 @@ class DiskFaults:
     def _swap(self, host: GrantHost, index: int) -> None:
         """An empty disk in the place of that one, which nobody has open."""
         host.media[index] = Medium(blank_stores(index, self._world.profile.sizes_bytes[index]))
-        self._world.checker.replaced_ns[host.index] = self._clock.now
+        self._world.checker.replaced(host)
 
     def sicken(self, host: GrantHost, how: str, lasts_ns: int, *, swaps: bool = False) -> bool:
         """One of its disks fails, or hangs, for a while; ``swaps``: an empty one comes back."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .witness import Witness
     from .world import GrantWorld
 
-__all__ = ["entitled"]
+__all__ = ["entitled", "may_be_decided"]
 
 
 def entitled(world: GrantWorld) -> GrantHost | None:
@@ -30,7 +30,7 @@ def entitled(world: GrantWorld) -> GrantHost | None:
         return None
     if world.hosts[0].timing != world.hosts[1].timing:
         return None  # they do not take over from each other
-    grants = {newest, *_possible(world, newest)}
+    grants = {newest, *may_be_decided(world)}
     able = [host for host in world.hosts if all(_able(world, host, grant) for grant in grants)]
     for host in able:
         if host.voter == newest.owner_id:
@@ -38,13 +38,14 @@ def entitled(world: GrantWorld) -> GrantHost | None:
     return able[0] if able else None
 
 
-def _possible(world: GrantWorld, newest: Grant) -> set[Grant]:
-    """Grants beyond the newest one that may have been decided."""
+def may_be_decided(world: GrantWorld) -> set[Grant]:
+    """Grants beyond the newest one that was in force on any host: what is decided, and nobody has said so."""
+    newest = world.checker.newest
     states = [host.memory for host in world.hosts]
     states += [host.arbiter.decider.register.acceptor for host in world.hosts if host.arbiter is not None]
     states += [each.view.state for each in world.witnesses.values() if each.view.state is not None]
     known = {grant for state in states for grant in (state.base, state.accepted) if grant is not None}
-    return {grant for grant in known if grant.order > newest.order}
+    return {grant for grant in known if newest is None or grant.order > newest.order}
 
 
 def _able(world: GrantWorld, host: GrantHost, grant: Grant) -> bool:

@@ -7,9 +7,10 @@ is asked of it, a part of a write being there at times, or ends nothing until it
 from __future__ import annotations
 
 import errno
+from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.effects import Apply, Examine, Flush, Journal, MapAllocation, Persist, Read, SavePages
@@ -31,6 +32,10 @@ __all__ = ["FAILS", "FLUSH_DEADLINES", "HANGS", "GuestRead", "Medium", "VolumeDi
 FAILS, HANGS = "fails", "hangs"
 FLUSH_DEADLINES = 3
 """As ``guest.disks``: a flush has so many times the deadline of any other operation."""
+
+
+_End: TypeAlias = "tuple[Callable[..., None], tuple[Any, ...]]"
+"""Of a job: what is to be done then."""
 
 
 def _everything(size_bytes: int) -> DirtyMap:
@@ -74,13 +79,12 @@ class VolumeDisk:
         self._random = world.random
         self._speeds = world.profile.speeds
         self._deadline_ns = world.profile.options[index].disk_deadline_ns
-        host = plane.host
-        self._defer = host.defer
-        self._lane = Lane(world.clock, partial(host.defer, self._io_done))
-        self._metadata_lane = Lane(world.clock, partial(host.defer, self._metadata_done))
+        self._lane = Lane(world.clock, partial(self._comes, self._io_done))
+        self._metadata_lane = Lane(world.clock, partial(self._comes, self._metadata_done))
         self._flushing = 0
         self._flush_free_ns = 0
-        self._hung: list[tuple[Callable[..., None], tuple[Any, ...]]] = []  # ends that a hang holds back
+        self._came: deque[_End] = deque()  # ends that the host does not know of while it stands still
+        self._hung: list[_End] = []  # before them: ends that a hang holds back
         self._hung_since_ns = 0  # by this host's clock, if there are any
         self._unsound = False  # a flush has failed: none of this life succeeds any more
         stores = medium.stores
@@ -96,7 +100,8 @@ class VolumeDisk:
     @property
     def idle(self) -> bool:
         """Whether no job runs."""
-        return not (self._lane.jobs or self._metadata_lane.jobs or self._flushing or self._hung)
+        jobs = self._lane.jobs or self._metadata_lane.jobs or self._flushing
+        return not (jobs or self._came or self._hung)
 
     def overdue(self, now_ns: int) -> bool:
         """Whether something that it was asked has passed its deadline."""
@@ -116,15 +121,16 @@ class VolumeDisk:
 
     def crash(self, *, power: bool) -> None:
         """The process dies in the midst of whatever was being done, or the power goes."""
-        hung = [(run, arguments[0]) for run, arguments in self._hung if arguments]
+        ends = [(run, arguments[0]) for run, arguments in (*self._hung, *self._came) if arguments]
         for lane, done in ((self._lane, self._io_done), (self._metadata_lane, self._metadata_done)):
-            jobs = [*(job for run, job in hung if run == done), *lane.clear()]
+            jobs = [*(job for run, job in ends if run == done), *lane.clear()]
             count = min(self._random.choice((0, 0, 1, 2, len(jobs))), len(jobs))
             for job in jobs[:count]:
                 self._finish(job)
             if count < len(jobs):
                 self._tear(jobs[count])
         self._hung = []
+        self._came.clear()
         stores = self.medium.stores
         stores.digests.crashed(self._random)
         if power:
@@ -132,16 +138,27 @@ class VolumeDisk:
 
     def give_up_reads(self) -> None:
         """The guest does not wait for them here any more."""
-        hung = (arguments[0] for _, arguments in self._hung if arguments)
-        for job in (*hung, *self._lane.jobs):
+        ends = (arguments[0] for _, arguments in (*self._hung, *self._came) if arguments)
+        for job in (*ends, *self._lane.jobs):
             if isinstance(job, GuestRead):
                 job.then(None)
 
     def wake(self) -> None:
         """It works again: what has hung ends now."""
         hung, self._hung = self._hung, []
-        for run, arguments in hung:
-            self._defer(run, *arguments)
+        self._came.extendleft(reversed(hung))
+        for _ in hung:
+            self._plane.host.defer(self._arrives)
+
+    def _comes(self, run: Callable[..., None], *arguments: Any) -> None:
+        """A job has ended: the host hears of it now, or when it goes on."""
+        self._came.append((run, arguments))
+        self._plane.host.defer(self._arrives)
+
+    def _arrives(self) -> None:
+        if self._came:  # else it is gone
+            run, arguments = self._came.popleft()
+            run(*arguments)
 
     def _hold(self, run: Callable[..., None], *arguments: Any) -> None:
         if not self._hung:
@@ -178,7 +195,7 @@ class VolumeDisk:
         leaves = stores.digests.saving() if effect.point else None
         self._flushing += 1
         begun = stores.disk.position
-        clock.at(self._flush_free_ns, self._defer, self._flush_done, effect, begun, leaves)
+        clock.at(self._flush_free_ns, self._comes, self._flush_done, effect, begun, leaves)
 
     def _flush_done(self, effect: Flush, position: int, leaves: dict[int, int] | None) -> None:
         plane, stores = self._plane, self.medium.stores

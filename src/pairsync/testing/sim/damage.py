@@ -184,7 +184,7 @@ class Damage:
     def parted(self) -> None:
         """The standby is away, or has died: of a write that went elsewhere here it has perhaps no copy, or
         none that it can vouch for."""
-        for mine, theirs in zip(self._world.active.replicas, self._world.standby.replicas, strict=True):
+        for mine, theirs in zip(self._world.active.replicas, self._world.faults.own_stores, strict=True):
             for block in mine.disk.wrong_blocks():
                 span = mine.disk.sectors_of(block)
                 if mine.disk.content[span] != theirs.disk.content[span] or theirs.digests.wrong(

@@ -212,6 +212,10 @@ class Link:
             if session == end.session and end.opened and host.up:
                 host.link_received(messages)
 
+    def on_its_way(self, index: int) -> list[Message]:
+        """What may still arrive at that end."""
+        return [message for _, _, messages in self._ends[index].flight for message in messages]
+
     # ------------------------------------------------------------------ ends of sessions
 
     def drop(self, index: int, reason: str) -> None:

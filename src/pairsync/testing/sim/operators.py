@@ -76,6 +76,12 @@ class Operators(Storm[SimHost]):
             self.put_right()
         super().strike(kind)
 
+    @property
+    def own_stores(self) -> list[Stores]:
+        """The standby's, though others may be in their place."""
+        mislaid = self._mislaid
+        return [each.stores for each in self._world.standby.replicas] if mislaid is None else mislaid.own
+
     def put_right(self) -> None:
         """Undo all that was done wrong."""
         self._put_back()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pairsync.core.messages import Generation, Role
+from pairsync.core.effects import Apply
+from pairsync.core.messages import Generation, Role, Write
+from pairsync.core.units import BLOCK_BYTES
 
 from .host import SimHost
 from .operators import Operators
 from .start import blank_replica
 
 if TYPE_CHECKING:
+    from .media import Replica
     from .world import World
 
 __all__ = ["Swaps"]
@@ -135,8 +140,8 @@ class Swaps(Operators):
     def _forget_dirty(self) -> None:
         """Bits of the active's dirty map are cleared on its disk, by hand or by a bug: digests must tell.
 
-        Of blocks that are durable, and whose digests are true, on either disk: what a crash has left there
-        only a scrub can tell.
+        Of blocks that are durable, and whose digests are true, on either disk, and of which nothing is on its
+        way to the standby's: what a crash has left there, or will, only a scrub can tell.
         """
         world = self._world
         if not world.profile.options.digests:
@@ -146,7 +151,7 @@ class Swaps(Operators):
         for mine, theirs in zip(world.active.replicas, world.standby.replicas, strict=True):
             intents = mine.metadata.intents()
             dirty = [block for run in mine.metadata.recovered().runs() for block in range(*run)]
-            doubtful = {*mine.doubtful(dirty), *theirs.doubtful(dirty)}
+            doubtful = {*mine.doubtful(dirty), *theirs.doubtful(dirty), *self._unapplied(theirs)}
             blocks = [
                 block
                 for block in dirty
@@ -156,6 +161,14 @@ class Swaps(Operators):
                 mine.metadata.forget(blocks)
                 world.coverage.fault("forget-dirty", mine.index)
                 world.checker.differences.swapped(mine.index)
+
+    def _unapplied(self, theirs: Replica) -> Iterator[int]:
+        """Blocks that the standby is about to write, or will be if it hears of it."""
+        sent = [each for each in self._world.link.on_its_way(1) if isinstance(each, Write)]
+        batches = [each.ops for each in sent if each.volume == theirs.index]
+        batches += [job.ops for job in theirs.lane.jobs if isinstance(job, Apply)]
+        for op in itertools.chain(*batches):
+            yield from range(op.offset // BLOCK_BYTES, -(-(op.offset + op.length) // BLOCK_BYTES))
 
 
 def _reached(lineage: tuple[Generation, ...], base: Generation | None, generation: Generation) -> bool:
