@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.events import NoWayBackEvent, OverlayDroppedEvent, OverlayKeptEvent
-from pairsync.core.messages import Condition, Generation, OpKind, WriteOp
+from pairsync.core.messages import Buffer, Condition, Generation, OpKind, WriteOp
 from pairsync.core.superblock import Superblock, new_superblock
 from pairsync.core.units import BLOCK_BYTES
-from pairsync.errors import BackendError, InternalError
+from pairsync.errors import BackendError, BusyError, InternalError
+from pairsync.storage.directory import OsDirectory
+from pairsync.storage.file import open_volume
 from pairsync.storage.kept import Keeper, KeepingDevice
+from pairsync.storage.osfile import OsFile
 from pairsync.storage.overlay import Overlays
 from pairsync.storage.overlayfile import RECORDS_AT, OverlayState
 from pairsync.testing.disks import Fault, SimAction, SimDisk, SimMedium, SimOperation
@@ -324,3 +332,160 @@ def test_without_room_for_a_way_back_a_resync_goes_on_where_nothing_was_written_
     host.medium.fault = None
     assert host.states() == []
     host.device.close()
+
+
+# -- ahead, in a thread, over real files ---------------------------------------------------------------------
+
+
+class RealHost:
+    """The same over real files, where what is announced is kept ahead."""
+
+    def __init__(self, where: Path, *, bytes_max: int | None = None) -> None:
+        self.path = where / "vda.img"
+        self.path.write_bytes(random.Random(1).randbytes(SIZE))
+        with self.path.open("r+b") as file:  # a few holes among them
+            for block in (3, 4, 20, 40):
+                file.seek(block * BLOCK_BYTES)
+                file.write(bytes(BLOCK_BYTES))
+        self.old = self.path.read_bytes()
+        self.overlays = Overlays(OsDirectory(where), "vda.img", SIZE, bytes_max=bytes_max)
+        self.disk = open_volume(self.path)
+        self.keeper = Keeper(self.overlays, self.disk, "vda", DirtyMap(BLOCKS), lambda: 1000, may_block=True)
+        self.device = KeepingDevice(self.disk, self.keeper, may_block=True)
+        self.keeper.before(CONSISTENT, SYNCING)
+        self.keeper.after(SYNCING)
+
+    def write_all(self, batches: Sequence[Sequence[WriteOp]]) -> None:
+        """As the guest's performer and its data lane do: announced when queued, applied in order."""
+        queued: SimpleQueue[Sequence[WriteOp] | None] = SimpleQueue()
+        failed: list[BaseException] = []
+
+        def lane() -> None:
+            while (ops := queued.get()) is not None:
+                try:
+                    self.device.apply(ops)
+                except BackendError as error:
+                    failed.append(error)
+
+        worker = threading.Thread(target=lane)
+        worker.start()
+        for ops in batches:
+            self.keeper.announce(ops)
+            queued.put(ops)
+        queued.put(None)
+        worker.join(60)
+        assert not worker.is_alive()
+        assert failed == []
+
+    def back(self) -> bytes:
+        """What the way back leads to."""
+        assert self.keeper.undo is not None
+        self.keeper.undo.revert(self.disk)
+        return self.path.read_bytes()
+
+
+def _any_ops(rng: random.Random) -> list[WriteOp]:
+    ops = []
+    for _ in range(rng.randrange(1, 4)):
+        offset = rng.randrange(SIZE)
+        length = min(rng.choice([1, BLOCK_BYTES, rng.randrange(1, 8 * BLOCK_BYTES)]), SIZE - offset)
+        kind = rng.choice(list(OpKind))
+        ops.append(WriteOp(kind, offset, length, rng.randbytes(length) if kind is OpKind.DATA else None))
+    return ops
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_kept_ahead_comes_back_exactly(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_into = OsFile.read_into
+
+    def slowly(self: OsFile, offset: int, view: memoryview) -> None:
+        time.sleep(0.001)  # who overwrites without waiting is first
+        read_into(self, offset, view)
+
+    monkeypatch.setattr(OsFile, "read_into", slowly)
+    rng = random.Random(seed)
+    host = RealHost(tmp_path)
+    batches = [_any_ops(rng) for _ in range(60)]
+    host.write_all(batches)
+    new = bytearray(host.old)
+    for op in (op for ops in batches for op in ops):
+        new[op.offset : op.offset + op.length] = bytes(op.length) if op.data is None else op.data
+    assert host.path.read_bytes() == new
+    assert host.back() == host.old
+    host.device.close()
+
+
+def test_batches_that_wait_share_a_flush(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = RealHost(tmp_path)
+    flushed: list[int] = []
+    begun, may_go = threading.Event(), threading.Event()
+    write_it = OsFile.write
+
+    def seen(self: OsFile, offset: int, buffers: Sequence[Buffer], *, durable: bool = False) -> None:
+        if durable:
+            flushed.append(sum(map(len, buffers)))
+            begun.set()
+            assert may_go.wait(20)
+        write_it(self, offset, buffers, durable=durable)
+
+    monkeypatch.setattr(OsFile, "write", seen)
+    batches = [[write(block, b"n")] for block in range(5, 15)]
+    host.keeper.announce(batches[0])
+    assert begun.wait(20)
+    for ops in batches[1:]:
+        host.keeper.announce(ops)
+    may_go.set()
+    for ops in batches:
+        host.device.apply(ops)
+    page = RECORDS_AT // 2
+    assert flushed == [page + BLOCK_BYTES, page + 9 * BLOCK_BYTES]
+    host.device.close()
+
+
+def test_without_room_ahead_the_lane_gives_the_way_back_up(tmp_path: Path) -> None:
+    host = RealHost(tmp_path, bytes_max=RECORDS_AT + 10 * BLOCK_BYTES)
+    host.write_all([[write(block, b"n")] for block in range(5, 40)])
+    assert host.keeper.undo is None
+    (event,) = host.keeper.take_events()
+    assert isinstance(event, NoWayBackEvent)
+    assert host.path.read_bytes()[5 * BLOCK_BYTES : 40 * BLOCK_BYTES] == b"n" * (35 * BLOCK_BYTES)
+    host.device.close()
+
+
+def test_who_keeps_ahead_ends_with_the_log(tmp_path: Path) -> None:
+    def threads() -> set[str]:
+        return {each.name for each in threading.enumerate() if each.name.startswith("pairsync-ahead")}
+
+    host = RealHost(tmp_path)
+    assert threads() == {"pairsync-ahead-vda"}
+    host.keeper.before(SYNCING, ADOPTED)
+    host.keeper.after(ADOPTED)
+    assert threads() == set()
+    host.keeper.announce([write(1, b"n")])  # nothing is kept any more
+    host.device.close()
+
+
+def test_a_disk_that_hangs_keeps_the_log_and_lets_the_rest_be_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pairsync.storage.kept.AHEAD_STOP_S", 0.05)
+    host = RealHost(tmp_path)
+    begun, may_go = threading.Event(), threading.Event()
+    read_into = OsFile.read_into
+
+    def hang(self: OsFile, offset: int, view: memoryview) -> None:
+        begun.set()
+        assert may_go.wait(20)
+        read_into(self, offset, view)
+
+    monkeypatch.setattr(OsFile, "read_into", hang)
+    host.keeper.announce([write(1, b"n")])
+    assert begun.wait(20)
+    with pytest.raises(BackendError, match="hangs"):
+        host.keeper.before(SYNCING, ADOPTED)
+    host.device.close()
+    with pytest.raises(BusyError):  # nobody appends to it beside the one that hangs
+        OsFile(tmp_path / "vda.img.pairsync-overlay-1")
+    may_go.set()

@@ -31,13 +31,21 @@ def with_overlays(
     """The device, keeping what a resync overwrites; goes on with an undo log that was left."""
     try:
         overlays = open_overlays()
-        keeper = Keeper(overlays, device, opened.superblock.name, own, now_s)
+        may_block = opened.store.may_block
+        keeper = Keeper(
+            overlays,
+            device,
+            opened.superblock.name,
+            own,
+            now_s,
+            may_block=may_block or device.may_block,
+        )
         keeper.recover(opened.superblock)
     except BaseException:
         device.close()
         raise
     notes += overlays.problems
-    return KeepingDevice(device, keeper, may_block=opened.store.may_block), keeper
+    return KeepingDevice(device, keeper, may_block=may_block), keeper
 
 
 def kept_events(keepers: Iterable[Keeper | None]) -> Iterator[Event]:

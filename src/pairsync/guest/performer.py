@@ -172,9 +172,12 @@ class Performer:
             self.session.dropped(self.now_ns())
 
     def _apply(self, effect: Apply) -> None:
-        device = self._replicas[effect.volume].device
+        replica = self._replicas[effect.volume]
+        if replica.keeper is not None:
+            replica.keeper.announce(effect.ops)
         self._lanes[effect.volume].data.submit(
-            partial(apply_job, device, effect.ops), partial(self._applied, effect.volume, effect.token)
+            partial(apply_job, replica.device, effect.ops),
+            partial(self._applied, effect.volume, effect.token),
         )
 
     def _applied(self, volume: int, token: object, result: Sequence[int] | BaseException | None) -> None:

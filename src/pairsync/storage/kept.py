@@ -23,13 +23,16 @@ its own: of a blank one nothing is kept.  Of one that has no way back any more o
 oldest first; the way back is given up, and only own blocks are kept from there on; the write fails, and the
 replica stays what it is.  Each step is told before it is taken: in the log at once, and as an event.
 
-All methods block and belong to the data lane; `infos` and `take_events` may be called from any thread.
+All methods block and belong to the data lane; `announce`, `infos` and `take_events` may be called from any
+thread.  Where the files may block, what is announced is kept in a thread of its own (``storage.ahead``) while
+the log is open.  One lock is over the log; the data lane needs it only for what is not kept yet.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -42,6 +45,7 @@ from pairsync.core.superblock import Superblock
 from pairsync.core.units import KIB, MIB, block_count_of
 from pairsync.errors import BackendError, InternalError, MetadataError
 
+from .ahead import Ahead
 from .blockfile import Allocation
 from .device import Device
 from .overlay import Overlays
@@ -61,16 +65,27 @@ EVENTS_MAX: Final = 256
 """Events that wait to be told; there are at most `OVERLAYS_MAX` overlays to drop, and somebody looks ten
 times a second."""
 
+AHEAD_STOP_S: Final = 5.0
+"""How long the thread that keeps ahead may take to end what it is doing.  On a disk that hangs it is left
+behind, with the log, which nobody else can open then."""
+
 
 class Keeper:
     """See the module.
 
     ``own`` are the blocks that the replica had written on its own when it was opened, ``device`` is what
-    lies below, and ``now_s`` the Unix time.
+    lies below, ``now_s`` the Unix time, and ``may_block`` says whether any of the files does.
     """
 
     def __init__(
-        self, overlays: Overlays, device: Device, name: str, own: DirtyMap, now_s: Callable[[], int]
+        self,
+        overlays: Overlays,
+        device: Device,
+        name: str,
+        own: DirtyMap,
+        now_s: Callable[[], int],
+        *,
+        may_block: bool = False,
     ) -> None:
         self.overlays = overlays
         self._device = device
@@ -78,6 +93,9 @@ class Keeper:
         self._own = own  # changed by `after` only: until a resync is complete they are the replica's own
         self._now_s = now_s
         self._undo: UndoLog | None = None  # open while the superblock says SYNCING, or is about to
+        self._may_block = may_block
+        self._ahead: Ahead | None = None  # while the log is open and the files may block
+        self._lock = threading.Lock()  # over the open log: the data lane and `_ahead`
         self._events: deque[Event] = deque(maxlen=EVENTS_MAX)
 
     @property
@@ -103,12 +121,22 @@ class Keeper:
     def close(self) -> None:
         """Give the log back, to go on later; idempotent.  It is closed whatever the disk says."""
         undo, self._undo = self._undo, None
-        if undo is None:
-            return
         try:
-            undo.close()
+            self._stop_ahead()
+            if undo is not None:
+                undo.close()
         except BackendError as error:  # it is closed, and its end is as after a crash
             _log.warning("%s: the way back was not closed in order: %s", self._name, error)
+
+    def _start_ahead(self) -> None:
+        if self._may_block and self._undo is not None and self._ahead is None:
+            self._ahead = Ahead(self._keep_ahead, self._name)
+
+    def _stop_ahead(self) -> None:
+        """Nobody uses the log beside the data lane from here on; `BackendError` (ETIMEDOUT) if that hangs."""
+        if self._ahead is not None and not self._ahead.close(AHEAD_STOP_S):
+            raise BackendError(f"volume {self._name}: keeping what is overwritten hangs", errno.ETIMEDOUT)
+        self._ahead = None
 
     # ------------------------------------------------------------------ beginning and end
 
@@ -133,12 +161,16 @@ class Keeper:
             self.overlays.set_aside(left.id)
         if self._undo is not None and not self._undo.whole:
             self._keep_own_only(self._undo)
+        self._start_ahead()
 
     def before(self, durable: Superblock, wanted: Superblock) -> None:
         """``wanted`` is about to take the place of ``durable``; raises `BackendError` if it must not."""
         if wanted.condition is Condition.SYNCING:
             self._begin(durable, wanted)
-        elif self._undo is not None and self._own:
+            self._start_ahead()
+            return
+        self._stop_ahead()
+        if self._undo is not None and self._own:
             self._finish(self._undo)
 
     def _begin(self, durable: Superblock, wanted: Superblock) -> None:
@@ -148,7 +180,8 @@ class Keeper:
         if wanted.sync_target is None:
             raise InternalError(f"volume {self._name}: a resync towards nothing")
         if self._undo is not None:
-            self._undo.retarget(wanted.sync_target)
+            with self._lock:
+                self._undo.retarget(wanted.sync_target)
             return
         room_bytes = 0
         while self._undo is None:
@@ -186,6 +219,7 @@ class Keeper:
         """``durable`` is what it says."""
         if durable.condition is Condition.SYNCING:
             return
+        self._stop_ahead()
         self._own = DirtyMap(self._own.block_count)
         undo, self._undo = self._undo, None
         if undo is not None:
@@ -195,12 +229,32 @@ class Keeper:
         """The volume has that size now; nothing of what was added is the replica's own.  `BackendError`."""
         self._own.grow(block_count_of(size_bytes))
         if self._undo is not None:
-            self._undo.grow(size_bytes)
+            with self._lock:
+                self._undo.grow(size_bytes)
 
     # ------------------------------------------------------------------ keeping
 
+    def announce(self, ops: Sequence[WriteOp]) -> None:
+        """The batch is about to be queued in the data lane: it may be kept ahead; any thread."""
+        ahead = self._ahead
+        if ahead is not None and self._undo is not None:
+            ahead.announce(ops)
+
+    def _keep_ahead(self, ops: Sequence[WriteOp]) -> None:
+        with self._lock:
+            if self._undo is not None:
+                self._undo.preserve(self._device, ops)
+
     def preserve(self, ops: Sequence[WriteOp]) -> None:
         """Keep what ``ops`` are about to overwrite; raises `BackendError` where that cannot be."""
+        if self._ahead is not None and self._undo is not None:
+            self._ahead.wait(ops)
+            if self._undo.holds(self._device, ops):
+                return
+        with self._lock:
+            self._preserve(ops)
+
+    def _preserve(self, ops: Sequence[WriteOp]) -> None:
         room_bytes = 0
         while self._undo is not None:
             try:

@@ -21,11 +21,12 @@ make room (`Overlays.make_room`) and try again; or stop the resync, and the repl
 `narrow` the log to what the replica had written on its own, and go on: then the way back to the last
 consistent point is given up, durably, before anything is overwritten that is not kept.
 
-All methods block, in the thread of the data lane.
+All methods block, in one thread at a time; `holds` may be called beside `preserve`.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
@@ -90,6 +91,7 @@ class UndoLog:
         self._buffer = memoryview(b"")  # for old content on its way to the file
         self._filled_bytes = 0  # of the buffer, since the last append
         self._kept = kept_blocks(log)
+        self._marking = threading.Lock()  # over the bits of `_kept`: see `holds`
         self._data_blocks = sum(len(record.digests) for record in log.records())
 
     @property
@@ -140,7 +142,7 @@ class UndoLog:
         gigabytes of data takes as long as copying them does: whoever cannot wait splits it.
         """
         self._check_open()
-        wanted = list(self._wanted(device, ops))
+        wanted = self._wanted(device, ops)
         if not wanted:
             return
         wanted += self._hole_behind(device, max(wanted).stop)
@@ -159,11 +161,20 @@ class UndoLog:
             self._log.append(gathered, durable=not appended, admit=self._admit)
         if appended:
             self._log.commit()
-        for start, stop in wanted:
-            self._kept.mark(start, stop)
+        with self._marking:
+            for start, stop in wanted:
+                self._kept.mark(start, stop)
         self._data_blocks += data_blocks
 
-    def _wanted(self, device: Device, ops: Sequence[WriteOp]) -> Iterator[Extent]:
+    def holds(self, device: Device, ops: Sequence[WriteOp]) -> bool:
+        """Whether `preserve` would find nothing to do, whatever else it is keeping just now."""
+        return not self._wanted(device, ops)
+
+    def _wanted(self, device: Device, ops: Sequence[WriteOp]) -> list[Extent]:
+        with self._marking:
+            return list(self._unkept_of(device, ops))
+
+    def _unkept_of(self, device: Device, ops: Sequence[WriteOp]) -> Iterator[Extent]:
         """The blocks that the ops change and that are not kept yet: disjoint."""
         written = _merged(extent_of(op.offset, op.length) for op in ops if op.kind is OpKind.DATA)
         for extent in written:
