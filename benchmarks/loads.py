@@ -23,11 +23,17 @@ __all__ = [
     "lose_standby",
     "random_load",
     "sample",
+    "sync_again",
+    "sync_first",
     "sync_fully",
     "times",
 ]
 
 Samples = Mapping[str, Sequence[clients.Sample]]
+
+WARM_TIMES = 3
+"""Memory that is touched before a timed sync, in sizes of the volume: with one, a fifth of the time of the
+standby still went into getting memory back; without, half of it."""
 
 
 def random_load(bench: Bench, contenders: Sequence[Contender], job: str, depth: int) -> Samples:
@@ -87,13 +93,55 @@ def sync_fully(lab: Lab, size_bytes: int, *, seed: int) -> CatchUp:
     return lab.catch_up(timeout_s=2 * SETTLE_S)
 
 
+def sync_first(bench: Bench, lab: Lab, size_bytes: int) -> CatchUp:
+    """Put an empty disk in the place of the standby's, then let it catch up: nothing is kept."""
+    lab.kill("b")
+    lab.empty_disk("b")
+    return _timed(bench, lab, size_bytes, "first full sync")
+
+
+def sync_again(bench: Bench, lab: Lab, size_bytes: int, *, seed: int) -> CatchUp:
+    """As `sync_fully`: the standby has old content, which is kept meanwhile."""
+    lose_standby(lab)
+    clients.fill(lab.uri(), size_bytes=size_bytes, seed=seed)
+    return _timed(bench, lab, size_bytes, "resync over old content")
+
+
+def _timed(bench: Bench, lab: Lab, size_bytes: int, what: str) -> CatchUp:
+    _warm_up(bench, WARM_TIMES * size_bytes)
+    took = lab.catch_up(timeout_s=2 * SETTLE_S)
+    log(f"  {what}: {size_bytes / 1e6 / took.judged:.0f} MB/s, {took}")
+    return took
+
+
+def _warm_up(bench: Bench, size_bytes: int) -> None:
+    """Take memory and give it back, where the volumes lie in memory.
+
+    What a virtual machine has had free for a second or two has gone back to its host, and to get a page again
+    takes several times as long as to copy one.  An empty disk is filled from what the one before it has left;
+    what is kept of old content would have to be paid for.
+    """
+    if not bench.base.is_relative_to("/dev/shm"):
+        return
+    piece = bytes(MIB)
+    path = bench.base / "warm"
+    with path.open("wb", buffering=0) as file:
+        for _ in range(min(size_bytes, _available_bytes() // 2) // MIB):
+            file.write(piece)
+    path.unlink()
+
+
+def _available_bytes() -> int:
+    """Memory that can be had: a file in memory may take less than its file system would allow."""
+    available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    return int(available[1]) * 1024 if available else 0
+
+
 def fitting(bench: Bench, wanted_bytes: int) -> int:
     """Halve the size until both replicas fit where the volumes lie, with an eighth to spare."""
     free = shutil.disk_usage(bench.base).free
     if bench.base.is_relative_to("/dev/shm"):
-        # A file there takes memory, of which there may be less than the file system would allow.
-        available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-        free = min(free, int(available[1]) * 1024) if available else free
+        free = min(free, _available_bytes() or free)
     size_bytes = wanted_bytes
     while size_bytes * 2.25 > free and size_bytes > 64 * MIB:
         size_bytes //= 2

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import clients
 from benchmarks.contest import MIB, NO_DIGESTS, NO_WITNESS, SETTLE_S, Bench, Goal, alternate, hold, pair
-from benchmarks.loads import fitting, iops, latencies, lose_standby, sample, sync_fully, times
+from benchmarks.loads import fitting, iops, latencies, lose_standby, sample, sync_again, sync_first, times
 from benchmarks.ours import IN_SYNC, RESYNC, CatchUp, Lab
 from benchmarks.peers import Contender
 from benchmarks.procs import BenchError, log, run
@@ -234,12 +234,8 @@ def resync_rate(bench: Bench) -> list[Figure]:
         lab, ours = pair_now
         ours.fill(size_bytes)
         for turn in range(1 + bench.heavy_rounds):
-            lab.kill("b")
-            lab.empty_disk("b")
-            first.append(lab.catch_up(timeout_s=2 * SETTLE_S))
-            again.append(sync_fully(lab, size_bytes, seed=turn + 1))
-            for what, took in (("first full sync", first[-1]), ("resync", again[-1])):
-                log(f"  {what}: {size_bytes / 1e6 / took.judged:.0f} MB/s, {took}")
+            first.append(sync_first(bench, lab, size_bytes))
+            again.append(sync_again(bench, lab, size_bytes, seed=turn + 1))
     return [
         goal.figure(
             ours=[size_bytes / 1e6 / one.judged for one in again[1:]],

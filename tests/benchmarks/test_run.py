@@ -30,7 +30,7 @@ def test_peers_are_measured(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     document = json.loads(result.read_text())
     rows = {(figure["row"], figure["peer_name"]): figure for figure in document["figures"]}
-    of_peers = {"2", "2 p99", "3", "4", "4 fresh", "5"}
+    of_peers = {"2", "2 p99", "3", "4", "4 fresh", "5", "5 kept"}
     of_ours_alone = {"8", "9", "9 wide", "10 cold", "10 flap", "11 depth 1", "11 depth 8", "12", "13", "14"}
     of_ours_alone |= {"15 wire", "15 memory", "15 swaps"}
     assert {row for row, _ in rows} == of_peers | of_ours_alone

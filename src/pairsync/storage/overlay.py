@@ -54,7 +54,8 @@ OVERLAYS_MAX: Final = 64
 """Overlays of one replica: as many as generations of its lineage are kept (`LINEAGE_GENERATIONS_MAX`), so the
 oldest belongs to a history that nobody compares with any more."""
 
-_BYTES_MAX_AT_LEAST: Final = GIB
+_BYTES_MAX_AT_LEAST: Final = GIB + GIB // 32
+"""1 GiB of content, and the page of a record for each 128 KiB of it: such a volume can be kept whole."""
 
 
 def default_overlay_bytes(size_bytes: int) -> int:
