@@ -19,7 +19,7 @@ RATIO_MIN = 250
 charged twice where two processes share one core, and a busy machine is no failure."""
 
 
-FAILED_BEFORE = (1328, 1397, 1847, 2248, 26507, 26698, 27140, 100685, 102603, 104711, 109356)
+FAILED_BEFORE = (1328, 1397, 1847, 2248, 26507, 26698, 27140, 100685, 102603, 104711, 109356, 111137, 116277)
 """Beyond CI's.  In these the core was wrong:
 
 100685, 109356: what a proof had found was sent to a standby that lost it and kept its digests; the
@@ -31,7 +31,8 @@ In these the simulator blamed the core for what nobody can know:
 1397, 1847, 2248, 26507, 26698: a write went elsewhere that the standby had not got, or could not vouch for;
 27140: a "larger" file was none any more once the volume had grown, and grew with it;
 102603: what was wrong on the active host was compared with a strange disk that the standby had for a while;
-104711: bits of the dirty map were cleared while a write of these blocks hung in the standby's disk.
+104711, 111137: bits of the dirty map were cleared while a write of these blocks hung in the standby's disk;
+116277: a resync sent what only the standby's own map held, which had just got the disk of another volume.
 """
 
 

@@ -92,7 +92,7 @@ class StreamChecks:
             )
             self._notes[id(message.ops)] = sent
             self._lag[message.volume].append(sent)
-            if message.resync:
+            if message.resync and self._world.link.whole:  # else nobody is there any more who could write it
                 self._check_recorded(message)
 
     def _check_recorded(self, message: Write) -> None:
