@@ -13,12 +13,14 @@ from tests.guest.halves import TIMING, Both, Half, agreed, noise, until
 from tests.guest.harness import Host, Pair, in_time
 
 from pairsync.core.arbiter import Arbiter
-from pairsync.core.arbitration import Accept
-from pairsync.core.messages import OpKind, WriteOp
+from pairsync.core.arbitration import Accept, Stop
+from pairsync.core.grants import FORK_BYTES
+from pairsync.core.messages import OpKind, Role, WriteOp
 from pairsync.core.timing import derive
 from pairsync.core.units import BLOCK_BYTES, NS_PER_S
 from pairsync.errors import ArbitrationError, BackendError
 from pairsync.guest.config import VolumeConfig
+from pairsync.guest.disks import Unopened
 from pairsync.guest.door import Door
 from pairsync.guest.guest import Guest
 from pairsync.guest.replica import Replica
@@ -374,4 +376,33 @@ async def test_a_disk_that_was_exchanged_while_it_was_opened_anew_is_not_served(
         await move_in_vain(first)
         await until(lambda: first.serves)
         assert not second.serves
+        assert await first.read(3) == noise(3)
+
+
+async def test_who_is_overruled_while_its_disks_are_opened_serves_nothing(
+    both: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It began to serve under the old term, and stopped a moment later."""
+    async with in_time(), both.whole() as (first, second):
+        await first.write(3)
+        disks, roles = second.guest._disks, list[Role | None]()
+        reopen, renew = disks.reopen, second.guest.renew
+
+        async def slowly(*, term: int) -> Unopened | None:
+            monkeypatch.setattr(disks, "reopen", reopen)
+            first.arbitration.override("Dr Weber", b"o" * FORK_BYTES)
+            await until(lambda: isinstance(second.arbitration._wish, Stop))
+            return await reopen(term=term)
+
+        def renewed(role: Role | None = None, term: int = 0, *, ill: bool = False) -> None:
+            roles.append(role)
+            renew(role, term, ill=ill)
+
+        monkeypatch.setattr(disks, "reopen", slowly)
+        monkeypatch.setattr(second.guest, "renew", renewed)
+        await move_in_vain(first)
+        await until(lambda: agreed(first) and agreed(second))
+        assert first.serves
+        assert roles
+        assert set(roles) == {Role.STANDBY}
         assert await first.read(3) == noise(3)

@@ -66,6 +66,8 @@ class Register:
 
 
 class _Voice:
+    overtaken = False
+
     def __init__(self, register: Register, guest: Guest) -> None:
         self.register = register
         self.guest = guest

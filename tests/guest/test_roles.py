@@ -32,7 +32,7 @@ class Asked:
         pass
 
     patience_ns = 0
-    alone = False
+    alone = overtaken = False
 
     def disk_failed(self) -> str:
         return "nobody is asked"

@@ -16,9 +16,10 @@ from pairsync.testing.sim import Outcome, run_seeds
 SEEDS = 2000
 """In CI: two minutes on two busy cores."""
 
-FAILED_BEFORE = (203007, 211338, 212657)
-"""Beyond CI's.  In this one the core was wrong:
+FAILED_BEFORE = (203007, 211338, 212657, 231857)
+"""Beyond CI's.  In these the core was wrong, or its shell, which the simulator does alike:
 
+231857: a host that had been overruled while its disks were opened began to serve;
 212657: the preferred witness was not looked for while the alternate owed an answer, and ever more rarely.
 
 In these the simulator was:

@@ -212,6 +212,11 @@ class Arbitration:
         """As `seam.Arbiter`."""
         return self.arbiter.peer_excluded
 
+    @property
+    def overtaken(self) -> bool:
+        """Whether the guest is not to be served here after all, by the latest wish."""
+        return isinstance(self._wish, Stop | Yield)
+
     def disk_failed(self) -> str:
         """As `seam.Arbiter`."""
         self._vouch()
@@ -409,13 +414,14 @@ class Arbitration:
         self._warden.lease_until(self._until_ns)
         await self._warden.settled()
         try:
-            await guest.become(Role.ACTIVE, grant.term, in_order=False)
+            active = await guest.become(Role.ACTIVE, grant.term, in_order=False)
         except BackendError as error:
             if await guest.handover.give_back(str(error)):
                 return
             raise
-        self._measured(Measure.OPEN, began_ns)
-        guest.permitted(alone=self._alone)
+        if active:
+            self._measured(Measure.OPEN, began_ns)
+            guest.permitted(alone=self._alone)
 
     async def _stop(self, *, in_order: bool) -> None:
         guest = self._guest

@@ -355,9 +355,9 @@ class Guest:
         """Serve nothing from now on; see `guest.roles.halt`."""
         return await halt(self, self._disks, in_order=in_order, within_s=within_s)
 
-    async def become(self, role: Role, term: int, *, in_order: bool, in_sync: bool = False) -> None:
+    async def become(self, role: Role, term: int, *, in_order: bool, in_sync: bool = False) -> bool:
         """Change the role; see `guest.roles.change_role`."""
-        await change_role(self, self._disks, role, term, in_order=in_order, in_sync=in_sync)
+        return await change_role(self, self._disks, role, term, in_order=in_order, in_sync=in_sync)
 
     async def _run(self) -> None:
         """Look at bounds and deadlines, and tell how far a resync is."""

@@ -127,8 +127,11 @@ def halt_now(guest: Guest, reason: str) -> None:
 
 async def change_role(
     guest: Guest, disks: Disks, role: Role, term: int, *, in_order: bool, in_sync: bool = False
-) -> None:
-    """Make ``guest`` active under ``term``, or a standby; returns when it is so.
+) -> bool:
+    """Make ``guest`` active under ``term``, or a standby; whether it is so, in the end.
+
+    Disks take their time: a guest that is not to be served here after all by then (`Arbiter.overtaken`) is
+    not, and stays halted until the next change.
 
     ``in_sync``: under that term a standby's replica counts as in sync, for it was the active one until then;
     it records that.  An active guest is halted first (see `halt`).  A disk that fails or hangs does not keep
@@ -143,6 +146,8 @@ async def change_role(
     ailment = guest.leaves_for if role is Role.STANDBY else None
     if ailment is None:
         ailment = await _reopen(guest, disks, active=role is Role.ACTIVE, term=term if in_sync else 0)
+    if role is Role.ACTIVE and guest.arbiter is not None and guest.arbiter.overtaken:
+        return False
     disks.active = role is Role.ACTIVE
     if ailment is not None and disks.active:
         raise BackendError(f"volume {ailment.volume}: {ailment.reason}")
@@ -151,7 +156,7 @@ async def change_role(
     guest.pause(False)
     if ailment is not None:
         _log.warning("%s: standby under term %d, its disk is ill: %s", guest.name, term, ailment.reason)
-        return
+        return True
     guest.rejoin(f"this host is {role.name.lower()} now")
     if not await _within(SERVING_S, lambda: _ready(guest)):
         raise BackendError(f"guest {guest.name}: the metadata do not become durable")
@@ -159,6 +164,7 @@ async def change_role(
     if failed is not None:
         raise BackendError(f"guest {guest.name}: {failed}")
     _log.info("%s: %s under term %d", guest.name, role.name.lower(), guest.session.term)
+    return True
 
 
 async def _reopen(guest: Guest, disks: Disks, *, active: bool, term: int) -> Ailment | None:

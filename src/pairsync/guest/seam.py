@@ -24,6 +24,10 @@ class Arbiter(Protocol):
     def alone(self) -> bool:
         """Whether the peer is out by the grant in force: it does not own the guest next."""
 
+    @property
+    def overtaken(self) -> bool:
+        """Whether a guest that is becoming active is not to be after all."""
+
     def disk_failed(self) -> str:
         """The owner's disk has failed or hangs: why can the peer not own the guest?
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pairsync.core.arbiter import Arbiter
-from pairsync.core.arbitration import Effect
+from pairsync.core.arbitration import Effect, Stop, Yield
 from pairsync.core.messages import Condition, Role
 from pairsync.core.session import SessionPhase
 from pairsync.core.units import NS_PER_MS, NS_PER_S
@@ -241,6 +241,10 @@ class Roles(Process, ABC):
 
     def _reopen(self, old: Plane, role: Role, term: int, *, in_sync: bool) -> None:
         world = self._world
+        if role is Role.ACTIVE and isinstance(self.wish, Stop | Yield):
+            world.coverage.reach("overtaken")
+            self._followed()
+            return
         term = max(term, old.session.term)
         ill = old.leaving or ("" if self._settled(old) and not self.sick else "a disk hangs or fails")
         if ill and role is Role.ACTIVE:
