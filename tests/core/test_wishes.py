@@ -8,7 +8,16 @@ from pairsync.core.arbitration import Own, Stop, Yield
 from pairsync.core.grants import VoterId, genesis
 from pairsync.core.timing import derive
 from pairsync.core.units import NS_PER_S
-from pairsync.core.wishes import MOVE_NS, Step, Wish, halt_within_ns, has_handed_over, step_of
+from pairsync.core.wishes import (
+    CLOSE_NS,
+    MOVE_NS,
+    Step,
+    Wish,
+    end_within_ns,
+    halt_within_ns,
+    has_handed_over,
+    step_of,
+)
 
 FIRST = genesis(VoterId(b"a" * 32, b"a1"), b"fork")
 OWN, STOP, YIELD = Own(FIRST._replace(term=3)), Stop(FIRST, "why"), Yield(FIRST)
@@ -46,3 +55,9 @@ def test_an_orderly_halt_ends_before_the_lease_does() -> None:
     assert halt_within_ns(now_ns + 60 * NS_PER_S, now_ns, timing) == MOVE_NS
     assert halt_within_ns(now_ns + timing.stop_ns + 5, now_ns, timing) == 5
     assert halt_within_ns(now_ns, now_ns, timing) == 0
+
+
+def test_an_orderly_end_takes_no_longer_than_a_failover_where_there_is_one() -> None:
+    assert end_within_ns(derive(5 * NS_PER_S), goes_on=True) == 5 * NS_PER_S
+    assert end_within_ns(derive(60 * NS_PER_S), goes_on=True) == CLOSE_NS
+    assert end_within_ns(derive(5 * NS_PER_S), goes_on=False) == CLOSE_NS

@@ -11,31 +11,21 @@ import trio
 from tests.guest.halves import TIMING, Both, Half, agreed, noise, until
 from tests.guest.harness import Host, Pair, await_event, in_time
 
-from pairsync.core.acceptor import AcceptorState
 from pairsync.core.events import DiscordEvent, GrantEvent, TimingEvent
 from pairsync.core.grants import FORK_BYTES
 from pairsync.core.messages import OpKind, WriteOp
 from pairsync.core.timing import derive
 from pairsync.core.timingjudge import Measure, TimingVerdict
 from pairsync.core.units import BLOCK_BYTES, NS_PER_S
-from pairsync.core.witness import Snapshot
 from pairsync.errors import ArbitrationError
-from pairsync.guest.arbitration import view_of
+from pairsync.guest.arbitration import Arbitration
 from pairsync.guest.door import Door
 from pairsync.guest.standing import Standing
-from pairsync.wire.arbitration import encode_acceptor
 
 
 @pytest.fixture
 def both(pair: Pair) -> Both:
     return Both(pair)
-
-
-def test_a_witness_that_holds_the_memory_of_another_voter_has_none() -> None:
-    value = encode_acceptor(AcceptorState(b"i" * 8))
-    assert view_of(Snapshot(b"i" * 8, 3, value)).state == AcceptorState(b"i" * 8)
-    assert view_of(Snapshot(b"j" * 8, 3, value)).state is None
-    assert view_of(Snapshot(b"i" * 8, 0, None)).state is None
 
 
 def redundant(half: Half) -> bool:
@@ -317,3 +307,11 @@ async def test_what_was_read_while_the_lease_ran_out_is_not_told(both: Both) -> 
             assert content == bytes(BLOCK_BYTES)
             first.warden.valid = True
         assert (bytes(content), reads) == (noise(1), 2)
+
+
+async def test_after_its_end_it_asks_nobody_for_anything(both: Both) -> None:
+    """The volumes may take their time to close; what their session asked for then was an error."""
+    async with in_time(), both.whole() as (first, _):
+        arbitration: Arbitration = first.arbitration
+    arbitration.ask_alone()
+    assert arbitration.arbiter.decider.register.round is not None, "it would, if it lived"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import shutil
 import time
@@ -131,6 +132,38 @@ async def test_an_orderly_end_is_not_undone_by_a_grant_that_comes_meanwhile(both
         grant = first.arbitration.arbiter.grant
         assert grant is not None
         assert grant.in_sync == {both.fingerprints["a"]}
+
+
+async def ends_soon(both: Both, half: Half) -> bool:
+    """Whether host ``a`` ends in order though its disk hangs."""
+
+    async def write_in_vain() -> None:
+        with contextlib.suppress(BackendError):
+            await half.write(5)
+
+    both.disks["a"].arm()
+    await half.guest.use_threads("vda")
+    both.disks["a"].set(DiskState.HANG)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write_in_vain)
+        await trio.sleep(0)
+        with trio.move_on_after(2 * TIMING.failover_ns / NS_PER_S) as scope:
+            await half.arbitration.end()
+        both.disks["a"].set(DiskState.OK)
+        await half.arbitration.end()
+    return not scope.cancelled_caught
+
+
+async def test_an_orderly_end_waits_for_a_disk_that_hangs_only_where_no_other_host_can_take_over(
+    both: Both,
+) -> None:
+    async with in_time(), both.whole() as (first, _):
+        await until(lambda: first.arbitration.arbiter.decider.peer_could_own)
+        assert await ends_soon(both, first)
+    async with in_time(), both.host("a") as first:
+        await until(lambda: first.serves)
+        await first.write(1)
+        assert not await ends_soon(both, first)
 
 
 async def test_who_asked_for_a_move_hears_that_nobody_knows_how_it_ended(both: Both) -> None:

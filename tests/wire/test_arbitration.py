@@ -30,6 +30,7 @@ from pairsync.core.grants import (
     VoterId,
     forced,
 )
+from pairsync.core.witness import Snapshot
 from pairsync.errors import InternalError, ProtocolError
 from pairsync.wire.arbitration import (
     MEMORY_BYTES_MAX,
@@ -37,6 +38,7 @@ from pairsync.wire.arbitration import (
     decode_acceptor,
     decode_host_memory,
     decode_message,
+    decode_view,
     encode_acceptor,
     encode_host_memory,
     encode_message,
@@ -190,3 +192,10 @@ def test_what_is_too_long_is_not_sent() -> None:
     grant = longest()._replace(override="o" * 4000)
     with pytest.raises(InternalError, match="at most"):
         encode_message(Accept(VoterId(grant.owner, grant.holder), None, BALLOT_NONE, grant))
+
+
+def test_a_witness_that_holds_the_memory_of_another_voter_has_none() -> None:
+    value = encode_acceptor(AcceptorState(b"i" * 8))
+    assert decode_view(Snapshot(b"i" * 8, 3, value)).state == AcceptorState(b"i" * 8)
+    assert decode_view(Snapshot(b"j" * 8, 3, value)).state is None
+    assert decode_view(Snapshot(b"i" * 8, 0, None)).state is None

@@ -110,6 +110,11 @@ class Footing:
         return self.vouched or self.peer_id in base.voters
 
     @property
+    def peer_could_own(self) -> bool:
+        """Whether the peer would take the guest over, or could be given it, by what it has said last."""
+        return self.peer_proven and self.peer_alive and self.peer_ready
+
+    @property
     def peer_excluded(self) -> bool:
         """Whether writes may be acknowledged without the peer: see the module."""
         base, own = self.base, frozenset({self.register.name})

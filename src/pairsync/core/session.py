@@ -409,6 +409,11 @@ class Session(Reports):
         return True
 
     @property
+    def synchronous(self) -> bool:
+        """Whether every volume of an active host is of level ``sync``: a peer in sync has all of them."""
+        return all(source.options.level == "sync" for source in self.sources)
+
+    @property
     def in_sync(self) -> bool:
         """Whether the peer is in sync for every volume (active), or this host's replicas are (standby)."""
         if self.sources:

@@ -15,7 +15,19 @@ from .grants import Grant, HostId
 from .timing import Timing
 from .units import NS_PER_S
 
-__all__ = ["MOVE_NS", "Step", "Wish", "halt_within_ns", "has_handed_over", "step_of"]
+__all__ = [
+    "CLOSE_NS",
+    "MOVE_NS",
+    "Step",
+    "Wish",
+    "end_within_ns",
+    "halt_within_ns",
+    "has_handed_over",
+    "step_of",
+]
+
+CLOSE_NS: Final = 30 * NS_PER_S
+"""How long closing waits for flushes and metadata before the volumes are left as after a crash."""
 
 MOVE_NS: Final = NS_PER_S
 """So long the guest stands still, before it moves, for what has been asked; what is not done by then is done
@@ -68,3 +80,11 @@ def halt_within_ns(until_ns: int | None, now_ns: int, timing: Timing) -> int:
     if until_ns is None:
         return MOVE_NS
     return min(MOVE_NS, max(until_ns - timing.stop_ns - now_ns, 0))
+
+
+def end_within_ns(timing: Timing, *, goes_on: bool) -> int:
+    """How long an orderly end of the host may take, whose guest stands still meanwhile.
+
+    ``goes_on``: the peer has all and takes over then; it would not wait longer for a host that had died.
+    """
+    return min(CLOSE_NS, timing.failover_ns) if goes_on else CLOSE_NS

@@ -47,8 +47,8 @@ from pairsync.core.messages import Role
 from pairsync.core.outlook import Outlook
 from pairsync.core.timingjudge import Measure
 from pairsync.core.units import NS_PER_S
-from pairsync.core.wishes import Step, Wish, halt_within_ns, has_handed_over, step_of
-from pairsync.core.witness import Conflict, Snapshot, WitnessKey
+from pairsync.core.wishes import Step, Wish, end_within_ns, halt_within_ns, has_handed_over, step_of
+from pairsync.core.witness import Conflict, WitnessKey
 from pairsync.errors import (
     ArbitrationError,
     BackendError,
@@ -61,8 +61,8 @@ from pairsync.io.witnessstore import WitnessStore
 from pairsync.storage.acceptorfile import AcceptorFile
 from pairsync.storage.lane import Lane, start_lane
 from pairsync.wire.arbitration import (
-    decode_acceptor,
     decode_message,
+    decode_view,
     encode_acceptor,
     encode_host_memory,
     encode_message,
@@ -74,7 +74,7 @@ from .roles import could_serve
 from .seam import Warden
 from .standing import Standing, called, outlook_of, standing_of
 
-__all__ = ["Arbitration", "view_of"]
+__all__ = ["Arbitration"]
 
 _log = logging.getLogger("pairsync.arbitration")
 
@@ -132,23 +132,28 @@ class Arbitration:
         link = self._guest.link
         if link is None:
             raise ConfigError(f"guest {self._guest.name}: without a link there is nobody to agree with")
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            self._lane = await start_lane(nursery, "register", may_block=self._memory.may_block)
-            self._guest.arbiter = self
-            self._guest.leased = self._warden.lease_valid
-            link.set_vote_handler(self._voted)
-            self._act(self.arbiter.start(self._now_ns()))
-            nursery.start_soon(self._follow)
-            nursery.start_soon(self._watch)
-            task_status.started()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._lane = await start_lane(nursery, "register", may_block=self._memory.may_block)
+                self._guest.arbiter = self
+                self._guest.leased = self._warden.lease_valid
+                link.set_vote_handler(self._voted)
+                self._act(self.arbiter.start(self._now_ns()))
+                nursery.start_soon(self._follow)
+                nursery.start_soon(self._watch)
+                task_status.started()
+        finally:
+            self._nursery = self._lane = None
 
     async def end(self) -> None:
         """Halt the guest in order, for good; a change of the role that is under way is waited for."""
         self._ending = True
         async with self._changing:
             pass
-        await self._guest.halt(in_order=True)
+        goes_on = self._guest.session.synchronous and self.arbiter.decider.peer_could_own
+        within_ns = end_within_ns(self.arbiter.timing, goes_on=goes_on)
+        await self._guest.halt(in_order=True, within_s=within_ns / NS_PER_S)
 
     async def _watch(self) -> None:
         """Deadlines, and whether the disks could serve the guest."""
@@ -301,7 +306,9 @@ class Arbitration:
     # ------------------------------------------------------------------ effects
 
     def _act(self, effects: Sequence[Effect]) -> None:
-        """Perform these, and take back the permit if it does not hold any more."""
+        """Perform these, and take back the permit if it does not hold any more; nothing after its life."""
+        if self._nursery is None:
+            return
         for effect in effects:
             self._perform(effect)
         if self._alone and not self.arbiter.peer_excluded:
@@ -375,9 +382,9 @@ class Arbitration:
     async def _view(self, question: WitnessGet | WitnessSwap) -> WitnessView:
         store = self._witnesses[question.witness]
         if isinstance(question, WitnessGet):
-            return view_of(await store.get(self._key))
+            return decode_view(await store.get(self._key))
         result = await store.swap(self._key, question.version, encode_acceptor(question.state))
-        return view_of(result.current if isinstance(result, Conflict) else result)
+        return decode_view(result.current if isinstance(result, Conflict) else result)
 
     # ------------------------------------------------------------------ the guest's role
 
@@ -439,11 +446,3 @@ class Arbitration:
 
     def _patience_s(self) -> float:
         return halt_within_ns(self._until_ns, self._now_ns(), self.arbiter.timing) / NS_PER_S
-
-
-def view_of(snapshot: Snapshot) -> WitnessView:
-    """What a store holds; a memory that was written for another incarnation is none."""
-    state = None if snapshot.value is None else decode_acceptor(snapshot.value)
-    if state is not None and state.incarnation != snapshot.incarnation:
-        state = None
-    return WitnessView(snapshot.incarnation, snapshot.version, state)

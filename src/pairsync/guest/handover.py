@@ -92,7 +92,7 @@ class Handover:
         guest, session, arbiter = self._guest, self._guest.session, self._guest.arbiter
         if arbiter is None or guest.paused or guest.closed or not session.sources:
             return None
-        if any(source.options.level != "sync" for source in session.sources):
+        if not session.synchronous:
             return None
         refusal = arbiter.disk_failed()
         if refusal and arbiter.alone:

@@ -21,6 +21,8 @@ import trio
 
 from pairsync.core.messages import Condition, Role
 from pairsync.core.session import SessionPhase
+from pairsync.core.units import NS_PER_S
+from pairsync.core.wishes import CLOSE_NS
 from pairsync.errors import BackendError
 
 from .disks import Disks, Unopened
@@ -33,8 +35,8 @@ __all__ = ["CLOSE_S", "change_role", "could_serve", "finish", "halt", "halt_now"
 
 _log = logging.getLogger("pairsync.guest")
 
-CLOSE_S: Final = 30.0
-"""How long closing waits for flushes and metadata before the volume is left as after a crash."""
+CLOSE_S: Final = CLOSE_NS / NS_PER_S
+"""As `core.wishes.CLOSE_NS`."""
 
 SETTLE_S: Final = 10.0
 """How long jobs that run may take to end, and disks to be opened anew: two deadlines of a disk each."""
@@ -101,7 +103,7 @@ async def halt(guest: Guest, disks: Disks, *, in_order: bool, within_s: float = 
         guest.pause(True)
         good = await finish(guest, within_s)
         ailment = None if good else _own_fault(guest, disks)
-        if ailment is not None and all(source.options.level == "sync" for source in guest.session.sources):
+        if ailment is not None and guest.session.synchronous:
             good = True
             guest.leave_for(ailment, silent=True)
     halt_now(guest, "the guest does not run here any more")

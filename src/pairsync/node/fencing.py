@@ -38,9 +38,10 @@ from pairsync.core.events import FenceEvent
 from pairsync.core.units import KIB, NS_PER_S
 from pairsync.core.witness import WitnessKey
 from pairsync.errors import BackendError, ConfigError, PeerError, ProtocolError
-from pairsync.guest.arbitration import Arbitration, view_of
+from pairsync.guest.arbitration import Arbitration
 from pairsync.guest.guest import Guest
 from pairsync.io.witnessstore import WitnessStore
+from pairsync.wire.arbitration import decode_view
 
 from .fence import FenceConfig, PowerFence
 from .hostfile import FenceFile
@@ -172,7 +173,7 @@ class Fencer:
             return False
         try:
             with trio.fail_after(WITNESS_S):
-                view = view_of(await self._witnesses[str(voter.name)].get(self._key))
+                view = decode_view(await self._witnesses[str(voter.name)].get(self._key))
         except (PeerError, ProtocolError, BackendError, trio.TooSlowError) as error:
             _log.info("not fenced: the witness cannot be asked: %s", str(error) or "no answer")
             return False

@@ -22,6 +22,7 @@ from pairsync.core.arbitration import (
     Prepare,
     Promise,
     Refusal,
+    WitnessView,
 )
 from pairsync.core.grants import (
     FORK_BYTES,
@@ -35,6 +36,7 @@ from pairsync.core.grants import (
     VoterId,
 )
 from pairsync.core.messages import Buffer
+from pairsync.core.witness import Snapshot
 from pairsync.errors import InternalError, ProtocolError
 
 from .limits import NUMBER_MAX, VOTE_BYTES_MAX
@@ -60,6 +62,7 @@ __all__ = [
     "decode_acceptor",
     "decode_host_memory",
     "decode_message",
+    "decode_view",
     "encode_acceptor",
     "encode_host_memory",
     "encode_message",
@@ -230,6 +233,15 @@ def _readable(state: AcceptorState) -> list[Any]:
 def decode_acceptor(encoded: Buffer) -> AcceptorState:
     """A voter's memory; raises `ProtocolError` for anything else."""
     return _memory(_versioned(encoded, MEMORY_BYTES_MAX, VERSION)[1])
+
+
+def decode_view(snapshot: Snapshot) -> WitnessView:
+    """What a witness holds, errors as `decode_acceptor`; a memory that was written for another incarnation is
+    none."""
+    state = None if snapshot.value is None else decode_acceptor(snapshot.value)
+    if state is not None and state.incarnation != snapshot.incarnation:
+        state = None
+    return WitnessView(snapshot.incarnation, snapshot.version, state)
 
 
 def encode_host_memory(memory: HostMemory) -> bytes:

@@ -57,7 +57,7 @@ def _able(world: GrantWorld, host: GrantHost, grant: Grant) -> bool:
     if host.voter != grant.owner_id:
         if host.id not in grant.in_sync or host.voter not in grant.voters:
             return False
-        if other.up and _asks(world, other, host) and not other.sick:
+        if other.up and _asks(world, other, host) and not _gives_way(world, other):
             return False  # the owner is there, and asks not to be replaced
         known = host.base
         if known is None or (known.order < grant.order and known.sole and not _told(world, host, grant)):
@@ -93,3 +93,9 @@ def _asks(world: GrantWorld, owner: GrantHost, standby: GrantHost) -> bool:
     network = world.network
     heard = owner.frozen or network.reaches(standby.index, owner.index) or network.protocol < VOTE_VERSION
     return heard and network.reaches(owner.index, standby.index)
+
+
+def _gives_way(world: GrantWorld, owner: GrantHost) -> bool:
+    """Whether it hands the guest over because of its disk: not while it ends in order, which takes no longer
+    than a failover, nor if it does not hear of a standby that could take it."""
+    return owner.sick and not owner.ending and (owner.frozen or world.network.connected(0, 1))

@@ -57,7 +57,7 @@ class Mending(Roles, ABC):
         arbiter = self.arbiter
         if self.plane is not plane or arbiter is None or not plane.serves:
             return
-        if any(source.options.level != "sync" for source in plane.session.sources):
+        if not plane.session.synchronous:
             return
         self.vouch()
         refusal, effects = arbiter.move(self.now_ns, leaving=True)

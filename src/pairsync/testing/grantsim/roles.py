@@ -16,7 +16,7 @@ from pairsync.core.arbitration import Effect, Stop, Yield
 from pairsync.core.messages import Condition, Role
 from pairsync.core.session import SessionPhase
 from pairsync.core.units import NS_PER_MS, NS_PER_S
-from pairsync.core.wishes import Step, Wish, halt_within_ns, has_handed_over, step_of
+from pairsync.core.wishes import Step, Wish, end_within_ns, halt_within_ns, has_handed_over, step_of
 from pairsync.errors import ArbitrationError
 
 from .medium import Medium
@@ -33,7 +33,6 @@ __all__ = ["HOLD_NS", "Roles"]
 LOOK_NS = 5 * NS_PER_MS
 """Between two looks whether something has ended, as ``guest.roles``."""
 SETTLE_NS = 10 * NS_PER_S
-CLOSE_NS = 30 * NS_PER_S
 HOLD_NS = 10 * NS_PER_MS
 """Between two attempts to leave, as `guest.handover`."""
 END_NS = 60 * NS_PER_S
@@ -196,15 +195,17 @@ class Roles(Process, ABC):
         self._world.changed()
         if in_order:
             plane.finish()
-        within_ns = CLOSE_NS
-        if not self.ending:
-            within_ns = halt_within_ns(self.lease_ns, self.now_ns, self._world.profile.timing)
+        timing = self._world.profile.timing
+        within_ns = halt_within_ns(self.lease_ns, self.now_ns, timing)
+        if self.ending:
+            could = self.arbiter is not None and self.arbiter.decider.peer_could_own
+            within_ns = end_within_ns(timing, goes_on=plane.session.synchronous and could)
         left = partial(self._abandon, plane, then, late)
         self._wait(lambda: not plane.closing, left, within_ns, late=left, may=True)
 
     def _abandon(self, plane: Plane, then: Callable[[], None], late: Callable[[], None] | None) -> None:
         bad = bool(plane.closing) or plane.close_failed
-        if bad and all(each.options.level == "sync" for each in plane.session.sources):
+        if bad and plane.session.synchronous:
             bad = plane.idle  # else it is this host's disk that does not get it done
         plane.halt()
         if bad and late is not None:
