@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from pairsync.errors import BackendError, BusyError, ConfigError
+from pairsync.errors import BackendError, BusyError, ClosedError, ConfigError
 from pairsync.storage.directory import OsDirectory
 from pairsync.testing.disks import SimMedium
 from pairsync.testing.simfiles import SimDirectory
@@ -32,6 +34,36 @@ def test_files_are_made_grow_and_are_renamed_over_others(tmp_path: Path) -> None
     directory.remove("b")
     directory.remove("b")
     assert directory.names("") == []
+
+
+def test_the_space_of_a_removed_file_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = OsDirectory(tmp_path)
+    file = directory.create("a")
+    file.resize(8192)
+    may_go = threading.Event()
+    closed: list[str] = []
+    close = os.close
+
+    def slowly(fd: int) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            assert may_go.wait(20)
+            closed.append(os.readlink(f"/proc/self/fd/{fd}"))
+        close(fd)
+
+    monkeypatch.setattr(os, "close", slowly)
+    directory.remove("a")
+    file.release()
+    assert closed == []  # and here we are
+    with pytest.raises(ClosedError):
+        file.read(0, 1)
+    may_go.set()
+    for thread in threading.enumerate():
+        if thread.name == "pairsync-release":
+            thread.join(20)
+    assert closed == [f"{tmp_path / 'a'} (deleted)"]
+    file.release()
 
 
 def test_names_begin_as_asked(tmp_path: Path) -> None:

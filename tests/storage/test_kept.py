@@ -19,7 +19,7 @@ from pairsync.core.messages import Buffer, Condition, Generation, OpKind, WriteO
 from pairsync.core.superblock import Superblock, new_superblock
 from pairsync.core.units import BLOCK_BYTES
 from pairsync.errors import BackendError, BusyError, InternalError
-from pairsync.storage.directory import OsDirectory
+from pairsync.storage.directory import OsDirectory, OsGrowingFile
 from pairsync.storage.file import open_volume
 from pairsync.storage.kept import Keeper, KeepingDevice
 from pairsync.storage.osfile import OsFile
@@ -454,15 +454,23 @@ def test_without_room_ahead_the_lane_gives_the_way_back_up(tmp_path: Path) -> No
     host.device.close()
 
 
-def test_who_keeps_ahead_ends_with_the_log(tmp_path: Path) -> None:
+def test_who_keeps_ahead_ends_with_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def threads() -> set[str]:
         return {each.name for each in threading.enumerate() if each.name.startswith("pairsync-ahead")}
 
+    released: list[str] = []
+
+    def release(file: OsGrowingFile) -> None:
+        released.append(file.path)
+        file.close()
+
+    monkeypatch.setattr(OsGrowingFile, "release", release)
     host = RealHost(tmp_path)
     assert threads() == {"pairsync-ahead-vda"}
     host.keeper.before(SYNCING, ADOPTED)
     host.keeper.after(ADOPTED)
     assert threads() == set()
+    assert released == [str(tmp_path / "vda.img.pairsync-overlay-1")]  # nobody waits until it is freed
     host.keeper.announce([write(1, b"n")])  # nothing is kept any more
     host.device.close()
 

@@ -223,7 +223,7 @@ class Keeper:
         self._own = DirtyMap(self._own.block_count)
         undo, self._undo = self._undo, None
         if undo is not None:
-            undo.discard()
+            undo.discard(wait=False)  # the guest's writes are waiting already
 
     def grow(self, size_bytes: int) -> None:
         """The volume has that size now; nothing of what was added is the replica's own.  `BackendError`."""

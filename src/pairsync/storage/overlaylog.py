@@ -167,9 +167,12 @@ class OverlayLog:
                 self.file.write(record.offset, (content,))
         self.file.flush()
 
-    def close(self) -> None:
-        """Give the file back; idempotent."""
-        self.file.close()
+    def close(self, *, removed: bool = False) -> None:
+        """Give the file back; idempotent.  ``removed``: its space is not waited for, see `GrowingFile`."""
+        if removed:
+            self.file.release()
+        else:
+            self.file.close()
 
     # ------------------------------------------------------------------ reading
 

@@ -301,11 +301,11 @@ class UndoLog:
             return
         self._compact(own, OverlayState.UNDO, whole=False, salvage=salvage)
 
-    def discard(self) -> None:
-        """Remove the log and close: it was put back, or nothing of it is wanted."""
+    def discard(self, *, wait: bool = True) -> None:
+        """Remove the log and close: it was put back, or nothing of it is wanted.  ``wait``: for its space."""
         self._check_open()
         self._directory.remove(self._name)
-        self._close(None)
+        self._close(None, removed=not wait)
 
     def close(self) -> None:
         """Give the file back, to go on later; idempotent."""
@@ -318,9 +318,9 @@ class UndoLog:
             finally:
                 self._close(self.info)
 
-    def _close(self, info: OverlayInfo | None) -> None:
+    def _close(self, info: OverlayInfo | None, *, removed: bool = False) -> None:
         self._is_open = False
-        self._log.close()
+        self._log.close(removed=removed)
         self._ended(info)
 
     def _check_open(self) -> None:
