@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pairsync.core.dirty import DirtyMap
 from pairsync.core.limits import VolumeOptions
 from pairsync.core.messages import Condition, Generation, OpKind, WriteOp
 from pairsync.core.superblock import Superblock
@@ -18,6 +19,7 @@ from pairsync.guest.keeping import keep_job, kept_job
 from pairsync.guest.replica import Replica, create_replica, open_replica
 from pairsync.storage.kept import Keeper
 from pairsync.storage.overlay import Overlays
+from pairsync.storage.undolog import UndoLog
 
 PAIR = b"p" * 16
 
@@ -84,3 +86,29 @@ def test_a_replica_whose_overlays_cannot_be_read_is_closed(
         with pytest.raises(BackendError, match="broken"):
             open_replica(volume, PAIR)
     open_replica(volume, PAIR).close()
+
+
+def test_a_log_that_cannot_be_gone_on_with_yet_is_given_back(
+    volume: VolumeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A standby whose disk failed in that moment found its log in use ever after, by itself."""
+    replica = open_replica(volume, PAIR)
+    durable, syncing = _blocks(replica)
+    assert keep_job(_keeper(replica), durable, syncing) == 0
+    replica.store.write_superblock(replace(syncing, clean=False))
+    undo = _keeper(replica).undo
+    assert undo is not None
+    undo.narrow(DirtyMap(MIB // BLOCK_BYTES))
+    replica.store.append_intents(1, replica.setup.first_generation, [(2, 3)])
+    replica.close()
+
+    def fail(*_: object) -> None:
+        raise BackendError("broken", errno.EIO)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UndoLog, "narrow", fail)
+        with pytest.raises(BackendError, match="broken"):
+            open_replica(volume, PAIR)
+    replica = open_replica(volume, PAIR)
+    assert _keeper(replica).undo is not None
+    replica.close()

@@ -70,6 +70,22 @@ def test_one_go_is_bounded_and_a_batch_is_never_divided(log: Log) -> None:
     assert ahead.close(WAIT_S)
 
 
+def test_small_writes_count_as_the_blocks_that_are_kept_of_them(log: Log) -> None:
+    """The lane waits for the whole go: of writes of one byte that was a gigabyte."""
+    ahead = Ahead(log.keep, "vda")
+    first = batch(0)
+    half = AHEAD_BYTES_MAX // BLOCK_BYTES // 2
+    small = [[WriteOp(OpKind.ZERO, block * BLOCK_BYTES, 1) for block in range(half)] for _ in range(5)]
+    ahead.announce(first)
+    assert log.begun.wait(WAIT_S)
+    for each in small:
+        ahead.announce(each)
+    log.may_go.set()
+    ahead.wait(small[-1])
+    assert [len(group) for group in log.groups] == [1, 2 * half, 2 * half, half]
+    assert ahead.close(WAIT_S)
+
+
 def test_a_batch_that_was_not_announced_is_not_waited_for(log: Log) -> None:
     ahead = Ahead(log.keep, "vda")
     announced = batch(1)

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -18,7 +19,7 @@ from pairsync.core.events import NoWayBackEvent, OverlayDroppedEvent, OverlayKep
 from pairsync.core.messages import Buffer, Condition, Generation, OpKind, WriteOp
 from pairsync.core.superblock import Superblock, new_superblock
 from pairsync.core.units import BLOCK_BYTES
-from pairsync.errors import BackendError, BusyError, InternalError
+from pairsync.errors import BackendError, BusyError, ClosedError, InternalError
 from pairsync.storage.directory import OsDirectory, OsGrowingFile
 from pairsync.storage.file import open_volume
 from pairsync.storage.kept import Keeper, KeepingDevice
@@ -497,3 +498,47 @@ def test_a_disk_that_hangs_keeps_the_log_and_lets_the_rest_be_closed(
     with pytest.raises(BusyError):  # nobody appends to it beside the one that hangs
         OsFile(tmp_path / "vda.img.pairsync-overlay-1")
     may_go.set()
+
+
+def test_a_job_that_was_left_behind_overwrites_nothing_that_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk hung, the host was told to end, and just then the disk went on."""
+    host = RealHost(tmp_path)
+    begun, may_go = threading.Event(), threading.Event()
+    read_into, close = OsFile.read_into, OsFile.close
+
+    def hang(self: OsFile, offset: int, view: memoryview) -> None:
+        begun.set()
+        assert may_go.wait(20)
+        read_into(self, offset, view)
+
+    def left_behind() -> None:
+        with suppress(ClosedError):
+            host.device.apply([write(5, b"n")])
+
+    def late(self: OsFile) -> None:
+        if self.path == str(host.path):
+            worker.join(20)
+        close(self)
+
+    monkeypatch.setattr(OsFile, "read_into", hang)
+    host.keeper.announce([write(1, b"n")])
+    assert begun.wait(20)
+    worker = threading.Thread(target=left_behind)
+    worker.start()
+    monkeypatch.setattr(OsFile, "close", late)
+    closer = threading.Thread(target=host.device.close)
+    closer.start()
+    time.sleep(0.1)  # both wait
+    may_go.set()
+    closer.join(20)
+    monkeypatch.undo()
+    assert not worker.is_alive()
+    undo = Overlays(OsDirectory(tmp_path), "vda.img", SIZE).open_undo(SYNCING)
+    assert undo is not None
+    disk = open_volume(host.path)
+    undo.revert(disk)
+    assert host.path.read_bytes() == host.old
+    undo.close()
+    disk.close()

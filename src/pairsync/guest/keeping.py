@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.events import Event
@@ -29,21 +30,15 @@ def with_overlays(
     notes: list[str],
 ) -> tuple[Device, Keeper]:
     """The device, keeping what a resync overwrites; goes on with an undo log that was left."""
-    try:
+    may_block = opened.store.may_block
+    with ExitStack() as stack:
+        stack.callback(device.close)
         overlays = open_overlays()
-        may_block = opened.store.may_block
-        keeper = Keeper(
-            overlays,
-            device,
-            opened.superblock.name,
-            own,
-            now_s,
-            may_block=may_block or device.may_block,
-        )
+        name = opened.superblock.name
+        keeper = Keeper(overlays, device, name, own, now_s, may_block=may_block or device.may_block)
+        stack.callback(keeper.close)
         keeper.recover(opened.superblock)
-    except BaseException:
-        device.close()
-        raise
+        stack.pop_all()
     notes += overlays.problems
     return KeepingDevice(device, keeper, may_block=may_block), keeper
 

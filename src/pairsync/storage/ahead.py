@@ -21,14 +21,15 @@ from itertools import chain
 from typing import Final
 
 from pairsync.core.messages import WriteOp
-from pairsync.core.units import MIB
+from pairsync.core.units import BLOCK_BYTES, MIB, extent_of
 from pairsync.errors import PairsyncError
 
 __all__ = ["AHEAD_BYTES_MAX", "Ahead"]
 
 AHEAD_BYTES_MAX: Final = 8 * MIB
-"""Kept with one flush, or one batch if that is larger: half of what a resync has under way when the guest is
-idle (`core.resync.Pacer`), so that one half is written while the other is kept."""
+"""Kept with one flush (whole blocks, however small the writes), or one batch if that is larger: half of what a
+resync has under way when the guest is idle (`core.resync.Pacer`), so that one half is written while the other
+is kept."""
 
 
 class Ahead:
@@ -89,10 +90,10 @@ class Ahead:
             while self._open and not self._waiting:
                 self._changed.wait()
             group: list[Sequence[WriteOp]] = []
-            room_bytes = AHEAD_BYTES_MAX
+            room = AHEAD_BYTES_MAX // BLOCK_BYTES
             for batch in self._waiting.values():
-                room_bytes -= sum([op.length for op in batch])
-                if group and room_bytes < 0:
+                room -= sum([extent_of(op.offset, op.length).block_count for op in batch])
+                if group and room < 0:
                     break
                 group.append(batch)
             return group

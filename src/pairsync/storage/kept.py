@@ -66,8 +66,8 @@ EVENTS_MAX: Final = 256
 times a second."""
 
 AHEAD_STOP_S: Final = 5.0
-"""How long the thread that keeps ahead may take to end what it is doing.  On a disk that hangs it is left
-behind, with the log, which nobody else can open then."""
+"""How long who uses the log may take to end what he is doing.  On a disk that hangs he is left behind, with
+the log, which nobody else can open then."""
 
 
 class Keeper:
@@ -92,7 +92,8 @@ class Keeper:
         self._name = name
         self._own = own  # changed by `after` only: until a resync is complete they are the replica's own
         self._now_s = now_s
-        self._undo: UndoLog | None = None  # open while the superblock says SYNCING, or is about to
+        # Open while the superblock says SYNCING, or is about to; None: nothing is to be kept.
+        self._undo: UndoLog | None = None
         self._may_block = may_block
         self._ahead: Ahead | None = None  # while the log is open and the files may block
         self._lock = threading.Lock()  # over the open log: the data lane and `_ahead`
@@ -119,14 +120,26 @@ class Keeper:
         self._events.append(event)
 
     def close(self) -> None:
-        """Give the log back, to go on later; idempotent.  It is closed whatever the disk says."""
-        undo, self._undo = self._undo, None
+        """Give the log back, to go on later; idempotent.  It is closed whatever the disk says, but for one
+        that hangs.
+
+        A job of the data lane that was left behind because of that may come to its turn yet: it finds the log
+        open or closed (`ClosedError`), never that there is nothing to keep.
+        """
         try:
             self._stop_ahead()
-            if undo is not None:
-                undo.close()
-        except BackendError as error:  # it is closed, and its end is as after a crash
+            if self._undo is not None:
+                self._close_log(self._undo)
+        except BackendError as error:  # its end is as after a crash
             _log.warning("%s: the way back was not closed in order: %s", self._name, error)
+
+    def _close_log(self, undo: UndoLog) -> None:
+        if not self._lock.acquire(timeout=AHEAD_STOP_S):
+            raise _hangs(self._name)
+        try:
+            undo.close()
+        finally:
+            self._lock.release()
 
     def _start_ahead(self) -> None:
         if self._may_block and self._undo is not None and self._ahead is None:
@@ -135,7 +148,7 @@ class Keeper:
     def _stop_ahead(self) -> None:
         """Nobody uses the log beside the data lane from here on; `BackendError` (ETIMEDOUT) if that hangs."""
         if self._ahead is not None and not self._ahead.close(AHEAD_STOP_S):
-            raise BackendError(f"volume {self._name}: keeping what is overwritten hangs", errno.ETIMEDOUT)
+            raise _hangs(self._name)
         self._ahead = None
 
     # ------------------------------------------------------------------ beginning and end
@@ -300,6 +313,10 @@ class Keeper:
             if error.errno != errno.ENOSPC or undo.whole:
                 raise
             # What is kept in vain stays until the end, for want of room to copy the rest aside.
+
+
+def _hangs(name: str) -> BackendError:
+    return BackendError(f"volume {name}: keeping what is overwritten hangs", errno.ETIMEDOUT)
 
 
 class KeepingDevice(Device):
