@@ -27,9 +27,9 @@ from pairsync.errors import PairsyncError
 __all__ = ["AHEAD_BYTES_MAX", "Ahead"]
 
 AHEAD_BYTES_MAX: Final = 8 * MIB
-"""Kept with one flush (whole blocks, however small the writes), or one batch if that is larger: half of what a
-resync has under way when the guest is idle (`core.resync.Pacer`), so that one half is written while the other
-is kept."""
+"""Kept with one flush (whole blocks, however small the writes), or one batch if that is larger: half of what
+a resync has under way when the guest is idle (`core.resync.Pacer`), so that one half is written while the
+other is kept."""
 
 
 class Ahead:
