@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -140,14 +141,17 @@ async def test_the_command_and_what_the_status_shows(lab_directory: Path) -> Non
         assert json.loads(said.stdout) == {"host": "b", "volume": "vda", "disk": "fail"}
         assert "DISK made to fail by `lab disk`" in (await lab.command("status")).stdout.decode()
         await lab.kill("b")
-        refused = await lab.command("start", "b", status=1)  # it is still the same disk
-        assert b"did not come up" in refused.stderr
-        assert b"Input/output error (injected)" in refused.stderr
+        await lab.command("start", "b")  # it is still the same disk
+        assert "Input/output error (injected)" in standby(await lab.status())["failed"]
+        shown = (await lab.command("status")).stdout.decode()
+        assert re.search(r"vda +unknown +failed +.*FAILED: .*Input/output error", shown)
+        with pytest.raises(NbdReplyError, match="no export named 'vda'"):
+            await lab.connect(host="b")
         failed = await lab.command("disk", "b", "vdb", "ok", status=1)
         assert failed.stderr == b"pairsync: no volume 'vdb'; there are vda\n"
         await lab.request("disk", host="b", volume="vda", disk="ok")
-        await lab.start("b")
         await lab.wait_in_sync(BACK_S)
+        await (await lab.connect(host="b")).aclose()
 
 
 async def test_a_lab_ends_while_its_disks_hang(lab_directory: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,10 +12,12 @@ import trio
 from tests.guest.harness import PAIR_ID, Pair, in_time
 
 from pairsync.core.limits import VolumeOptions
+from pairsync.core.messages import Role
 from pairsync.core.units import NS_PER_MS
-from pairsync.errors import BackendError, BusyError
+from pairsync.errors import BackendError, BusyError, ClosedError
+from pairsync.guest import disks as disks_module
 from pairsync.guest.config import VolumeConfig
-from pairsync.guest.disks import FLUSH_DEADLINES, Disks, describe_hang, open_disks
+from pairsync.guest.disks import FLUSH_DEADLINES, Disks, _Opening, describe_hang, open_disks
 from pairsync.guest.replica import Replica, flush_job, open_replica
 from pairsync.storage import lane as lane_module
 from pairsync.storage.lane import InlineLane, IoLane, Lane
@@ -38,10 +41,58 @@ async def test_they_are_open_for_the_block(pair: Pair) -> None:
 
 
 async def test_what_cannot_be_opened_leaves_nothing_open(pair: Pair) -> None:
+    config = pair.config("b", names=("vda", "vdb"))
     with pytest.raises(BaseExceptionGroup) as raised:
-        async with in_time(), open_disks(pair.config("b", names=("vda", "vdb")), open_replica):
+        async with in_time(), open_disks(replace(config, role=Role.ACTIVE), open_replica):
             pytest.fail("it was opened")
     assert raised.group_contains(BackendError, match="vdb")
+    async with in_time(), open_disks(config, open_replica) as disks:  # a standby begins without
+        assert disks.unopened is not None
+        volume, reason = disks.unopened.ailment
+        assert (volume, "No such file" in reason) == ("vdb", True)
+        assert (disks.replicas, disks.lanes) == ([], [])
+        open_replica(VolumeConfig("vda", pair.image("b")), PAIR_ID).close()
+        pair.create("vdb")
+        assert await disks.reopen() is None
+        assert [replica.name for replica in disks.replicas] == ["vda", "vdb"]
+
+
+async def test_what_another_process_has_is_told_at_once_to_a_standby_too(pair: Pair) -> None:
+    replica = open_replica(VolumeConfig("vda", pair.image("b")), PAIR_ID)
+    with pytest.raises(BaseExceptionGroup) as raised:
+        async with in_time(), open_disks(pair.config("b"), open_replica):
+            pytest.fail("it was opened")
+    assert raised.group_contains(BusyError)
+    replica.close()
+
+
+async def test_a_standby_begins_without_a_disk_that_hangs(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the attempt that was left behind does not stand in the way of the next one, which waits for it."""
+    monkeypatch.setattr(disks_module, "OPENING_S", 0.2)
+    disk = FaultyDisk(DiskState.HANG)
+    opener = partial(open_replica, open_file=disk.open)
+    async with in_time(), open_disks(pair.config("b"), opener) as disks:
+        assert disks.unopened is not None
+        assert disks.unopened.ailment == ("vda", "volume vda: the disk hangs while it is opened")
+        unopened = await disks.reopen(within_s=0.1)
+        assert unopened is not None
+        assert unopened.ailment == disks.unopened.ailment
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(disks.reopen)
+            await trio.sleep(0.1)
+            assert disks.opening == "vda"
+            disk.set(DiskState.OK)
+        assert len(disks.lanes) == 1
+
+
+def test_an_attempt_that_nobody_waits_for_any_more_is_not_begun(pair: Pair) -> None:
+    opening = _Opening(open_replica, VolumeConfig("vda", pair.image("b")), PAIR_ID, 0, active=False)
+    opening.abandon()
+    with pytest.raises(ClosedError, match="nobody waits"):
+        opening.run()
+    assert not opening.runs
     open_replica(VolumeConfig("vda", pair.image("b")), PAIR_ID).close()
 
 
@@ -142,9 +193,11 @@ async def test_a_job_is_overdue_after_its_deadline(pair: Pair, what: str, factor
         assert disks.overdue_ns(0) == 0
 
 
+@pytest.mark.parametrize("known", [True, False])
 async def test_the_end_does_not_wait_for_a_disk_that_hangs(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
+    pair: Pair, known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nor for one that began to hang just now: for its deadline, not for that of closing."""
     monkeypatch.setattr(lane_module, "LANE_STOP_S", 0.2)
     hold = threading.Event()
 
@@ -152,12 +205,14 @@ async def test_the_end_does_not_wait_for_a_disk_that_hangs(
         async with in_time(), open_disks(pair.config("b", options=QUICK), open_replica) as disks:
             await disks.use_threads(0)
             disks.lanes[0].data.submit(hold.wait, lambda _: None)
-            while not disks.overdue_ns(0):
+            while known and not disks.overdue_ns(0):
                 await trio.sleep(0.01)
 
+    began = trio.current_time()
     with pytest.raises(BaseExceptionGroup) as raised:
         await hang()
     hold.set()
+    assert trio.current_time() - began < lane_module.LANE_CLOSE_S / 4
     assert raised.group_contains(BackendError, match="vda-data: a job has been running")
     open_replica(VolumeConfig("vda", pair.image("b")), PAIR_ID).close()
 

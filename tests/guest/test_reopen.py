@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -18,6 +19,8 @@ from tests.guest.harness import PAIR_ID, Pair, await_event, in_time
 from pairsync.core.events import Event, PeerEvent, TroubleEvent
 from pairsync.core.limits import VolumeOptions
 from pairsync.core.units import BLOCK_BYTES, MIB, NS_PER_MS
+from pairsync.errors import BackendError
+from pairsync.guest import disks as disks_module
 from pairsync.guest import reopen, watch
 from pairsync.guest.config import VolumeConfig
 from pairsync.guest.events import Subscription
@@ -303,4 +306,52 @@ async def test_what_is_opened_anew_waits_for_what_hangs(pair: Pair) -> None:
         disk.set(DiskState.OK)
         await active.wait_in_sync()
         assert opened == 2
+    assert pair.same()
+
+
+@pytest.mark.parametrize("what", ["fails", "hangs", "is missing", "is too small", "has damaged metadata"])
+async def test_a_standby_that_is_opened_without_its_disk_comes_back(
+    pair: Pair, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disks_module, "OPENING_S", 0.3)
+    monkeypatch.setattr(reopen, "OPENING_S", 0.3)
+    states = {"fails": DiskState.FAIL, "hangs": DiskState.HANG}
+    disk, image = FaultyDisk(states.get(what, DiskState.OK)), pair.image("b")
+    metadata = image.with_name(f"{image.name}.pairsync")
+    kept = metadata.read_bytes()
+    if what == "is missing":
+        image.rename(pair.base / "away")
+    elif what == "is too small":
+        os.truncate(image, MIB)
+    elif what == "has damaged metadata":
+        metadata.write_bytes(bytes(len(kept)))
+    opener = partial(open_replica, open_file=disk.open)
+    async with (
+        in_time(),
+        open_guest(pair.config("b", options=QUICK_DISK), opener=opener) as standby,
+        open_guest(pair.config("a")) as active,
+    ):
+        assert standby.ill
+        (volume,) = standby.statistics().volumes
+        assert (volume.state, volume.size_bytes, volume.failed) == ("failed", None, standby.ailments["vda"])
+        vda = standby.volume("vda")
+        assert (vda.name, vda.path) == ("vda", str(image))
+        with pytest.raises(BackendError, match="could not be opened so far"):
+            await vda.read(0, 1)
+        with pytest.raises(BackendError, match="opened anew"):
+            standby.replica("vda")
+        await active.volume("vda").write(0, b"before")
+        await trio.sleep(0.5)
+        assert standby.ill
+        assert not active.in_sync
+        disk.set(DiskState.OK)
+        if what == "is missing":
+            (pair.base / "away").rename(image)
+        elif what == "is too small":
+            os.truncate(image, 8 * MIB)
+        metadata.write_bytes(kept) if what == "has damaged metadata" else None
+        await active.wait_in_sync()
+        assert not standby.ailments
+        assert vda.size_bytes == 8 * MIB
+        assert await vda.read(0, 6) == b"before"
     assert pair.same()

@@ -103,7 +103,7 @@ async def failure_of(host: HostFile) -> PairsyncError:
 async def test_it_says_that_it_is_ready_and_serves(tmp_path: Path) -> None:
     async with running(make_host(tmp_path)) as host:
         assert host.told == [
-            {"event": "ready", "host": "a", "link": None, "nbd": [f"unix:{tmp_path / 'nbd.sock'}"]}
+            {"event": "ready", "host": "a", "link": None, "nbd": [f"unix:{tmp_path / 'nbd.sock'}"], "ill": {}}
         ]
         async with await NbdClient.connect_unix(str(tmp_path / "nbd.sock")) as client:
             await client.negotiate("")  # the only volume is the default one

@@ -92,7 +92,8 @@ def guest_lines(guest: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _parts(volume: Mapping[str, Any]) -> Iterator[str]:
-    yield f"  {volume['name']:<12} {show_bytes(volume['size_bytes']):>9}  {volume['state']:<11}"
+    size = "unknown" if volume["size_bytes"] is None else show_bytes(volume["size_bytes"])
+    yield f"  {volume['name']:<12} {size:>9}  {volume['state']:<11}"
     if volume["resync_fraction"] is not None:
         yield f"{100 * volume['resync_fraction']:.1f} %"
         yield f"{show_bytes(volume['resync_bytes_per_s'])}/s"

@@ -1,9 +1,12 @@
 """The disks of a guest: its open replicas and the queues in which jobs wait for them.
 
-A guest's own are opened with it and closed with it.  In between all of them may be closed and opened anew
-(`Disks.reopen`), by a standby whose disk has failed and by a guest that changes its role: what a file has
-promised after a failed flush cannot be trusted any more, and a disk that vanished may be there again, with
-its files or without.
+A guest's own are opened with it and closed with it.  In between all of them may be closed and opened anew, by
+a standby whose disk has failed and by a guest that changes its role: what a file has promised after a failed
+flush cannot be trusted any more, and a disk that vanished may be there again, with its files or without.
+
+There is one way to open (`Disks.reopen`), the first time too: in a thread, for a disk may hang, and with
+proof that it can be read, written and flushed.  A guest whose disks cannot be opened at the start begins as
+a standby that is ill (``guest.reopen``), so that its host comes up and votes; an active one does not begin.
 
 Invariants: `replicas` and `lanes` go by the volume's index; while no replica is open there are no lanes; a
 replica is closed only when no job of its lanes runs, because the operating system keeps its lock as long, and
@@ -12,7 +15,9 @@ because what such a job still writes must not come after what is written by the 
 
 from __future__ import annotations
 
+import errno
 import logging
+import math
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -31,7 +36,7 @@ from .config import GuestConfig, VolumeConfig
 from .performer import Lanes
 from .replica import Replica
 
-__all__ = ["FLUSH_DEADLINES", "Disks", "Opener", "Unopened", "describe_hang", "open_disks"]
+__all__ = ["FLUSH_DEADLINES", "OPENING_S", "Disks", "Opener", "Unopened", "describe_hang", "open_disks"]
 
 _log = logging.getLogger("pairsync.guest")
 
@@ -39,55 +44,61 @@ FLUSH_DEADLINES: Final = 3
 """So many disk deadlines a flush may take, or a walk over what is allocated: it may have to write a cache of
 some hundred megabytes, where any other operation is of one batch."""
 
+OPENING_S: Final = 5.0
+"""So long the disks may take to be opened before a standby begins without: the deadline of an operation."""
+
+LOOK_S: Final = 0.05
+"""Between two looks at what hangs: an attempt to open that was left behind, a job that holds up the end."""
+
 Opener: TypeAlias = Callable[[VolumeConfig, bytes], Replica]
 """Opens a volume's replica, of the pair with that id."""
 
 
 class Unopened(NamedTuple):
-    """A volume that could not be opened anew."""
+    """A volume that could not be opened."""
 
     volume: str
     error: BackendError | BusyError
+
+    @property
+    def ailment(self) -> tuple[str, str]:
+        """As a mender takes it."""
+        return self.volume, str(self.error)
 
 
 class Disks:
     """See the module; made by `open_disks`.  All methods belong to the trio thread."""
 
-    def __init__(self, config: GuestConfig, opener: Opener, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, config: GuestConfig, opener: Opener, nursery: trio.Nursery, *, opener_may_block: bool = True
+    ) -> None:
+        """``opener_may_block``: it is called in a thread."""
         self._config = config
         self._opener = opener
+        self._opener_may_block = opener_may_block
         self.active = config.role is Role.ACTIVE
         """Whether the guest runs here; of what is opened from now on (`reopen`)."""
         self._nursery = nursery  # of the lanes
         self.replicas: list[Replica] = []
+        """Those that were opened last; none before the first time, and closed if not all could be since."""
+        self.unopened: Unopened | None = None
+        """What could not be opened by the last attempt."""
         self.lanes: list[Lanes] = []
         self.opening: str | None = None
-        """The volume that is being opened anew."""
+        """The volume that is being opened."""
+        self._left: dict[str, _Opening] = {}  # attempts that nobody waits for, and that have not ended
 
     async def open(self) -> None:
-        """Open all; raises what the opener does."""
-        for volume in self._config.volumes:
-            replica = self._begin_life(volume)
-            self.replicas.append(replica)
-            _tell_notes(replica)
-            self.lanes.append(await self._start_lanes(replica))
+        """Open all for the first time; a standby may begin with one `unopened`.
 
-    def _begin_life(self, volume: VolumeConfig) -> Replica:
-        """Open it and record that it is in use; once more, with sound files, if that fails."""
-        for last in (False, True):
-            replica = self._opener(volume, self._config.pair_id)
-            try:
-                replica.device.begin_life(active=self.active)
-            except BackendError:
-                replica.close()
-                if last:
-                    raise
-            except BaseException:
-                replica.close()
-                raise
-            else:
-                return replica
-        raise InternalError("a loop of two ended by itself")
+        Raises why, where the guest is active, and `BusyError`: another process has it.
+        """
+        unopened = await self.reopen(within_s=OPENING_S)
+        if unopened is None:
+            return
+        if self.active or isinstance(unopened.error, BusyError):
+            raise unopened.error
+        _log.warning("%s: begins without its disks: %s", self._config.name, unopened.error)
 
     async def _start_lanes(self, replica: Replica) -> Lanes:
         """The queues of a volume: threads where its disk may keep them waiting."""
@@ -138,26 +149,31 @@ class Disks:
 
     # ------------------------------------------------------------------ closing, and opening anew
 
-    async def reopen(self, *, term: int = 0) -> Unopened | None:
+    async def reopen(self, *, term: int = 0, within_s: float = math.inf) -> Unopened | None:
         """Close all and open all anew, and see that they can be read, written and flushed; while `idle`.
 
         ``term`` is recorded for replicas that are whole, if it is higher: they count as in sync under it.
-        What could not be opened, and why; then nothing is open, and it may be called again.
+        What could not be opened ``within_s``, and why; then nothing is open, and it may be called again.
         """
-        threads = any(each.device.may_block or each.store.may_block for each in self.replicas)
         for lanes in self.lanes:
             for lane in _each(lanes):
                 await lane.aclose()
         self.lanes = []
         self.close()
         fresh: list[Replica] = []
+        until_s = trio.current_time() + within_s
         try:
             for volume in self._config.volumes:
                 self.opening = volume.name
-                try:
-                    fresh.append(await self._open_anew(volume, term, in_thread=threads))
-                except (BackendError, BusyError) as error:
-                    return Unopened(volume.name, error)
+                self.unopened = Unopened(volume.name, _hangs(volume.name))
+                with trio.move_on_at(until_s):
+                    try:
+                        fresh.append(await self._open_anew(volume, term))
+                        self.unopened = None
+                    except (BackendError, BusyError) as error:
+                        self.unopened = Unopened(volume.name, error)
+                if self.unopened is not None:
+                    return self.unopened
             self.replicas, fresh = fresh, []
         finally:
             self.opening = None
@@ -168,9 +184,10 @@ class Disks:
             self.lanes.append(await self._start_lanes(replica))
         return None
 
-    async def _open_anew(self, volume: VolumeConfig, term: int, *, in_thread: bool) -> Replica:
+    async def _open_anew(self, volume: VolumeConfig, term: int) -> Replica:
+        await self._wait_for_who_left(volume.name)
         opening = _Opening(self._opener, volume, self._config.pair_id, term, active=self.active)
-        if not in_thread:
+        if not self._opener_may_block:
             return opening.run()
         try:
             return await trio.to_thread.run_sync(
@@ -178,7 +195,16 @@ class Disks:
             )
         except trio.Cancelled:
             opening.abandon()
+            self._left[volume.name] = opening
             raise
+
+    async def _wait_for_who_left(self, volume: str) -> None:
+        """Return when an attempt that was left behind has ended: it has the files."""
+        while True:
+            left = self._left.get(volume)
+            if left is None or not left.runs:
+                return
+            await trio.sleep(LOOK_S)
 
     async def end_lives(self) -> None:
         """Of disks that work: record that they are given up in order; while `idle`, before `reopen`."""
@@ -189,18 +215,21 @@ class Disks:
 
     async def drain(self) -> None:
         """Let the lanes end their jobs, but do not wait for a disk that hangs."""
-        if any(self.overdue_ns(index) for index in range(len(self.lanes))):
-            self._nursery.cancel_scope.cancel()  # the lane says what hangs
-            for lanes in self.lanes:
-                for lane in _each(lanes):
-                    await lane.aclose()
-            return
-        for replica, lanes in zip(self.replicas, self.lanes, strict=False):
-            await lanes.data.aclose()
-            if not self.active:
-                lanes.side.submit(partial(_end_life, replica), _raise_bugs)
-            await lanes.meta.aclose()
-            await lanes.side.aclose()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._leave_what_hangs)
+            for replica, lanes in zip(self.replicas, self.lanes, strict=False):
+                await lanes.data.aclose()
+                if not self.active:
+                    lanes.side.submit(partial(_end_life, replica), _raise_bugs)
+                await lanes.meta.aclose()
+                await lanes.side.aclose()
+            nursery.cancel_scope.cancel()
+
+    async def _leave_what_hangs(self) -> None:
+        while True:
+            if any(self.overdue_ns(index) for index in range(len(self.lanes))):
+                self._nursery.cancel_scope.cancel()  # the lane says what hangs
+            await trio.sleep(LOOK_S)
 
     def close(self) -> None:
         """Give all files back; idempotent."""
@@ -219,25 +248,45 @@ class _Opening:
         self._active = active
         self._volume = volume
         self._pair_id = pair_id
-        self._lock = threading.Lock()  # guards the next two
+        self._lock = threading.Lock()  # guards the next three
         self._abandoned = False
         self._opened: Replica | None = None
+        self.runs = False
+        """It may hold files that nobody has been given."""
 
     def run(self) -> Replica:
-        """Open it, and prove that its disk works."""
-        replica = self._opener(self._volume, self._pair_id)
-        try:
-            _prove(replica, self._term)
-            replica.device.begin_life(active=self._active)
-        except BaseException:
-            replica.close()
-            raise
+        """Open it, prove that its disk works and record that it is in use."""
         with self._lock:
-            self._opened = replica
-            if not self._abandoned:
+            self.runs = not self._abandoned
+        try:
+            if self.runs:
+                replica = self._begin_life()
+                with self._lock:
+                    self._opened = replica
+                    if not self._abandoned:
+                        return replica
+                replica.close()
+            raise ClosedError(f"volume {self._volume.name}: nobody waits for it any more")
+        finally:
+            self.runs = False
+
+    def _begin_life(self) -> Replica:
+        """Once more, with sound files, if that fails."""
+        for last in (False, True):
+            replica = self._opener(self._volume, self._pair_id)
+            try:
+                _prove(replica, self._term)
+                replica.device.begin_life(active=self._active)
+            except BackendError:
+                replica.close()
+                if last:
+                    raise
+            except BaseException:
+                replica.close()
+                raise
+            else:
                 return replica
-        replica.close()
-        raise ClosedError(f"volume {self._volume.name}: nobody waits for it any more")
+        raise InternalError("a loop of two ended by itself")
 
     def abandon(self) -> None:
         """Nobody waits any more: what is opened is closed again."""
@@ -246,6 +295,10 @@ class _Opening:
             opened = self._opened
         if opened is not None:
             opened.close()
+
+
+def _hangs(volume: str) -> BackendError:
+    return BackendError(f"volume {volume}: the disk hangs while it is opened", errno.EIO)
 
 
 def _prove(replica: Replica, term: int) -> None:
@@ -287,15 +340,17 @@ def describe_hang(age_ns: int) -> str:
 
 
 @asynccontextmanager
-async def open_disks(config: GuestConfig, opener: Opener) -> AsyncIterator[Disks]:
+async def open_disks(
+    config: GuestConfig, opener: Opener, *, opener_may_block: bool = True
+) -> AsyncIterator[Disks]:
     """Open the disks of a guest; their jobs are ended and they are closed when the block is left.
 
-    Raises what the opener does.  It holds a nursery, so what the block raises comes out in a group.
+    Raises what `Disks.open` does.  It holds a nursery, so what the block raises comes out in a group.
     """
     disks: Disks | None = None
     try:
         async with trio.open_nursery() as nursery:
-            disks = Disks(config, opener, nursery)
+            disks = Disks(config, opener, nursery, opener_may_block=opener_may_block)
             await disks.open()
             yield disks
             await disks.drain()

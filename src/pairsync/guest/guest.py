@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -43,7 +43,7 @@ from .replica import Replica, open_replica
 from .roles import CLOSE_S, change_role, finish, halt
 from .seam import Arbiter
 from .statistics import GuestStatistics, progress_of, statistics_of
-from .volume import Volume
+from .volume import Volume, volumes_of
 from .watch import Ailment
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ class Guest:
         self._progress_ns = 0  # when progress was last told
         self.closed = False
         self.arbiter: Arbiter | None = None  # who decides whether it may go on without its peer; None: it may
-        self.session = self._make_session(config.role, config.term)
-        self.volumes = {each.name: Volume(self, index, each) for index, each in enumerate(disks.replicas)}
+        self.session = self._make_session(config.role, config.term, ill=disks.unopened is not None)
+        self.volumes = volumes_of(self, config.volumes, disks.replicas)
         """The guest's volumes, by name."""
         self.handover = Handover(self)
         self._performer = self._make_performer()
@@ -303,11 +303,8 @@ class Guest:
         self.session.permitted(self.now_ns(), alone=alone)
         self.perform()
 
-    def start_mending(self, ailments: Sequence[Ailment] = ()) -> None:
-        """Look after the disks from now on: those of a standby are mended, an owner's are left.
-
-        ``ailments``: of a standby that begins ill.
-        """
+    def start_mending(self, ailments: Sequence[tuple[str, str]] = ()) -> None:
+        """Look after the disks from now on: an owner's are left, a standby's mended (``ailments``: known)."""
         self._mending = trio.CancelScope()
         if self.role is Role.ACTIVE:
             self.start_soon(self._mend, partial(self.handover.watch, self._disks), self._mending)
@@ -333,8 +330,7 @@ class Guest:
     def renew(self, role: Role | None = None, term: int = 0, *, ill: bool = False) -> None:
         """Begin anew with disks that have been opened anew: another session machine, the same link.
 
-        In another ``role`` or under a higher ``term``, if they are given.  ``ill``: as a standby whose disks
-        are still to be opened.
+        In another ``role`` or under a higher ``term``, if given.  ``ill``: its disks are still to be opened.
         """
         link = self.link
         self.leaves_for = None
@@ -343,8 +339,8 @@ class Guest:
         self.session = self._make_session(role, max(term, self.session.term), ill=ill)
         self._performer = self._make_performer()
         self._performer.link = link
-        for volume, replica in zip(self.volumes.values(), self._disks.replicas, strict=True):
-            volume.use(replica)
+        for replica in () if ill else self._disks.replicas:
+            self.volumes[replica.name].use(replica)
 
     def rejoin(self, reason: str) -> None:
         """Take part again after `renew`, in a new session of the link: in this one the peer was heard."""
@@ -392,19 +388,23 @@ async def open_guest(
     *,
     network: Network | None = None,
     opener: Opener = open_replica,
+    opener_may_block: bool = True,
 ) -> AsyncIterator[Guest]:
     """Open a guest on this host: its replicas, its link, its tasks; closed in order when the block is left.
 
-    ``network`` and ``opener`` replace sockets, clock and disks (the simulator does).  Raises `ConfigError`
-    for settings that cannot be, `BusyError`, `MismatchError`, `MetadataError` or `BackendError` where a
-    replica cannot be opened, `ArbitrationError` where it may not be active.  What is raised in the block
-    comes out as it is; in a group only if something else failed beside it.
+    ``network`` and ``opener`` replace sockets, clock and disks (the simulator does); one that may block is
+    called in a thread.  A standby whose disks cannot be opened, or not soon, is open without, and its
+    `ailments` say why.  Raises `ConfigError` for settings that cannot be, `BusyError`, and where the guest is
+    active `MismatchError`, `MetadataError` or `BackendError` where a replica cannot be opened,
+    `ArbitrationError` where it may not be.  What is raised in the block comes out as it is; in a group only
+    if something else failed beside it.
     """
     world: Network = TcpNetwork() if network is None else network
     stop = trio.Event()
     try:
         async with trio.open_nursery() as nursery:
-            guest: Guest = await nursery.start(_live, config, world, opener, stop)
+            opening = partial(open_disks, opener=opener, opener_may_block=opener_may_block)
+            guest: Guest = await nursery.start(_live, config, world, opening, stop)
             try:
                 yield guest
             finally:
@@ -421,7 +421,7 @@ async def open_guest(
 async def _live(
     config: GuestConfig,
     world: Network,
-    opener: Opener,
+    opening: Callable[[GuestConfig], AbstractAsyncContextManager[Disks]],
     stop: trio.Event,
     *,
     task_status: trio.TaskStatus[Guest],
@@ -435,12 +435,12 @@ async def _live(
     config = config.shared_out()
     with trio.CancelScope() as scope:
         async with AsyncExitStack() as stack:
-            disks = await stack.enter_async_context(open_disks(config, opener))
+            disks = await stack.enter_async_context(opening(config))
             guest = Guest(config, disks, world)
             nursery = guest._nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)  # once the link is closed
             nursery.start_soon(guest._run)  # the guest's own factory
-            guest.start_mending()
+            guest.start_mending([] if disks.unopened is None else [disks.unopened.ailment])
             guest.perform()
             if config.link is not None:
                 guest.attach(await stack.enter_async_context(open_link(config.link, network=world)))

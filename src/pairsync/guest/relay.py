@@ -48,7 +48,7 @@ class GuestRelay:
 
     def _size_of(self, index: int) -> int | None:
         volume = self._volume(index)
-        return None if volume is None else volume.size_bytes
+        return volume.size_bytes if volume is not None and volume.known else None
 
     def _send(self, messages: Sequence[Message]) -> None:
         link = self._guest.link

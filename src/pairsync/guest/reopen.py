@@ -13,6 +13,8 @@
 * **What is wrong** is told by whatever was asked of the disk, and by who watches it (``guest.watch``).
 * **A guest that has left this host**, its owner until then, because its disk had failed (``guest.handover``),
   is ill from its first moment as a standby.
+* **A host that is started** with a disk that is missing, damaged or too small, fails or hangs, likewise: it
+  comes up, votes and lets the other host run the guest; it cannot own it (``guest.roles.could_serve``).
 * While it is ill this host keeps the link and says nothing on it: the active host waits for it to introduce
   itself, for as long as it waits for any peer.
 * A job that hangs is waited for, however long: nothing can end it, and what it writes late must not meet what
@@ -34,8 +36,8 @@ from pairsync.core.messages import Failed
 from pairsync.core.session import SessionPhase
 from pairsync.core.units import NS_PER_MS, NS_PER_S
 
-from .disks import Disks, Unopened
-from .watch import LOOK_S, Ailment, DiskWatch
+from .disks import OPENING_S, Disks, Unopened
+from .watch import LOOK_S, DiskWatch
 
 if TYPE_CHECKING:
     from .guest import Guest
@@ -43,9 +45,6 @@ if TYPE_CHECKING:
 __all__ = ["Mender"]
 
 _log = logging.getLogger("pairsync.guest")
-
-OPENING_S: Final = 5.0
-"""Opening that takes longer is told; it is waited for all the same."""
 
 RETRY_NS_MIN: Final = 250 * NS_PER_MS
 RETRY_NS_MAX: Final = 5 * NS_PER_S
@@ -61,7 +60,7 @@ REASON_CHARACTERS_MAX: Final = 400
 class Mender:
     """See the module; one for a standby guest, for all of its volumes, which share a session."""
 
-    def __init__(self, guest: Guest, disks: Disks, ailments: Sequence[Ailment] = ()) -> None:
+    def __init__(self, guest: Guest, disks: Disks, ailments: Sequence[tuple[str, str]] = ()) -> None:
         """``ailments``: what is wrong already."""
         self._guest = guest
         self._disks = disks
@@ -133,7 +132,7 @@ class Mender:
             unopened = await self._reopen()
             if unopened is None:
                 break
-            self._tell(unopened.volume, str(unopened.error))
+            self._tell(*unopened.ailment)
         self.ailments.clear()
         _log.info("%s: its disks work again", guest.name)
         guest.renew()
@@ -147,6 +146,7 @@ class Mender:
         return unopened
 
     async def _tell_slow_opening(self) -> None:
+        """It is told, and waited for all the same."""
         await trio.sleep(OPENING_S)
         if self._disks.opening is not None:
             self._tell(self._disks.opening, "the disk hangs while it is opened anew")

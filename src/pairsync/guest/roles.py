@@ -25,7 +25,7 @@ from pairsync.core.units import NS_PER_S
 from pairsync.core.wishes import CLOSE_NS
 from pairsync.errors import BackendError
 
-from .disks import Disks, Unopened
+from .disks import Disks
 from .watch import Ailment
 
 if TYPE_CHECKING:
@@ -182,11 +182,7 @@ async def _reopen(guest: Guest, disks: Disks, *, active: bool, term: int) -> Ail
     written = {each.name for each in disks.replicas if each.store.superblock.condition is not Condition.BLANK}
     await disks.end_lives()
     disks.active = active
-    unopened: Unopened | None = None
-    with trio.move_on_after(SETTLE_S) as scope:
-        unopened = await disks.reopen(term=term)
-    if scope.cancelled_caught:
-        return Ailment(names[0], "a disk of the guest hangs while it is opened anew")
+    unopened = await disks.reopen(term=term, within_s=SETTLE_S)
     if unopened is not None:
         return Ailment(unopened.volume, str(unopened.error))
     blank = {each.name for each in disks.replicas if each.setup.superblock.condition is Condition.BLANK}

@@ -21,11 +21,14 @@ __all__ = ["GuestStatistics", "VolumeStatistics", "progress_of", "statistics_of"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeStatistics:
-    """One volume.  ``state`` is one word; the figures of a resync and of a scrub are None while none runs."""
+    """One volume.  ``state`` is one word; the figures of a resync and of a scrub are None while none runs.
+
+    ``size_bytes`` is None as long as the disk could not be opened.
+    """
 
     name: str
     state: str
-    size_bytes: int
+    size_bytes: int | None
     generation: str | None
     dirty_blocks: int
     level: str | None = None
@@ -79,7 +82,7 @@ class VolumeStatistics:
         )
 
     @classmethod
-    def of_ill(cls, name: str, size_bytes: int) -> Self:
+    def of_ill(cls, name: str, size_bytes: int | None) -> Self:
         """Of a standby whose disk has not been opened."""
         return cls(name=name, state="failed", size_bytes=size_bytes, generation=None, dirty_blocks=0)
 
@@ -109,7 +112,8 @@ def statistics_of(guest: Guest) -> GuestStatistics:
         *(VolumeStatistics.of_target(*each) for each in zip(names, session.targets, strict=False)),
     ]
     if not volumes:  # a standby that has been ill from the first
-        volumes = [VolumeStatistics.of_ill(name, guest.volume(name).size_bytes) for name in names]
+        sizes = [each.size_bytes if each.known else None for each in guest.volumes.values()]
+        volumes = [VolumeStatistics.of_ill(*each) for each in zip(names, sizes, strict=True)]
     volumes = [
         replace(each, state="failed", failed=ailments[each.name]) if each.name in ailments else each
         for each in volumes

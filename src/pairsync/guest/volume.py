@@ -9,6 +9,8 @@ of which waits for its room.
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -23,7 +25,7 @@ from pairsync.core.units import BLOCK_BYTES, VOLUME_BYTES_MAX, extent_of
 from pairsync.core.window import FRAME_DATA_BYTES_MAX, FRAME_OPS_MAX
 from pairsync.errors import ArbitrationError, BackendError, ClosedError, ConfigError, InternalError
 
-from .config import PART_BYTES_MAX
+from .config import PART_BYTES_MAX, VolumeConfig
 from .pieces import Done, parts_of
 from .points import Point, VolumePoints
 from .remote import PeerReader
@@ -34,7 +36,7 @@ from .waiting import Waiter
 if TYPE_CHECKING:
     from .guest import Guest
 
-__all__ = ["READS_AT_ONCE", "Volume"]
+__all__ = ["READS_AT_ONCE", "Volume", "volumes_of"]
 
 PARTLESS_OPS_MAX = PART_BYTES_MAX // FRAME_DATA_BYTES_MAX
 """So many ops of one message each are certainly no more than a part."""
@@ -52,12 +54,14 @@ class Volume:
     `ArbitrationError`.
     """
 
-    def __init__(self, guest: Guest, index: int, replica: Replica) -> None:
+    def __init__(self, guest: Guest, index: int, config: VolumeConfig, replica: Replica | None) -> None:
+        """``replica`` None: it could not be opened so far."""
         self._guest = guest
         self._index = index
-        self._replica = replica
+        self._config = config
+        self._opened = replica
         self._peer = PeerReader(guest, index)
-        self._verifies = replica.setup.options.verify_reads
+        self._verifies = config.options.verify_reads
         self._verified = VerifiedReader(guest, index, self._peer, self._in_thread)
         self._points = VolumePoints(guest, index, self._in_thread, lambda: int(time.time()))
         self._readers = trio.CapacityLimiter(READS_AT_ONCE)
@@ -67,17 +71,28 @@ class Volume:
 
     def use(self, replica: Replica) -> None:
         """The replica was opened anew (called by the guest)."""
-        self._replica = replica
+        self._opened = replica
         self._readers = trio.CapacityLimiter(READS_AT_ONCE)  # threads that hang keep their places
 
     @property
     def name(self) -> str:
         """Name of the volume and of its NBD export."""
-        return self._replica.name
+        return self._config.name
+
+    @property
+    def _replica(self) -> Replica:
+        if self._opened is None:
+            raise BackendError(f"volume {self.name}: its disk could not be opened so far", errno.EIO)
+        return self._opened
+
+    @property
+    def known(self) -> bool:
+        """Whether its disk was opened in this life, so that its size is known."""
+        return self._opened is not None
 
     @property
     def size_bytes(self) -> int:
-        """Size; any number from 1.  It only grows."""
+        """Size; any number from 1.  It only grows.  `BackendError` until it is `known`."""
         session = self._guest.session
         if session.sources:
             return session.sources[self._index].growth.size_bytes
@@ -111,7 +126,7 @@ class Volume:
     @property
     def path(self) -> str:
         """The local replica's file or device."""
-        return self._replica.device.path
+        return os.fspath(self._config.path)
 
     async def read(self, offset: int, length: int) -> bytes:
         """``length`` bytes from ``offset``; `BackendError` if the disk fails and the peer cannot help."""
@@ -214,10 +229,11 @@ class Volume:
 
     def read_nowait(self, offset: int, into: memoryview) -> bool:
         """Fill ``into`` if the page cache has the range; else False, also where the peer has to be asked."""
-        if self._verifies:
+        replica = self._opened
+        if self._verifies or replica is None:
             return False
         try:
-            return self._replica.device.read_nowait(offset, into)
+            return replica.device.read_nowait(offset, into)
         except BackendError:
             if self._peer.ready:
                 return False
@@ -332,6 +348,16 @@ class Volume:
         for run in self._source().tracker.dirty().runs(start, stop):
             first = max(run.start * BLOCK_BYTES, offset)
             yield first, min(run.stop * BLOCK_BYTES, offset + length) - first
+
+
+def volumes_of(
+    guest: Guest, configs: Sequence[VolumeConfig], replicas: Sequence[Replica]
+) -> dict[str, Volume]:
+    """The volumes of a guest by name; those of which there is a replica were opened."""
+    opened = {each.name: each for each in replicas}
+    return {
+        each.name: Volume(guest, index, each, opened.get(each.name)) for index, each in enumerate(configs)
+    }
 
 
 def _fits(ops: Sequence[WriteOp]) -> bool:

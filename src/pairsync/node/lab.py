@@ -266,7 +266,8 @@ class Lab:
             if host.process.running:  # maybe it is only just being started again, and about to fail
                 await host.process.until_settled()
             if host.process.running:
-                await self.ask(name, "disk", seconds=DISK_S, volume=volume, state=what)
+                more = {"volume": volume, "state": what, "size_bytes": size_bytes}
+                await self.ask(name, "disk", seconds=DISK_S, **more)
             elif what == "replace":
                 path = self.directory / name / f"{volume}.img"
                 pair_id = bytes.fromhex(self._lab.pair_id)

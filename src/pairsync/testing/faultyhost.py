@@ -3,9 +3,9 @@
 Everything of ``pairsync.node.hostmain``, and beside it:
 
 * ``--disk=VOLUME=STATE``: that disk is in that state (`DiskState`) from the first moment, also while it is
-  opened: a host whose disk fails or hangs does not come up.
+  opened: a standby whose disk fails or hangs begins without it.
 * the control socket understands ``{"do": "disk", "volume": NAME, "state": STATE}``, where ``replace`` puts an
-  empty disk in the place of the old one.
+  empty disk in the place of the old one, of ``"size_bytes"`` where that one's size is not known.
 
 Until a disk is touched for the first time the host runs exactly as it would without all this: the same calls
 on the same files, and no thread where the data lies in memory (``pairsync.testing.faulty``).
@@ -53,14 +53,20 @@ class HostDisks:
 
         async def disk(request: Mapping[str, Any]) -> Answer:
             volume, state = str(request.get("volume")), str(request.get("state"))
+            size_bytes = request.get("size_bytes")
+            if size_bytes is not None and type(size_bytes) is not int:
+                raise ConfigError(f"{size_bytes!r} is not a size in bytes")
             with trio.CancelScope(shield=True):  # all of it, even if who asked has hung up
-                await self.turn(guest, volume, state)
+                await self.turn(guest, volume, state, size_bytes)
             return {}
 
         return {"disk": disk}
 
-    async def turn(self, guest: Guest, volume: str, state: str) -> None:
-        """Give the disk of a volume a state, or replace it; `ConfigError` if there is no such."""
+    async def turn(self, guest: Guest, volume: str, state: str, size_bytes: int | None = None) -> None:
+        """Give the disk of a volume a state, or replace it; `ConfigError` if there is no such.
+
+        ``size_bytes``: of an empty one, where it is not known what the old one had.
+        """
         path = Path(guest.volume(volume).path)
         after = DiskState.OK if state == "replace" else _parse_state(state)
         disk = self._disk(volume)
@@ -68,7 +74,9 @@ class HostDisks:
         await guest.use_threads(volume)
         if state == "replace":
             disk.pull()
-            size_bytes, pair_id = guest.volume(volume).size_bytes, guest.session.pair_id
+            if size_bytes is None or guest.volume(volume).known:
+                size_bytes = guest.volume(volume).size_bytes
+            pair_id = guest.session.pair_id
             await trio.to_thread.run_sync(put_empty_disk, path, volume, pair_id, size_bytes)
         disk.set(after)
 

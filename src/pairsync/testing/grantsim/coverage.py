@@ -34,6 +34,7 @@ OUTCOMES = (
         "hands-over",
         "hands-over-unmet",
         "falls-ill",
+        "begins-ill",
         "is-well-again",
         "swapped",
         "async-lost",

@@ -193,10 +193,8 @@ class GrantFaults:
         self._clock.after(delay_ns, self.restart, host)
 
     def restart(self, host: GrantHost) -> None:
-        """Start it, if it is down; not from a disk that does not work."""
-        if not host.up and host.sick:
-            self.restart_later(host)
-        elif not host.up:
+        """Start it, if it is down."""
+        if not host.up:
             host.start()
             self._world.changed()
 

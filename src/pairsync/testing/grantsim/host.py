@@ -112,7 +112,8 @@ class GrantHost(Mending):
         self.seen = {}
         world.trace.note(self.name, "start", self.life)
         self._recall()
-        self.plane = Plane(world, self, self.media, Role.STANDBY, 1)
+        ill = "its disk does not work" if self.sick else ""
+        self.plane = Plane(world, self, self.media, Role.STANDBY, 1, ill=ill)
         self.arbiter = Arbiter(
             self.id,
             host_id(1 - self.index),
@@ -124,6 +125,9 @@ class GrantHost(Mending):
             fraction=self._random.random,
         )
         self.act(self.arbiter.start(self.now_ns))
+        if ill:
+            world.coverage.reach("begins-ill")
+            self.mend(self.plane)
         self.perform()
         self.after(self._random.randrange(SESSION_TICK_NS), self._session_tick)
         world.network.link.host_up()
@@ -169,8 +173,9 @@ class GrantHost(Mending):
         self.memory = AcceptorState(self._random.randbytes(INCARNATION_BYTES), base)
 
     def _recall(self) -> None:
-        """As ``node.arbitrate``: with empty disks it does not go on as the owner that it was."""
-        blank = any(each.stores.metadata.superblock.condition is Condition.BLANK for each in self.media)
+        """As ``node.arbitrate``: with disks that are seen to be empty it does not go on as the owner."""
+        blocks = [each.stores.metadata.superblock for each in self.media if not self.sick]
+        blank = any(block.condition is Condition.BLANK for block in blocks)
         if blank and gives_way(self.memory, self.id):
             self.forget(restored=self.memory)
 

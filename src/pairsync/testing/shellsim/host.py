@@ -268,10 +268,15 @@ class SimHost:
     async def _run(self, life: Life, config: GuestConfig) -> None:
         world = self.world
         async with trio.open_nursery() as users:
-            async with open_guest(config, network=life.network, opener=life.open_replica) as guest:
+            opening = open_guest(
+                config, network=life.network, opener=life.open_replica, opener_may_block=False
+            )
+            async with opening as guest:
                 life.tap(guest)
                 life.guest = guest
                 life.opened = True
+                if guest.ill:
+                    world.reach("begins-ill")
                 users.start_soon(self._watch, life, guest)
                 world.opened(life, users)
                 await life.stop.wait()
