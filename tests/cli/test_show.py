@@ -108,7 +108,14 @@ _GUEST: dict[str, Any] = {
     "refusal": None,
     "volumes": [_VOLUME],
     "survives": {"redundant": True},
-    "grant": {"owner": "here", "term": 1, "epoch": 2, "sole": False, "in_sync": ["here", "peer"]},
+    "grant": {
+        "owner": "here",
+        "term": 1,
+        "epoch": 2,
+        "sole": False,
+        "in_sync": ["here", "peer"],
+        "waits": "",
+    },
 }
 
 
@@ -119,6 +126,8 @@ def test_a_host_says_who_owns_the_guest_and_what_would_survive() -> None:
         "  any single failure is survived with nothing lost",
         "host alpha: active, peer connected",
     ]
+    empty = {**_GUEST, "role": "standby", "grant": {**_GUEST["grant"], "waits": "vda was never written"}}
+    assert "  owns the guest and DOES NOT RUN it: vda was never written" in host_lines(empty, "alpha")
     waiting = {**_GUEST, "role": "standby", "grant": {**_GUEST["grant"], "owner": "peer"}}
     assert "guest db1: belongs to the other host; in sync" in "\n".join(host_lines(waiting, "beta"))
     halted = {**_GUEST, "paused": True}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from tests.guest.halves import TIMING, Both, Half, agreed, noise, until
+from tests.guest.halves import FORK, TIMING, Both, Half, agreed, noise, until
 from tests.guest.harness import Host, Pair, in_time
 
 from pairsync.core.arbiter import Arbiter
@@ -71,6 +71,32 @@ async def test_an_exchanged_disk_is_not_promoted_though_the_grant_calls_its_host
                 await first.arbitration.move()
                 await until(lambda: second.serves)
                 assert await second.read(3) == noise(3)
+
+
+@pytest.mark.parametrize("what", ["empty", "fails"])
+async def test_a_host_that_could_not_serve_is_not_made_the_owner_and_says_why(both: Both, what: str) -> None:
+    """It was: nobody ran the guest then, and nobody said why."""
+    reason = "vda was never written" if what == "empty" else "Input/output error"
+    async with in_time():
+        async with both.whole() as (first, _):
+            await first.write(3)
+        for host in both.disks:
+            exchange_disk(both, host)
+        if what == "fails":
+            both.disks["b"].set(DiskState.FAIL)
+        async with both.host("b") as second:
+            before = second.arbitration.arbiter.decider.base
+            with pytest.raises(ArbitrationError, match=f"{reason}.*nothing was changed"):
+                second.arbitration.override("Dr Weber", FORK)
+            assert second.arbitration.arbiter.decider.base == before
+            standing = second.arbitration.standing()
+            assert standing is None or not standing.waits  # it does not own the guest
+        async with both.host("a") as first:
+            await until(lambda: first.arbitration.standing() is not None)
+            standing = first.arbitration.standing()
+            assert standing is not None
+            assert "vda was never written" in standing.waits
+            assert not first.serves
 
 
 async def test_a_disk_from_before_the_last_moves_is_not_promoted(both: Both) -> None:

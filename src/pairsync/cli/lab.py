@@ -240,10 +240,10 @@ def disk(
     - replace: its files are removed and an empty disk is put in its place, which works.
 
     Data and metadata of the replica lie on it. A disk stays as it is when its host is killed and started
-    again (it comes up without), and works again with the next `up`; `status` shows it. A standby takes itself out, the guest goes
-    on, and both are in sync again some seconds after `ok` or `replace`. Where it is the active host's disk,
-    reads are answered by the peer, and on any other failure the guest is active on the peer from then on,
-    while that is in sync.
+    again, which begins without it, and works again with the next `up`; `status` shows it. A standby takes
+    itself out, the guest goes on, and both are in sync again some seconds after `ok` or `replace`. Where it
+    is the active host's disk, reads are answered by the peer, and on any other failure the guest is active on
+    the peer from then on, while that is in sync.
     """
     answer = _ask(directory, {"do": "disk", "host": host, "volume": volume, "disk": what})
     answer.pop("ok", None)

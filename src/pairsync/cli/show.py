@@ -80,6 +80,9 @@ def guest_lines(guest: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong, if anything, then a line for each volume of a guest's statistics."""
     if guest["refusal"]:
         yield f"  refused: {guest['refusal']}"
+    grant = guest.get("grant")
+    if grant is not None and grant["waits"]:
+        yield f"  owns the guest and DOES NOT RUN it: {grant['waits']}"
     timing = guest.get("timing")
     if timing is not None and timing["verdict"] != "ok":
         kept = "NOT KEPT" if timing["verdict"] == "broken" else "hardly kept"

@@ -391,22 +391,29 @@ class Session(Reports):
     # ------------------------------------------------------------------ questions
 
     def could_serve(self, *, new: bool, term: int) -> bool:
-        """Whether what lies on this host's disks could serve the guest, if this host may.
+        """Whether what lies on this host's disks could serve the guest, if this host may: see `obstacle`."""
+        return not self.obstacle(new=new, term=term)
+
+    def obstacle(self, *, new: bool, term: int) -> str:
+        """Why what lies on this host's disks cannot serve the guest, for people; empty if it can.
 
         ``new``: nothing was agreed of the guest but who has it first.  Later a replica that was never written
         is an exchanged disk, whatever a grant says of its host (DESIGN rule 3).  ``term``: of the other
         host's grant; 0 if it is ours.  A replica that was proven in sync under it has recorded it: one that
         has not was put back from a backup, or is still to be proven.
         """
-        if self.sources:
-            return all(source.failed is None for source in self.sources)
+        for source in self.sources:
+            if source.failed is not None:
+                return f"volume {source.standing.name}: {source.failed}"
         for target in self.targets:
             block = target.superblock
-            if block.term < term or block.condition is Condition.SYNCING:
-                return False
+            if block.condition is Condition.SYNCING:
+                return f"volume {block.name} is half overwritten by a resync"
             if block.condition is Condition.BLANK and not new:
-                return False
-        return True
+                return f"volume {block.name} was never written: an empty disk is not what the guest has"
+            if block.term < term:
+                return f"volume {block.name} is not proven in sync since the last change of the owner"
+        return ""
 
     @property
     def synchronous(self) -> bool:

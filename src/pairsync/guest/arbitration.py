@@ -70,7 +70,7 @@ from pairsync.wire.arbitration import (
 
 from .guest import Guest
 from .punctuality import Punctuality
-from .roles import could_serve
+from .roles import obstacle
 from .seam import Warden
 from .standing import Standing, called, outlook_of, standing_of
 
@@ -180,9 +180,7 @@ class Arbitration:
             self.punctuality.judge(now_ns, guard_ns=self._warden.take_lateness_ns(), round_trip_ns=peak_ns)
 
     def _look(self) -> None:
-        grant = self.arbiter.grant
-        term = grant.term if grant is not None and grant.owner != self._host else 0
-        ready = could_serve(self._guest, new=grant is None or grant.is_first, term=term)
+        ready = not self._obstacle()
         if ready is not self._ready:
             self._ready = ready
             self._act(self.arbiter.is_ready(ready, self._now_ns()))
@@ -191,6 +189,12 @@ class Arbitration:
             self._guest.turn()  # by a lease that has run out, or has come back
         if self._served:
             self._vouch()
+
+    def _obstacle(self) -> str:
+        """Why this host could not serve the guest; empty if it could."""
+        grant = self.arbiter.grant
+        term = grant.term if grant is not None and grant.owner != self._host else 0
+        return obstacle(self._guest, new=grant is None or grant.is_first, term=term)
 
     def _vouch(self) -> None:
         """Tell that the peer's replica is proven in sync, if it is and nobody knows."""
@@ -283,8 +287,10 @@ class Arbitration:
     def override(self, operator: str, fork: bytes, *, above: int = 0) -> None:
         """Make this host the owner by the word of ``operator``, whatever was agreed.
 
-        Its term is higher than any that is known here, and than ``above``.
+        Its term is higher than any known here, and than ``above``.  `ArbitrationError` if it cannot serve.
         """
+        if why := obstacle(self._guest, new=False, term=0):
+            raise ArbitrationError(f"guest {self._guest.name} cannot run here: {why}; nothing was changed")
         term_seen = max(self._guest.session.term, above)
         self._act(self.arbiter.override(operator, fork, self._now_ns(), term_seen))
 
@@ -297,7 +303,7 @@ class Arbitration:
 
     def standing(self) -> Standing | None:
         """What is agreed; None before anything is."""
-        return standing_of(self.arbiter, self._host)
+        return standing_of(self.arbiter, self._host, self._obstacle())
 
     def outlook(self) -> Outlook | None:
         """What would survive now (`outlook_of`); None for a guest that does not run here."""

@@ -14,7 +14,7 @@
 * **A guest that has left this host**, its owner until then, because its disk had failed (``guest.handover``),
   is ill from its first moment as a standby.
 * **A host that is started** with a disk that is missing, damaged or too small, fails or hangs, likewise: it
-  comes up, votes and lets the other host run the guest; it cannot own it (``guest.roles.could_serve``).
+  comes up, votes and lets the other host run the guest; it cannot own it (``guest.roles.obstacle``).
 * While it is ill this host keeps the link and says nothing on it: the active host waits for it to introduce
   itself, for as long as it waits for any peer.
 * A job that hangs is waited for, however long: nothing can end it, and what it writes late must not meet what

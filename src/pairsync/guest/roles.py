@@ -31,7 +31,7 @@ from .watch import Ailment
 if TYPE_CHECKING:
     from .guest import Guest
 
-__all__ = ["CLOSE_S", "change_role", "could_serve", "finish", "halt", "halt_now"]
+__all__ = ["CLOSE_S", "change_role", "finish", "halt", "halt_now", "obstacle"]
 
 _log = logging.getLogger("pairsync.guest")
 
@@ -48,13 +48,15 @@ LOOK_S: Final = 0.001
 """Between two looks whether something has ended: short, for the guest stands still meanwhile."""
 
 
-def could_serve(guest: Guest, *, new: bool, term: int) -> bool:
-    """As `Session.could_serve`; an owner that is halted could, once its disks have been opened anew."""
-    if guest.closed or guest.ill:
-        return False
+def obstacle(guest: Guest, *, new: bool, term: int) -> str:
+    """As `Session.obstacle`; an owner that is halted could, once its disks have been opened anew."""
+    if guest.closed:
+        return "the guest is being closed"
+    for volume, reason in guest.ailments.items():
+        return f"volume {volume}: {reason}"
     session = guest.session
     halted = bool(session.sources) and (guest.paused or guest.leaves_for is not None)
-    return halted or session.could_serve(new=new, term=term)
+    return "" if halted else session.obstacle(new=new, term=term)
 
 
 async def finish(guest: Guest, within_s: float = CLOSE_S) -> bool:

@@ -29,6 +29,8 @@ class Standing:
     """The operator who forced it; empty if it was voted."""
     witness: str | None
     """The witness that is asked now; None: none answers."""
+    waits: str
+    """Why this host, which owns the guest, may not run it now; empty if it may, or is not the owner."""
 
 
 def called(host: HostId, who: HostId) -> str:
@@ -36,11 +38,12 @@ def called(host: HostId, who: HostId) -> str:
     return "here" if who == host else "peer"
 
 
-def standing_of(arbiter: Arbiter, host: HostId) -> Standing | None:
-    """What is agreed; None before anything is."""
+def standing_of(arbiter: Arbiter, host: HostId, obstacle: str) -> Standing | None:
+    """What is agreed; None before anything is.  ``obstacle``: why this host's disks cannot serve."""
     grant, decider = arbiter.grant, arbiter.decider
     if grant is None:
         return None
+    waits = decider.owns and not decider.may_run
     return Standing(
         term=grant.term,
         epoch=grant.epoch,
@@ -49,6 +52,7 @@ def standing_of(arbiter: Arbiter, host: HostId) -> Standing | None:
         sole=grant.sole is not None,
         override=grant.override,
         witness=None if decider.witness_lost else decider.register.witnesses[decider.current],
+        waits=(obstacle or decider.why_stopped()) if waits else "",
     )
 
 

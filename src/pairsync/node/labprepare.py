@@ -97,7 +97,7 @@ def _owner(directory: Path, hosts: Sequence[str]) -> str | None:
     """Who owns the guest of a lab that has been up; None at first, and without arbitration.
 
     A volume that comes to such a guest begins there as one that is written: from an owner with a disk that
-    was never written, which is an exchanged one, nobody would be served (`guest.roles.could_serve`).
+    was never written, which is an exchanged one, nobody would be served (`guest.roles.obstacle`).
     """
     owners: dict[tuple[int, int], bytes] = {}
     fingerprints: dict[bytes, str] = {}

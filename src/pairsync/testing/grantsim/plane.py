@@ -122,7 +122,7 @@ class Plane:
         return self.role is Role.ACTIVE and not self.paused and not self.ended
 
     def could_serve(self, *, new: bool, term: int) -> bool:
-        """As `guest.roles.could_serve`."""
+        """As `guest.roles.obstacle`."""
         if self.ill:
             return False
         return (self.paused and bool(self.session.sources)) or self.session.could_serve(new=new, term=term)
