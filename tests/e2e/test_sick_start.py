@@ -83,9 +83,8 @@ async def test_an_owner_that_is_started_without_its_disk_leaves_the_guest_to_the
             pid = await lab.pid("a")
             with trio.fail_after(SERVED_S):
                 await lab.wait_active("b")
-            count = len(writer.acknowledged)
-            while len(writer.acknowledged) == count:
-                await trio.sleep(0.1)
+                async with await lab.connect(host="b") as other:
+                    await other.write(4 * MIB, b"z" * 4096)
             volume = await volume_of(lab, "a")
             assert volume["state"] == "failed"
             assert REASONS[what] in volume["failed"]
@@ -99,6 +98,7 @@ async def test_an_owner_that_is_started_without_its_disk_leaves_the_guest_to_the
         await lab.wait_active("a")
         fresh = await lab.connect(host="a")
         await writer.check(fresh)
+        assert await fresh.read(4 * MIB, 4096) == b"z" * 4096
         await fresh.aclose()
         await lab.end()
     assert not differences(tmp_path / "lab", "vda")
