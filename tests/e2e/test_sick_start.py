@@ -28,24 +28,24 @@ class Fault:
         self._lab, self._host, self._what = lab, host, what
         self._image = lab.path(host)
         self._metadata = self._image.with_name(f"{self._image.name}.pairsync")
-        self._kept = b""
+        self._away = self._image.with_name("away")
 
     async def begin(self) -> None:
         if self._what in {"fail", "hang"}:
             await self._lab.request("disk", host=self._host, volume="vda", disk=self._what)
         elif self._what == "missing":
-            self._image.rename(self._image.with_name("away"))
+            self._image.rename(self._away)
         elif self._what == "too small":
             os.truncate(self._image, MIB)
         else:
-            self._kept = self._metadata.read_bytes()
-            self._metadata.write_bytes(bytes(len(self._kept)))
+            self._metadata.rename(self._away)
+            self._metadata.write_bytes(bytes(self._away.stat().st_size))
 
     async def mend(self) -> None:
         if self._what == "missing":
-            self._image.with_name("away").rename(self._image)
+            self._away.rename(self._image)
         elif self._what == "damaged":
-            self._metadata.write_bytes(self._kept)
+            self._away.replace(self._metadata)
         else:  # who has lost data needs an empty disk
             how = "replace" if self._what == "too small" else "ok"
             await self._lab.request("disk", host=self._host, volume="vda", disk=how)

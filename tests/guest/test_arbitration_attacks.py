@@ -447,11 +447,11 @@ async def test_who_is_overruled_while_its_disks_are_opened_serves_nothing(
         disks, roles = second.guest._disks, list[Role | None]()
         reopen, renew = disks.reopen, second.guest.renew
 
-        async def slowly(*, term: int) -> Unopened | None:
+        async def slowly(*, term: int, within_s: float) -> Unopened | None:
             monkeypatch.setattr(disks, "reopen", reopen)
             first.arbitration.override("Dr Weber", b"o" * FORK_BYTES)
             await until(lambda: isinstance(second.arbitration._wish, Stop))
-            return await reopen(term=term)
+            return await reopen(term=term, within_s=within_s)
 
         def renewed(role: Role | None = None, term: int = 0, *, ill: bool = False) -> None:
             roles.append(role)

@@ -318,13 +318,14 @@ async def test_a_standby_that_is_opened_without_its_disk_comes_back(
     states = {"fails": DiskState.FAIL, "hangs": DiskState.HANG}
     disk, image = FaultyDisk(states.get(what, DiskState.OK)), pair.image("b")
     metadata = image.with_name(f"{image.name}.pairsync")
-    kept = metadata.read_bytes()
+    away = pair.base / "away"
     if what == "is missing":
-        image.rename(pair.base / "away")
+        image.rename(away)
     elif what == "is too small":
         os.truncate(image, MIB)
     elif what == "has damaged metadata":
-        metadata.write_bytes(bytes(len(kept)))
+        metadata.rename(away)
+        metadata.write_bytes(bytes(away.stat().st_size))
     opener = partial(open_replica, open_file=disk.open)
     async with (
         in_time(),
@@ -346,10 +347,11 @@ async def test_a_standby_that_is_opened_without_its_disk_comes_back(
         assert not active.in_sync
         disk.set(DiskState.OK)
         if what == "is missing":
-            (pair.base / "away").rename(image)
+            away.rename(image)
         elif what == "is too small":
             os.truncate(image, 8 * MIB)
-        metadata.write_bytes(kept) if what == "has damaged metadata" else None
+        elif what == "has damaged metadata":
+            away.replace(metadata)
         await active.wait_in_sync()
         assert not standby.ailments
         assert vda.size_bytes == 8 * MIB

@@ -72,7 +72,7 @@ from .guest import Guest
 from .punctuality import Punctuality
 from .roles import obstacle
 from .seam import Warden
-from .standing import Standing, called, outlook_of, standing_of
+from .standing import Standing, called, obstacle_of, outlook_of, standing_of
 
 __all__ = ["Arbitration"]
 
@@ -180,7 +180,7 @@ class Arbitration:
             self.punctuality.judge(now_ns, guard_ns=self._warden.take_lateness_ns(), round_trip_ns=peak_ns)
 
     def _look(self) -> None:
-        ready = not self._obstacle()
+        ready = not obstacle_of(self.arbiter, self._host, self._guest)
         if ready is not self._ready:
             self._ready = ready
             self._act(self.arbiter.is_ready(ready, self._now_ns()))
@@ -189,12 +189,6 @@ class Arbitration:
             self._guest.turn()  # by a lease that has run out, or has come back
         if self._served:
             self._vouch()
-
-    def _obstacle(self) -> str:
-        """Why this host could not serve the guest; empty if it could."""
-        grant = self.arbiter.grant
-        term = grant.term if grant is not None and grant.owner != self._host else 0
-        return obstacle(self._guest, new=grant is None or grant.is_first, term=term)
 
     def _vouch(self) -> None:
         """Tell that the peer's replica is proven in sync, if it is and nobody knows."""
@@ -303,7 +297,7 @@ class Arbitration:
 
     def standing(self) -> Standing | None:
         """What is agreed; None before anything is."""
-        return standing_of(self.arbiter, self._host, self._obstacle())
+        return standing_of(self.arbiter, self._host, self._guest)
 
     def outlook(self) -> Outlook | None:
         """What would survive now (`outlook_of`); None for a guest that does not run here."""

@@ -10,10 +10,12 @@ from pairsync.core.grants import HostId
 from pairsync.core.messages import Role
 from pairsync.core.outlook import Outlook, outlook, state_of
 
+from .roles import obstacle
+
 if TYPE_CHECKING:
     from .guest import Guest
 
-__all__ = ["Standing", "called", "outlook_of", "standing_of"]
+__all__ = ["Standing", "called", "obstacle_of", "outlook_of", "standing_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +40,21 @@ def called(host: HostId, who: HostId) -> str:
     return "here" if who == host else "peer"
 
 
-def standing_of(arbiter: Arbiter, host: HostId, obstacle: str) -> Standing | None:
-    """What is agreed; None before anything is.  ``obstacle``: why this host's disks cannot serve."""
+def obstacle_of(arbiter: Arbiter, host: HostId, guest: Guest) -> str:
+    """Why what ``host``, this one, has cannot serve the guest under the grant in force; empty if it can."""
+    grant = arbiter.grant
+    term = grant.term if grant is not None and grant.owner != host else 0
+    return obstacle(guest, new=grant is None or grant.is_first, term=term)
+
+
+def standing_of(arbiter: Arbiter, host: HostId, guest: Guest) -> Standing | None:
+    """What is agreed; None before anything is."""
     grant, decider = arbiter.grant, arbiter.decider
     if grant is None:
         return None
-    waits = decider.owns and not decider.may_run
+    waits = ""
+    if decider.owns and not decider.may_run:
+        waits = obstacle_of(arbiter, host, guest) or decider.why_stopped()
     return Standing(
         term=grant.term,
         epoch=grant.epoch,
@@ -52,7 +63,7 @@ def standing_of(arbiter: Arbiter, host: HostId, obstacle: str) -> Standing | Non
         sole=grant.sole is not None,
         override=grant.override,
         witness=None if decider.witness_lost else decider.register.witnesses[decider.current],
-        waits=(obstacle or decider.why_stopped()) if waits else "",
+        waits=waits,
     )
 
 
