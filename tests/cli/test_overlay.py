@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from tests.cli.conftest import Command
 
 from pairsync.cli import overlay as overlay_module
+from pairsync.node.hostfile import HostFile
 from pairsync.node.labfile import LabFile
 from pairsync.node.labprepare import prepare
 
@@ -68,3 +70,26 @@ def test_how_they_look(directory: Path, command: Command, monkeypatch: pytest.Mo
     done = command("lab", "overlay", "export", str(directory), "b/vda/3", str(directory / "x"))
     assert (done.status, done.out) == (1, "")
     assert "no overlay '3'" in done.err
+
+
+def test_a_host_that_goes_away_in_the_middle_of_an_export_is_not_kept_from_its_disks(
+    directory: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was written here then, and the host could not come back for as long as that took."""
+
+    def ask(host: HostFile, request: Mapping[str, Any], **_: Any) -> dict[str, Any] | None:
+        kept = [{**KEPT, "id": "3"}] if host.name == "b" else []
+        return {"ok": True, "volumes": {"vda": kept}} if request["do"] == "overlays" else None
+
+    monkeypatch.setattr(overlay_module, "ask_host", ask)
+    image = directory / "image"
+    done = command("lab", "overlay", "export", str(directory), "b/vda/3", str(image))
+    assert (done.status, done.out) == (1, "")
+    assert done.err == f"pairsync: host b has gone away, and {image} is not written\n"
+
+
+def test_a_host_that_runs_with_fewer_volumes_than_its_file_names(
+    directory: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overlay_module, "ask_host", lambda *_, **__: {"ok": True, "volumes": {}})
+    assert command("lab", "overlay", "list", str(directory)) == (0, "no overlays\n", "")

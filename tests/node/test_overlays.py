@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 
-from pairsync.core.messages import Condition, Generation, OpKind, Role, WriteOp
+from pairsync.core.messages import Buffer, Condition, Generation, OpKind, Role, WriteOp
 from pairsync.core.units import BLOCK_BYTES, MIB
 from pairsync.errors import BusyError, ConfigError, MismatchError
 from pairsync.guest.config import GuestConfig, VolumeConfig
 from pairsync.guest.guest import open_guest
 from pairsync.guest.replica import create_replica, open_replica
 from pairsync.node.overlays import describe_overlay, open_stopped, overlay_handlers, overlay_path
+from pairsync.storage.osfile import OsFile
+from pairsync.storage.overlayexport import UNFINISHED_SUFFIX
 
 PAIR = b"p" * 16
 FIRST, SECOND = Generation(1, 1, 1), Generation(1, 2, 2)
@@ -67,6 +72,67 @@ async def test_a_host_that_runs(volume: VolumeConfig, tmp_path: Path) -> None:
         assert _own(await guest.volume("vda").read(0, 8 * BLOCK_BYTES))
         with pytest.raises(BusyError), open_stopped(volume, PAIR):
             pass
+
+
+class Held:
+    """Lets nothing be written to an image until it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.may_go = threading.Event(), threading.Event()
+        write = OsFile.write
+
+        def held(file: OsFile, offset: int, buffers: Sequence[Buffer], *, durable: bool = False) -> None:
+            if file.path.endswith(UNFINISHED_SUFFIX):
+                self.begun.set()
+                assert self.may_go.wait(20)
+            write(file, offset, buffers, durable=durable)
+
+        monkeypatch.setattr(OsFile, "write", held)
+
+    async def wait_begun(self) -> None:
+        while not self.begun.is_set():
+            await trio.sleep(0.01)
+
+
+async def test_nobody_waits_for_an_export_that_is_not_wanted_any_more(
+    volume: VolumeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that was told to end went on until it was written, owned its guest, and did not serve it."""
+    image = tmp_path / "image"
+    request = {"volume": "vda", "id": "1", "file": str(image)}
+    held = Held(monkeypatch)
+    async with open_guest(GuestConfig("guest", PAIR, Role.ACTIVE, [volume])) as guest:
+        handlers = overlay_handlers(guest)
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(handlers["overlay-export"], request)
+                await held.wait_begun()
+                with pytest.raises(BusyError, match="already"):
+                    await handlers["overlay-export"](request)
+                nursery.cancel_scope.cancel()
+        held.may_go.set()
+        with trio.fail_after(20):
+            while list(tmp_path.glob("image*")):
+                await trio.sleep(0.01)
+        await handlers["overlay-export"](request)
+        assert _own(image.read_bytes())
+
+
+async def test_an_export_does_not_keep_a_host_from_taking_the_guest_over(
+    volume: VolumeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The overlay's file was in use by it, so the disks could not be opened anew, and the host ended."""
+    image = tmp_path / "image"
+    request = {"volume": "vda", "id": "1", "file": str(image)}
+    held = Held(monkeypatch)
+    async with open_guest(GuestConfig("guest", PAIR, Role.ACTIVE, [volume])) as guest:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(overlay_handlers(guest)["overlay-export"], request)
+            await held.wait_begun()
+            await guest.become(Role.ACTIVE, 2, in_order=True)
+            held.may_go.set()
+        assert guest.serves
+        assert _own(image.read_bytes())  # all was read by then; else it would have ended with an error
 
 
 async def test_a_host_that_is_down(volume: VolumeConfig, tmp_path: Path) -> None:

@@ -189,6 +189,18 @@ def test_one_log_at_a_time(bench: Bench) -> None:
     assert bench.medium.names() == ["v"]
 
 
+def test_who_reads_an_overlay_keeps_nobody_from_it(bench: Bench) -> None:
+    overlays = bench.overlays()
+    info = bench.keep(overlays, [3], 100)
+    batches = overlays.ops("1")
+    (first,) = next(batches)
+    again = bench.overlays()
+    assert list(again.list()) == [info]
+    again.drop("1")
+    assert list(batches) == []
+    assert first.offset == 3 * BLOCK_BYTES
+
+
 def test_a_volume_grows_and_its_overlays_stay(make_superblock: Make) -> None:
     small, large = 5 * BLOCK_BYTES - 1000, 9 * BLOCK_BYTES
     medium = SimMedium()

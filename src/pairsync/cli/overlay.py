@@ -47,7 +47,7 @@ def _list(hosts: Sequence[HostFile]) -> list[dict[str, Any]]:
         answer = ask_host(host, {"do": "overlays"}, seconds=ASK_S)
         for volume in host.volumes:
             if answer is not None:
-                infos = answer["volumes"][volume.name]
+                infos = answer["volumes"].get(volume.name, [])  # its file may name more than it runs with
             else:
                 with open_stopped(volume, host.pair_id) as stopped:
                     infos = [describe_overlay(info) for info in stopped.overlays.list()]
@@ -91,12 +91,23 @@ def _line(overlay: Mapping[str, Any]) -> str:
 
 
 def _export(host: HostFile, volume: str, number: str, target: Path, *, quiet: bool) -> None:
-    """Have the host write it, or do it here if that is down."""
+    """Have the host write it, or do it here if that is down.
+
+    One that goes away in the middle of it is about to come back, and is not kept from its disks.
+    """
     from pairsync.node.overlays import open_stopped
 
+    what = f"{host.name}/{volume}/{number}"
+    if ask_host(host, {"do": "overlays"}, seconds=ASK_S) is None:
+        with (
+            show_progress(what, quiet=quiet) as show,
+            open_stopped(_volume(host, volume), host.pair_id) as stopped,
+        ):
+            stopped.export(number, target, show or (lambda _done, _total: None))
+        return
     request = {"do": "overlay-export", "volume": volume, "id": number, "file": str(target)}
     question = {"do": "overlay-progress", "file": str(target)}
-    with show_progress(f"{host.name}/{volume}/{number}", quiet=quiet) as show:
+    with show_progress(what, quiet=quiet) as show:
 
         def told(how_far: Mapping[str, Any]) -> None:
             if show is not None and how_far["total"]:
@@ -104,8 +115,7 @@ def _export(host: HostFile, volume: str, number: str, target: Path, *, quiet: bo
 
         watch = None if show is None else (question, told)
         if ask_host(host, request, seconds=float("inf"), watch=watch) is None:
-            with open_stopped(_volume(host, volume), host.pair_id) as stopped:
-                stopped.export(number, target, show or (lambda _done, _total: None))
+            raise ConfigError(f"host {host.name} has gone away, and {target} is not written")
 
 
 def _commands(hosts_of: Hosts, where: str) -> App:

@@ -2,7 +2,8 @@
 
 A host that runs has its replicas open alone, so it is asked (`overlay_handlers`); the files of one that is
 down are opened here (`StoppedReplica`).  An export runs in a thread of its own beside all else, and tells how
-far it is to whoever asks meanwhile.
+far it is to whoever asks meanwhile.  It ends when whoever asked for it leaves, and nobody waits for it then:
+neither a host that ends, nor one that is to take the guest over.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import trio
 
 from pairsync.core.messages import OpKind
-from pairsync.errors import ConfigError, MismatchError
+from pairsync.errors import BusyError, ConfigError, MismatchError
 from pairsync.guest.config import VolumeConfig
 from pairsync.guest.guest import Guest
 from pairsync.storage.file import open_volume
@@ -59,7 +60,7 @@ def overlay_path(volume: VolumeConfig, number: str) -> Path:
 
 def overlay_handlers(guest: Guest) -> dict[str, Handler]:
     """What the control socket of a host understands of them."""
-    exports: dict[str, tuple[int, int]] = {}  # file: bytes done and in all, of those under way
+    exports: dict[str, list[int]] = {}  # file: bytes done and in all, of those under way
     limiter = trio.CapacityLimiter(THREADS_MAX)
 
     async def overlays(_: Mapping[str, Any]) -> Answer:
@@ -74,20 +75,24 @@ def overlay_handlers(guest: Guest) -> dict[str, Handler]:
     async def export(request: Mapping[str, Any]) -> Answer:
         volume, number, file = (str(request.get(key)) for key in ("volume", "id", "file"))
         device = guest.replica(volume).device
+        if file in exports:
+            raise BusyError(f"{file} is being written already")
+        how_far = exports[file] = [0, 0]
 
-        def progress(done: int, total: int) -> None:
-            exports[file] = (done, total)
+        def progress(*done_and_total: int) -> None:
+            trio.from_thread.check_cancelled()
+            how_far[:] = done_and_total
 
         job = partial(_overlays_of(guest, volume).export, number, device, file, progress=progress)
         try:
-            await trio.to_thread.run_sync(job, limiter=limiter)
+            await trio.to_thread.run_sync(job, abandon_on_cancel=True, limiter=limiter)
         finally:
-            exports.pop(file, None)
+            del exports[file]
         return {"file": file}
 
     async def progress(request: Mapping[str, Any]) -> Answer:
         await trio.lowlevel.checkpoint()
-        done, total = exports.get(str(request.get("file")), (0, 0))
+        done, total = exports.get(str(request.get("file")), [0, 0])
         return {"done": done, "total": total}
 
     async def undo(request: Mapping[str, Any]) -> Answer:

@@ -59,8 +59,11 @@ class Directory(abc.ABC):
         """Make an empty file and open it alone; `ConfigError` if there is one of that name."""
 
     @abc.abstractmethod
-    def open(self, name: str) -> GrowingFile:
-        """Open a file alone: `BusyError` if it is in use, `BackendError` if there is none."""
+    def open(self, name: str, *, alone: bool = True) -> GrowingFile:
+        """Open a file alone: `BusyError` if it is in use, `BackendError` if there is none.
+
+        With ``alone`` False it is only to be read, beside whoever has it open or opens it.
+        """
 
     @abc.abstractmethod
     def publish(self, file: GrowingFile, name: str) -> None:
@@ -115,9 +118,9 @@ class OsDirectory(Directory):
             raise
         return file
 
-    def open(self, name: str) -> OsGrowingFile:
+    def open(self, name: str, *, alone: bool = True) -> OsGrowingFile:
         """As `Directory.open`."""
-        return OsGrowingFile(self._where / name)
+        return OsGrowingFile(self._where / name, alone=alone)
 
     def publish(self, file: GrowingFile, name: str) -> None:
         """As `Directory.publish`."""

@@ -70,16 +70,18 @@ class OsFile(BlockFile):
     """A regular file or block device, open for reading and writing by this object alone.
 
     Construction raises `BusyError` if another process (or object) has it open, `BackendError` otherwise.
-    ``create`` makes an empty file where there is none (mode 0600).
+    ``create`` makes an empty file where there is none (mode 0600).  With ``alone`` False others may have a
+    regular file open, and open it: it is only to be read.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, create: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, create: bool = False, alone: bool = True) -> None:
         super().__init__()
         self._name = Path(path).absolute()
         self.path = str(self._name)
         self._fd = _open(self.path, create=create)  # -1 once closed
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if alone:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             about = os.fstat(self._fd)
             self.is_block_device = _is_block_device(self.path, about)
             self.size_bytes = file_size_bytes(self._fd)

@@ -13,8 +13,10 @@ ENOSPC, and `make_room` drops kept overlays, the oldest first, each after a warn
 **After a crash** a file is as it was before the last step or as after it.  `begin` tells from the superblock
 what an undo log that it finds is worth: see there.
 
-**Threads.**  `list` answers from memory, from any thread.  `export` and `ops` open their file alone and may
-run beside all else; they read the device beside the data lane.  All other methods belong to the data lane.
+**Threads.**  `list` answers from memory, from any thread.  `export` and `ops` may run beside all else: they
+read a file that nobody changes, and keep nobody from opening it, for they may take hours, and the host may
+have to take the guest over meanwhile.  They read the device beside the data lane.  All other methods belong
+to the data lane.
 """
 
 from __future__ import annotations
@@ -305,7 +307,7 @@ class Overlays:
         merged: DirtyMap | None = None
         for info in self._infos.values():
             if info.state is OverlayState.KEPT and info.lineage == header.lineage:
-                log = open_log(self._directory, self._name(int(info.id)))
+                log = open_log(self._directory, self._name(int(info.id)), alone=False)
                 try:
                     kept = kept_blocks(log)
                 finally:
@@ -397,7 +399,7 @@ class Overlays:
     def _open_to_read(self, overlay_id: str) -> OverlayLog:
         number = int(self.find(overlay_id).id)
         self._check_not_open(number)
-        return open_log(self._directory, self._name(number))
+        return open_log(self._directory, self._name(number), alone=False)
 
     def drop(self, overlay_id: str) -> None:
         """Remove an overlay for good.

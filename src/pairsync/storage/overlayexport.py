@@ -105,10 +105,10 @@ def overlay_ops(path: Path, volume_id: bytes, size_bytes: int) -> Generator[list
     """The content of a kept overlay's file as batches of writes, with at most 1 MiB of data each.
 
     Close the generator if it is not walked to its end.  `MismatchError` if it is another volume's or of a
-    larger one, `ConfigError` for an undo log, `MetadataError` for damaged content, `BusyError` if in use.
+    larger one, `ConfigError` for an undo log, `MetadataError` for damaged content.
     """
     where = path.absolute()
-    log = open_log(OsDirectory(where.parent), where.name)
+    log = open_log(OsDirectory(where.parent), where.name, alone=False)
     try:
         header = log.header
         if header.volume_id != volume_id or header.size_bytes > size_bytes:

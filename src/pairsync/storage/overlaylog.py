@@ -303,13 +303,13 @@ def read_overlay_header(file: GrowingFile) -> tuple[DualSlot, OverlayHeader]:
         raise MetadataError(f"{file.path}: {error}", error.errno) from error
 
 
-def open_log(directory: Directory, name: str) -> OverlayLog:
-    """Open a file alone and look through it; writes nothing.
+def open_log(directory: Directory, name: str, *, alone: bool = True) -> OverlayLog:
+    """Open a file alone, or only to read it, and look through it; writes nothing.
 
     `BusyError` if it is in use, `MetadataError` if the header is damaged or of a newer version, else
     `BackendError`.  Damage to records raises nothing: see `OverlayLog.damage`.
     """
-    file = directory.open(name)
+    file = directory.open(name, alone=alone)
     try:
         slots, header = read_overlay_header(file)
         log = OverlayLog(file, slots, header)

@@ -88,11 +88,12 @@ class FaultyDisk:
                 file.pulled = True
         self.set(DiskState.FAIL)
 
-    def open(self, path: str | os.PathLike[str]) -> FaultyFile:
+    def open(self, path: str | os.PathLike[str], *, alone: bool = True) -> FaultyFile:
         """Open a file that lies on this disk; as `OsFile`, and `BackendError` while the disk fails."""
         self.ask(os.fspath(path), "open")
         with self._changed:
-            file = _ArmedFile(path) if self._armed else FaultyFile(path)
+            kind = _ArmedFile if self._armed else FaultyFile
+            file = kind(path, alone=alone)
             file.disk = self
             self._files.add(file)
         return file
@@ -248,9 +249,9 @@ class FaultyDirectory(OsDirectory):
         super().create(name).close()
         return self.open(name)
 
-    def open(self, name: str) -> FaultyFile:
+    def open(self, name: str, *, alone: bool = True) -> FaultyFile:
         """As `Directory.open`."""
-        return self._disk.open(Path(self.path) / name)
+        return self._disk.open(Path(self.path) / name, alone=alone)
 
     def publish(self, file: GrowingFile, name: str) -> None:
         """As `Directory.publish`."""

@@ -247,9 +247,9 @@ class RecordingDirectory(Directory):
         self._recording.sync_directory()
         return RecordingGrowingFile(file, self._recording, number)
 
-    def open(self, name: str) -> RecordingGrowingFile:
+    def open(self, name: str, *, alone: bool = True) -> RecordingGrowingFile:
         """As `Directory.open`."""
-        file = self._directory.open(name)
+        file = self._directory.open(name, alone=alone)
         return RecordingGrowingFile(file, self._recording, self._recording.number(name))
 
     def publish(self, file: GrowingFile, name: str) -> None:

@@ -33,9 +33,10 @@ def _change(medium: SimMedium, name: str, what: str, size_bytes: int = 0) -> Non
 class SimGrowingFile(SimFile, GrowingFile):
     """A `SimFile` that was opened through a directory, and may be renamed or replaced under its name."""
 
-    def __init__(self, medium: SimMedium, name: str) -> None:
+    def __init__(self, medium: SimMedium, name: str, *, alone: bool = True) -> None:
         super().__init__(medium, name)
         self._platter = medium.platter(name, self._life)
+        self._alone = alone
 
     def _begin(
         self, action: SimAction, offset: int, length: int, *, durable: bool = False
@@ -48,7 +49,7 @@ class SimGrowingFile(SimFile, GrowingFile):
     def close(self) -> None:
         """As `BlockFile.close`."""
         self._closed = True
-        if self._life == self.medium.life:
+        if self._alone and self._life == self.medium.life:
             self._platter.is_open = False
 
     def resize(self, size_bytes: int) -> None:
@@ -88,9 +89,10 @@ class SimDirectory(Directory):
         self.medium.create(self.path + name, 0)
         return self.open(name)
 
-    def open(self, name: str) -> SimGrowingFile:
+    def open(self, name: str, *, alone: bool = True) -> SimGrowingFile:
         """As `Directory.open`."""
-        return SimGrowingFile(self.medium, self.medium.claim(self.path + name))
+        where = self.path + name
+        return SimGrowingFile(self.medium, self.medium.claim(where) if alone else where, alone=alone)
 
     def publish(self, file: GrowingFile, name: str) -> None:
         """As `Directory.publish`."""
