@@ -29,6 +29,15 @@ def test_a_whole_pair_survives_every_single_failure_with_nothing_lost() -> None:
     assert seen.single[F.WITNESS].within_ns == 0
 
 
+def test_a_disk_that_hangs_is_waited_for_before_anybody_acts() -> None:
+    """It was said that the guest moves within the failover time."""
+    seen = outlook(replace(WHOLE, hang_ns=15 * SECOND), failover_ns=5 * SECOND).single
+    waits = {failure: each.within_ns // SECOND for failure, each in seen.items()}
+    assert waits == {F.OWNER: 5, F.STANDBY: 5, F.LINK: 5, F.WITNESS: 0, F.OWNER_DISK: 20, F.STANDBY_DISK: 20}
+    alone = outlook(State(in_sync=False, sole=True, hang_ns=15 * SECOND), failover_ns=5 * SECOND).single
+    assert not any(each.within_ns for each in alone.values())
+
+
 def test_the_grant_outlives_the_witness() -> None:
     pairs = outlook(WHOLE, failover_ns=5 * SECOND).safe_pairs
     for first in (F.STANDBY, F.LINK, F.OWNER, F.STANDBY_DISK):

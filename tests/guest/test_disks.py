@@ -11,13 +11,13 @@ import pytest
 import trio
 from tests.guest.harness import PAIR_ID, Pair, in_time
 
-from pairsync.core.limits import VolumeOptions
+from pairsync.core.limits import FLUSH_DEADLINES, VolumeOptions
 from pairsync.core.messages import Role
 from pairsync.core.units import NS_PER_MS
 from pairsync.errors import BackendError, BusyError, ClosedError
 from pairsync.guest import disks as disks_module
 from pairsync.guest.config import VolumeConfig
-from pairsync.guest.disks import FLUSH_DEADLINES, Disks, _Opening, describe_hang, open_disks
+from pairsync.guest.disks import Disks, _Opening, describe_hang, open_disks
 from pairsync.guest.replica import Replica, flush_job, open_replica
 from pairsync.storage import lane as lane_module
 from pairsync.storage.lane import InlineLane, IoLane, Lane

@@ -9,7 +9,11 @@ from pairsync.errors import ConfigError
 from .tracker import WINDOW_BYTES_DEFAULT
 from .units import MIB, NS_PER_MS, NS_PER_S
 
-__all__ = ["UNAPPLIED_BYTES_MAX", "VolumeOptions"]
+__all__ = ["FLUSH_DEADLINES", "UNAPPLIED_BYTES_MAX", "VolumeOptions"]
+
+FLUSH_DEADLINES = 3
+"""So many disk deadlines a flush may take, or a walk over what is allocated: it may have to write a cache of
+some hundred megabytes, where any other operation is of one batch."""
 
 UNAPPLIED_BYTES_MAX = 1024 * MIB
 """Data of all volumes of a guest that one host has sent and the other has not applied.  The options of an
@@ -39,8 +43,8 @@ class VolumeOptions:
     ``peer_deadline_ns``
         A connected peer that owes an answer for longer is taken for hung, and left.
     ``disk_deadline_ns``
-        A disk of the standby that takes longer for one operation is taken for hung, and the standby leaves;
-        a flush, which may have a whole cache to write, has three times as long.  Well below
+        A disk that takes longer for one operation is taken for hung: a standby leaves, an active host hands
+        the guest over.  A flush has `FLUSH_DEADLINES` times as long.  Well below
         ``peer_deadline_ns``: the host that knows the reason should be the first to act.
     ``flush_after_ns``
         Written blocks are made durable on both sides after that time even if the guest never flushes.
@@ -72,6 +76,11 @@ class VolumeOptions:
     overlay_bytes: int | None = None
     verify_reads: bool = False
     scrub_interval_ns: int = 7 * 24 * 3600 * NS_PER_S
+
+    @property
+    def hang_ns(self) -> int:
+        """So long at most a disk that hangs is waited for before it is taken for hung."""
+        return FLUSH_DEADLINES * self.disk_deadline_ns
 
     @property
     def copying_bytes(self) -> int:

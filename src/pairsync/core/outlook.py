@@ -60,6 +60,7 @@ class State:
     witness that is one of the voters.  ``in_sync``: the grant counts the standby, and its host is up.
     ``lag_bytes``: what an in-sync standby may lack of what was acknowledged (level ``async``).  ``leaves``:
     the owner hands the guest over when its disk fails; it does not where the standby may lack something.
+    ``hang_ns``: so long a disk that hangs may be waited for.
     """
 
     in_sync: bool
@@ -70,6 +71,7 @@ class State:
     owner_disk: bool = True
     lag_bytes: int = 0
     leaves: bool = True
+    hang_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ def state_of(arbiter: Arbiter, sources: Sequence[VolumeSource], *, linked: bool)
         owner_disk=all(each.failed is None for each in sources),
         lag_bytes=sum(each.inflight_bytes for each in lagging),
         leaves=not lagging,
+        hang_ns=max((each.options.hang_ns for each in sources), default=0),
     )
 
 
@@ -164,10 +167,13 @@ def outlook(state: State, *, failover_ns: int) -> Outlook:
 def _prospect(state: State, failure: Failure, failover_ns: int) -> Prospect:
     fate, _ = after(state, failure)
     moves = fate is Fate.MOVES
-    # A peer that is silent is given up, or takes over, within the stated time; writes wait meanwhile.
-    waits = moves or failure in {Failure.STANDBY, Failure.LINK}
+    # A peer that is silent is given up, or takes over, within the stated time; writes wait meanwhile.  So it
+    # is for a disk once it is known not to work: at worst it hangs.
+    disk = failure in {Failure.OWNER_DISK, Failure.STANDBY_DISK}
+    waits = moves or failure in {Failure.STANDBY, Failure.LINK, Failure.STANDBY_DISK}
+    within_ns = failover_ns + (state.hang_ns if disk else 0)
     lost_bytes = state.lag_bytes if moves and failure in {Failure.OWNER, Failure.LINK} else 0
-    return Prospect(fate, failover_ns if waits and state.in_sync else 0, lost_bytes)
+    return Prospect(fate, within_ns if waits and state.in_sync else 0, lost_bytes)
 
 
 def _harmless(prospect: Prospect) -> bool:

@@ -36,13 +36,9 @@ from .config import GuestConfig, VolumeConfig
 from .performer import Lanes
 from .replica import Replica
 
-__all__ = ["FLUSH_DEADLINES", "OPENING_S", "Disks", "Opener", "Unopened", "describe_hang", "open_disks"]
+__all__ = ["OPENING_S", "Disks", "Opener", "Unopened", "describe_hang", "open_disks"]
 
 _log = logging.getLogger("pairsync.guest")
-
-FLUSH_DEADLINES: Final = 3
-"""So many disk deadlines a flush may take, or a walk over what is allocated: it may have to write a cache of
-some hundred megabytes, where any other operation is of one batch."""
 
 OPENING_S: Final = 5.0
 """So long the disks may take to be opened before a standby begins without: the deadline of an operation."""
@@ -140,12 +136,12 @@ class Disks:
         if not self.lanes:
             return 0
         lanes = self.lanes[index]
-        deadline_ns = self._config.volumes[index].options.disk_deadline_ns
+        options = self._config.volumes[index].options
         age_ns = max(lanes.data.job_age_ns, lanes.meta.job_age_ns, read_age_ns)
-        if age_ns > deadline_ns:
+        if age_ns > options.disk_deadline_ns:
             return age_ns
         flush_ns = lanes.side.job_age_ns
-        return flush_ns if flush_ns > FLUSH_DEADLINES * deadline_ns else 0
+        return flush_ns if flush_ns > options.hang_ns else 0
 
     # ------------------------------------------------------------------ closing, and opening anew
 

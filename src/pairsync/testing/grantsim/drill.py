@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pairsync.core.outlook import Failure, Fate, Outlook, State, outlook, state_of
+from pairsync.core.outlook import Failure, Fate, Outlook, Prospect, State, outlook, state_of
 from pairsync.core.units import NS_PER_S
 
-from .medium import FAILS, FLUSH_DEADLINES, HANGS
+from .medium import FAILS, HANGS
 from .network import WITNESS
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def drill(world: GrantWorld) -> None:
         world.coverage.reach(f"drill:{fate.value}")
         life = owner.life
         _strike(world, owner, failure)
-        _watch(world, owner, life, failure, fate)
+        _watch(world, owner, life, failure, seen.single[failure])
         if fate is Fate.STOPS:
             return
 
@@ -112,12 +112,12 @@ def _witness_dies(world: GrantWorld) -> None:
         witness.up = False
 
 
-def _watch(world: GrantWorld, owner: GrantHost, life: int, failure: Failure, fate: Fate) -> None:
-    """What happens within the stated time, and what has become of the guest then."""
-    struck_ns = world.clock.now
-    within_ns = world.profile.timing.failover_ns
+def _watch(world: GrantWorld, owner: GrantHost, life: int, failure: Failure, said: Prospect) -> None:
+    """What happens within the time that was said, and what has become of the guest then."""
+    struck_ns, fate = world.clock.now, said.fate
+    within_ns = max(world.profile.timing.failover_ns, said.within_ns)
     if failure in {Failure.OWNER_DISK, Failure.STANDBY_DISK}:
-        within_ns += max(_noticed_ns(world, host) for host in world.hosts)
+        within_ns += UNUSED_NS  # nobody waits for it then
     world.run_until(struck_ns + within_ns)
     there = owner.life == life and owner.serves
     other = world.hosts[1 - owner.index].serves
@@ -136,14 +136,6 @@ def _watch(world: GrantWorld, owner: GrantHost, life: int, failure: Failure, fat
     oldest_ns = world.guest.oldest_ns()
     served = oldest_ns is None or oldest_ns > struck_ns + within_ns
     _require(world, served, failure, "what is asked after it is not answered")
-
-
-def _noticed_ns(world: GrantWorld, host: GrantHost) -> int:
-    """A disk that hangs, and that nobody uses but a question every two seconds, is taken for hung then."""
-    if not any(medium.sick for medium in host.media):
-        return 0
-    deadline_ns = max(options.disk_deadline_ns for options in world.profile.options)
-    return UNUSED_NS + (FLUSH_DEADLINES * deadline_ns if any(m.sick == HANGS for m in host.media) else 0)
 
 
 def _require(world: GrantWorld, holds: bool, failure: Failure, text: str) -> None:

@@ -27,12 +27,9 @@ if TYPE_CHECKING:
     from .plane import Plane
     from .world import GrantWorld
 
-__all__ = ["FAILS", "FLUSH_DEADLINES", "HANGS", "GuestRead", "Medium", "VolumeDisk"]
+__all__ = ["FAILS", "HANGS", "GuestRead", "Medium", "VolumeDisk"]
 
 FAILS, HANGS = "fails", "hangs"
-FLUSH_DEADLINES = 3
-"""As ``guest.disks``: a flush has so many times the deadline of any other operation."""
-
 
 _End: TypeAlias = "tuple[Callable[..., None], tuple[Any, ...]]"
 """Of a job: what is to be done then."""
@@ -78,7 +75,7 @@ class VolumeDisk:
         self._index = index
         self._random = world.random
         self._speeds = world.profile.speeds
-        self._deadline_ns = world.profile.options[index].disk_deadline_ns
+        self._options = world.profile.options[index]
         self._lane = Lane(world.clock, partial(self._comes, self._io_done))
         self._metadata_lane = Lane(world.clock, partial(self._comes, self._metadata_done))
         self._flushing = 0
@@ -108,7 +105,7 @@ class VolumeDisk:
         if not self._hung:
             return False
         flushes = all(run == self._flush_done for run, _ in self._hung)
-        deadline_ns = self._deadline_ns * (FLUSH_DEADLINES if flushes else 1)
+        deadline_ns = self._options.hang_ns if flushes else self._options.disk_deadline_ns
         return now_ns - self._hung_since_ns > deadline_ns
 
     def probe(self) -> bool:
