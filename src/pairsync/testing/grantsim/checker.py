@@ -128,6 +128,8 @@ class GrantChecker:
         """The guest begins to run there, from what lies on the disk."""
         world = self._world
         world.trace.note(host.name, "takes-over", term)
+        if not host.serves:
+            return  # its machine stood still until its lease had run out: nobody sees it
         if self._served_by is not None:
             world.coverage.reach("returned" if self._served_by == host.index else "took-over")
         moves = self._served_by != host.index

@@ -48,6 +48,13 @@ class _GrantLink(Link):
     def _silence_ns(self) -> int:
         return self._timing.silence_ns + self._random.randrange(self._timing.heartbeat_ns)
 
+    def _end(self, index: int, reason: str) -> None:
+        session = self._ends[index].session
+        super()._end(index, reason)
+        if session:  # the other end hears nothing of it any more, whatever becomes of the path
+            silence_ns = self._timing.silence_ns + self._timing.heartbeat_ns
+            self._clock.after(silence_ns, self._end_session, 1 - index, session, "silence")
+
 
 class Network:
     """See the module."""
