@@ -17,6 +17,17 @@ def test_it_is_asked_for_once_until_it_is_answered() -> None:
     assert out == [AskAlone(), AskAlone()]
 
 
+def test_who_has_got_its_peer_back_and_loses_it_again_asks_again() -> None:
+    """The first question had come to nothing when the peer was in sync, and the guest hung."""
+    out: list[Effect] = []
+    permit = Permit(out, alone=False)
+    permit.ask()
+    permit.renounce()
+    permit.ask()
+    permit.ask()
+    assert out == [AskAlone(), AskAlone()]
+
+
 def test_whoever_has_it_asks_nobody() -> None:
     out: list[Effect] = []
     permit = Permit(out, alone=True)

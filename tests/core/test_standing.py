@@ -416,6 +416,18 @@ def test_a_permit_is_not_used_once_the_peer_is_needed_again() -> None:
     assert bench.standing.phase is Phase.IN_SYNC
 
 
+def test_a_peer_that_came_back_before_the_answer_did_is_asked_about_again_when_it_is_lost() -> None:
+    bench = Arbitrated(in_sync_block())
+    bench.standing.request_alone()
+    assert bench.asked == 1
+    bench.standing.prepare()
+    bench.standing.begun()
+    bench.standing.adopt()
+    assert bench.standing.adopted(FIRST)
+    bench.standing.leave(Phase.ABSENT, at_once=True)
+    assert bench.asked == 2
+
+
 def test_a_grant_that_counts_the_peer_again_takes_the_permit_back() -> None:
     bench = Arbitrated(replace(in_sync_block(), peer_in_sync=False))
     bench.give()

@@ -16,9 +16,10 @@ from pairsync.testing.sim import Outcome, run_seeds
 SEEDS = 2000
 """In CI: two minutes on two busy cores."""
 
-FAILED_BEFORE = (203007, 211338, 212657, 223968, 224841, 231857, 253659, 256730)
+FAILED_BEFORE = (203007, 211338, 212657, 223968, 224841, 231857, 253659, 256730, 257895)
 """Beyond CI's.  In these the core was wrong, or its shell, which the simulator does alike:
 
+257895: a guest hung when its standby was lost, for it had asked to go on alone once before, in vain;
 231857: a host that had been overruled while its disks were opened began to serve;
 223968: who ended in order while a disk hung kept the other host from taking over for 30 s;
 212657: the preferred witness was not looked for while the alternate owed an answer, and ever more rarely.

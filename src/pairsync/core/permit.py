@@ -2,7 +2,8 @@
 
 A replica leaves the in-sync set by a new grant only, agreed before the next acknowledgement.  Who agrees is
 not known here (`core.arbitration`, and where there is no arbitration nobody): a volume that wants to go on
-alone asks, once, and waits until the permit is given.
+alone asks, once, and waits until the permit is given, or until its peer is back: then nobody may be asked any
+more to do without it, and the next who has to asks anew.
 
 One a guest, shared by its volumes, whose memberships make one grant.
 """
@@ -22,7 +23,7 @@ class Permit:
     def __init__(self, out: list[Effect], *, alone: bool) -> None:
         self.alone = alone
         """The grant in force does not count the peer, and none that does can still be chosen."""
-        self._asked = False  # since it was given or withdrawn last
+        self._asked = False  # since it was given or withdrawn, or a volume had its peer back
         self._out = out
 
     def ask(self) -> None:
@@ -30,6 +31,10 @@ class Permit:
         if not self.alone and not self._asked:
             self._asked = True
             self._out.append(AskAlone())
+
+    def renounce(self) -> None:
+        """A volume has its peer back."""
+        self._asked = False
 
     def give(self, *, alone: bool) -> None:
         """The grant register has spoken."""

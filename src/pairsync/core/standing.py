@@ -278,6 +278,7 @@ class Standing:
             return False
         self._become(Phase.CONFIRMING)
         self._renewal_due = self._renewal_asked = False
+        self._permit.renounce()
         block = replace(self.superblock, peer_in_sync=True, map_base=self.newest)
         if block == self._writer.durable and self._writer.settled:  # it never left (the link flapped)
             self._become(Phase.IN_SYNC)
