@@ -47,12 +47,12 @@ def exchange_disk(both: Both, host: Host) -> None:
     both.pair.create(hosts=host)
 
 
-async def move_in_vain(half: Half) -> None:
-    """The other host gives the guest back: whoever asked hears that, or has seen it there before."""
+async def move_in_vain(half: Half, why: str = "given it back") -> None:
+    """The guest does not stay with the other host: whoever asked hears why, or has seen it there before."""
     try:
         await half.arbitration.move()
     except ArbitrationError as error:
-        if "given it back" not in str(error):
+        if why not in str(error):
             raise
 
 
@@ -459,9 +459,33 @@ async def test_who_is_overruled_while_its_disks_are_opened_serves_nothing(
 
         monkeypatch.setattr(disks, "reopen", slowly)
         monkeypatch.setattr(second.guest, "renew", renewed)
-        await move_in_vain(first)
+        await move_in_vain(first, "a person has said otherwise")
         await until(lambda: agreed(first) and agreed(second))
         assert first.serves
         assert roles
         assert set(roles) == {Role.STANDBY}
         assert await first.read(3) == noise(3)
+
+
+async def test_a_guest_goes_on_without_a_standby_that_was_back_before_it_was_left_out(
+    both: Both,
+) -> None:
+    """The witness was away while the link flapped.  When the standby's disk failed later, nobody asked
+    whether the guest may go on without it, and it stood still."""
+    async with in_time(), both.whole() as (first, second):
+        arbiter = first.arbitration.arbiter
+        await until(lambda: first.arbitration.in_sync)
+        first.cable.cut = True
+        await first.write(1)
+        assert first.guest.link is not None
+        first.guest.link.renew_session("a flap")
+        await until(lambda: not arbiter.decider.vouched)
+        await until(lambda: agreed(first) and first.guest.in_sync and arbiter.decider.vouched)
+        first.cable.cut = False
+        both.disks["b"].arm()
+        await second.guest.use_threads("vda")
+        both.disks["b"].set(DiskState.FAIL)
+        await first.write(2)
+        assert arbiter.peer_excluded
+        assert arbiter.decider.peer_alive
+        both.disks["b"].set(DiskState.OK)

@@ -273,7 +273,9 @@ class Arbitration:
             decider = self.arbiter.decider
             if not decider.moving and decider.base == grant:  # else a newer one is about to be in force
                 why = "the other host went silent, or too slow"
-                if grant and before and grant.fork == before.fork and grant.term > before.term:
+                if grant and before and grant.fork != before.fork:
+                    why = "a person has said otherwise meanwhile"
+                elif grant and before and grant.term > before.term:
                     why = "the other host has given it back"
                 raise ArbitrationError(f"guest {self._guest.name} has not moved: {why}")
             await trio.sleep(MOVE_LOOK_S)
