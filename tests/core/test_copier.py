@@ -24,6 +24,7 @@ from pairsync.core.messages import (
     VolumePlan,
     WriteOp,
 )
+from pairsync.core.permit import Permit
 from pairsync.core.questions import Questions
 from pairsync.core.resync import PIECE_BLOCKS, Found, Pacer
 from pairsync.core.standing import Phase, Standing
@@ -40,8 +41,11 @@ FIRST = Generation(1, 1, 1)
 class Bench:
     """A copier with all that it needs, and metadata that is written when told to."""
 
-    def __init__(self, *, peer_in_sync: bool = False, dirty: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, *, peer_in_sync: bool = False, dirty: tuple[int, ...] = (), arbitrated: bool = False
+    ) -> None:
         self.out: list[Effect] = []
+        self.permit = Permit(self.out, alone=not arbitrated)
         todo = DirtyMap(BLOCKS)
         for block in dirty:
             todo.mark(block, block + 1)
@@ -56,7 +60,7 @@ class Bench:
             peer_in_sync=peer_in_sync,
         )
         tags = itertools.count(2)
-        self.standing = Standing(0, superblock, lambda: next(tags), self.out)
+        self.standing = Standing(0, superblock, lambda: next(tags), self.out, self.permit)
         self.pacer = Pacer(NS_PER_MS, 16 * MIB)
         questions = Questions(0, self.standing, self.out)
         fetcher = Fetcher(0, self.standing, self.out)
@@ -380,6 +384,28 @@ def test_it_asks_to_adopt_when_all_is_durable_there() -> None:
     bench.copier.adopted()
     assert waits_since(bench) is None
     assert bench.copier.progress(9) is None
+
+
+def test_it_asks_to_adopt_nothing_that_is_not_recorded_here() -> None:
+    """A permit to go on alone came while the peer was copied to, and the disk failed before the generation
+    that it begins was there: the peer had it, and the two had diverged."""
+    bench = Bench(peer_in_sync=True, dirty=(3,), arbitrated=True)
+    bench.begin(SyncMode.INCREMENTAL)
+    bench.copier.begun(7)
+    bench.advance()
+    bench.sent()
+    bench.permit.give(alone=True)
+    bench.standing.permitted()
+    bench.answer(bench.reads()[0])
+    bench.copier.take_ready(all_of_it=True)
+    bench.flush_generation()
+    bench.advance()
+    assert bench.sent() == []
+    bench.persist()
+    (adopt,) = bench.sent()
+    assert isinstance(adopt, Adopt)
+    assert adopt.lineage == bench.standing.superblock.lineage
+    assert len(adopt.lineage) == 2
 
 
 def test_a_generation_that_is_closing_with_copied_blocks_is_waited_for() -> None:

@@ -16,9 +16,10 @@ from pairsync.testing.sim import Outcome, run_seeds
 SEEDS = 2000
 """In CI: two minutes on two busy cores."""
 
-FAILED_BEFORE = (203007, 211338, 212657, 223968, 224841, 231857, 253659, 256730, 257895)
+FAILED_BEFORE = (203007, 211338, 212657, 223968, 224841, 231857, 253659, 256730, 257895, 269374)
 """Beyond CI's.  In these the core was wrong, or its shell, which the simulator does alike:
 
+269374: a standby took over a generation that its owner, whose disk failed, had not recorded: they diverged;
 257895: a guest hung when its standby was lost, for it had asked to go on alone once before, in vain;
 231857: a host that had been overruled while its disks were opened began to serve;
 223968: who ended in order while a disk hung kept the other host from taking over for 30 s;

@@ -275,6 +275,7 @@ class Copier:
     def _prove(self, now_ns: int) -> None:
         """The peer lacks nothing, as far as is known here."""
         if not self.proves:
+            self._stage = _Stage.COPYING
             self._adopt(now_ns)
             return
         self._stage = _Stage.PROVING
@@ -317,6 +318,10 @@ class Copier:
             self._stage = _Stage.COPYING
 
     def _adopt(self, now_ns: int) -> None:
+        """Have the peer take the lineage over, once that is recorded here: a permit to go on alone that came
+        while it was copied to has begun a new generation, which would be the peer's alone if that failed."""
+        if not self._standing.settled:
+            return
         self._stage = _Stage.ADOPTING
         if not self._standing.joined:
             self._standing.adopt()
