@@ -126,7 +126,7 @@ def test_nothing_to_copy_asks_to_adopt_at_once() -> None:
     begin, adopt = bench.sent()
     assert isinstance(begin, Begin)
     assert begin.plan.mode is SyncMode.NOTHING
-    assert adopt == Adopt(1, 0, (FIRST,))
+    assert adopt == Adopt(1, 0, (FIRST,), milestone=1)
     assert bench.standing.phase is Phase.ADOPTING
     assert bench.copier.waiting_since_ns == 7
     assert bench.out == []

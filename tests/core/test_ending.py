@@ -56,7 +56,7 @@ def test_what_was_written_is_flushed_and_saved_before_the_superblock_says_clean(
     desk.ending.advance(2, quiet=True)
     flush = desk.only()
     assert isinstance(flush, Flush)
-    assert flush.point == number
+    assert flush.digests
     desk.ending.advance(3, quiet=True)
     assert not desk.out
     op = desk.flushes.local_done(flush.token)

@@ -18,7 +18,16 @@ from dataclasses import replace
 import pytest
 
 from pairsync.core import lineage
-from pairsync.core.lineage import Decision, Relation, Verdict, compare, plan_session, plan_volume
+from pairsync.core.lineage import (
+    Decision,
+    Relation,
+    Verdict,
+    compare,
+    outdated_by,
+    outlived,
+    plan_session,
+    plan_volume,
+)
 from pairsync.core.messages import Condition, Generation, Introduce, Role, SyncMode, VolumeState
 
 History = tuple[Generation, ...]  # oldest first; a lineage is its reverse
@@ -235,6 +244,57 @@ def test_both_hosts_come_to_the_same_decision() -> None:
     assert sessions == 33664
 
 
+# -- disks that were put back --------------------------------------------------------------------------------
+
+
+def forgotten(mine: History, theirs: History, reached: int | None, given: int) -> str | None:
+    """The oracle: what an active host with that past says of a standby that was given that milestone."""
+    if reached is None or not theirs or not is_prefix(theirs, mine):
+        return None
+    if mine == theirs:
+        return "active-rolled-back" if given > reached else None
+    left_at = mine[len(theirs)].epoch - 1  # the most that could have been given when it was left
+    return "rolled-back-apart" if given > left_at else None
+
+
+def test_every_pair_up_to_length_four_with_every_order_of_milestones() -> None:
+    """Refused exactly where the standby was given what the active has forgotten; else planned as ever."""
+    every = histories(LENGTH_MAX)
+    rules: Counter[str | None] = Counter()
+    for mine, theirs in itertools.product(every, repeat=2):
+        base = mine[0] if mine else None
+        for reached, given in itertools.product((None, 0, 1, 2, 3, 4), repeat=2):
+            active = replace(state(mine), map_base=base, reached=reached, given=9)
+            standby = replace(state(theirs), reached=9, given=given or 0)
+            rule = forgotten(mine, theirs, reached, standby.given) if mine else None
+            rules[rule] += 1
+            assert outlived(active, standby) is (rule is not None)
+            decision = plan_volume(active, standby)
+            if rule is None:
+                assert decision == plan_volume(replace(active, reached=None), standby), (active, standby)
+            else:
+                assert (decision.verdict, decision.rule) == (Verdict.REFUSE, rule), (active, standby)
+                assert "put back to an older state" in decision.evidence
+            one, other = introduction(Role.ACTIVE, active), introduction(Role.STANDBY, standby)
+            newer = rule == "active-rolled-back" or (mine and is_prefix(mine, theirs) and mine != theirs)
+            assert (outdated_by(one, other) is not None) is bool(newer)
+            assert outdated_by(one, replace(other, role=Role.ACTIVE)) is None
+            half = replace(standby, condition=Condition.SYNCING, sync_target=theirs[-1] if theirs else None)
+            assert plan_volume(active, half).rule != "active-rolled-back"  # it has nothing whole to lose
+    assert rules["active-rolled-back"] == 80 * (4 + 3 + 2 + 1)
+    assert rules["rolled-back-apart"] > 1000
+
+
+def test_two_replicas_never_outlive_each_other() -> None:
+    """What was given to a host counts as reached by it (`VolumeSetup`): so no two give way to each other."""
+    one = state((Generation(1, 1, 1),))
+    numbers = range(4)
+    for reached, given, other_reached, other_given in itertools.product(numbers, repeat=4):
+        mine = replace(one, reached=max(reached, given), given=given)
+        theirs = replace(one, reached=max(other_reached, other_given), given=other_given)
+        assert not (outlived(mine, theirs) and outlived(theirs, mine))
+
+
 # -- sizes --------------------------------------------------------------------------------------------------
 
 
@@ -349,6 +409,10 @@ def test_every_rule_is_reached_and_listed(snapshot: Callable[[str, str], None]) 
     for mine, theirs in itertools.product(every, repeat=2):
         for active, standby in itertools.product(actives(mine), standbys(mine, theirs)):
             note(plan_volume(active, standby), describe_case(active, standby))
+    old, new = Generation(1, 1, 1), Generation(1, 4, 2)
+    for past in ((old,), (old, new)):
+        put_back = replace(state(past), map_base=old, reached=6), replace(state((old,)), given=7)
+        note(plan_volume(*put_back), describe_case(*put_back))
     for sizes in ((SIZE, SIZE + 1), (SIZE + 1, SIZE)):
         grown = [replace(fine, size_bytes=size) for size, fine in zip(sizes, same_twice(), strict=True)]
         note(plan_volume(*grown), describe_case(*grown))

@@ -34,10 +34,10 @@ def in_sync_block() -> Superblock:
 class Bench:
     """A standing, the effects it wants, and a disk that writes superblocks when told to."""
 
-    def __init__(self, block: Superblock) -> None:
+    def __init__(self, block: Superblock, milestone: int = 1) -> None:
         self.out: list[Effect] = []
         tags = itertools.count(0x21)
-        self.standing = Standing(0, block, lambda: next(tags), self.out)
+        self.standing = Standing(0, block, lambda: next(tags), self.out, milestone=milestone)
 
     def activate(self, term: int = 1) -> Bench:
         self.standing.activate(term, "boot")
@@ -118,7 +118,58 @@ def test_a_new_term_keeps_the_lineage_until_something_is_written_alone() -> None
     assert bench.standing.newest == FIRST
     bench.standing.request_alone()
     bench.write_all()
-    assert bench.standing.superblock.lineage == (Generation(7, 1, 0x21), FIRST)
+    assert bench.standing.superblock.lineage == (Generation(7, 2, 0x21), FIRST)
+
+
+# -- milestones ----------------------------------------------------------------------------------------------
+
+
+def test_a_milestone_is_given_once_the_peer_is_in_sync_durably_and_not_before() -> None:
+    """A crash before that comes up with what was recorded in `activate`: no peer may know of more."""
+    bench = Bench(in_sync_block(), milestone=5).activate()
+    assert bench.standing.superblock.parted == 5
+    bench.standing.recorded(8)
+    bench.standing.prepare()
+    bench.standing.begun()
+    bench.standing.adopt()
+    assert bench.standing.give() == 5
+    assert bench.standing.adopted(FIRST)
+    assert bench.standing.give() == 5
+    (block,) = bench.persists()
+    assert block.parted is None
+    bench.write_all()
+    assert bench.standing.give() == 9
+    bench.standing.recorded(7)
+    assert bench.standing.give() == 9
+
+
+def test_a_superblock_that_still_counts_with_the_past_does_not_bring_the_peer_in() -> None:
+    bench = Bench(in_sync_block(), milestone=5).activate()
+    bench.standing.prepare()
+    bench.standing.begun()
+    bench.standing.adopt()
+    bench.standing.grow(1 << 21)
+    assert bench.standing.adopted(FIRST)
+    bench.write_one()  # of the growth
+    assert bench.phase() is Phase.CONFIRMING
+    bench.write_all()
+    assert bench.phase() is Phase.IN_SYNC
+
+
+def test_a_new_generation_is_above_all_that_was_given_and_not_above_what_was_reached_since() -> None:
+    bench = Bench(in_sync_block(), milestone=5).activate().joined()
+    bench.standing.recorded(6)
+    assert bench.standing.give() == 7
+    bench.standing.leave(Phase.ABSENT, at_once=False)
+    bench.standing.recorded(11)
+    bench.standing.request_alone()
+    bench.write_all()
+    assert bench.standing.newest == Generation(1, 8, 0x21)
+    bench.joined()
+    bench.standing.leave(Phase.ABSENT, at_once=True)
+    assert bench.standing.newest.epoch == 9  # nothing was given since, and it has a name of its own
+    bench.standing.give()
+    assert bench.standing.given == 7
 
 
 # -- alone ---------------------------------------------------------------------------------------------------
@@ -413,6 +464,7 @@ def test_a_permit_is_not_used_once_the_peer_is_needed_again() -> None:
     bench.give()
     assert not bench.persists()
     assert bench.standing.adopted(FIRST)
+    bench.write_all()
     assert bench.standing.phase is Phase.IN_SYNC
 
 

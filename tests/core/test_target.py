@@ -44,6 +44,7 @@ from pairsync.core.messages import (
     WriteOp,
 )
 from pairsync.core.points import TargetPoints
+from pairsync.core.setup import VolumeSetup
 from pairsync.core.superblock import Superblock
 from pairsync.core.target import (
     BARRIERS_MAX,
@@ -69,16 +70,17 @@ def consistent() -> Superblock:
 class Standby:
     """A target whose disk and metadata do what they are told, when they are told."""
 
-    def __init__(self, block: Superblock | None = None, own_dirty: Sequence[int] = ()) -> None:
+    def __init__(
+        self, block: Superblock | None = None, own_dirty: Sequence[int] = (), *, given: int = 0
+    ) -> None:
         self.out: list[Effect] = []
         block = block or consistent()
         dirty = DirtyMap(block_count_of(block.size_bytes))
         for each in own_dirty:
             dirty.mark(each, each + 1)
         self.intake = Intake()
-        self.target = VolumeTarget(
-            0, block, dirty, VolumeOptions(), self.intake, TargetPoints(0, (), self.out), self.out
-        )
+        setup = VolumeSetup(block, dirty, VolumeOptions(), given=given)
+        self.target = VolumeTarget(0, setup, self.intake, TargetPoints(0, (), self.out), self.out)
 
     def sent(self) -> list[Message]:
         """Messages since the last call."""

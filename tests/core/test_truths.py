@@ -66,6 +66,36 @@ def test_every_pair_of_histories() -> None:
     assert conceded > 500
 
 
+@pytest.mark.parametrize("past", [(FIRST,), (SECOND, FIRST)])
+def test_a_standby_gives_way_to_a_disk_that_was_put_back_as_a_whole(past: tuple[Generation, ...]) -> None:
+    kept = replace(state(block(*past, base=FIRST)), reached=4)
+    mine = block(FIRST, base=FIRST)
+    assert concession(mine, kept, given=1) is None
+    made = concession(mine, kept, given=5)
+    assert made is not None
+    assert (made.common, made.after.condition, made.everything) == (None, Condition.SYNCING, True)
+    assert made.given_up == (FIRST,)
+    assert concession(made.after, kept, given=5) is None
+
+
+def test_who_was_put_back_gives_way_without_losing_a_word() -> None:
+    newer = replace(state(block(FIRST, base=FIRST)), reached=7, given=5)
+    assert concession(block(FIRST, base=FIRST), newer, given=3) is None  # it is behind, and that is all
+    made = concession(block(SECOND, FIRST, base=FIRST), newer, given=3)  # written alone since
+    assert made is not None
+    assert (made.common, made.given_up, made.everything) == (FIRST, (SECOND,), False)
+
+
+def test_a_truth_knows_which_side_was_put_back() -> None:
+    old = replace(state(block(FIRST, base=FIRST), dirty=2), reached=4)
+    newer = replace(state(block(FIRST, base=FIRST), dirty=3), reached=6, given=5)
+    assert truth_of(newer, old)[1:] == (Relation.AHEAD, FIRST, (), None)  # any block may be
+    assert truth_of(old, newer)[1:] == (Relation.BEHIND, FIRST, (), 2)
+    apart = replace(state(block(SECOND, FIRST, base=FIRST), dirty=2), reached=4)
+    assert truth_of(newer, apart)[1:] == (Relation.DIVERGED, FIRST, (), None)
+    assert truth_of(apart, newer)[1:] == (Relation.DIVERGED, FIRST, (SECOND,), 2)
+
+
 def test_what_cannot_be_given_way_to() -> None:
     mine, theirs = block(SECOND, FIRST), state(block(ELSEWHERE, FIRST))
     with pytest.raises(MismatchError, match="no replica of this one"):
@@ -99,7 +129,9 @@ def test_the_common_generation_may_be_named() -> None:
     made = concession_since(mine, "1.1/01")
     assert made is not None
     assert (made.common, made.everything) == (FIRST, True)
-    assert concession_since(mine, "1.3/03") is None
+    made = concession_since(mine, "1.3/03")
+    assert made is not None
+    assert (made.common, made.after.condition, made.everything) == (None, Condition.SYNCING, True)
     with pytest.raises(ConfigError, match=r"'1.4/04' does not name .* there are 1.3/03, 1.2/02, 1.1/01"):
         concession_since(mine, "1.4/04")
     twins = block(THIRD, Generation(1, 1, 0x101), FIRST)

@@ -257,7 +257,7 @@ def conceding(
 
 
 def introduced_as(block: Superblock) -> VolumeState:
-    return state_of(block, DirtyMap(BLOCKS), VolumeOptions())
+    return state_of(block, DirtyMap(BLOCKS), VolumeOptions(), reached=None, given=0)
 
 
 def explored(base: Generation, give: Callable[[MetadataStore, Concession], None] = concede) -> int:

@@ -95,8 +95,8 @@ def test_a_header_comes_back() -> None:
         {"known_below": 5 * MIB // BLOCK_BYTES + 1},
         {"known_below": -1},
         {"settled": 1},
-        {"point": 1 << 64},
-        {"point": None},
+        {"milestone": 1 << 64},
+        {"milestone": None},
     ],
 )
 def test_an_impossible_header_is_refused_both_ways(
@@ -126,9 +126,9 @@ def test_the_header_lies_before_the_leaves() -> None:
     slots = header_slots(leaves.file)
     slots.format(encode_header(HEADER))
     leaves.write(0, b"\xff" * LEAF_BYTES)
-    slots.store(encode_header(HEADER._replace(point=4)))
+    slots.store(encode_header(HEADER._replace(milestone=4)))
     payload, notes = header_slots(leaves.file).load()
-    assert decode_header(payload).point == 4
+    assert decode_header(payload).milestone == 4
     assert notes == ()
     assert leaves.read(0, 2) == b"\xff" * 8 + bytes(8)
 

@@ -32,8 +32,8 @@ def test_what_is_stored_already_is_not_written() -> None:
     assert medium.step == step
     keeper.store(SIZE, 64, 4)
     assert medium.step > step
-    assert keeper.point == 4
-    assert stored(medium) == FIRST._replace(point=4)
+    assert keeper.milestone == 4
+    assert stored(medium) == FIRST._replace(milestone=4)
 
 
 def test_a_header_that_claims_less_survives_the_loss_of_either_slot() -> None:

@@ -85,7 +85,7 @@ def test_a_table_that_is_taken_over_or_missing_learns_what_is_there(tmp_path: Pa
     opened.table.close()
     again = open_it(tmp_path / "digests")
     assert again.notes == ()
-    assert (again.table.point, again.table.known_below) == (9, BLOCKS)
+    assert (again.table.milestone, again.table.known_below) == (9, BLOCKS)
     assert leaves(again, device) == (expected, 0)
     again.table.close()
     device.close()
@@ -231,7 +231,7 @@ def test_one_damaged_slot_does_not_matter(lost: int) -> None:
             medium.open("digests"), volume_id=ID, size_bytes=SIZE_BYTES, doubtful=no_doubt()
         )
         assert "torn or damaged" in opened.notes[0]
-        assert (opened.table.known_below, opened.table.point) == (50, 1)
+        assert (opened.table.known_below, opened.table.milestone) == (50, 1)
         opened.table.save()
         opened.table.close()
 

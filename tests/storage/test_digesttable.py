@@ -85,8 +85,8 @@ class Bench:
         self.device.apply(ops)
         self.table.note(self.device, ops)
 
-    def save(self, point: int | None = None) -> None:
-        self.table.save(point)
+    def save(self, milestone: int | None = None) -> None:
+        self.table.save(milestone)
         self.changed.clear()
 
     def reopen(self) -> None:
@@ -318,7 +318,7 @@ def test_a_rebuild_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None
     assert bench.table.known_below == 512
     bench.save(4)
     bench.reopen()
-    assert (bench.table.known_below, bench.table.point) == (512, 4)
+    assert (bench.table.known_below, bench.table.milestone) == (512, 4)
     again = bench.table.examine(bench.device, 1, 0, 3, read_bytes_max=NO_LIMIT, pages_max=NO_LIMIT)
     assert (again.stop, again.filled) == (3, BLOCKS - 512)
     assert bench.leaves() == bench.truth()
@@ -376,7 +376,7 @@ def test_saving_nothing_does_nothing() -> None:
     assert stored == step + 4  # the other slot is settled, then the header is stored, durably
     bench.save(1)
     assert bench.medium.step == stored
-    assert bench.table.point == 1
+    assert bench.table.milestone == 1
 
 
 def test_leaves_go_to_the_file_before_a_save_where_there_are_many() -> None:
@@ -571,7 +571,7 @@ def test_after_a_failed_flush_nothing_is_called_durable() -> None:
     for _ in range(2):
         with pytest.raises(BackendError, match="earlier flush"):
             bench.save(6)
-    assert bench.table.point == 0
+    assert bench.table.milestone == 0
     assert bench.leaves() == bench.truth()  # it still answers
 
 

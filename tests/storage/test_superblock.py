@@ -156,7 +156,17 @@ def test_another_form_is_refused(make_superblock: Any, how: str) -> None:
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Superblock)])
 def test_every_field_is_recorded(make_superblock: Any, field: str) -> None:
-    assert field in _fields(make_superblock())
+    assert field in _fields(make_superblock(parted=3))
+
+
+def test_a_superblock_of_before_milestones_is_read_and_written_as_ever(make_superblock: Any) -> None:
+    before = make_superblock()
+    fields = _fields(before)
+    assert "parted" not in fields
+    assert decode_superblock(msgpack.packb(fields))[1] == before
+    for wrong in (None, -1, 1 << 64, True):
+        with pytest.raises(MetadataError):
+            decode_superblock(msgpack.packb({**fields, "parted": wrong}))
 
 
 def test_identity(make_superblock: Any) -> None:

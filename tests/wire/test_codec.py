@@ -28,7 +28,7 @@ from pairsync.core.messages import (
     WriteOp,
 )
 from pairsync.errors import InternalError, ProtocolError
-from pairsync.wire import codec
+from pairsync.wire import catalogue
 from pairsync.wire.codec import decode, encode
 from pairsync.wire.digests import payload_digest
 from pairsync.wire.limits import (
@@ -80,7 +80,7 @@ def test_every_kind_of_message_comes_back(messages_strategy: st.SearchStrategy[M
 
 
 def test_no_kind_of_message_is_missing(kinds: tuple[type[Any], ...]) -> None:
-    numbered = {made for made, _ in codec._TABLE.values()}
+    numbered = {made for made, _ in catalogue.TABLE.values()}
     assert numbered | {Write, Relay, Applied} == set(kinds)
 
 

@@ -37,7 +37,7 @@ def test_the_largest_introduction_fits_a_header() -> None:
         "lineage": (LARGEST,) * LINEAGE_GENERATIONS_MAX,
     }
     for name, hint in get_type_hints(VolumeState).items():
-        values.setdefault(name, {int: NUMBER_MAX, bool: True}.get(hint, LARGEST))
+        values.setdefault(name, {int: NUMBER_MAX, int | None: NUMBER_MAX, bool: True}.get(hint, LARGEST))
     state = VolumeState(**values)  # type: ignore[arg-type]  # by name, whatever fields there are
     introduce = Introduce(bytes(16), "g" * NAME_BYTES_MAX, Role.ACTIVE, NUMBER_MAX, (state,) * VOLUMES_MAX)
     (header,) = encode(introduce)

@@ -126,6 +126,11 @@ class Arbiter:
         return None if self._in_force is None else self._in_force.grant
 
     @property
+    def both_in_sync(self) -> bool:
+        """Whether the grant in force calls both replicas in sync: either host may own the guest."""
+        return self.grant is not None and len(self.grant.in_sync) > 1
+
+    @property
     def peer_excluded(self) -> bool:
         """Whether writes may be acknowledged without the peer now.
 

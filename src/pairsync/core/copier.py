@@ -325,8 +325,8 @@ class Copier:
         self._stage = _Stage.ADOPTING
         if not self._standing.joined:
             self._standing.adopt()
-        block = self._standing.superblock
-        self._out.append(Send([Adopt(block.term, self._index, block.lineage)]))
+        block, milestone = self._standing.superblock, self._standing.give()
+        self._out.append(Send([Adopt(block.term, self._index, block.lineage, milestone)]))
         self._waiting_since_ns = now_ns
 
     def adopted(self) -> None:

@@ -103,12 +103,13 @@ class Extend(NamedTuple):
 class Flush(NamedTuple):
     """Make durable all that was applied: `flushed`.
 
-    ``point``: if not 0, the digests of what was applied too, and this number with them.
+    ``digests``: those of what was applied too, and with them the milestone that the owner has given, if any.
     """
 
     volume: int
     token: object
-    point: int = 0
+    digests: bool = False
+    milestone: int | None = None
 
 
 class SavePages(NamedTuple):

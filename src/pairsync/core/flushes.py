@@ -87,12 +87,13 @@ class Flushes:
         op = FlushOp(self._next_number, owners, closes=closes, now_ns=now_ns)
         self._next_number += 1
         self._live[op.number] = op
-        self._out.append(Flush(self._volume, op, closes))
+        self._out.append(Flush(self._volume, op, digests=closes > 0))
         if to_peer:
             op.peer_pending = True
             self._before_barrier(now_ns)
             term = self._standing.superblock.term
-            self._out.append(Send([Barrier(term, self._volume, op.number, closes)]))
+            milestone = self._standing.give() if closes else None
+            self._out.append(Send([Barrier(term, self._volume, op.number, closes, milestone)]))
         return op
 
     def local_done(self, token: object) -> FlushOp:

@@ -9,6 +9,10 @@ once it holds everything the list stands for.  So of two replicas of one volume:
 * neither, but something in common: they were written apart, and neither may overwrite the other silently;
 * nothing in common: they are not copies of each other.
 
+**A disk that was put back** within one generation, labels and all, looks like what it was; its milestones
+tell (``core.states``).  A standby that was given a higher one than its owner has reached, or had reached when
+it went on alone from that generation, holds writes that the owner has forgotten: see `outlived`.
+
 A label never makes a replica clean.  The relation decides the *direction*; how much is copied is decided by
 the dirty map, and only if that map reaches back far enough (``map_base``), otherwise everything is copied.
 
@@ -33,12 +37,16 @@ from .messages import Condition, Generation, Introduce, Role, SyncMode, VolumePl
 
 __all__ = [
     "NO_OWNER",
+    "ROLLED_BACK",
+    "ROLLED_BACK_APART",
     "Comparison",
     "Decision",
     "Relation",
     "Verdict",
     "compare",
     "map_reaches",
+    "outdated_by",
+    "outlived",
     "plan_session",
     "plan_volume",
 ]
@@ -47,6 +55,15 @@ Lineage = tuple[Generation, ...]
 
 NO_OWNER = "no-owner"
 """The rule by which two standbys do nothing."""
+
+ROLLED_BACK = "active-rolled-back"
+"""The rule by which the active host's replica is older than the standby's, within one generation."""
+
+ROLLED_BACK_APART = "rolled-back-apart"
+"""Likewise, and it was written alone since: each host has what the other one lacks."""
+
+_OUTDATED = frozenset({"active-behind", ROLLED_BACK})
+"""The rules by which the standby has all that the active host has, and more."""
 
 
 class Relation(enum.Enum):
@@ -164,6 +181,8 @@ def _plan_content(active: VolumeState, standby: VolumeState) -> Decision:
     if standby.condition is Condition.SYNCING:
         return _plan_interrupted(active, standby)
     relation, rule, common = compare(active.lineage, standby.lineage)
+    if common is not None and outlived(active, standby):
+        return _refuse_rolled_back(active, standby, relation)
     if relation is Relation.SAME or relation is Relation.AHEAD:
         if common is not None and _map_reaches(active, common):
             if relation is Relation.SAME and active.dirty_blocks == 0 and standby.dirty_blocks == 0:
@@ -180,6 +199,44 @@ def _plan_content(active: VolumeState, standby: VolumeState) -> Decision:
         at = "?" if common is None else common.describe()
         return _refuse("diverged", f"both hosts wrote {name!r} apart since generation {at}")
     return _refuse("unrelated", f"the replicas of {name!r} have no generation in common")
+
+
+def outlived(active: VolumeState, standby: VolumeState) -> bool:
+    """Whether ``standby`` has lived through more of its newest generation than ``active`` has a memory of.
+
+    False where that generation is none of the active's, or the active does not say what it has reached.
+    """
+    if active.reached is None or not standby.lineage or standby.lineage[0] not in active.lineage:
+        return False
+    at = active.lineage.index(standby.lineage[0])
+    # All that the peer was given before it was left is below the epoch of the generation that came next.
+    return standby.given > (active.lineage[at - 1].epoch - 1 if at else active.reached)
+
+
+def _refuse_rolled_back(active: VolumeState, standby: VolumeState, relation: Relation) -> Decision:
+    if relation is Relation.SAME:
+        return _refuse(
+            ROLLED_BACK,
+            f"the standby's replica of {active.name!r} is newer than the active host's, which was put back "
+            f"to an older state (it remembers milestone {active.reached}, the standby was given "
+            f"{standby.given})",
+        )
+    return _refuse(
+        ROLLED_BACK_APART,
+        f"the active host's replica of {active.name!r} was put back to an older state, and written since: "
+        "the standby has what was forgotten",
+    )
+
+
+def outdated_by(mine: Introduce, theirs: Introduce) -> str | None:
+    """Why the replicas of ``theirs``, which is a standby, are newer than this host's; None if none is."""
+    if theirs.role is Role.ACTIVE:
+        return None
+    for ours, other in zip(mine.volumes, theirs.volumes, strict=False):
+        decision = plan_volume(ours, other)
+        if decision.rule in _OUTDATED:
+            return decision.evidence
+    return None
 
 
 def _plan_interrupted(active: VolumeState, standby: VolumeState) -> Decision:

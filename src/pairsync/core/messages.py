@@ -38,6 +38,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from .remembering import KeepOnly, PointMark, Remember, Remembered, is_point_name
+from .states import Condition, Generation, Introduce, Role, VolumeState
 from .stream import Renew
 
 __all__ = [
@@ -84,41 +85,6 @@ __all__ = [
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
-class Role(enum.IntEnum):
-    """Who runs the guest."""
-
-    STANDBY = 0
-    ACTIVE = 1
-
-
-class Condition(enum.IntEnum):
-    """What the content of a replica is worth."""
-
-    BLANK = 0
-    """Made by pairsync and never written: every block reads as zero; it has no lineage yet."""
-    CONSISTENT = 1
-    """The content is exactly what its lineage says."""
-    SYNCING = 2
-    """A resync has begun to overwrite it and has not ended: a mixture, of use only as a resync target."""
-
-
-class Generation(NamedTuple):
-    """One stretch of a replica's life: the writes made under one owner with one set of in-sync replicas.
-
-    ``term`` only grows (the grant's number), ``epoch`` grows with every change of the in-sync set within a
-    term, and ``tag`` is 64 random bits drawn by the owner that opened it, so that two histories that were
-    written apart are told apart even where both numbers agree (two restored backups, an override).
-    """
-
-    term: int
-    epoch: int
-    tag: int
-
-    def describe(self) -> str:
-        """Terse form for logs and transcripts, such as ``1.4/9f``."""
-        return f"{self.term}.{self.epoch}/{self.tag & 0xFF:02x}"
-
-
 class SyncMode(enum.IntEnum):
     """How a standby's volume is brought to the state of the active's."""
 
@@ -150,33 +116,6 @@ class WriteOp(NamedTuple):
     length: int
     data: Buffer | None = None
     fua: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class VolumeState:
-    """What a host says of its replica of one volume when a session begins."""
-
-    name: str
-    volume_id: bytes  # 16 bytes, the same on both hosts
-    size_bytes: int
-    condition: Condition
-    lineage: tuple[Generation, ...]  # newest first; empty only when blank
-    sync_target: Generation | None = None  # SYNCING only: the generation it was being brought to
-    map_base: Generation | None = None  # the dirty map holds all that was written since this one began
-    dirty_blocks: int = 0  # blocks in the dirty map
-    proves: bool = False  # it keeps digests of its blocks
-    points: tuple[int, ...] = ()  # tags of the points that it has
-
-
-@dataclass(frozen=True, slots=True)
-class Introduce:
-    """The first message of either side."""
-
-    pair_id: bytes  # 16 bytes
-    guest: str
-    role: Role
-    term: int
-    volumes: tuple[VolumeState, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,13 +183,14 @@ class Barrier:
     """Make durable, on ``volume``, all that came before this message.
 
     ``point``: the write-intent generation that this closes, whose blocks leave the dirty map with the answer:
-    their digests have to be durable as well.  0 for a flush that closes none.
+    their digests have to be durable as well, and ``milestone``.  0 for a flush that closes none.
     """
 
     term: int
     volume: int
     barrier: int
     point: int = 0
+    milestone: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,11 +273,12 @@ class Grown:
 
 @dataclass(frozen=True, slots=True)
 class Adopt:
-    """The standby's ``volume`` is complete and durable: it takes over this lineage."""
+    """The standby's ``volume`` is complete and durable: it takes over this lineage, and ``milestone``."""
 
     term: int
     volume: int
     lineage: tuple[Generation, ...]
+    milestone: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

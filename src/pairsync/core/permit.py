@@ -18,17 +18,19 @@ __all__ = ["Permit"]
 class Permit:
     """See the module."""
 
-    __slots__ = ("_asked", "_out", "alone")
+    __slots__ = ("_asked", "_out", "alone", "withheld")
 
     def __init__(self, out: list[Effect], *, alone: bool) -> None:
         self.alone = alone
         """The grant in force does not count the peer, and none that does can still be chosen."""
+        self.withheld = False
+        """Nobody is asked any more: the peer, which would be put out, has what this host has forgotten."""
         self._asked = False  # since it was given or withdrawn, or a volume had its peer back
         self._out = out
 
     def ask(self) -> None:
         """A volume has to go on without the peer."""
-        if not self.alone and not self._asked:
+        if not (self.alone or self._asked or self.withheld):
             self._asked = True
             self._out.append(AskAlone())
 

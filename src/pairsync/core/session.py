@@ -8,7 +8,9 @@ each report to the machine of its volume.  It decides nothing about data.
     OFFLINE ──connected──▶ GREETING ──Introduce, plan agreed──▶ RUNNING ──lost──▶ OFFLINE
                               └── refused, or a rule broken ──▶ LEAVING (until the link reports the loss)
 
-A guest with a failed volume refuses every session, so that the peer hears why.
+A guest with a failed volume refuses every session, so that the peer hears why.  So does an active host whose
+replicas turn out to be older than the standby's (`lineage.outdated_by`): what it would serve is not what the
+guest has written.  It fails, or, where grants are arbitrated and the peer may own, leaves the guest to it.
 
 Two standbys stay in GREETING: whichever of them becomes the owner begins a new session.
 
@@ -30,7 +32,7 @@ from pairsync.errors import ArbitrationError, ProtocolError
 from .effects import DropSession, Effect, Emit, Send
 from .events import PeerEvent, RefusedEvent
 from .intake import Intake
-from .lineage import NO_OWNER, Decision, Verdict, plan_session
+from .lineage import NO_OWNER, Decision, Verdict, outdated_by, plan_session
 from .messages import (
     Adopt,
     Adopted,
@@ -60,7 +62,7 @@ from .messages import (
 )
 from .permit import Permit
 from .reports import Reports
-from .setup import VolumeSetup, make_source, make_target, state_of
+from .setup import VolumeSetup, make_source, make_target, source_state, target_state
 from .source import VolumeSource
 from .standing import Phase
 from .target import VolumeTarget
@@ -118,8 +120,11 @@ class Session(Reports):
         self._ran = False  # in it both hosts agreed on a plan
         self._peer: Introduce | None = None
         self.met: Introduce | None = None  # what the peer said of itself last, in whatever session
+        self.outdated: str | None = None  # why the peer, a standby, has newer replicas; as met last
         self._plans: tuple[VolumePlan, ...] = ()
+        self._arbitrated = arbitrated
         self._permit = Permit(self._out, alone=not arbitrated)
+        self._given = [setup.given for setup in volumes]
         self._abandoned = False  # the guest does not run here any more
         windows: list[Window] = []  # of all volumes, whose messages share the stream
         intake = Intake()  # of all volumes, which share this host's memory
@@ -178,13 +183,8 @@ class Session(Reports):
 
     def introduction(self) -> Introduce:
         """What this host says of itself."""
-        states = [
-            state_of(each.standing.superblock, each.tracker.dirty(), each.options, each.points.tags)
-            for each in self.sources
-        ]
-        states += [
-            state_of(each.superblock, each.own_dirty, each.options, each.points.tags) for each in self.targets
-        ]
+        states = [source_state(*each) for each in zip(self.sources, self._given, strict=False)]
+        states += [target_state(each) for each in self.targets]
         return Introduce(self.pair_id, self.guest, self.role, self.term, tuple(states))
 
     def lost(self, reason: str, now_ns: int) -> None:
@@ -234,12 +234,15 @@ class Session(Reports):
             self._receive_as_standby(message)
 
     def _agree(self, peer: Introduce, now_ns: int) -> None:
-        decision = plan_session(self.introduction(), peer)
+        mine = self.introduction()
+        decision = plan_session(mine, peer)
+        self.outdated = outdated_by(mine, peer)
         if decision.rule == NO_OWNER:  # it is about to be decided, over this very link
             self.refusal = f"{decision.rule}: {decision.evidence}"
             return
         if decision.verdict is Verdict.REFUSE:
             self._refuse(decision.rule, decision.evidence, now_ns)
+            self._give_way()
             return
         if decision.verdict is Verdict.GROW:
             self._catch_up(decision, now_ns)
@@ -254,6 +257,13 @@ class Session(Reports):
             source.copier.proves = source.scrubber.possible = source.options.digests and theirs.proves
             source.begin(plan, blank=theirs.condition is Condition.BLANK, now_ns=now_ns)
             source.points.begin_session(theirs.points, peer_keeps=source.scrubber.possible)
+
+    def _give_way(self) -> None:
+        """If the peer has what this owner has forgotten, nothing is acknowledged here without it any more."""
+        if self.outdated is not None:
+            self._permit.withheld = True
+            for source in () if self._arbitrated else self.sources:
+                source.abandon(self.outdated, fatal=True)
 
     def _catch_up(self, decision: Decision, now_ns: int) -> None:
         """The volumes have not the same size: who has a smaller one ends the session and grows first.
@@ -419,6 +429,11 @@ class Session(Reports):
     def synchronous(self) -> bool:
         """Whether every volume of an active host is of level ``sync``: a peer in sync has all of them."""
         return all(source.options.level == "sync" for source in self.sources)
+
+    @property
+    def awaits_peer(self) -> bool:
+        """Whether this host, a standby, does not know yet whether it is `outdated`."""
+        return bool(self.targets) and self.met is None
 
     @property
     def in_sync(self) -> bool:

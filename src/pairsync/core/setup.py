@@ -26,13 +26,13 @@ from .tracker import Tracker
 from .units import block_count_of
 from .window import Window
 
-__all__ = ["VolumeSetup", "make_source", "make_target", "state_of"]
+__all__ = ["VolumeSetup", "make_source", "make_target", "source_state", "state_of", "target_state"]
 
 
 class VolumeSetup:
     """What is known of a volume when its guest is opened."""
 
-    __slots__ = ("first_generation", "options", "points", "recovered", "superblock")
+    __slots__ = ("first_generation", "given", "milestone", "options", "points", "recovered", "superblock")
 
     def __init__(
         self,
@@ -41,12 +41,20 @@ class VolumeSetup:
         options: VolumeOptions,
         first_generation: int = 1,
         points: Sequence[PointMark] = (),
+        given: int = 0,
     ) -> None:
+        """``first_generation``: of the write-intent log, above every recorded one; ``given``: the milestone
+        that this host was given last as a standby."""
         self.superblock = superblock
         self.recovered = recovered  # dirty map on disk, with the write-intent log unless closed in order
         self.options = options
-        self.first_generation = first_generation  # of the write-intent log: above every recorded one
         self.points = tuple(points)
+        self.given = given
+        # The log goes on above every milestone of the volume that is known: see `Standing.recorded`.
+        opened = superblock.lineage[0].epoch if superblock.lineage else 1
+        self.first_generation = max(first_generation, given, opened)
+        # The highest that was reached here, or given by the peer.
+        self.milestone = self.first_generation if superblock.parted is None else superblock.parted
 
 
 def make_source(
@@ -65,7 +73,7 @@ def make_source(
         window_bytes=options.intent_window_bytes,
         first_generation=setup.first_generation,
     )
-    standing = Standing(index, block, draw_tag, out, permit)
+    standing = Standing(index, block, draw_tag, out, permit, setup.milestone)
     pacer = Pacer(options.latency_goal_ns, quota_bytes_max=options.copying_bytes)
     questions = Questions(index, standing, out)
     fetcher = Fetcher(index, standing, out)
@@ -80,11 +88,17 @@ def make_source(
 def make_target(index: int, setup: VolumeSetup, intake: Intake, out: list[Effect]) -> VolumeTarget:
     """The standby's."""
     points = TargetPoints(index, setup.points, out)
-    return VolumeTarget(index, setup.superblock, setup.recovered, setup.options, intake, points, out)
+    return VolumeTarget(index, setup, intake, points, out)
 
 
 def state_of(
-    block: Superblock, dirty: DirtyMap | DirtyView, options: VolumeOptions, points: Iterable[int] = ()
+    block: Superblock,
+    dirty: DirtyMap | DirtyView,
+    options: VolumeOptions,
+    points: Iterable[int] = (),
+    *,
+    reached: int | None,
+    given: int,
 ) -> VolumeState:
     """What a host says of its replica when it introduces itself."""
     return VolumeState(
@@ -98,4 +112,19 @@ def state_of(
         dirty.count,
         options.digests,
         tuple(points),
+        reached,
+        given,
     )
+
+
+def source_state(source: VolumeSource, given: int) -> VolumeState:
+    """Likewise, of the active host's; ``given``: see `VolumeSetup`."""
+    block, dirty = source.standing.superblock, source.tracker.dirty()
+    reached = source.standing.given
+    return state_of(block, dirty, source.options, source.points.tags, reached=reached, given=given)
+
+
+def target_state(target: VolumeTarget) -> VolumeState:
+    """Likewise, of the standby's."""
+    block, dirty, tags = target.superblock, target.own_dirty, target.points.tags
+    return state_of(block, dirty, target.options, tags, reached=target.reached, given=target.given)

@@ -164,6 +164,7 @@ class VolumeSource:
             self.advance(now_ns)
             return
         self.tracker.recorded(ticket.generation, ticket.intents)
+        self.standing.recorded(ticket.generation)
         if self.failed is not None:  # it has ended with EIO: it is not issued any more
             self.tracker.applied(ticket.generation)
             return

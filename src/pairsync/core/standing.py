@@ -12,7 +12,8 @@ its digests are compared, and goes back through BEHIND if they differ.  On the w
 2: **no write is acknowledged without a peer that was in sync before a new generation is durable here.**
 Where grants are arbitrated, that takes a permit first (`core.permit`).
 That generation is opened at once if anything is in flight or unflushed, otherwise with the first write: a
-link that flaps over an idle guest leaves no trace.
+link that flaps over an idle guest leaves no trace.  Its epoch is above every milestone that the peer may have
+been given until then (``core.states``).
 
 The superblock is kept three times: *desired*, the one *being written*, and the *durable* one.  Questions are
 answered from the worst of them, so a crash at any point finds a superblock that promises no more than what
@@ -136,8 +137,12 @@ class Standing:
         draw_tag: Callable[[], int],
         out: list[Effect],
         permit: Permit | None = None,
+        milestone: int = 1,
     ) -> None:
-        """``permit`` is shared by the volumes of the guest; None: nobody has to be asked."""
+        """``permit`` is shared by the volumes of the guest; None: nobody has to be asked.
+
+        ``milestone``: the highest that was reached here, or given by the peer, before.
+        """
         if superblock.condition is Condition.SYNCING:
             raise ArbitrationError(
                 f"volume {superblock.name!r} was being overwritten by a resync: it cannot be active"
@@ -156,6 +161,9 @@ class Standing:
         self._renewal_due = superblock.peer_in_sync
         self._permit = Permit(out, alone=True) if permit is None else permit
         self._renewal_asked = False  # it is wanted at once, and waits for the permit
+        self._reached = milestone  # durable here
+        self.given = milestone
+        """The highest milestone that the peer may know; at most the one that is reached."""
 
     # ------------------------------------------------------------------ questions
 
@@ -191,7 +199,7 @@ class Standing:
         block = self.superblock
         if term < block.term:
             raise ArbitrationError(f"term {term} is older than {block.term}, recorded for {self.name!r}")
-        block = replace(block, term=term, boot_id=boot_id, clean=False, sync_target=None)
+        block = replace(block, term=term, boot_id=boot_id, clean=False, sync_target=None, parted=self.given)
         if not block.lineage:
             first = Generation(term, 1, self._draw_tag())
             # A blank replica is empty on purpose: its (empty) dirty map speaks for its whole life.
@@ -209,7 +217,7 @@ class Standing:
         now = self._writer.persisted(token)
         if before.lineage and now.lineage[0] != before.lineage[0] and not now.peer_in_sync:
             self._out.append(Emit(AloneEvent(self.name, now.lineage[0].describe())))
-        if self.phase is Phase.CONFIRMING and now.peer_in_sync:
+        if self.phase is Phase.CONFIRMING and now.peer_in_sync and now.parted is None:
             self._become(Phase.IN_SYNC)
             self._out.append(Emit(InSyncEvent(self.name, now.lineage[0].describe())))
 
@@ -235,14 +243,24 @@ class Standing:
         self._renewal_due = self._renewal_asked = False
         block = self.superblock
         newest = block.lineage[0]
-        epoch = newest.epoch + 1 if newest.term == block.term else 1
-        fresh = Generation(block.term, epoch, self._draw_tag())
+        epoch = newest.epoch if newest.term == block.term else 0
+        fresh = Generation(block.term, max(epoch, self.given) + 1, self._draw_tag())
         lineage = (fresh, *block.lineage)[:LINEAGE_GENERATIONS_MAX]
         self._writer.want(replace(block, lineage=lineage, peer_in_sync=False))
 
     def map_begins(self) -> None:
         """The dirty map now holds, durably, all that the peer may lack: a full resync starts from it."""
         self._writer.want(replace(self.superblock, map_base=self.newest))
+
+    def recorded(self, write_intents: int) -> None:
+        """The write-intent log has, durably, a record of that generation of its."""
+        self._reached = max(self._reached, write_intents + 1)  # 1 is that of a log without any
+
+    def give(self) -> int:
+        """The milestone that the peer is told now: nothing that a crash could make this host deny."""
+        if self.phase is Phase.IN_SYNC:
+            self.given = self._reached
+        return self.given
 
     def grow(self, size_bytes: int) -> None:
         """The volume is to have that size; there is room for it."""
@@ -279,7 +297,7 @@ class Standing:
         self._become(Phase.CONFIRMING)
         self._renewal_due = self._renewal_asked = False
         self._permit.renounce()
-        block = replace(self.superblock, peer_in_sync=True, map_base=self.newest)
+        block = replace(self.superblock, peer_in_sync=True, map_base=self.newest, parted=None)
         if block == self._writer.durable and self._writer.settled:  # it never left (the link flapped)
             self._become(Phase.IN_SYNC)
             self._out.append(Emit(InSyncEvent(self.name, self.newest.describe())))

@@ -27,6 +27,8 @@ class Superblock:
     here since that generation began that the peer is not known to hold durably; ``None`` while the map
     proves nothing (then only a full resync is right).  ``clean``: the volume was closed in order and its
     dirty map is exact; ``boot_id`` tells a process crash (page cache kept) from a crash of the machine.
+    ``parted``: the highest milestone (``core.states``) that the peer can have been given, while an active
+    host has not had it in sync in the life that recorded this; ``None``: any that the write-intent log has.
     """
 
     pair_id: bytes  # 16 bytes
@@ -41,6 +43,7 @@ class Superblock:
     map_base: Generation | None
     clean: bool
     boot_id: str
+    parted: int | None = None
 
 
 def new_superblock(

@@ -16,17 +16,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pairsync.errors import ArbitrationError, InternalError, ProtocolError
 
 from .dirty import PAGE_BYTES, DirtyMap
-from .effects import Apply, DropSession, Effect, Emit, Examine, Flush, Read, SavePages, Send
+from .effects import Apply, DropSession, Effect, Emit, Examine, Flush, SavePages, Send
 from .events import InSyncEvent, ResyncEvent, TroubleEvent
-from .fetcher import FETCH_BLOCKS_MAX, FETCHES_MAX
+from .fetched import StandbyFetches
 from .growth import StandbyGrowth
 from .intake import Intake
-from .limits import VolumeOptions
 from .messages import (
     Adopt,
     Adopted,
@@ -45,7 +44,6 @@ from .messages import (
     Prove,
     Remember,
     SyncMode,
-    Unfetched,
     Write,
     WriteOp,
 )
@@ -55,7 +53,10 @@ from .standing import SuperblockWriter
 from .superblock import Superblock
 from .tracker import ops_bytes
 from .trouble import errno_name
-from .units import Extent, block_count_of, bounded_runs
+from .units import block_count_of, bounded_runs
+
+if TYPE_CHECKING:
+    from .setup import VolumeSetup
 
 __all__ = [
     "BARRIERS_MAX",
@@ -101,9 +102,7 @@ class VolumeTarget:
     def __init__(
         self,
         index: int,
-        superblock: Superblock,
-        own_dirty: DirtyMap,
-        options: VolumeOptions,
+        setup: VolumeSetup,
         intake: Intake,
         points: TargetPoints,
         out: list[Effect],
@@ -111,12 +110,14 @@ class VolumeTarget:
         """``intake`` is shared by the volumes of the guest."""
         self.index = index
         self.points = points
-        self.options = options
+        self.options = setup.options
         self.failed: str | None = None  # why this replica takes nothing any more, until the next session
         self._out = out
         self._intake = intake
-        self._writer = SuperblockWriter(index, superblock, out)
-        self._own_dirty = own_dirty  # blocks written here alone in an earlier role, until a resync ends
+        self._writer = SuperblockWriter(index, setup.superblock, out)
+        self._milestone = setup.milestone  # above which it would go on if it became active
+        self.given = setup.given  # the milestone that it was given last; recorded where digests are kept
+        self._own_dirty = setup.recovered  # blocks written here alone in an earlier role, until a resync ends
         self._session = 0  # counts sessions; tokens of earlier ones are stale
         self._begun = False  # a plan was agreed in this session, and what it needs is recorded
         self._planned: SyncMode | None = None  # the last plan of this session, until a request to adopt
@@ -128,15 +129,20 @@ class VolumeTarget:
         self._barriers: deque[tuple[int, Barrier | Adopt]] = deque()  # and the write each waits for
         self._flushing: list[Barrier | Adopt] = []  # of them, what the running flush will answer
         self._examining = 0  # questions about digests of this session that have no answer yet
-        self._fetching: set[int] = set()  # numbers of requests for content of this session, likewise
+        self._fetches = StandbyFetches(index, out)
         self._adopt: Adopt | None = None  # the lineage to take over once all before it is durable
         self._when_settled: Callable[[], None] | None = None  # what the superblock on its way allows
-        self.growth = StandbyGrowth(index, self._writer, own_dirty, out)
+        self.growth = StandbyGrowth(index, self._writer, self._own_dirty, out)
 
     @property
     def superblock(self) -> Superblock:
         """What this replica is."""
         return self._writer.desired
+
+    @property
+    def reached(self) -> int:
+        """As `VolumeState.reached`."""
+        return max(self._milestone, self.given)
 
     @property
     def own_dirty(self) -> DirtyMap:
@@ -292,29 +298,19 @@ class VolumeTarget:
     def fetch(self, message: Fetch) -> None:
         """What does this replica hold there?"""
         self._check_term(message.term)
-        limit = block_count_of(self.superblock.size_bytes)
-        blocks = sum(stop - start for start, stop in message.extents)
-        if not self._begun or not message.extents or blocks > FETCH_BLOCKS_MAX:
-            raise ProtocolError(f"a request for {blocks} blocks of content")
-        if any(stop > limit for _, stop in message.extents):
-            raise ProtocolError(f"a request for content behind block {limit}")
-        if message.number in self._fetching or len(self._fetching) >= FETCHES_MAX:
-            raise ProtocolError(f"request {message.number} for content, with {len(self._fetching)} before it")
-        self._fetching.add(message.number)
-        self._out.append(Read(self.index, message.number, [Extent(*each) for each in message.extents]))
+        if not self._begun:
+            raise ProtocolError("a request for content without a plan")
+        self._fetches.take(message, self.superblock.size_bytes)
 
     def read_done(self, number: int, ops: Sequence[WriteOp]) -> None:
         """Content that was asked for."""
-        if number in self._fetching and self.failed is None:
-            self._fetching.discard(number)
-            write = Write(self.superblock.term, self.index, number, resync=True, ops=ops)
-            self._out.append(Send([write]))
+        if self.failed is None:
+            self._fetches.read_done(number, ops, self.superblock.term)
 
     def read_failed(self, number: int, error: int) -> None:
         """It cannot be had."""
-        if number in self._fetching and self.failed is None:
-            self._fetching.discard(number)
-            self._out.append(Send([Unfetched(self.index, number, error)]))
+        if self.failed is None:
+            self._fetches.read_failed(number, error)
 
     def _ask(self, request: Barrier | Adopt) -> None:
         """Answer ``request`` once a flush has covered all that was received before it."""
@@ -345,13 +341,11 @@ class VolumeTarget:
     def _flush(self) -> None:
         if self._flushing or not self._barriers or self._barriers[0][0] > self._applied:
             return
-        point = 0
         while self._barriers and self._barriers[0][0] <= self._applied:
-            request = self._barriers.popleft()[1]
-            self._flushing.append(request)
-            if isinstance(request, Barrier):
-                point = max(point, request.point)
-        self._out.append(Flush(self.index, _Token(self._session, self._applied), point))
+            self._flushing.append(self._barriers.popleft()[1])
+        digests = any(isinstance(each, Adopt) or each.point > 0 for each in self._flushing)
+        token = _Token(self._session, self._applied)
+        self._out.append(Flush(self.index, token, digests, _milestone_of(self._flushing)))
 
     def flushed(self, token: object, error: int) -> None:
         """A flush has ended."""
@@ -361,6 +355,8 @@ class VolumeTarget:
             self._fail(error, "a flush failed")
             return
         done, self._flushing = self._flushing, []
+        if (milestone := _milestone_of(done)) is not None:
+            self.given = milestone
         answers = [BarrierDone(self.index, each.barrier) for each in done if isinstance(each, Barrier)]
         if answers:
             self._out.append(Send(answers))
@@ -379,6 +375,7 @@ class VolumeTarget:
             term=message.term,
             peer_in_sync=True,
             map_base=message.lineage[0],
+            parted=None,
         )
         self._settle_with(block, self._send_adopted)
 
@@ -430,21 +427,23 @@ class VolumeTarget:
         self._session += 1
         self.points.session_over()
         self._begun = self._asked_to_adopt = self.in_sync = False
-        self._planned = None
         self._examining = 0
-        self._fetching.clear()
-        self.failed = None
+        self._fetches.session_over()
+        self.failed = self._planned = self._adopt = self._when_settled = None
         self._received = self._applied = 0
         self._barriers.clear()
         self._flushing.clear()
-        self._adopt = None
-        self._when_settled = None
         self.growth.session_over()
         self._writer.forget_wishes()  # what only this session wanted must not be written in the next one
 
 
+def _milestone_of(requests: Sequence[Barrier | Adopt]) -> int | None:
+    """The last that they give."""
+    return next((each.milestone for each in reversed(requests) if each.milestone is not None), None)
+
+
 def _question_of(token: object) -> tuple[int, Prove]:
     """The session and the question that an answer about digests belongs to."""
-    if not (isinstance(token, tuple) and len(token) == 2 and isinstance(token[1], Prove)):
-        raise InternalError(f"an answer to {token!r}, which is no question about digests")
-    return token
+    if isinstance(token, tuple) and len(token) == 2 and isinstance(token[1], Prove):
+        return token
+    raise InternalError(f"an answer to {token!r}, which is no question about digests")

@@ -9,6 +9,7 @@ it overwrites of the own blocks as an overlay.  Nothing is overwritten by conced
 
 Where the own map does not reach back that far, every block counts as written on this side.  Where nothing is
 shared, or the replica is half overwritten already, it becomes what an interrupted resync leaves: a target.
+So does one that gives way to a disk that was put back to an older state: no map knows what it has more.
 
 Pure functions of values.
 """
@@ -20,7 +21,16 @@ from typing import NamedTuple
 
 from pairsync.errors import ArbitrationError, ConfigError, InternalError, MismatchError
 
-from .lineage import Relation, Verdict, compare, map_reaches, plan_volume
+from .lineage import (
+    ROLLED_BACK,
+    ROLLED_BACK_APART,
+    Relation,
+    Verdict,
+    compare,
+    map_reaches,
+    outlived,
+    plan_volume,
+)
 from .messages import Condition, Generation, VolumeState
 from .superblock import Superblock
 
@@ -46,13 +56,17 @@ def truth_of(mine: VolumeState, theirs: VolumeState | None) -> Truth:
     if theirs is None:
         return Truth(mine.name, None, None, mine.lineage, mine.dirty_blocks or None)
     relation, _, common = compare(mine.lineage, theirs.lineage)
+    more, less = outlived(theirs, mine), outlived(mine, theirs)
+    if more or less:  # one of the two was put back to an older state, within one generation
+        of_same = Relation.AHEAD if more else Relation.BEHIND
+        relation = of_same if relation is Relation.SAME else Relation.DIVERGED
     if common is None:
         blocks = None if mine.lineage or mine.condition is not Condition.BLANK else 0
         return Truth(mine.name, relation, None, mine.lineage, blocks)
     own = mine.lineage[: mine.lineage.index(common)]
     if relation is Relation.SAME or relation is Relation.BEHIND:
         return Truth(mine.name, relation, common, (), mine.dirty_blocks)
-    reaches = map_reaches(mine.lineage, mine.map_base, common)
+    reaches = map_reaches(mine.lineage, mine.map_base, common) and not more
     return Truth(mine.name, relation, common, own, mine.dirty_blocks if reaches else None)
 
 
@@ -68,13 +82,15 @@ class Concession(NamedTuple):
     """All its blocks count as written on its own: they have to be in its dirty map first."""
 
 
-def concession(block: Superblock, theirs: VolumeState) -> Concession | None:
+def concession(block: Superblock, theirs: VolumeState, given: int = 0) -> Concession | None:
     """How ``block`` gives way to ``theirs``; None: nothing stands between them, it may stay as it is.
+
+    ``given``: the last milestone that this side was given.
 
     Raises `MismatchError` where the other one is no replica of the same volume (a foreign disk),
     `ArbitrationError` where it is not whole, so that there is nothing to give way to.
     """
-    decision = plan_volume(theirs, _state(block))
+    decision = plan_volume(theirs, _state(block, given))
     if decision.verdict is not Verdict.REFUSE:
         return None
     if decision.rule in {"another-volume", "size-differs"}:
@@ -85,10 +101,10 @@ def concession(block: Superblock, theirs: VolumeState) -> Concession | None:
             "it cannot be the one to keep; nothing was changed"
         )
     common = None
-    if block.condition is Condition.CONSISTENT:
+    if block.condition is Condition.CONSISTENT and decision.rule not in {ROLLED_BACK, ROLLED_BACK_APART}:
         common = compare(block.lineage, theirs.lineage).common
     made = _back_to(block, common)
-    if plan_volume(theirs, _state(made.after)).verdict is Verdict.REFUSE:
+    if plan_volume(theirs, _state(made.after, given)).verdict is Verdict.REFUSE:
         raise InternalError(f"volume {block.name}: conceded, and refused all the same")
     return made
 
@@ -96,8 +112,8 @@ def concession(block: Superblock, theirs: VolumeState) -> Concession | None:
 def concession_since(block: Superblock, common: str) -> Concession | None:
     """How ``block`` gives way to a replica that is known by their newest common generation, as described.
 
-    None: that is its newest one, or it is nothing but a target already.  `ConfigError` if it has not exactly
-    one generation of that name.
+    If that is its newest one, it gives way to a disk that was put back to an older state.  None: it is
+    nothing but a target already.  `ConfigError` if it has not exactly one generation of that name.
     """
     if block.condition is not Condition.CONSISTENT and not block.lineage:
         return None
@@ -107,9 +123,9 @@ def concession_since(block: Superblock, common: str) -> Concession | None:
         raise ConfigError(
             f"volume {block.name}: {common!r} does not name one generation of its; there are {known}"
         )
-    if block.condition is not Condition.CONSISTENT:
+    if block.condition is not Condition.CONSISTENT or named[0] == block.lineage[0]:
         return _back_to(block, None)
-    return None if named[0] == block.lineage[0] else _back_to(block, named[0])
+    return _back_to(block, named[0])
 
 
 def _back_to(block: Superblock, common: Generation | None) -> Concession:
@@ -131,7 +147,7 @@ def _back_to(block: Superblock, common: Generation | None) -> Concession:
     return Concession(after, common, block.lineage[:at], everything)
 
 
-def _state(block: Superblock) -> VolumeState:
+def _state(block: Superblock, given: int) -> VolumeState:
     return VolumeState(
         block.name,
         block.volume_id,
@@ -140,4 +156,5 @@ def _state(block: Superblock) -> VolumeState:
         block.lineage,
         block.sync_target,
         block.map_base,
+        given=given,
     )

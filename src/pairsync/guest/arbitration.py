@@ -70,7 +70,7 @@ from pairsync.wire.arbitration import (
 
 from .guest import Guest
 from .punctuality import Punctuality
-from .roles import obstacle
+from .roles import is_outdated, obstacle
 from .seam import Warden
 from .standing import Standing, called, obstacle_of, outlook_of, standing_of
 
@@ -293,8 +293,7 @@ class Arbitration:
     @property
     def in_sync(self) -> bool:
         """Whether both are in sync, by proof and by grant (DESIGN rule 8), and the peer could serve."""
-        grant, decider = self.arbiter.grant, self.arbiter.decider
-        both = grant is not None and len(grant.in_sync) > 1 and self._guest.in_sync
+        decider, both = self.arbiter.decider, self.arbiter.both_in_sync and self._guest.in_sync
         return both and (decider.peer_ready or not decider.owns)
 
     def standing(self) -> Standing | None:
@@ -419,6 +418,8 @@ class Arbitration:
 
     async def _own(self, grant: Grant) -> None:
         guest = self._guest
+        if await is_outdated(guest, lambda: self.arbiter.both_in_sync):
+            return  # `_look` says so
         began_ns = self._now_ns()
         self._warden.lease_until(self._until_ns)
         await self._warden.settled()

@@ -19,11 +19,12 @@ from dataclasses import dataclass
 
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.messages import Condition, Introduce, Role, VolumeState
-from pairsync.core.setup import state_of
+from pairsync.core.setup import VolumeSetup, state_of
 from pairsync.core.superblock import Superblock
 from pairsync.core.truths import Concession, concession, concession_since
 from pairsync.core.units import block_count_of
 from pairsync.errors import ArbitrationError, ConfigError, MismatchError
+from pairsync.storage.digests import digests_path, given_milestone
 from pairsync.storage.metadata import MetadataStore, OpenedMetadata, metadata_path, open_metadata
 from pairsync.storage.overlay import overlays_beside
 from pairsync.storage.overlayfile import OverlayState
@@ -141,8 +142,9 @@ def introduction_of(volumes: Sequence[VolumeConfig], pair_id: bytes, guest: str)
     for volume in volumes:
         opened = _open(volume, pair_id)
         try:
-            block = opened.superblock
-            states.append(state_of(block, opened.dirty_map().blocks, volume.options))
+            block, blocks, given = opened.superblock, opened.dirty_map().blocks, _given(volume)
+            setup = VolumeSetup(block, blocks, volume.options, opened.generation_next, given=given)
+            states.append(state_of(block, blocks, volume.options, reached=setup.milestone, given=given))
             term = max(term, block.term)
         finally:
             opened.store.close()
@@ -187,7 +189,7 @@ def _plan(
             _metadata_of(volume), block.size_bytes, bytes_max=volume.options.overlay_bytes
         )
         each = _Planned(opened, opened.dirty_map().blocks.count, overlays.bytes_max)
-        each.made = _concession(block, states.get(volume.name), common.get(volume.name))
+        each.made = _concession(block, states.get(volume.name), common.get(volume.name), _given(volume))
         way_back = any(info.state is OverlayState.UNDO and info.whole for info in overlays.list())
         if each.made is not None and block.condition is Condition.SYNCING and way_back:
             raise ArbitrationError(
@@ -198,9 +200,18 @@ def _plan(
     return planned
 
 
-def _concession(block: Superblock, theirs: VolumeState | None, common: str | None) -> Concession | None:
+def _given(volume: VolumeConfig) -> int:
+    """The milestone that this host was given last."""
+    if not volume.options.digests:
+        return 0
+    return given_milestone(digests_path(_metadata_of(volume)))
+
+
+def _concession(
+    block: Superblock, theirs: VolumeState | None, common: str | None, given: int
+) -> Concession | None:
     if theirs is not None:
-        return concession(block, theirs)
+        return concession(block, theirs, given)
     if common is None:
         raise ConfigError(
             f"volume {block.name}: the newest generation that both hosts lived through is not known: "

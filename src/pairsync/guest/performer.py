@@ -249,7 +249,8 @@ class Performer:
         self._lanes[effect.volume].data.submit(job, done)
 
     def _flush(self, effect: Flush) -> None:
-        job = partial(flush_job, self._replicas[effect.volume].device, effect.point)
+        device = self._replicas[effect.volume].device
+        job = partial(flush_job, device, digests=effect.digests, milestone=effect.milestone)
         self._report(self._lanes[effect.volume].side, job, self.session.flushed, effect)
 
     def _report(

@@ -226,6 +226,7 @@ def recover_replica(
     """
     keeper: Keeper | None = None
     points: Points | None = None
+    given = 0
     try:
         block = opened.superblock
         check_identity(block, pair_id=pair_id)
@@ -239,13 +240,14 @@ def recover_replica(
             )
         if open_table is not None and volume.options.digests:
             device, table = _with_digests(device, partial(open_table, block, doubtful), notes)
+            given = table.milestone
             if open_points is not None:
                 points = with_points(device, partial(open_points, block, table), notes)
     except BaseException:
         opened.store.close()
         raise
     marks = points.list() if points is not None else ()
-    setup = VolumeSetup(block, recovered, volume.options, opened.generation_next, marks)
+    setup = VolumeSetup(block, recovered, volume.options, opened.generation_next, marks, given)
     if damaged:
         notes.append(f"{damaged} sectors of the dirty bitmap were unreadable: their blocks are copied again")
     return Replica(device, opened.store, setup, notes, keeper, points)
@@ -294,12 +296,12 @@ def _apply_one(device: Device, op: WriteOp) -> int:
     return 0
 
 
-def flush_job(device: Device, point: int = 0) -> int:
-    """Make the data durable, with a ``point`` the digests of its blocks too; an errno or 0."""
+def flush_job(device: Device, *, digests: bool = False, milestone: int | None = None) -> int:
+    """Make the data durable, and ``digests`` of its blocks too, with a ``milestone``; an errno or 0."""
     try:
         device.flush()
-        if point:
-            device.save_digests(point)
+        if digests:
+            device.save_digests(milestone)
     except BackendError as error:
         return error.errno
     return 0

@@ -44,7 +44,8 @@ def obstacle_of(arbiter: Arbiter, host: HostId, guest: Guest) -> str:
     """Why what ``host``, this one, has cannot serve the guest under the grant in force; empty if it can."""
     grant = arbiter.grant
     term = grant.term if grant is not None and grant.owner != host else 0
-    return obstacle(guest, new=grant is None or grant.is_first, term=term)
+    new = grant is None or grant.is_first
+    return obstacle(guest, new=new, term=term, rivals=arbiter.both_in_sync)
 
 
 def standing_of(arbiter: Arbiter, host: HostId, guest: Guest) -> Standing | None:

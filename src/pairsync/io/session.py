@@ -133,7 +133,7 @@ class Session:
         self._push(messages)
 
     def _push(self, messages: Sequence[Message]) -> None:
-        for frame in [make_frame(encode(message)) for message in messages]:
+        for frame in [make_frame(encode(message, self.info.protocol)) for message in messages]:
             self._sender.push(frame)
         self.messages_out += len(messages)
         self.pump()
@@ -193,7 +193,8 @@ class Session:
             return []
         skip = self._receiver.accept(record.first, record.frame_count, len(plaintext))
         self.frames_dropped += skip
-        messages = [decode(header, payload) for header, payload in parse_frames(record, skip)]
+        protocol = self.info.protocol
+        messages = [decode(header, payload, protocol) for header, payload in parse_frames(record, skip)]
         if Renew in map(type, messages) and self.info.protocol < PROTOCOL_RENEWS:
             raise ProtocolError(f"a renewal in version {self.info.protocol}")
         return messages

@@ -85,8 +85,8 @@ class Device(abc.ABC):
         """
         raise InternalError(f"{self.path}: digests are not kept ({len(view)} bytes at {offset})")
 
-    def save_digests(self, point: int) -> None:  # noqa: B027
-        """Make durable the digests of all that was applied, and the number ``point`` with them."""
+    def save_digests(self, milestone: int | None = None) -> None:  # noqa: B027
+        """Make durable the digests of all that was applied, and with them what the active host has given."""
 
     def examine(self, level: int, first: int, stop: int, *, read: bool) -> Examined:
         """The digests of these nodes, see `core.effects.Examine`; only where they are kept."""

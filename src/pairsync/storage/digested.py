@@ -133,10 +133,10 @@ class DigestedDevice(Device):
         """As `Device.mismatches`."""
         return self._table.mismatches(offset, view)
 
-    def save_digests(self, point: int) -> None:
+    def save_digests(self, milestone: int | None = None) -> None:
         """As `Device.save_digests`."""
         try:
-            self._table.save(point)
+            self._table.save(milestone)
         except BackendError:
             self._table.distrust()
 

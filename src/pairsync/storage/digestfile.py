@@ -75,7 +75,7 @@ PAGE_BYTES: Final = LEAVES_PER_NODE * LEAF_BYTES
 _LEAVES_AT: Final = 8 * KIB
 _HEADER_KIND: Final = 3
 _HEADER_SLOT_BYTES: Final = 4 * KIB
-_POINT_MAX: Final = (1 << 64) - 1
+_MILESTONE_MAX: Final = (1 << 64) - 1
 
 _PAGE_SHIFT: Final = LEAVES_PER_NODE.bit_length() - 1
 _PAGE_MASK: Final = LEAVES_PER_NODE - 1
@@ -166,14 +166,16 @@ class Header(NamedTuple):
     size_bytes: int
     known_below: int
     """Blocks from here on are unknown, whatever their leaves say."""
-    point: int
-    """Number of the sync point up to which the leaves are durable, 0 before the first."""
+    milestone: int
+    """The last that the active host gave this one as its standby (``core.states``); 0: none."""
     settled: bool
     """False while a standby uses the table: it has no write-intent log, so after its unclean end leaves may
     be older than their blocks, and only the active host's dirty map knows which."""
 
 
 _KEYS: Final = frozenset(Header._fields)
+_KEYS_BEFORE: Final = _KEYS - {"milestone"} | {"point"}
+"""Of releases before there were milestones: they counted something else."""
 
 
 def encode_header(header: Header) -> bytes:
@@ -190,6 +192,9 @@ def decode_header(payload: bytes) -> Header:
         fields = msgpack.unpackb(payload, strict_map_key=True)
     except (ValueError, msgpack.exceptions.UnpackException) as error:
         raise MetadataError("damaged: the header is not msgpack") from error
+    if isinstance(fields, dict) and fields.keys() == _KEYS_BEFORE:
+        del fields["point"]
+        fields["milestone"] = 0
     if not isinstance(fields, dict) or fields.keys() != _KEYS:
         raise MetadataError("damaged: the header has other fields than expected")
     header = Header(**fields)
@@ -208,7 +213,7 @@ def _wrong_with(header: Header) -> str | None:
         return f"a volume of {header.size_bytes} bytes"
     if not 0 <= header.known_below <= block_count_of(header.size_bytes):
         return f"known below block {header.known_below} of {block_count_of(header.size_bytes)}"
-    return None if 0 <= header.point <= _POINT_MAX else "point"
+    return None if 0 <= header.milestone <= _MILESTONE_MAX else "milestone"
 
 
 def header_slots(file: BlockFile) -> DualSlot:

@@ -20,8 +20,8 @@ class HeaderKeeper:
         self._slots = slots
         self._volume_id = header.volume_id
         self._stored = header if whole else None  # the durable one; None: neither slot can be relied on
-        self.point = header.point
-        """Number of the last sync point that was made durable, 0 before the first."""
+        self.milestone = header.milestone
+        """The last milestone that was made durable, 0 before the first."""
         self.settled = header.settled
         """As it is to be stored next; see `Header`."""
         self._true = header.settled  # every leaf is, if this life ends in order
@@ -41,10 +41,10 @@ class HeaderKeeper:
         """It gives the volume up in order."""
         self.settled = self._true
 
-    def store(self, size_bytes: int, known_below: int, point: int | None = None) -> None:
+    def store(self, size_bytes: int, known_below: int, milestone: int | None = None) -> None:
         """Make that durable; nothing is written where it is so already.  `BackendError` if it fails."""
-        point = self.point if point is None else point
-        header = Header(self._volume_id, size_bytes, known_below, point, self.settled)
+        milestone = self.milestone if milestone is None else milestone
+        header = Header(self._volume_id, size_bytes, known_below, milestone, self.settled)
         stored = self._stored
         if header != stored:
             payload = encode_header(header)
@@ -52,4 +52,4 @@ class HeaderKeeper:
             if stored is None or known_below < stored.known_below:
                 self._slots.store(payload)
             self._stored = header
-        self.point = point
+        self.milestone = milestone

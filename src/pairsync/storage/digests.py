@@ -58,6 +58,7 @@ __all__ = [
     "digests_path",
     "discard_digests",
     "format_digests",
+    "given_milestone",
     "load_digests",
     "open_digests",
 ]
@@ -118,6 +119,23 @@ def discard_digests(path: str | os.PathLike[str]) -> None:
     except OSError as error:
         raise backend_error(f"{file}: removing", error) from error
     sync_directory(file)
+
+
+def given_milestone(path: str | os.PathLike[str], *, open_file: OpenFile = OsFile) -> int:
+    """The milestone that the table of a host that is down has recorded; 0 where there is no whole one.
+
+    `BusyError` if it is in use.
+    """
+    try:
+        file = open_file(path)
+    except BackendError:
+        return 0
+    try:
+        return decode_header(header_slots(file).load()[0]).milestone
+    except BackendError:
+        return 0
+    finally:
+        file.close()
 
 
 def open_digests(

@@ -104,9 +104,9 @@ class DigestTable:
         self._unknown_save_max = _MEMORY_UNKNOWN_SAVE_MAX if in_memory else _UNKNOWN_SAVE_MAX
 
     @property
-    def point(self) -> int:
-        """Number of the last sync point that a `save` has made durable, 0 before the first."""
-        return self._header.point
+    def milestone(self) -> int:
+        """The last that a `save` has made durable (``core.states``), 0 before the first."""
+        return self._header.milestone
 
     @property
     def path(self) -> str:
@@ -375,8 +375,8 @@ class DigestTable:
             self._state.take_doubts(layer)
             self._leaving = None
 
-    def save(self, point: int | None = None) -> None:
-        """Make durable all that was noted before; ``point``: number of the sync point reached by then.
+    def save(self, milestone: int | None = None) -> None:
+        """Make durable all that was noted before, and with it a ``milestone`` that the active host has given.
 
         `BackendError` if that fails: it may be tried again while the table is `sound`.
         """
@@ -387,7 +387,7 @@ class DigestTable:
                 size_bytes, known_below = self._state.size_bytes, self.known_below
                 flush = self._state.leaves.begin_flush()
             flush()
-            self._header.store(size_bytes, known_below, point)
+            self._header.store(size_bytes, known_below, milestone)
 
     def distrust(self) -> None:
         """A `save` has failed: until one succeeds again the file says, durably, that nothing in it is known.

@@ -82,6 +82,7 @@ def decode_superblock(payload: bytes) -> tuple[Layout, Superblock]:
 
 def _pack(layout: Layout, superblock: Superblock) -> bytes:
     base, target = superblock.map_base, superblock.sync_target
+    parted = {} if superblock.parted is None else {"parted": superblock.parted}
     packed: bytes = msgpack.packb(
         {
             "segment_bytes": layout.segment_bytes,
@@ -98,6 +99,7 @@ def _pack(layout: Layout, superblock: Superblock) -> bytes:
             "map_base": None if base is None else list(base),
             "clean": superblock.clean,
             "boot_id": superblock.boot_id,
+            **parted,
         }
     )
     return packed
@@ -113,7 +115,7 @@ def _unpack(payload: bytes) -> tuple[Layout, Superblock]:
         fields = msgpack.unpackb(payload, strict_map_key=True)  # its limits follow from the length
     except (ValueError, msgpack.exceptions.UnpackException) as error:
         raise _Refused("not msgpack") from error
-    if not isinstance(fields, dict) or fields.keys() != _KEYS:
+    if not isinstance(fields, dict) or fields.keys() | {"parted"} != _KEYS:
         raise _Refused("other fields than expected")
     lineage = fields["lineage"]
     if not isinstance(lineage, list) or len(lineage) > LINEAGE_GENERATIONS_MAX:
@@ -131,6 +133,7 @@ def _unpack(payload: bytes) -> tuple[Layout, Superblock]:
         map_base=_generation_or_none(fields["map_base"]),
         clean=_typed(fields, "clean", bool),
         boot_id=_typed(fields, "boot_id", str),
+        parted=_number(fields, "parted") if "parted" in fields else None,
     )
     return Layout(_number(fields, "segment_bytes"), _number(fields, "seed")), superblock
 
@@ -175,7 +178,8 @@ def _check(layout: Layout, superblock: Superblock) -> None:
     if len(superblock.lineage) > LINEAGE_GENERATIONS_MAX:
         raise _Refused(f"{len(superblock.lineage)} generations")
     single = [each for each in (superblock.sync_target, superblock.map_base) if each is not None]
-    for number in (superblock.term, layout.seed, *(n for g in (*superblock.lineage, *single) for n in g)):
+    numbers = [superblock.term, layout.seed, *(n for g in (*superblock.lineage, *single) for n in g)]
+    for number in [*numbers, superblock.parted or 0]:
         if not 0 <= number <= _U64_MAX:
             raise _Refused("a number beyond 64 bits")
     segment_bytes = layout.segment_bytes

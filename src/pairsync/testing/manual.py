@@ -129,14 +129,19 @@ class ManualHost:
 
     # ------------------------------------------------------------------ life
 
-    def start(self, role: Role, term: int) -> None:
+    def start(self, role: Role, term: int, *, arbitrated: bool = False) -> None:
         """Start the process: recover, and open the session."""
         if self._session is not None:
             raise InternalError(f"host {self.name} is up already")
         self._lanes = {(v, lane): deque() for v in range(len(self.disks)) for lane in LANES}
         setups = [
             VolumeSetup(
-                each.superblock, each.recovered(), self.options, each.generation_max + 1, list(each.points)
+                each.superblock,
+                each.recovered(),
+                self.options,
+                each.generation_max + 1,
+                list(each.points),
+                each.given,
             )
             for each in self.metadata
         ]
@@ -148,6 +153,7 @@ class ManualHost:
             boot_id="boot",
             volumes=setups,
             draw_tag=self._draw_tag,
+            arbitrated=arbitrated,
         )
         self.perform()
 
@@ -242,6 +248,8 @@ class ManualHost:
         elif isinstance(effect, Flush):
             if not error:
                 disk.durable[:] = disk.content
+                if effect.milestone is not None and self.options.digests:
+                    self.metadata[volume].given = effect.milestone
             session.flushed(volume, effect.token, error, now_ns)
         else:
             self._complete_more(effect, error)

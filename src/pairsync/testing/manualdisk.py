@@ -111,6 +111,8 @@ class ManualMetadata:
     generation_max: int = 0
     points: dict[PointMark, bytes] = field(default_factory=dict)
     """For each point what the volume held."""
+    given: int = 0
+    """The milestone that the active host has given last."""
 
     def remember(self, mark: PointMark, content: bytes | bytearray) -> None:
         """A point, in place of one of the same name."""

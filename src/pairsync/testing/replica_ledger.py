@@ -64,7 +64,7 @@ class RuleBroken(Exception):
 
 def life_superblock(number: int, size_bytes: int, *, clean: bool) -> Superblock:
     """The superblock of that number: no two look alike, and none fits one sector."""
-    lineage = tuple(Generation(1, each, number << 32 | each) for each in range(_LINEAGE, 0, -1))
+    lineage = tuple(Generation(1, 1, number << 32 | each) for each in range(_LINEAGE, 0, -1))
     return Superblock(
         pair_id=PAIR_ID,
         volume_id=b"v" * 16,

@@ -1,4 +1,4 @@
-"""Codec of protocol versions 1 and 2: a message of ``core.messages`` to and from one frame.
+"""Codec of protocol versions 1 to 3: a message of ``core.messages`` to and from one frame.
 
 A frame is a header, the msgpack array ``[type, field, ...]``, and a raw payload: the data of all
 `OpKind.DATA` ranges of a `Write` or a `Relay`, joined in order; every other message has none.  Decoding is
@@ -9,8 +9,9 @@ and the data of a decoded `WriteOp` is a slice of the payload that was given.
 `Write`, `Relay` (in the same form) and `Applied` are the hot path and coded by hand.  Their headers are
 msgpack like the others, but in one fixed form (every integer in its widest encoding), so that one call of
 ``struct`` writes or reads them; no other form is accepted.  The ranges of a batch are one byte string of
-13-byte entries (offset 64 bits, length 32 bits, kind and FUA 8 bits).  The rest is a table.  Version 2 has
-one message more, which ``io.session`` neither sends nor takes in version 1; ``wire.hello`` chooses.
+13-byte entries (offset 64 bits, length 32 bits, kind and FUA 8 bits).  The rest is a table, in ``catalogue``.
+Version 2 has one message more, which ``io.session`` neither sends nor takes in version 1; before version 3
+three messages lack what came later at their ends.  ``wire.hello`` chooses.
 """
 
 from __future__ import annotations
@@ -19,251 +20,41 @@ import struct
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from pairsync.core.fetcher import FETCH_BLOCKS_MAX
 from pairsync.core.messages import (
     Adopt,
-    Adopted,
     Applied,
     Barrier,
-    BarrierDone,
-    Begin,
-    Begun,
     Buffer,
-    Condition,
-    Failed,
-    Fetch,
-    Generation,
-    Grow,
-    Grown,
     Introduce,
-    KeepOnly,
-    Leave,
-    Marked,
     Message,
     OpKind,
-    PointMark,
-    Proof,
-    Prove,
     Relay,
-    Relayed,
-    RelayFlush,
-    RelayRead,
-    Remember,
-    Remembered,
-    Role,
-    Serving,
-    SyncMode,
-    Unfetched,
-    VolumePlan,
-    VolumeState,
     Write,
     WriteOp,
-    is_point_name,
 )
-from pairsync.core.questions import ANSWER_NODES_MAX, BAD_BLOCKS_MAX, DIGEST_BYTES, LEVEL_TOP
-from pairsync.core.stream import Renew
-from pairsync.core.units import VOLUME_BYTES_MAX
 from pairsync.errors import InternalError, ProtocolError
 
+from .catalogue import BEFORE_MILESTONES, TABLE, VOLUME_STATE
 from .digests import payload_digest, payload_digest_of
+from .hello import PROTOCOL_MAX, PROTOCOL_MILESTONES
 from .limits import (
     FRAME_HEADER_BYTES_MAX,
     FRAME_PAYLOAD_BYTES_MAX,
-    LINEAGE_GENERATIONS_MAX,
     MARKED_EXTENTS_MAX,
-    NAME_BYTES_MAX,
     NUMBER_MAX,
     OP_BYTES_MAX,
-    POINT_NAME_BYTES_MAX,
-    POINT_TAGS_MAX,
-    REASON_BYTES_MAX,
     VOLUMES_MAX,
     WRITE_OPS_MAX,
 )
-from .shapes import (
-    Shape,
-    binary,
-    boolean,
-    bounded_binary,
-    choice,
-    optional,
-    pack,
-    sequence,
-    structure,
-    text,
-    unpack_array,
-    unsigned,
-)
+from .shapes import pack, unpack_array
 
 __all__ = ["decode", "encode"]
-
-_number = unsigned(NUMBER_MAX)
-_size = unsigned(VOLUME_BYTES_MAX, minimum=1)
-_word64 = unsigned((1 << 64) - 1)
-_volume = unsigned(VOLUMES_MAX - 1)
-_name = text(NAME_BYTES_MAX)
-_reason = text(REASON_BYTES_MAX)
-_generation: Shape[Generation] = structure(
-    Generation, ("term", _number), ("epoch", _number), ("tag", _word64)
-)
-_lineage = sequence(_generation, LINEAGE_GENERATIONS_MAX)
-_volume_state = structure(
-    VolumeState,
-    ("name", _name),
-    ("volume_id", binary(16)),
-    ("size_bytes", _size),
-    ("condition", choice(Condition)),
-    ("lineage", _lineage),
-    ("sync_target", optional(_generation)),
-    ("map_base", optional(_generation)),
-    ("dirty_blocks", _number),
-    ("proves", boolean),
-    ("points", sequence(_word64, POINT_TAGS_MAX)),
-)
-
-
-def _make_point(name: str, tag: int, created_s: int) -> PointMark:
-    if not is_point_name(name):
-        raise ProtocolError(f"{name!r} is no name of a point")
-    return PointMark(name, tag, created_s)
-
-
-_point = structure(
-    _make_point, ("name", text(POINT_NAME_BYTES_MAX)), ("tag", _word64), ("created_s", _number)
-)
-_volume_plan = structure(VolumePlan, ("mode", choice(SyncMode)), ("rule", _reason), ("target", _generation))
-
-
-def _make_extent(start: int, stop: int) -> tuple[int, int]:
-    if start >= stop:
-        raise ProtocolError(f"extent {start}..{stop} is empty")
-    return start, stop
-
-
-_extent = structure(_make_extent, ("start", _number), ("stop", _number))
 
 _WRITE = 4
 _APPLIED = 5
 _RELAY = 17
 
-# type number -> (class, shape of the fields behind the type number)
-_TABLE: dict[int, tuple[type[Message], Shape[Any]]] = {
-    1: (
-        Introduce,
-        structure(
-            Introduce,
-            ("pair_id", binary(16)),
-            ("guest", _name),
-            ("role", choice(Role)),
-            ("term", _number),
-            ("volumes", sequence(_volume_state, VOLUMES_MAX)),
-        ),
-    ),
-    2: (Begin, structure(Begin, ("term", _number), ("volume", _volume), ("plan", _volume_plan))),
-    3: (Begun, structure(Begun, ("volume", _volume))),
-    6: (
-        Barrier,
-        structure(Barrier, ("term", _number), ("volume", _volume), ("barrier", _number), ("point", _number)),
-    ),
-    7: (BarrierDone, structure(BarrierDone, ("volume", _volume), ("barrier", _number))),
-    8: (Adopt, structure(Adopt, ("term", _number), ("volume", _volume), ("lineage", _lineage))),
-    9: (Adopted, structure(Adopted, ("volume", _volume), ("generation", _generation))),
-    10: (Failed, structure(Failed, ("volume", _volume), ("errno", unsigned(0xFFFF)), ("reason", _reason))),
-    11: (Leave, structure(Leave, ("reason", _reason))),
-    12: (
-        Marked,
-        structure(Marked, ("volume", _volume), ("extents", sequence(_extent, MARKED_EXTENTS_MAX))),
-    ),
-    13: (
-        Prove,
-        structure(
-            Prove,
-            ("term", _number),
-            ("volume", _volume),
-            ("question", _number),
-            ("level", unsigned(LEVEL_TOP)),
-            ("first", _number),
-            ("stop", _number),
-            ("read", boolean),
-        ),
-    ),
-    14: (
-        Proof,
-        structure(
-            Proof,
-            ("volume", _volume),
-            ("question", _number),
-            ("digests", bounded_binary(ANSWER_NODES_MAX * DIGEST_BYTES)),
-            ("bad", sequence(_number, BAD_BLOCKS_MAX)),
-        ),
-    ),
-    15: (
-        Fetch,
-        structure(
-            Fetch,
-            ("term", _number),
-            ("volume", _volume),
-            ("number", unsigned(NUMBER_MAX, minimum=1)),
-            ("extents", sequence(_extent, FETCH_BLOCKS_MAX)),
-        ),
-    ),
-    16: (
-        Unfetched,
-        structure(
-            Unfetched,
-            ("volume", _volume),
-            ("number", unsigned(NUMBER_MAX, minimum=1)),
-            ("errno", unsigned(0xFFFF)),
-        ),
-    ),
-    18: (Serving, structure(Serving, ("term", _number), ("serves", boolean))),
-    19: (
-        RelayRead,
-        structure(
-            RelayRead,
-            ("term", _number),
-            ("volume", _volume),
-            ("number", unsigned(NUMBER_MAX, minimum=1)),
-            ("offset", _number),
-            ("length", unsigned(FRAME_PAYLOAD_BYTES_MAX, minimum=1)),
-        ),
-    ),
-    20: (
-        RelayFlush,
-        structure(
-            RelayFlush,
-            ("term", _number),
-            ("volume", _volume),
-            ("number", unsigned(NUMBER_MAX, minimum=1)),
-        ),
-    ),
-    21: (
-        Relayed,
-        structure(
-            Relayed,
-            ("number", unsigned(NUMBER_MAX, minimum=1)),
-            ("errnos", sequence(unsigned(0xFFFF), WRITE_OPS_MAX)),
-        ),
-    ),
-    22: (Remember, structure(Remember, ("term", _number), ("volume", _volume), ("mark", _point))),
-    23: (
-        Remembered,
-        structure(Remembered, ("volume", _volume), ("tag", _word64), ("errno", unsigned(0xFFFF))),
-    ),
-    24: (
-        KeepOnly,
-        structure(
-            KeepOnly, ("term", _number), ("volume", _volume), ("tags", sequence(_word64, POINT_TAGS_MAX))
-        ),
-    ),
-    25: (Grow, structure(Grow, ("term", _number), ("volume", _volume), ("size_bytes", _size))),
-    26: (
-        Grown,
-        structure(Grown, ("volume", _volume), ("size_bytes", _size), ("errno", unsigned(0xFFFF))),
-    ),
-    27: (Renew, structure(Renew, ("reason", _reason))),  # from version 2 on
-}
-_NUMBER_OF: dict[type[Message], int] = {made: number for number, (made, _) in _TABLE.items()}
+_NUMBER_OF: dict[type[Message], int] = {made: number for number, (made, _) in TABLE.items()}
 
 _OP = struct.Struct(">QIB")
 _OP_BYTES = _OP.size
@@ -288,8 +79,10 @@ _DATA = OpKind.DATA
 _BATCHES = {_WRITE: Write.__name__, _RELAY: Relay.__name__}  # by type number
 
 
-def encode(message: Message) -> list[Buffer]:
+def encode(message: Message, protocol: int = PROTOCOL_MAX) -> list[Buffer]:
     """The header, then the payload in parts: the caller's own buffers, which must not change until sent.
+
+    ``protocol``: of the session.
 
     A batch whose digest is 0 gets it computed; another digest is sent as it is, so that one taken when
     the data entered this host protects it all the way.  Raises `InternalError` for a message that the
@@ -306,16 +99,27 @@ def encode(message: Message) -> list[Buffer]:
     number = _NUMBER_OF.get(type(message))
     if number is None:
         raise InternalError(f"{type(message).__name__} is not a message")
-    header = pack([number, *(getattr(message, name) for name in message.__slots__)])
+    header = pack([number, *_fields_of(message, protocol)])
     try:
-        decode(header, b"")
+        decode(header, b"", protocol)
     except ProtocolError as error:
         raise InternalError(f"{type(message).__name__} cannot be sent: {error}") from error
     return [header]
 
 
-def decode(header: Buffer, payload: Buffer) -> Message:
-    """The message of one frame.
+def _fields_of(message: Message, protocol: int) -> list[Any]:
+    fields: list[Any] = [getattr(message, name) for name in message.__slots__]
+    if protocol < PROTOCOL_MILESTONES:
+        if type(message) is Introduce:
+            names = [name for name, _ in VOLUME_STATE]
+            fields[-1] = [[getattr(each, name) for name in names] for each in message.volumes]
+        elif type(message) in {Barrier, Adopt}:
+            fields.pop()
+    return fields
+
+
+def decode(header: Buffer, payload: Buffer, protocol: int = PROTOCOL_MAX) -> Message:
+    """The message of one frame of a session in that version.
 
     Raises `ProtocolError` for everything that this version does not allow.  The data of a batch are
     slices of ``payload``, which must stay as it is for as long as they are used.
@@ -333,12 +137,15 @@ def decode(header: Buffer, payload: Buffer) -> Message:
     kind = fields[0]
     if type(kind) is not int:
         raise ProtocolError("a message begins with its type, an integer")
-    entry = _TABLE.get(kind)
+    entry = TABLE.get(kind)
     if entry is None:
         fixed = kind in {_APPLIED, *_BATCHES}
         form = "in another form than its fixed one" if fixed else "unknown"
         raise ProtocolError(f"message type {kind} is {form}")
-    message: Message = entry[1](fields[1:])
+    made = entry[1]
+    if protocol < PROTOCOL_MILESTONES:
+        made = BEFORE_MILESTONES.get(kind, made)
+    message: Message = made(fields[1:])
     return message
 
 

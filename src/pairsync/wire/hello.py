@@ -42,6 +42,7 @@ __all__ = [
     "LANE_PREAMBLE_BYTES",
     "PAIR_ID_BYTES",
     "PROTOCOL_MAX",
+    "PROTOCOL_MILESTONES",
     "PROTOCOL_MIN",
     "PROTOCOL_RENEWS",
     "Bye",
@@ -65,10 +66,13 @@ __all__ = [
 
 PROTOCOL_MIN = 1
 """Oldest version that this software speaks."""
-PROTOCOL_MAX = 2
-"""Newest version that this software speaks.  2: votes of version 2 (`wire.arbitration`), and renewals."""
+PROTOCOL_MAX = 3
+"""Newest version that this software speaks.  2: votes of version 2 (`wire.arbitration`), and renewals.  3:
+milestones (``wire.codec``)."""
 PROTOCOL_RENEWS = 2
 """From this version on a new session needs no new connections (``core.stream``)."""
+PROTOCOL_MILESTONES = 3
+"""From this version on replicas and barriers have milestones (``core.states``)."""
 PAIR_ID_BYTES = 16
 
 _LANE_MAGIC = b"PSLANE\r\n"  # no TLS record begins so, and text-mode transport would break it

@@ -47,6 +47,8 @@ class GrantChecker:
         self.replaced_ns = [-1, -1]  # when a host's disks were last
         # Grants that may have been decided by then: they speak of the disks before.
         self._of_disks_before: list[set[Grant]] = [set(), set()]
+        # Hosts whose disks were put back to what they were, until they are in sync: whether they know it.
+        self.rolled_back: dict[int, bool] = {}
 
     # ------------------------------------------------------------------ grants
 
@@ -138,10 +140,26 @@ class GrantChecker:
         if grant is not None and grant.fork in self._forced:
             self._forced.clear()
             world.guest.overruled(grant.fork, host.content())
+        elif grant is not None and self._was_unseen(host, grant):
+            world.coverage.reach("rolled-back-unseen")  # a person has to pick a side when they meet
+            world.overridden = True
+            world.guest.overruled(grant.fork, host.content())
         elif world.guest.counts(host):
             self._owes(host, "lost-write")
             if world.guest.lags and moves:
                 world.guest.goes_on_from(host.content())
+
+    def _was_unseen(self, host: GrantHost, grant: Grant) -> bool:
+        """Whether its disks were put back, and it could not meet who would have told before it was alone."""
+        if self.rolled_back.get(host.index, True):
+            return False
+        return len(grant.in_sync) == 1 or not self._world.can_meet()
+
+    def is_told(self, host: GrantHost) -> None:
+        """It knows that the other one has newer replicas."""
+        if self.rolled_back.get(host.index) is False:
+            self._world.coverage.reach("rolled-back-told")
+            self.rolled_back[host.index] = True
 
     def not_opened(self, host: GrantHost, why: str) -> None:
         """The replica refuses to be served from: right only where a person has insisted."""
@@ -182,6 +200,7 @@ class GrantChecker:
             world.coverage.reach(f"refused:{event.rule}")
         elif isinstance(event, InSyncEvent):
             self.refused = None
+            self.rolled_back.clear()
 
     def persisted(self, host: GrantHost, before: Superblock, after: Superblock) -> None:
         """A superblock has become durable."""

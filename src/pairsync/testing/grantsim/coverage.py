@@ -22,6 +22,7 @@ _WHERE: dict[str, tuple[str, ...]] = {
     "witness-after-peer": ("both", "both-sole"),
     "witness-preferred-down": ("both",),
     "witness-rolled-back": ("both",),  # both hosts have to have seen it farther: rare in other states
+    "disks-rolled-back": ("both", "both-sole"),
     "override": ("both", "both-sole", "alone", "changing"),
 }
 
@@ -37,6 +38,7 @@ OUTCOMES = (
         "begins-ill",
         "is-well-again",
         "swapped",
+        "rolled-back-told",
         "async-lost",
     ),
     *("drill:goes-on", "drill:moves", "drill:stops", "drill:cut-cable"),

@@ -1,4 +1,5 @@
-"""Faults of disks: one fails or hangs for a while, or is empty when it is back; or all of a host's are new.
+"""Faults of disks: one fails or hangs for a while, or is empty when it is back; or all of a host's are new,
+or put back to what they were.
 
 What a pair cannot live through is not done to it: the last replica that has everything stays.
 """
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pairsync.core.messages import Condition
 from pairsync.core.units import NS_PER_MS, NS_PER_S
+from pairsync.testing.sim.media import Stores
 from pairsync.testing.sim.start import blank_stores
 
 from .medium import FAILS, Medium
@@ -24,6 +26,24 @@ AMBUSHED = 0.5
 """Of guests that were moved: their new owner's disk fails, in seeds that have that fault."""
 UNMET_NS_MAX = 50 * NS_PER_MS
 """So long at most after the change: about what the replicas take to meet again."""
+COPIES_MAX = 3
+
+
+def _is_behind(copy: list[Stores], other: GrantHost) -> bool:
+    """Whether the replicas of ``other`` are newer, and can be told to be."""
+    mine = [stores.metadata.superblock.lineage for stores in copy]
+    theirs = [medium.stores.metadata.superblock.lineage for medium in other.media]
+    if any(not old or not new or old[0] not in new for old, new in zip(mine, theirs, strict=True)):
+        return False
+    return any(
+        old[0] != new[0] or medium.stores.digests.given > _reached(stores)
+        for old, new, medium, stores in zip(mine, theirs, other.media, copy, strict=True)
+    )
+
+
+def _reached(stores: Stores) -> int:
+    block, metadata = stores.metadata.superblock, stores.metadata
+    return block.parted or max(metadata.first_generation, stores.digests.given, block.lineage[0].epoch)
 
 
 class DiskFaults:
@@ -34,6 +54,34 @@ class DiskFaults:
         self._clock = world.clock
         self._random = world.random
         self._ambushes = Random(world.seed)  # noqa: S311 - likewise; its own, for most seeds have none
+        self._copies: dict[int, list[list[Stores]]] = {}  # of the disks of each host
+
+    # ------------------------------------------------------------------ copies
+
+    def back_up(self, owner: GrantHost) -> None:
+        """A copy of its disks is made as it serves, and the other host has everything."""
+        if owner.serves and not owner.sick and self.is_spare(owner):
+            copies = self._copies.setdefault(owner.index, [])
+            copies.append([medium.stores.copy() for medium in owner.media])
+            del copies[:-COPIES_MAX]
+
+    def copy_for(self, host: GrantHost) -> list[Stores] | None:
+        """A copy that can be told from its disks as they are, if the other host could serve instead."""
+        world, other = self._world, self._world.hosts[1 - host.index]
+        if world.overridden or world.guest.lags or not other.up or not self.is_spare(host):
+            return None
+        told = [copy for copy in self._copies.get(host.index, []) if _is_behind(copy, other)]
+        return self._random.choice(told) if told else None
+
+    def roll_back(self, host: GrantHost, copy: list[Stores]) -> None:
+        """That host, which is down, gets its disks as they were."""
+        for medium, stores in zip(host.media, copy, strict=True):
+            medium.stores = stores.copy()
+        self._world.checker.replaced_ns[host.index] = self._clock.now
+        self._world.checker.rolled_back[host.index] = False
+        host.digests_settled = True
+
+    # ------------------------------------------------------------------ other disks, and sick ones
 
     def replace(self, host: GrantHost) -> None:
         """That host, which is down, gets new disks."""
@@ -45,6 +93,8 @@ class DiskFaults:
         """An empty disk in the place of that one, which nobody has open."""
         host.media[index] = Medium(blank_stores(index, self._world.profile.sizes_bytes[index]))
         self._world.checker.replaced(host)
+        self._copies.pop(host.index, None)
+        self._world.checker.replaced_ns[host.index] = self._clock.now
 
     def sicken(self, host: GrantHost, how: str, lasts_ns: int, *, swaps: bool = False) -> bool:
         """One of its disks fails, or hangs, for a while; ``swaps``: an empty one comes back."""

@@ -51,7 +51,10 @@ def may_be_decided(world: GrantWorld) -> set[Grant]:
 def _able(world: GrantWorld, host: GrantHost, grant: Grant) -> bool:
     if not host.up or host.frozen or host.plane is None or host.sick:
         return False
-    if not host.plane.could_serve(new=grant.is_first, term=0):  # the rules make sure of its term
+    rivals = len(grant.in_sync) > 1
+    if not host.plane.could_serve(
+        new=grant.is_first, term=0, rivals=rivals
+    ):  # the rules make sure of its term
         return False
     other = world.hosts[1 - host.index]
     if host.voter != grant.owner_id:
@@ -96,6 +99,8 @@ def _asks(world: GrantWorld, owner: GrantHost, standby: GrantHost) -> bool:
 
 
 def _gives_way(world: GrantWorld, owner: GrantHost) -> bool:
-    """Whether it hands the guest over because of its disk: not while it ends in order, which takes no longer
-    than a failover, nor if it does not hear of a standby that could take it."""
-    return owner.sick and not owner.ending and (owner.frozen or world.network.connected(0, 1))
+    """Whether it hands the guest over because of its disk, or of what that holds: not while it ends in order,
+    which takes no longer than a failover, nor if it does not hear of a standby that could take it."""
+    outdated = owner.plane is not None and owner.plane.session.outdated is not None
+    gives_way = (owner.sick or outdated) and not owner.ending
+    return gives_way and (owner.frozen or world.network.connected(0, 1))

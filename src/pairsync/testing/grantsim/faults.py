@@ -68,16 +68,13 @@ class GrantFaults:
             "memory-lost": lambda: self._memory(lost=True),
             "memory-restored": lambda: self._memory(lost=False),
             "disks-replaced": self._disks_replaced,
+            "disks-rolled-back": self._disks_rolled_back,
             "disk-fails-owner": lambda: self._sicken(self._owner(), FAILS),
             "disk-fails-standby": lambda: self._sicken(self._standby(), FAILS),
             "disk-hangs-owner": lambda: self._sicken(self._owner(), HANGS),
             "disk-hangs-standby": lambda: self._sicken(self._standby(), HANGS),
-            "disk-swapped-owner": lambda: self.disks.sicken(
-                self._owner(), FAILS, self._for_a_while(), swaps=True
-            ),
-            "disk-swapped-standby": lambda: self.disks.sicken(
-                self._standby(), FAILS, self._for_a_while(), swaps=True
-            ),
+            "disk-swapped-owner": lambda: self._sicken(self._owner(), FAILS, swaps=True),
+            "disk-swapped-standby": lambda: self._sicken(self._standby(), FAILS, swaps=True),
             "upgrade-owner": lambda: self._upgrade(self._owner()),
             "upgrade-standby": lambda: self._upgrade(self._standby()),
             "upgrade-witness": self._upgrade_witness,
@@ -131,6 +128,7 @@ class GrantFaults:
         """Backups are made now and then."""
         if self.active:
             self._copies = [host.memory for host in self._world.hosts]
+            self.disks.back_up(self._owner())
             for witness in self._world.witnesses.values():
                 witness.back_up()
             self._clock.after(self._random.randrange(10 * NS_PER_S), self._copy)
@@ -231,17 +229,14 @@ class GrantFaults:
     def _cut_one_way(self) -> bool:
         sender = self._random.randrange(2)
         receiver = self._random.choice((1 - sender, WITNESS))
-        ways = [(sender, receiver), (receiver, sender)]
-        return self._cut(self._random.choice(ways))
+        return self._cut(self._random.choice([(sender, receiver), (receiver, sender)]))
 
     def _cut_witness(self, host: GrantHost) -> bool:
         return self._cut((host.index, WITNESS), (WITNESS, host.index))
 
     def _isolate(self, host: GrantHost) -> bool:
-        others = (1 - host.index, WITNESS)
-        return self._cut(
-            *((host.index, other) for other in others), *((other, host.index) for other in others)
-        )
+        others = [(host.index, 1 - host.index), (host.index, WITNESS)]
+        return self._cut(*others, *((other, here) for here, other in others))
 
     def _owner_deaf(self) -> bool:
         """Its heartbeats are heard, and that is all that works."""
@@ -343,6 +338,15 @@ class GrantFaults:
         self.disks.replace(host)
         if self._random.random() < 0.5:
             host.forget(restored=None)
+        return True
+
+    def _disks_rolled_back(self) -> bool:
+        """The owner's disks are put back from a copy, and not its memory."""
+        host = self._owner()
+        copy = self.disks.copy_for(host)
+        if copy is None or not self._kill(host, power=True):
+            return False
+        self.disks.roll_back(host, copy)
         return True
 
     # ------------------------------------------------------------------ releases

@@ -189,7 +189,8 @@ class VolumeDisk:
         clock = self._world.clock
         self._flush_free_ns = max(self._flush_free_ns, clock.now) + self._cost(self._speeds.flush_ns)
         stores = self.medium.stores
-        leaves = stores.digests.saving() if effect.point else None
+        saves = effect.digests and self._world.profile.options[effect.volume].digests
+        leaves = stores.digests.saving(effect.milestone) if saves else None
         self._flushing += 1
         begun = stores.disk.position
         clock.at(self._flush_free_ns, self._comes, self._flush_done, effect, begun, leaves)
@@ -208,7 +209,7 @@ class VolumeDisk:
             self._unsound = True
         elif not self._unsound:
             if leaves is not None:
-                stores.digests.saved(leaves)
+                stores.digests.saved(leaves, effect.milestone)
             stores.disk.flush(position)
         if not plane.ended:
             error = errno.EIO if self._unsound else 0

@@ -95,9 +95,8 @@ class Plane:
                 metadata = medium.stores.metadata
                 self.disks.append(VolumeDisk(world, self, medium, index, settled=host.digests_settled))
                 options = world.profile.options[index]
-                setups.append(
-                    VolumeSetup(metadata.superblock, metadata.recovered(), options, metadata.first_generation)
-                )
+                found = (metadata.superblock, metadata.recovered(), options, metadata.first_generation)
+                setups.append(VolumeSetup(*found, given=medium.stores.digests.given))
             host.digests_settled = role is Role.ACTIVE
         self.session = Session(
             guest="g",
@@ -121,9 +120,9 @@ class Plane:
         """Whether the guest runs on it."""
         return self.role is Role.ACTIVE and not self.paused and not self.ended
 
-    def could_serve(self, *, new: bool, term: int) -> bool:
+    def could_serve(self, *, new: bool, term: int, rivals: bool = False) -> bool:
         """As `guest.roles.obstacle`."""
-        if self.ill:
+        if self.ill or (rivals and self.session.outdated is not None):
             return False
         return (self.paused and bool(self.session.sources)) or self.session.could_serve(new=new, term=term)
 

@@ -44,6 +44,7 @@ FAULTS: dict[str, float] = {
     "memory-lost": 0.6,
     "memory-restored": 0.6,
     "disks-replaced": 0.5,
+    "disks-rolled-back": 1.5,
     "disk-fails-owner": 1.0,
     "disk-fails-standby": 1.0,
     "disk-hangs-owner": 1.0,

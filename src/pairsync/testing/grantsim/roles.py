@@ -32,6 +32,8 @@ __all__ = ["HOLD_NS", "Roles"]
 
 LOOK_NS = 5 * NS_PER_MS
 """Between two looks whether something has ended, as ``guest.roles``."""
+MEET_NS = 2 * NS_PER_S
+"""So long a new owner waits for its peer's introduction, as ``guest.arbitration``."""
 SETTLE_NS = 10 * NS_PER_S
 HOLD_NS = 10 * NS_PER_MS
 """Between two attempts to leave, as `guest.handover`."""
@@ -78,6 +80,11 @@ class Roles(Process, ABC):
     @abstractmethod
     def mend(self, plane: Plane) -> None:
         """A standby begins ill."""
+
+    @property
+    def rivals(self) -> bool:
+        """As ``guest.arbitration``."""
+        return self.arbiter is not None and self.arbiter.both_in_sync
 
     @property
     def sick(self) -> bool:
@@ -154,6 +161,9 @@ class Roles(Process, ABC):
             self._halt(in_order=moving, then=self._stopped, late=self._takes_back if moving else None)
         elif step is Step.NOTHING or grant is None:
             self._followed()
+        elif step is Step.SERVE and self.rivals:
+            owns = partial(self._owns_if_newest, grant.term)
+            self._wait(lambda: not (plane.session.awaits_peer and self.rivals), owns, MEET_NS, owns, may=True)
         elif step is Step.SERVE:
             self._owns(grant.term)
         elif step is Step.SERVE_ANEW:
@@ -167,6 +177,12 @@ class Roles(Process, ABC):
         if self.arbiter is not None:
             self._world.coverage.reach("move-taken-back")
             self.act(self.arbiter.peer_out(self.now_ns))
+
+    def _owns_if_newest(self, term: int) -> None:
+        if self.plane is not None and not (self.plane.session.outdated and self.rivals):
+            self._owns(term)
+        else:
+            self._followed()
 
     def _owns(self, term: int) -> None:
         self.set_guard(self.lease_ns)

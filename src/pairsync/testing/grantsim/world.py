@@ -196,6 +196,13 @@ class GrantWorld:
         planes = [host.plane for host in self.hosts]
         return self.whole() and not self.guest.busy and all(each is not None and each.idle for each in planes)
 
+    def can_meet(self) -> bool:
+        """Whether the hosts can introduce themselves to each other."""
+        network = self.network
+        planes = [host.plane for host in self.hosts if host.up and not host.frozen]
+        linked = network.reaches(0, 1) and network.reaches(1, 0)
+        return linked and len([each for each in planes if each is not None and not each.ill]) == 2
+
     def whole(self) -> bool:
         """Both are in sync, by proof and by grant."""
         newest = self.checker.newest
@@ -212,7 +219,11 @@ class GrantWorld:
             return
         serving = [host for host in self.hosts if host.serves]
         if not serving and entitled(self) is None:
-            whole = [host for host in self.hosts if host.plane and host.plane.could_serve(new=False, term=0)]
+            whole = [
+                host
+                for host in self.hosts
+                if host.plane and host.plane.could_serve(new=False, term=0, rivals=True)
+            ]
             if whole:
                 self.coverage.reach("operator-overrides")
                 last = self.checker.served_last

@@ -31,7 +31,7 @@ def _leaf(content: list[int]) -> int:
 class SimDigests:
     """See the module."""
 
-    __slots__ = ("_grown_from", "_growths", "_recorded", "_saved", "_unsaved")
+    __slots__ = ("_giving", "_grown_from", "_growths", "_recorded", "_saved", "_unsaved", "given")
 
     def __init__(self, block_count: int, *, known: bool) -> None:
         self._recorded = [0 if known else UNKNOWN_DIGEST] * block_count
@@ -40,6 +40,9 @@ class SimDigests:
         # The size that a save has made durable ends in or before this block; None: it is the present one.
         self._grown_from: int | None = None
         self._growths = 0
+        self.given = 0
+        """The milestone that was saved last."""
+        self._giving: int | None = None  # one that is being saved
 
     @property
     def block_count(self) -> int:
@@ -101,13 +104,17 @@ class SimDigests:
 
     # ------------------------------------------------------------------ durability
 
-    def saving(self) -> dict[int, int]:
+    def saving(self, milestone: int | None = None) -> dict[int, int]:
         """A save begins: the leaves that it will make durable; that of block -1 stands for the size."""
+        if milestone is not None:
+            self._giving = milestone
         leaves = {block: self._recorded[block] for block in self._unsaved}
         return {**leaves, -1: self._growths}
 
-    def saved(self, leaves: dict[int, int]) -> None:
-        """It has ended."""
+    def saved(self, leaves: dict[int, int], milestone: int | None = None) -> None:
+        """It has ended, and a ``milestone`` was saved with it."""
+        if milestone is not None:
+            self.given, self._giving = milestone, None
         if leaves.pop(-1) == self._growths:
             self._grown_from = None
         for block, leaf in leaves.items():
@@ -117,6 +124,9 @@ class SimDigests:
 
     def crashed(self, random: Random) -> tuple[int, int]:
         """The process is gone; the run of blocks that are unknown now because no save came after a growth."""
+        if self._giving is not None and random.random() < 0.5:
+            self.given = self._giving
+        self._giving = None
         for block in sorted(self._unsaved):
             if random.random() < 0.5:
                 self._saved[block] = self._recorded[block]
@@ -136,6 +146,7 @@ class SimDigests:
         """An independent copy (for a host that is down)."""
         twin = SimDigests(0, known=True)
         twin._recorded, twin._saved = self._recorded[:], self._saved[:]
+        twin.given = self.given
         return twin
 
     # ------------------------------------------------------------------ questions

@@ -90,6 +90,8 @@ class Faults(Swaps):
 
     def ambush(self, phase: Phase) -> None:
         """A volume's peer has just changed its phase: now would be a bad moment."""
+        if phase is Phase.IN_SYNC and self._active:
+            self._back_up(self._world.active)
         if self._enabled:
             self._ambush(_SHORT_LIVED.get(phase, 1), self._trap)
 
@@ -295,7 +297,8 @@ class Faults(Swaps):
 
     def refused(self, rule: str) -> None:
         """A session was refused."""
-        self._refusal = rule
+        if rule != "volume-failed" or self._refusal not in _REFUSED_FOR_ROLLED_BACK_ACTIVE:
+            self._refusal = rule  # else the host has failed because of that
 
     def trouble(self, host: SimHost) -> None:
         """A disk has failed: an operator may want to know what else is wrong."""
@@ -332,11 +335,14 @@ class Faults(Swaps):
             self._restored_active = False
             self._replace_standby()
             self._restart_later(world.standby)
+            self._kill(world.active, power=False)
 
 
 _REFUSED_FOR_ROLLED_BACK_ACTIVE = frozenset(
     {
         "active-behind",
+        "active-rolled-back",
+        "rolled-back-apart",
         "size-differs",
         "diverged",
         "unrelated",

@@ -119,6 +119,7 @@ class SimHost:
                 replica.metadata.recovered(),
                 world.profile.options,
                 replica.metadata.first_generation,
+                given=replica.digests.given,
             )
             for replica in self.replicas
         ]
@@ -229,6 +230,7 @@ class SimHost:
                 elif isinstance(message, Adopt):
                     self._world.checker.differences.agreed(message.volume)
                 elif isinstance(message, Begin):
+                    self._world.faults.begins(message.volume)
                     self._world.coverage.reach(f"mode:{message.plan.mode.name.lower()}")
                     self._world.coverage.reach(f"rule:{message.plan.rule}")
         self._world.link.send(self.index, effect.messages)
@@ -308,7 +310,8 @@ class SimHost:
         replica = self.replicas[effect.volume]
         begins_ns = max(replica.flush_free_ns, self._clock.now)
         replica.flush_free_ns = begins_ns + self._cost(replica, self._world.profile.speeds.flush_ns)
-        leaves = replica.digests.saving() if effect.point else None
+        saves = effect.digests and self._world.profile.options.digests
+        leaves = replica.digests.saving(effect.milestone) if saves else None
         begun = (replica.disk.position, leaves)
         self._clock.at(replica.flush_free_ns, self._flush_done, self.incarnation, replica, effect, begun)
 
@@ -332,7 +335,7 @@ class SimHost:
         else:
             position, leaves = begun
             if leaves is not None:
-                replica.digests.saved(leaves)
+                replica.digests.saved(leaves, effect.milestone)
             for start, stop in replica.disk.flush(position):
                 self._world.checker.differences.written(replica.index, start, stop)
         session.flushed(effect.volume, effect.token, error, self._clock.now)

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pairsync.core.effects import Apply
-from pairsync.core.messages import Generation, Role, Write
+from pairsync.core.messages import Condition, Generation, Role, Write
 from pairsync.core.units import BLOCK_BYTES
 
 from .host import SimHost
+from .media import Stores
 from .operators import Operators
 from .start import blank_replica
 
@@ -24,7 +25,7 @@ BACKUPS_MAX = 4
 
 
 class _Backup:
-    """A copy of all volumes of a host, taken while it was down."""
+    """A copy of all volumes of a host: as it died, or of the active one when its peer was in sync."""
 
     __slots__ = ("digests_true", "floors", "volumes")
 
@@ -46,6 +47,7 @@ class Swaps(Operators):
         self._backups: dict[str, list[_Backup]] = {"active": [], "standby": []}
         # The active was rolled back, or replaced: the standby may be the newer one.
         self._restored_active = False
+        self._forgotten = False  # it was rolled back, and the standby has what it has forgotten
         self._actions |= {
             "replace-active": self._replace_active,
             "replace-standby": self._replace_standby,
@@ -65,8 +67,14 @@ class Swaps(Operators):
             if len(backups) > BACKUPS_MAX:
                 backups.pop(self._random.randrange(BACKUPS_MAX))
 
+    def begins(self, volume: int) -> None:
+        """The active host is about to copy, or to prove."""
+        if self._forgotten:
+            self._world.fail("overwritten", f"volume {volume}: the standby has what the active has forgotten")
+
     def _replace_standby(self) -> None:
         """Its disks are lost: new ones, blank."""
+        self._forgotten = False
         world = self._world
         standby = world.standby
         self._count("replace-standby")
@@ -101,6 +109,7 @@ class Swaps(Operators):
         Only from one that can be told apart (`_told_apart`).
         """
         world = self._world
+        self._forgotten = self._forgotten and host.role is Role.ACTIVE
         usable = [backup for backup in self._backups[host.name] if self._told_apart(host, backup)]
         if not usable:
             return
@@ -118,10 +127,14 @@ class Swaps(Operators):
             world.checker.swapped(host, replica.index)
         if host.role is Role.ACTIVE:
             self._restored_active = True
+            self._forgotten = any(
+                _behind(mine.stores, theirs.stores)
+                for mine, theirs in zip(world.active.replicas, world.standby.replicas, strict=True)
+            )
 
     def _told_apart(self, host: SimHost, backup: _Backup) -> bool:
-        """By digests if it is the standby's (rule 8), else by lineage: one taken and restored within one
-        generation has the labels of the original."""
+        """By digests if it is the standby's (rule 8), else by lineage or milestones: where the standby was
+        given none since, there is nothing that the original had and the backup lacks but the last writes."""
         world = self._world
         if host.role is Role.STANDBY and world.profile.options.digests and backup.digests_true:
             return True
@@ -133,8 +146,12 @@ class Swaps(Operators):
                 mine = [old.sync_target, *old.lineage[:1]]
                 if any(_reached(active.lineage, active.map_base, each) for each in mine if each is not None):
                     return False
-            elif not old.lineage or old.lineage[0] in {standby.sync_target, *standby.lineage[:1]}:
+            elif not old.lineage or old.lineage[0] == standby.sync_target:
                 return False
+            elif old.lineage[0] in standby.lineage[:1]:
+                if not _behind(stores, world.standby.replicas[index].stores):
+                    return False
+                world.coverage.reach("rolled-back-within-a-generation")
         return True
 
     def _forget_dirty(self) -> None:
@@ -169,6 +186,17 @@ class Swaps(Operators):
         batches += [job.ops for job in theirs.lane.jobs if isinstance(job, Apply)]
         for op in itertools.chain(*batches):
             yield from range(op.offset // BLOCK_BYTES, -(-(op.offset + op.length) // BLOCK_BYTES))
+
+
+def _behind(mine: Stores, theirs: Stores) -> bool:
+    """Whether a standby with ``theirs`` has what an active host with ``mine`` has forgotten."""
+    old, standby = mine.metadata.superblock, theirs.metadata.superblock
+    if standby.condition is not Condition.CONSISTENT or not old.lineage or not standby.lineage:
+        return False
+    if old.lineage[0] in standby.lineage[1:]:
+        return True
+    reached = old.parted or max(mine.metadata.first_generation, mine.digests.given, old.lineage[0].epoch)
+    return old.lineage[0] == standby.lineage[0] and theirs.digests.given > reached
 
 
 def _reached(lineage: tuple[Generation, ...], base: Generation | None, generation: Generation) -> bool:

@@ -46,9 +46,11 @@ PLAN_RULES = frozenset(
     {
         "active-behind",
         "active-not-consistent",
+        "active-rolled-back",
         "another-volume",
         "diverged",
         "interrupted-unrelated",
+        "rolled-back-apart",
         "size-differs",
         "stale-term",
         "two-owners",

@@ -1,0 +1,227 @@
+"""The active host's disk is put back, labels and all, to what it was within the very same generation.
+
+Whole stories of two sessions; the numbers by which it is told stand in ``core.states``.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+from collections.abc import Callable
+
+import pytest
+from tests.core.test_session import block_write, clear, sent, synced, told
+
+from pairsync.core.events import RefusedEvent
+from pairsync.core.limits import VolumeOptions
+from pairsync.core.messages import Adopt, Barrier, Leave, Role
+from pairsync.core.units import NS_PER_S
+from pairsync.testing.manual import ManualHost, ManualPair
+
+
+def put_back_later(host: ManualHost) -> Callable[[], None]:
+    """Take a copy of all its disks; what is returned puts it back, and the host is down then."""
+    kept = copy.deepcopy((host.disks, host.metadata))
+
+    def put_back() -> None:
+        host.crash(power=False)
+        host.disks[:], host.metadata[:] = copy.deepcopy(kept[0]), copy.deepcopy(kept[1])
+
+    return put_back
+
+
+def write(pair: ManualPair, block: int, fill: int) -> None:
+    """Written, flushed, and the write-intent generation closed."""
+    pair.a.write(f"write {block} {fill}", block_write(block, fill))
+    pair.settle()
+    pair.a.flush(f"flush {block} {fill}")
+    pair.settle()
+
+
+def quiet_pair(options: VolumeOptions | None = None) -> ManualPair:
+    pair = synced(options=options)
+    write(pair, 1, 1)
+    return pair
+
+
+def meet(pair: ManualPair) -> None:
+    """As long as it takes to be allowed another session."""
+    if pair.linked:
+        pair.cut()
+    pair.settle()
+    for _ in range(100):
+        pair.tick(NS_PER_S)
+    pair.connect()
+    pair.settle()
+
+
+def in_sync(pair: ManualPair) -> bool:
+    return pair.a.session.in_sync and pair.b.session.in_sync
+
+
+def test_the_standby_is_given_what_the_owner_has_reached_and_records_it() -> None:
+    pair = quiet_pair()
+    first = pair.b.metadata[0].given
+    write(pair, 2, 2)
+    (barrier,) = [each for each in sent(pair.a) if isinstance(each, Barrier) and each.point][-1:]
+    assert barrier.milestone == pair.b.metadata[0].given > first
+    assert pair.a.metadata[0].generation_max + 1 >= barrier.milestone  # durable there, before it was given
+
+
+def test_a_newer_standby_is_not_overwritten_by_a_disk_that_was_put_back() -> None:
+    pair = quiet_pair()
+    put_back = put_back_later(pair.a)
+    write(pair, 2, 7)
+    held = bytes(pair.b.disks[0].content)
+    pair.cut()
+    put_back()
+    clear(pair)
+    pair.a.start(Role.ACTIVE, 1)
+    pair.settle()
+    meet(pair)
+    assert {each.rule for each in told(pair.a, RefusedEvent)} == {"active-rolled-back"}
+    assert any(isinstance(each, Leave) for each in sent(pair.a))
+    assert bytes(pair.b.disks[0].content) == held
+    pair.a.write("late", block_write(3))
+    pair.settle()
+    assert [each.errnos for each in pair.a.completed if each.ticket == "late"] == [
+        [errno.EIO]
+    ]  # it serves nothing
+
+
+def test_however_often_it_starts_and_writes_before_they_meet_it_is_told_apart() -> None:
+    """What is recorded in a life in which the peer was not there does not make it newer."""
+    pair = quiet_pair()
+    put_back = put_back_later(pair.a)
+    write(pair, 2, 7)
+    pair.cut()
+    put_back()
+    for life in range(4):
+        pair.a.start(Role.ACTIVE, 1)
+        while pair.a.busy and pair.a.waiting("meta"):
+            pair.a.complete("meta")  # it becomes active
+        pair.a.write(f"early {life}", block_write(4))
+        pair.a.complete("meta")  # the intent is recorded; nothing else is
+        pair.a.crash(power=False)
+    assert pair.a.metadata[0].generation_max + 1 > pair.b.metadata[0].given
+    clear(pair)
+    pair.a.start(Role.ACTIVE, 1)
+    pair.settle()
+    meet(pair)
+    assert {each.rule for each in told(pair.a, RefusedEvent)} == {"active-rolled-back"}
+
+
+def test_one_that_has_written_alone_since_is_refused_too_and_goes_on() -> None:
+    pair = quiet_pair()
+    put_back = put_back_later(pair.a)
+    write(pair, 2, 7)
+    held = bytes(pair.b.disks[0].content)
+    pair.cut()
+    put_back()
+    pair.a.start(Role.ACTIVE, 1)
+    pair.settle()
+    for fill in range(1, 6):  # more than the standby was ever given
+        write(pair, 5, fill)
+    clear(pair)
+    meet(pair)
+    assert {each.rule for each in told(pair.a, RefusedEvent)} == {"rolled-back-apart"}
+    assert bytes(pair.b.disks[0].content) == held
+    write(pair, 6, 1)
+    assert [each.errnos for each in pair.a.completed if each.ticket == "write 6 1"] == [None]
+
+
+@pytest.mark.parametrize("power", [False, True])
+@pytest.mark.parametrize("moment", range(0, 40, 3))
+def test_no_crash_of_an_owner_makes_it_look_put_back(moment: int, power: bool) -> None:
+    """Wherever it comes: each milestone that was given is durable on the owner."""
+    pair = quiet_pair()
+    for block in range(3):
+        pair.a.write(f"write {block}", block_write(block, 9))
+        pair.a.flush(f"flush {block}")
+    steps = 0
+    while steps < moment and pair.step():
+        steps += 1
+    pair.cut()
+    pair.a.crash(power=power)
+    pair.settle()
+    pair.a.start(Role.ACTIVE, 1)
+    pair.settle()
+    clear(pair)
+    meet(pair)
+    assert not told(pair.a, RefusedEvent)
+    assert in_sync(pair)
+
+
+def test_roles_that_change_to_and_fro_go_on_counting_together() -> None:
+    pair = quiet_pair()
+    for turn in range(6):
+        owner, other = (pair.a, pair.b) if turn % 2 == 0 else (pair.b, pair.a)
+        pair.cut()
+        for host in (pair.a, pair.b):
+            host.crash(power=False)
+        owner.start(Role.ACTIVE, 1)
+        other.start(Role.STANDBY, 1)
+        pair.settle()
+        clear(pair)
+        meet(pair)
+        assert in_sync(pair), turn
+        before = other.metadata[0].given
+        owner.write("w", block_write(turn, turn + 1))
+        pair.settle()
+        owner.flush("f")
+        pair.settle()
+        assert other.metadata[0].given > before
+
+
+def test_a_standby_that_has_forgotten_what_it_was_given_is_no_worse() -> None:
+    pair = quiet_pair()
+    pair.cut()
+    pair.b.crash(power=True)
+    pair.b.metadata[0].given = 0
+    pair.b.start(Role.STANDBY, 1)
+    pair.settle()
+    clear(pair)
+    meet(pair)
+    assert in_sync(pair)
+    assert (
+        pair.b.metadata[0].given == [each for each in sent(pair.a) if isinstance(each, Adopt)][-1].milestone
+    )
+
+
+def test_an_arbitrated_owner_does_not_ask_to_put_out_who_is_newer() -> None:
+    pair = quiet_pair()
+    put_back = put_back_later(pair.a)
+    write(pair, 2, 7)
+    pair.cut()
+    put_back()
+    pair.a.start(Role.ACTIVE, 1, arbitrated=True)
+    pair.settle()
+    clear(pair)
+    meet(pair)
+    assert pair.a.session.outdated is not None
+    pair.a.write("w", block_write(3))
+    pair.settle()
+    assert pair.a.asked_alone == 0
+    assert pair.a.session.sources[0].failed is None  # who arbitrates halts it, and nobody hears an error
+    assert not [each for each in pair.a.completed if each.ticket == "w"]
+
+
+def test_two_standbys_know_which_of_them_is_older_before_any_serves() -> None:
+    pair = quiet_pair()
+    put_back = put_back_later(pair.a)
+    write(pair, 2, 7)
+    pair.cut()
+    put_back()
+    pair.a.start(Role.STANDBY, 1, arbitrated=True)
+    pair.settle()
+    assert pair.a.session.awaits_peer
+    meet(pair)
+    assert not pair.a.session.awaits_peer
+    assert pair.a.session.outdated is not None
+    assert "put back to an older state" in pair.a.session.outdated
+    assert pair.b.session.outdated is None
+
+
+def test_where_no_digests_are_kept_nothing_is_recorded() -> None:
+    pair = quiet_pair(VolumeOptions(digests=False))
+    assert pair.b.metadata[0].given == 0
