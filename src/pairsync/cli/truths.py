@@ -211,7 +211,7 @@ def lab_truths(
     }
     two = any(
         volume["relation"] in {"diverged", "unrelated", "foreign"}
-        or (volume["relation"] == "behind" and each["role"] == "active")  # it would have to be overwritten
+        or (volume["relation"] == "behind" and _should_serve(each))  # it would have to be overwritten
         for each in found.values()
         for volume in each["volumes"].values()
     )
@@ -225,6 +225,10 @@ def lab_truths(
         if two:
             print(f"to pick a side: pairsync lab truths {directory} --keep a|b")
     return 1 if two else 0
+
+
+def _should_serve(side: Mapping[str, Any]) -> bool:
+    return side["role"] == "active" or (side["grant"] is not None and side["grant"]["owner"] == "here")
 
 
 def _ask_lab(directory: Path, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:

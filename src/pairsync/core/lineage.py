@@ -65,6 +65,8 @@ ROLLED_BACK_APART = "rolled-back-apart"
 _OUTDATED = frozenset({"active-behind", ROLLED_BACK})
 """The rules by which the standby has all that the active host has, and more."""
 
+_WHAT_NOW = "the other host takes over, or a person picks a side (pairsync host truths, pairsync lab truths)"
+
 
 class Relation(enum.Enum):
     """How a local lineage stands to the peer's."""
@@ -235,7 +237,7 @@ def outdated_by(mine: Introduce, theirs: Introduce) -> str | None:
     for ours, other in zip(mine.volumes, theirs.volumes, strict=False):
         decision = plan_volume(ours, other)
         if decision.rule in _OUTDATED:
-            return decision.evidence
+            return f"{decision.rule}: {decision.evidence}; {_WHAT_NOW}"
     return None
 
 

@@ -238,7 +238,7 @@ class Session(Reports):
         decision = plan_session(mine, peer)
         self.outdated = outdated_by(mine, peer)
         if decision.rule == NO_OWNER:  # it is about to be decided, over this very link
-            self.refusal = f"{decision.rule}: {decision.evidence}"
+            self.refusal = self.outdated or f"{decision.rule}: {decision.evidence}"
             return
         if decision.verdict is Verdict.REFUSE:
             self._refuse(decision.rule, decision.evidence, now_ns)
