@@ -160,13 +160,13 @@ def believe_that_the_dirty_map_reaches_back(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(lineage, "_map_reaches", lambda active, since: True)
 
 
-@mutant("lineage", "lost-write", "liveness")
+@mutant("overwritten", "lineage", "lost-write", "liveness")
 def overwrite_a_newer_standby(patch: pytest.MonkeyPatch) -> None:
     right = lineage.plan_volume
 
     def plan_volume(active: Any, standby: Any) -> Any:
         decision = right(active, standby)
-        if decision.rule in {"active-behind", "diverged"}:
+        if decision.rule in {"active-behind", "active-rolled-back", "diverged"}:
             return lineage._proceed(SyncMode.FULL, decision.rule, active.lineage[0], "whatever")
         return decision
 
