@@ -152,8 +152,8 @@ class Arbitration:
         async with self._changing:
             pass
         goes_on = self._guest.session.synchronous and self.arbiter.decider.peer_could_own
-        within_ns = end_within_ns(self.arbiter.timing, goes_on=goes_on)
-        await self._guest.halt(in_order=True, within_s=within_ns / NS_PER_S)
+        within_s = end_within_ns(self.arbiter.timing, goes_on=goes_on) / NS_PER_S
+        await self._guest.halt(in_order=True, within_s=within_s)
 
     async def _watch(self) -> None:
         """Deadlines, and whether the disks could serve the guest."""
@@ -193,8 +193,7 @@ class Arbitration:
     def _vouch(self) -> None:
         """Tell that the peer's replica is proven in sync, if it is and nobody knows."""
         if self._guest.in_sync and self.arbiter.wants_proof(self._guest.session.term):
-            _, effects = self.arbiter.peer_in(self._now_ns())
-            self._act(effects)
+            self._act(self.arbiter.peer_in(self._now_ns())[1])
 
     # ------------------------------------------------------------------ what the guest says (guest.seam)
 
@@ -287,14 +286,14 @@ class Arbitration:
         """
         if why := obstacle(self._guest, new=False, term=0):
             raise ArbitrationError(f"guest {self._guest.name} cannot run here: {why}; nothing was changed")
-        term_seen = max(self._guest.session.term, above)
-        self._act(self.arbiter.override(operator, fork, self._now_ns(), term_seen))
+        above = max(self._guest.session.term, above)
+        self._act(self.arbiter.override(operator, fork, self._now_ns(), above))
 
     @property
     def in_sync(self) -> bool:
         """Whether both are in sync, by proof and by grant (DESIGN rule 8), and the peer could serve."""
-        decider, both = self.arbiter.decider, self.arbiter.both_in_sync and self._guest.in_sync
-        return both and (decider.peer_ready or not decider.owns)
+        could = self.arbiter.decider.peer_ready or not self.arbiter.decider.owns
+        return could and self.arbiter.both_in_sync and self._guest.in_sync
 
     def standing(self) -> Standing | None:
         """What is agreed; None before anything is."""
