@@ -87,6 +87,30 @@ async def test_a_standby_begins_without_a_disk_that_hangs(
         assert len(disks.lanes) == 1
 
 
+async def test_who_gives_up_while_it_opens_has_given_the_files_back(pair: Pair) -> None:
+    opened, go = trio.Event(), threading.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def opener(volume: VolumeConfig, pair_id: bytes) -> Replica:
+        replica = open_replica(volume, pair_id)
+        token.run_sync_soon(opened.set)
+        go.wait(30)
+        return replica
+
+    async def give_up(scope: trio.CancelScope) -> None:
+        await opened.wait()
+        scope.cancel()
+        await trio.sleep(0.05)  # who left could have opened it again by now
+        go.set()
+
+    async with in_time(), trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+            nursery.start_soon(give_up, scope)
+            async with open_disks(pair.config("b"), opener):
+                pytest.fail("it was opened")
+        open_replica(VolumeConfig("vda", pair.image("b")), PAIR_ID).close()
+
+
 def test_an_attempt_that_nobody_waits_for_any_more_is_not_begun(pair: Pair) -> None:
     opening = _Opening(open_replica, VolumeConfig("vda", pair.image("b")), PAIR_ID, 0, active=False)
     opening.abandon()

@@ -43,6 +43,9 @@ _log = logging.getLogger("pairsync.guest")
 OPENING_S: Final = 5.0
 """So long the disks may take to be opened before a standby begins without: the deadline of an operation."""
 
+PART_S: Final = 1.0
+"""So long an end waits for an attempt to open that was left behind: milliseconds, if the disk works."""
+
 LOOK_S: Final = 0.05
 """Between two looks at what hangs: an attempt to open that was left behind, a job that holds up the end."""
 
@@ -202,6 +205,12 @@ class Disks:
                 return
             await trio.sleep(LOOK_S)
 
+    async def part(self) -> None:
+        """Let what was left behind give its files back, so that they can be opened again at once."""
+        with trio.CancelScope(shield=True), trio.move_on_after(PART_S):
+            for volume in list(self._left):
+                await self._wait_for_who_left(volume)
+
     async def end_lives(self) -> None:
         """Of disks that work: record that they are given up in order; while `idle`, before `reopen`."""
         if self.active or not self.lanes:
@@ -353,3 +362,4 @@ async def open_disks(
     finally:
         if disks is not None:
             disks.close()
+            await disks.part()
