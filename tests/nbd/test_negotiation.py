@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pairsync.errors import BackendError
 from pairsync.nbd import constants as c
 from pairsync.nbd.limits import OPTION_BYTES_MAX, OPTION_SKIP_BYTES_MAX
 from pairsync.nbd.negotiation import MESSAGE_CHARS_MAX, Chosen, Ended, Negotiation, StartTls, TlsMode
@@ -120,6 +122,33 @@ def test_info_is_the_same_and_goes_on() -> None:
     assert chosen(machine).export is LOG
     (flags,) = struct.unpack(">H", as_info[0][1][10:])
     assert flags & c.FLAG_READ_ONLY
+
+
+class _Unknown(MemoryExport):
+    """A disk that could not be opened so far."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "size_bytes":
+            raise BackendError("volume vda: its disk could not be opened so far", errno.EIO)
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize(
+    ("option", "data"),
+    [
+        (c.OPT_GO, NbdClient.info_data("vda")),
+        (c.OPT_INFO, NbdClient.info_data("")),
+        (c.OPT_EXPORT_NAME, b"vda"),
+        (c.OPT_SET_META_CONTEXT, NbdClient.meta_data("vda", ["base:allocation"])),
+    ],
+)
+def test_who_asks_for_what_is_not_known_yet_is_hung_up_on_and_not_told_that_it_is_not_there(
+    option: int, data: bytes
+) -> None:
+    machine = Negotiation({"vda": _Unknown("vda", 1 << 20)}, default_export="vda")
+    run(machine, flags_bytes(), NbdClient.option_bytes(c.OPT_STRUCTURED_REPLY))
+    assert run(machine, NbdClient.option_bytes(option, data)) == b""
+    assert "could not be opened so far" in ended(machine).reason
 
 
 def test_default_export() -> None:

@@ -50,7 +50,7 @@ class Export(Protocol):
 
     @property
     def size_bytes(self) -> int:
-        """Size of the disk."""
+        """Size of the disk.  `BackendError` while it is not known: who asks for the export is hung up on."""
 
     @property
     def read_only(self) -> bool:

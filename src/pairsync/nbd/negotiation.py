@@ -29,6 +29,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from pairsync.errors import BackendError
+
 from . import constants as c
 from .export import Export
 from .limits import OPTION_BYTES_MAX, OPTION_SKIP_BYTES_MAX
@@ -233,6 +235,16 @@ class Negotiation:
         if not self._fixed and option != c.OPT_EXPORT_NAME:
             # "Newstyle negotiation": without fixed newstyle there is only EXPORT_NAME, and no reply format
             return self._end(f"option {_name(option)} without fixed newstyle")
+        try:
+            return self._answer(option, data)
+        except OptionError as error:
+            return self._refuse(option, c.REP_ERR_INVALID, str(error))
+        except BackendError as error:
+            # Of an export that is not known yet nothing true can be said.  To be told that it does not exist
+            # ends a client; to be hung up on, as by a server that is starting, has it come again.
+            return self._end(str(error))
+
+    def _answer(self, option: int, data: bytes | None) -> bytes:
         if option == c.OPT_EXPORT_NAME:
             return self._end("EXPORT_NAME with an absurd name") if data is None else self._export_name(data)
         if self._tls_missing and option not in {c.OPT_STARTTLS, c.OPT_ABORT}:  # "FORCEDTLS mode"
@@ -244,10 +256,7 @@ class Negotiation:
             return self._refuse(option, c.REP_ERR_UNSUP, f"option {option} is not supported")
         if data is None and option != c.OPT_ABORT:  # whose data SHOULD be ignored
             return self._refuse(option, c.REP_ERR_TOO_BIG, f"option data exceeds {OPTION_BYTES_MAX} bytes")
-        try:
-            return handler(option, data or b"")
-        except OptionError as error:
-            return self._refuse(option, c.REP_ERR_INVALID, str(error))
+        return handler(option, data or b"")
 
     @property
     def _fixed(self) -> bool:
@@ -260,7 +269,10 @@ class Negotiation:
     def _find(self, name: str) -> Export | None:
         if not name and self._default_export is not None:
             name = self._default_export
-        return self._exports.get(name)
+        export = self._exports.get(name)
+        if export is not None:
+            _ = export.size_bytes  # `BackendError`: it is not known yet
+        return export
 
     def _choose(self, export: Export, name: str) -> None:
         contexts: tuple[tuple[int, str], ...] = ()

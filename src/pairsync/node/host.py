@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -251,31 +251,12 @@ async def _register_of(host: HostFile, config: GuestConfig, guest: Guest) -> Asy
         yield ballots
 
 
-class _Exports(Mapping[str, Export]):
-    """The doors of a guest's volumes, by name: those whose size is known, as NBD has to tell it."""
-
-    def __init__(self, guest: Guest) -> None:
-        self._volumes = guest.volumes
-        self._doors = {name: Door(guest, name) for name in guest.volumes}
-
-    def __getitem__(self, name: str) -> Export:
-        if not self._volumes[name].known:
-            raise KeyError(name)
-        return self._doors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name, volume in self._volumes.items() if volume.known)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-
 async def _open_doors(
     nursery: trio.Nursery, guest: Guest, nbd: NbdFile, tls: ssl.SSLContext | None
 ) -> list[NbdListener]:
     """Serve NBD where the file says; TLS guards TCP, and a Unix socket is its owner's alone."""
-    exports = _Exports(guest)
-    default = next(iter(guest.volumes)) if len(guest.volumes) == 1 else None
+    exports: dict[str, Export] = {name: Door(guest, name) for name in guest.volumes}
+    default = next(iter(exports)) if len(exports) == 1 else None
     doors: list[NbdListener] = []
     if nbd.socket is not None:
         listener = open_unix_listener(nbd.socket)
