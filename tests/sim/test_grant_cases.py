@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
+from pairsync.core.timing import derive
 from pairsync.core.units import NS_PER_S
 from pairsync.testing.grantsim import GrantProfile, GrantWorld, draw_profile
 from pairsync.testing.grantsim.medium import FAILS
@@ -94,3 +95,33 @@ def test_an_owner_that_cannot_learn_what_others_have_decided_for_it_is_not_entit
     world.changed()
     world.run_until(world.clock.now + 10 * NS_PER_S)
     assert owner.serves
+
+
+def test_an_owner_that_was_told_of_its_old_disk_serves_from_it_only_cut_off_and_in_another_life() -> None:
+    """It decides alone, and so cannot hand the guest over; what it was told is gone with its process."""
+    world = GrantWorld(3, _quiet(witnesses=(), timing=derive(5 * NS_PER_S)))  # longer than they take to meet
+    for host in world.hosts:
+        host.start()
+    world.guest.begin()
+    world.run_until(6 * NS_PER_S)
+    owner = next(host for host in world.hosts if host.serves)
+    world.faults.disks.back_up(owner)
+    world.run_until(12 * NS_PER_S)
+    copy = world.faults.disks.copy_for(owner)
+    assert copy is not None
+    owner.crash(power=True, why="power-cut")
+    world.faults.disks.roll_back(owner, copy)
+    world.run_until(14 * NS_PER_S)  # the standby has noticed
+    owner.start()
+    world.changed()
+    world.run_until(30 * NS_PER_S)
+    assert world.coverage.counts["rolled-back-told"] == 1
+    assert not any(host.serves for host in world.hosts)
+    for host in world.hosts:
+        host.crash(power=False, why="crash")
+    world.network.set_cut(_everything_cut(world))
+    owner.start()
+    world.changed()
+    world.run_until(40 * NS_PER_S)
+    assert owner.serves
+    assert world.coverage.counts["rolled-back-unseen"] == 1  # and what was lost is not held against it

@@ -47,8 +47,9 @@ class GrantChecker:
         self.replaced_ns = [-1, -1]  # when a host's disks were last
         # Grants that may have been decided by then: they speak of the disks before.
         self._of_disks_before: list[set[Grant]] = [set(), set()]
-        # Hosts whose disks were put back to what they were, until they are in sync: whether they know it.
-        self.rolled_back: dict[int, bool] = {}
+        # Hosts whose disks were put back to what they were, until they are in sync: the life in which they
+        # were told, which the next one does not know; 0 before the first.
+        self.rolled_back: dict[int, int] = {}
 
     # ------------------------------------------------------------------ grants
 
@@ -136,6 +137,7 @@ class GrantChecker:
             world.coverage.reach("returned" if self._served_by == host.index else "took-over")
         moves = self._served_by != host.index
         self._served_by = host.index
+        self.rolled_back.pop(1 - host.index, None)  # that one does not serve again before it is in sync
         grant = host.arbiter.grant if host.arbiter is not None else None
         if grant is not None and grant.fork in self._forced:
             self._forced.clear()
@@ -150,16 +152,16 @@ class GrantChecker:
                 world.guest.goes_on_from(host.content())
 
     def _was_unseen(self, host: GrantHost, grant: Grant) -> bool:
-        """Whether its disks were put back, and it could not meet who would have told before it was alone."""
-        if self.rolled_back.get(host.index, True):
+        """Whether its disks were put back, and this life of it could not meet who would have told it."""
+        if self.rolled_back.get(host.index, host.life) == host.life:
             return False
         return len(grant.in_sync) == 1 or not self._world.can_meet()
 
     def is_told(self, host: GrantHost) -> None:
         """It knows that the other one has newer replicas."""
-        if self.rolled_back.get(host.index) is False:
+        if self.rolled_back.get(host.index, host.life) != host.life:
             self._world.coverage.reach("rolled-back-told")
-            self.rolled_back[host.index] = True
+            self.rolled_back[host.index] = host.life
 
     def not_opened(self, host: GrantHost, why: str) -> None:
         """The replica refuses to be served from: right only where a person has insisted."""
