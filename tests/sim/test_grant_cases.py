@@ -8,7 +8,7 @@ from random import Random
 from pairsync.core.timing import derive
 from pairsync.core.units import NS_PER_S
 from pairsync.testing.grantsim import GrantProfile, GrantWorld, draw_profile
-from pairsync.testing.grantsim.medium import FAILS
+from pairsync.testing.grantsim.medium import FAILS, HANGS
 
 
 def _quiet(**changes: object) -> GrantProfile:
@@ -45,6 +45,19 @@ def test_an_owner_whose_disk_fails_before_the_guest_runs_leaves_it_to_the_standb
     world.changed()
     world.run_until(world.clock.now + 10 * NS_PER_S)
     assert world.hosts[1 - owner.index].serves
+
+
+def test_an_owner_whose_disk_hangs_while_it_waits_to_meet_its_standby_gives_the_guest_back() -> None:
+    """As soon as the deadline of what the disk was asked has passed, well before a change has to be over."""
+    world = GrantWorld(3, _quiet(witnesses=("w",), timing=derive(5 * NS_PER_S)))
+    for host in world.hosts:
+        host.start()
+    world.run_until(NS_PER_S // 10)
+    assert not world.hosts[0].serves
+    assert world.faults.disks.sicken(world.hosts[0], HANGS, 60 * NS_PER_S)
+    world.run_until(9 * NS_PER_S)  # fails by itself where nobody serves in time
+    assert world.coverage.counts["gives-back"] == 1
+    assert world.hosts[1].serves
 
 
 def test_a_sick_disk_that_was_exchanged_with_its_host_is_not_mended_any_more() -> None:

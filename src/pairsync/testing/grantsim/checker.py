@@ -158,7 +158,7 @@ class GrantChecker:
         return len(grant.in_sync) == 1 or not self._world.can_meet()
 
     def is_told(self, host: GrantHost) -> None:
-        """It knows that the other one has newer replicas."""
+        """It knows that the other one has newer replicas, and may serve them."""
         if self.rolled_back.get(host.index, host.life) != host.life:
             self._world.coverage.reach("rolled-back-told")
             self.rolled_back[host.index] = host.life

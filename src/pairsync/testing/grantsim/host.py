@@ -246,7 +246,7 @@ class GrantHost(Mending):
         grant = arbiter.grant
         term = grant.term if grant is not None and grant.owner != self.id else 0
         ready = plane.could_serve(new=grant is None or grant.is_first, term=term, rivals=self.rivals)
-        if plane.session.outdated is not None:
+        if self.rivals and plane.session.outdated is not None:
             self._world.checker.is_told(self)
         if ready is not self._ready:
             self._ready = ready

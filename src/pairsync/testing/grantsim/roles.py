@@ -244,11 +244,13 @@ class Roles(Process, ABC):
         if plane.leaving and role is Role.STANDBY:
             reopen()  # it waits for no job that hangs
         else:
-            settled = partial(self._settled, plane)
-            self._wait(settled, reopen, SETTLE_NS, late=reopen)
+            self._wait(lambda: self._settled(plane) or self._hangs(plane), reopen, SETTLE_NS, late=reopen)
 
     def _settled(self, plane: Plane) -> bool:
         return plane.session.phase is SessionPhase.OFFLINE and plane.idle
+
+    def _hangs(self, plane: Plane) -> bool:
+        return any(disk.overdue(self.now_ns) for disk in plane.disks)
 
     def leave_session(self, plane: Plane, reason: str) -> None:
         """End the session of the link; what it still brings is not heard."""
