@@ -87,8 +87,9 @@ def count_the_lease_from_the_answer(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Arbiter, "_begin", begin)
 
 
-@mutant("two-running", faults="isolate-owner cut-link")
+@mutant("two-running", "liveness", faults="isolate-owner cut-link")
 def take_over_at_once(patch: pytest.MonkeyPatch) -> None:
+    """Also from an owner that runs, once its standby is in sync: the guest goes to and fro without end."""
     right = Decider._adapt
 
     def adapt(self: Decider, out: list[Any]) -> None:
@@ -146,15 +147,26 @@ def forget_what_the_witness_has_accepted(patch: pytest.MonkeyPatch) -> None:
 
 @mutant(
     *("one-owner", "illegal-grant", "lost-write", "two-running", "in-sync-claim", "liveness"),
-    faults="cut-link isolate-owner isolate-standby",
+    faults="cut-link cut-one-way",
 )
 def swap_whatever_the_version_is(patch: pytest.MonkeyPatch) -> None:
+    """By a standby that looks once and not again: an old view does no harm where versions are compared."""
+    right = Decider._probe
+
     def ask(self: Witness, seen: Any, version: int | None, state: AcceptorState | None) -> WitnessView:
         if version is not None:
             self.view = WitnessView(self.view.incarnation, self.view.version + 1, state)
         return self.view
 
+    def probe(self: Decider, out: list[Any]) -> None:
+        voter = None if self.owns else self.register.voting_witness()
+        if voter is None or self.register.view(str(voter.name)) is None:
+            right(self, out)
+        else:
+            self._wait(Wait.PROBE, out)
+
     patch.setattr(Witness, "ask", ask)
+    patch.setattr(Decider, "_probe", probe)
 
 
 @mutant("two-running", "stale-read", "lost-write", faults="move")
