@@ -34,7 +34,7 @@ from pairsync.testing.grantsim.process import Process
 from pairsync.testing.grantsim.witness import Witness
 from pairsync.wire import hello
 
-SEEDS_MAX = 120
+SEEDS_MAX = 160
 CI_SEEDS = 2000
 
 Mutant = Callable[[pytest.MonkeyPatch], None]
