@@ -137,6 +137,8 @@ class DiskFaults:
         newest, other = world.checker.newest, world.hosts[1 - host.index]
         if newest is None or other.id not in newest.in_sync or other.sick:
             return False
+        if other.index in world.checker.rolled_back:  # it has old disks, and this one alone has what is newer
+            return False
         blocks = [each.stores.metadata.superblock for each in other.media]
         return all(each.condition is Condition.CONSISTENT for each in blocks)
 
