@@ -209,6 +209,40 @@ def test_a_failed_disk_that_could_not_be_left_stays_in_sync() -> None:
     assert swap.state.accepted == ALONE
 
 
+def _leaving() -> tuple[Decider, Ballot]:
+    """An owner whose volumes cannot be served, that has begun to leave the guest to the peer."""
+    decider = _owner()
+    assert isinstance(decider.is_ready(ready=False)[0], Stop)
+    out = decider.stopped()
+    return decider, next(each.ballot for each in _said(out) if isinstance(each, Prepare))
+
+
+def test_an_owner_that_can_serve_again_before_it_has_asked_for_another_one_goes_on() -> None:
+    decider, ballot = _leaving()
+    assert Own(BOTH) in decider.is_ready(ready=True)
+    out = decider.hears(Promise(B1, BOTH, ballot, BALLOT_NONE, None))
+    assert not _said(out)
+    assert decider.may_run, "nobody has been asked for another owner, nor will be"
+    assert decider.guest is Guest.UP
+
+
+def test_an_owner_that_can_serve_again_but_may_have_been_replaced_has_that_decided_first() -> None:
+    for replaced in (False, True):
+        decider, ballot = _leaving()
+        asked = _said(decider.hears(Promise(B1, BOTH, ballot, BALLOT_NONE, None)))
+        left = next(each.grant for each in asked if isinstance(each, Accept))
+        assert left == TAKEN
+        decider.is_ready(ready=True)
+        assert decider.guest is Guest.DOWN, "the peer may have heard it"
+        out = decider.expired(Wait.ROUND)
+        again = next(each.ballot for each in _said(out) if isinstance(each, Prepare))
+        found = (ballot, left) if replaced else (BALLOT_NONE, None)
+        decided = left if replaced else BOTH._replace(epoch=3)
+        assert Accept(A1, BOTH, again, decided) in _said(decider.hears(Promise(B1, BOTH, again, *found)))
+        out = decider.hears(Accepted(B1, BOTH, again))
+        assert (Yield(left) if replaced else Own(decided)) in out
+
+
 def test_moves_that_are_refused() -> None:
     assert _up(A1, BOTH).move()[0] == "the guest does not run here"
     alone = _up(A1, ALONE)

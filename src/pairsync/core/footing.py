@@ -183,5 +183,5 @@ class Footing:
             moving=self.moving,
             guest_down=self.guest is Guest.DOWN,
             promise_out=self.promise_out,
-            leftover=register.acceptor.accepted is not None or (leased and register.leftover()),
+            leftover=self.ceding or (leased and register.leftover()),
         )

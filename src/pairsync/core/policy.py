@@ -41,8 +41,8 @@ class Situation(NamedTuple):
     ``wanted``: the in-sync set that the data plane wants.  ``peer_id``: the peer's memory, as last heard;
     ``vouched``: that replica was proven in this life; ``leased``: it has promised; ``peer_ready``: it
     could serve the guest, as it said last.  ``witness``: the memory of the witness that can be had now;
-    ``witness_lost``: none answered for long enough.  ``leftover``: something was accepted for the next grant
-    that nobody decides any more, and that would surprise us later.
+    ``witness_lost``: none answered for long enough.  ``leftover``: something was accepted for the next grant,
+    or may have been, that nobody decides any more: it would surprise us later, or keeps the guest down.
     """
 
     own: VoterId

@@ -245,8 +245,10 @@ class Register:
         value = fixed.value
         if value is None:
             raise InternalError("a fixed round has no value")
-        self.possible |= {value}
-        if self.changes_owner(value) and not cedes:
+        refused = self.changes_owner(value) and not cedes
+        if prepared.found is not None or not refused:  # else nobody has been asked for it, nor will be
+            self.possible |= {value}
+        if refused:
             self.abandon(pause=False)
             return False
         self.round = fixed
