@@ -70,6 +70,8 @@ class DiskFaults:
         world, other = self._world, self._world.hosts[1 - host.index]
         if world.overridden or world.guest.lags or not other.up or not self.is_spare(host):
             return None
+        if not all(each.digests for each in world.profile.options):  # no volume's copy could be told for sure
+            return None
         told = [copy for copy in self._copies.get(host.index, []) if _is_behind(copy, other)]
         return self._random.choice(told) if told else None
 
