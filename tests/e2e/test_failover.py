@@ -60,6 +60,8 @@ async def pair(directory: Path, witness: str = "builtin") -> AsyncIterator[Runni
     more = [f"--failover={FAILOVER_S:g}", f"--witness={witness}"]
     async with running_lab(directory, {"vda": 8 * MIB}, more=more) as lab:
         assert lab.ready["witness"]["address"].startswith("127.0.0.1:")
+        # a witness that was up a moment after the hosts has a vote a moment later
+        await lab.wait_status(lambda status: not status["guests"]["lab"]["sole"], "all three decide")
         yield lab
 
 
