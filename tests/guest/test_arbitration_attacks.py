@@ -254,6 +254,20 @@ async def test_a_guest_is_served_while_what_it_wrote_is_flushed_before_a_move(
         assert await second.read(3) == noise(3)
 
 
+async def test_a_replica_that_failed_just_before_a_move_is_out_of_sync_after_it(both: Both) -> None:
+    """Nothing was left to be flushed there: it counted as stopped in order."""
+    async with in_time(), both.whole() as (first, second):
+        await until(lambda: first.arbitration.arbiter.decider.peer_could_own)
+        first.guest.session.sources[0].abandon("a flush failed: EIO")  # nobody has looked at it yet
+        refusal, effects = first.arbitration.arbiter.move(first.arbitration._now_ns())
+        assert refusal == ""
+        first.arbitration._act(effects)
+        await until(lambda: second.serves)
+        grant = second.arbitration.arbiter.grant
+        assert grant is not None
+        assert grant.in_sync == {both.fingerprints["b"]}
+
+
 @pytest.mark.parametrize("host", ["a", "b"])
 async def test_a_move_does_not_stand_still_with_a_disk_that_does(
     both: Both, host: Host, monkeypatch: pytest.MonkeyPatch

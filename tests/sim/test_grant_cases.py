@@ -8,6 +8,7 @@ from random import Random
 from pairsync.core.timing import derive
 from pairsync.core.units import NS_PER_S
 from pairsync.testing.grantsim import GrantProfile, GrantWorld, draw_profile
+from pairsync.testing.grantsim.host import GrantHost
 from pairsync.testing.grantsim.medium import FAILS, HANGS
 
 
@@ -26,8 +27,8 @@ def _everything_cut(world: GrantWorld) -> set[tuple[int, int]]:
     return {(one, other) for one in (0, 1, 2) for other in (0, 1, 2) if one != other}
 
 
-def test_an_owner_whose_disk_fails_before_the_guest_runs_leaves_it_to_the_standby() -> None:
-    """It cannot run the guest, and its heartbeats keep the other one from taking over."""
+def _pair_in_sync() -> tuple[GrantWorld, GrantHost, GrantHost]:
+    """Whole, with a guest that writes: the world, the owner, the standby."""
     world = GrantWorld(3, _quiet(witnesses=("w",)))
     for host in world.hosts:
         host.start()
@@ -35,6 +36,12 @@ def test_an_owner_whose_disk_fails_before_the_guest_runs_leaves_it_to_the_standb
     world.run_until(6 * NS_PER_S)
     assert world.whole()
     owner = next(host for host in world.hosts if host.serves)
+    return world, owner, world.hosts[1 - owner.index]
+
+
+def test_an_owner_whose_disk_fails_before_the_guest_runs_leaves_it_to_the_standby() -> None:
+    """It cannot run the guest, and its heartbeats keep the other one from taking over."""
+    world, owner, standby = _pair_in_sync()
     world.network.set_cut(_everything_cut(world))
     owner.crash(power=False, why="stopped")
     owner.start()
@@ -44,7 +51,7 @@ def test_an_owner_whose_disk_fails_before_the_guest_runs_leaves_it_to_the_standb
     world.network.set_cut(set())
     world.changed()
     world.run_until(world.clock.now + 10 * NS_PER_S)
-    assert world.hosts[1 - owner.index].serves
+    assert standby.serves
 
 
 def test_an_owner_whose_disk_hangs_while_it_waits_to_meet_its_standby_gives_the_guest_back() -> None:
@@ -58,6 +65,38 @@ def test_an_owner_whose_disk_hangs_while_it_waits_to_meet_its_standby_gives_the_
     world.run_until(9 * NS_PER_S)  # fails by itself where nobody serves in time
     assert world.coverage.counts["gives-back"] == 1
     assert world.hosts[1].serves
+
+
+def test_a_guest_that_moves_while_its_disk_hangs_leaves_that_replica_out_of_sync() -> None:
+    """It was called in sync, and could not be promoted: its disk did not record the new term."""
+    world, owner, standby = _pair_in_sync()
+    assert world.faults.disks.sicken(owner, HANGS, 60 * NS_PER_S)
+    assert owner.move() == ""
+    world.run_until(9 * NS_PER_S)
+    assert standby.serves
+    assert world.coverage.counts["move-leaves"] == 1
+    assert standby.base is not None
+    assert standby.base.in_sync == {standby.id}
+
+
+def test_who_died_while_it_gave_way_is_not_entitled_until_the_replicas_have_met() -> None:
+    """Its disk has not recorded the new term: it could as well be one that was put back to the old one."""
+    world, owner, standby = _pair_in_sync()
+    assert owner.move() == ""
+    while standby.base is None or len(standby.base.voters) == 1 or standby.base.term == 1:
+        world.clock.run_until(world.clock.now + NS_PER_S // 10_000)
+    owner.crash(power=False, why="crash")
+    standby.crash(power=False, why="crash")
+    owner.start()
+    world.run_until(world.clock.now + 20 * NS_PER_S)  # fails by itself where who is entitled does not
+    assert not owner.serves
+    standby.start()
+    world.run_until(world.clock.now + 5 * NS_PER_S)
+    assert standby.serves
+    assert world.whole()
+    standby.crash(power=False, why="crash")
+    world.run_until(world.clock.now + 10 * NS_PER_S)
+    assert owner.serves
 
 
 def test_a_sick_disk_that_was_exchanged_with_its_host_is_not_mended_any_more() -> None:

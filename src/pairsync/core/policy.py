@@ -16,7 +16,7 @@ The peer becomes a voter only with the memory that was vouched for in this life 
 voter already; and only while it has promised not to take over, or the guest would have to stop at once.
 
 **A planned move**: the guest is down, both replicas are equal; the peer owns the next term, and decides alone
-until both are proven in sync anew: its first breath must not wait for a lease of ours.  So it is where the
+until we have promised to stand by: its first breath must not wait for a lease of ours.  So it is where the
 owner's disk has failed, but that its replica is out of sync with the same grant.  It too has to be the
 memory that was vouched for, or that is a voter: that the grant calls its *host* in sync is not enough.
 

@@ -44,6 +44,7 @@ class GrantChecker:
         """Two truths exist, by the word of a person."""
         self.refused: str | None = None  # the last rule by which a session was refused
         self._served_by: int | None = None
+        self._served_in: dict[int, int] = {}  # by host: the last life of it that has served the guest
         self.replaced_ns = [-1, -1]  # when a host's disks were last
         # Grants that may have been decided by then: they speak of the disks before.
         self._of_disks_before: list[set[Grant]] = [set(), set()]
@@ -93,6 +94,12 @@ class GrantChecker:
         """The host on which the guest has run last."""
         return self._world.hosts[self._served_by or 0]
 
+    def died_while_it_gave_way(self, host: GrantHost, grant: Grant) -> bool:
+        """Whether it has handed the guest over, and died before its disks had recorded the new term."""
+        owned = self._owners.get((grant.fork, grant.term - 1)) == host.voter
+        recorded = all(each.stores.metadata.superblock.term >= grant.term for each in host.media)
+        return owned and not recorded and self._served_in.get(host.index) != host.life
+
     def _joins(self, grant: Grant) -> None:
         if not self._world.guest.is_truth(grant.fork):
             return
@@ -131,6 +138,7 @@ class GrantChecker:
         """The guest begins to run there, from what lies on the disk."""
         world = self._world
         world.trace.note(host.name, "takes-over", term)
+        self._served_in[host.index] = host.life
         if not host.serves:
             return  # its machine stood still until its lease had run out: nobody sees it
         if self._served_by is not None:

@@ -52,10 +52,8 @@ def _able(world: GrantWorld, host: GrantHost, grant: Grant) -> bool:
     if not host.up or host.frozen or host.plane is None or host.sick:
         return False
     rivals = len(grant.in_sync) > 1
-    if not host.plane.could_serve(
-        new=grant.is_first, term=0, rivals=rivals
-    ):  # the rules make sure of its term
-        return False
+    if not host.plane.could_serve(new=grant.is_first, term=0, rivals=rivals):
+        return False  # the rules make sure of its term
     other = world.hosts[1 - host.index]
     if host.voter != grant.owner_id:
         if host.id not in grant.in_sync or host.voter not in grant.voters:
@@ -65,6 +63,8 @@ def _able(world: GrantWorld, host: GrantHost, grant: Grant) -> bool:
         known = host.base
         if known is None or (known.order < grant.order and known.sole and not _told(world, host, grant)):
             return False  # the owner died before anybody heard that it had taken this one in
+        if world.checker.died_while_it_gave_way(host, grant):
+            return False  # nothing tells its replica from one that was put back
     elif host.id not in grant.in_sync:
         return False
     reached = {host.voter}

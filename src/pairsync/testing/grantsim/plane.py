@@ -133,6 +133,11 @@ class Plane:
             return False
         return all(disk.idle for disk in self.disks)
 
+    def own_fault(self) -> str:
+        """As in `guest.roles`: what is wrong with this host's disk, where a halt in order came to nothing."""
+        failed = next((source.failed for source in self.session.sources if source.failed), "")
+        return failed or ("" if self.idle else "its disk is too slow to stop in order")
+
     def ailment(self, now_ns: int) -> str:
         """As `guest.watch`: what is wrong with a disk that hangs, or that nobody has asked for a while."""
         for disk in self.disks:
@@ -178,9 +183,8 @@ class Plane:
 
     def finish(self) -> None:
         """As `guest.roles.finish`: `closing` falls to 0."""
-        open_ones = [source for source in self.session.sources if source.failed is None]
-        self.closing = len(open_ones)
-        for source in open_ones:
+        self.closing = len(self.session.sources)
+        for source in self.session.sources:
             source.close("close", self.host.now_ns)
         self.perform()
 

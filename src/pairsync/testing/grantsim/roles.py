@@ -157,8 +157,8 @@ class Roles(Process, ABC):
         if wish is not None:
             step = step_of(wish, active=active, halted=plane.paused, term=plane.session.term)
         if step is Step.STOP:
-            moving = arbiter.decider.moving
-            self._halt(in_order=moving, then=self._stopped, late=self._takes_back if moving else None)
+            moves = arbiter.decider.moving
+            self._halt(in_order=moves, then=self._stopped, moves=moves)
         elif step is Step.NOTHING or grant is None:
             self._followed()
         elif step is Step.SERVE and self.rivals:
@@ -171,12 +171,6 @@ class Roles(Process, ABC):
         else:
             handed = has_handed_over(grant, self._me.id, active=active, term=plane.session.term)
             self._halt(in_order=False, then=partial(self._become, Role.STANDBY, grant.term, in_sync=handed))
-
-    def _takes_back(self) -> None:
-        """The peer has not taken all in time: it should not own what it does not take."""
-        if self.arbiter is not None:
-            self._world.coverage.reach("move-taken-back")
-            self.act(self.arbiter.peer_out(self.now_ns))
 
     def _owns_if_newest(self, term: int) -> None:
         if self.plane is not None and not (self.plane.session.outdated and self.rivals):
@@ -197,10 +191,8 @@ class Roles(Process, ABC):
         if self.arbiter is not None:
             self.act(self.arbiter.stopped(self.now_ns))
 
-    def _halt(
-        self, *, in_order: bool, then: Callable[[], None], late: Callable[[], None] | None = None
-    ) -> None:
-        """``late``: done first, if an orderly halt did not come to its end in time."""
+    def _halt(self, *, in_order: bool, then: Callable[[], None], moves: bool = False) -> None:
+        """``moves``: for the peer to own the guest."""
         plane = self.plane
         if plane is None:
             return
@@ -216,16 +208,20 @@ class Roles(Process, ABC):
         if self.ending:
             could = self.arbiter is not None and self.arbiter.decider.peer_could_own
             within_ns = end_within_ns(timing, goes_on=plane.session.synchronous and could)
-        left = partial(self._abandon, plane, then, late)
+        left = partial(self._abandon, plane, then, moves=moves)
         self._wait(lambda: not plane.closing, left, within_ns, late=left, may=True)
 
-    def _abandon(self, plane: Plane, then: Callable[[], None], late: Callable[[], None] | None) -> None:
+    def _abandon(self, plane: Plane, then: Callable[[], None], *, moves: bool) -> None:
+        """An orderly halt has come to its end, or its time has: a replica that lacks something is put out."""
         bad = bool(plane.closing) or plane.close_failed
-        if bad and plane.session.synchronous:
-            bad = plane.idle  # else it is this host's disk that does not get it done
+        fault = plane.own_fault() if bad and plane.session.synchronous else ""
+        if fault:
+            plane.leaving, plane.deaf = fault, True
         plane.halt()
-        if bad and late is not None:
-            late()
+        if moves and bad and self.arbiter is not None:
+            self._world.coverage.reach("move-leaves" if fault else "move-taken-back")
+            put_out = self.arbiter.own_out(self.now_ns)[1] if fault else self.arbiter.peer_out(self.now_ns)
+            self.act(put_out)
         self._halted(then)
 
     def _halted(self, then: Callable[[], None]) -> None:
