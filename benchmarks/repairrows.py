@@ -6,6 +6,7 @@ Two labs in turns, or one lab in two states in turns, so that every ratio is for
 from __future__ import annotations
 
 import contextlib
+import itertools
 import subprocess
 import threading
 import time
@@ -157,7 +158,7 @@ def _proof(lab: Lab, command: Sequence[str]) -> CatchUp:
 def latency_beside_resync(bench: Bench) -> list[Figure]:
     """Row 11: random writes beside a resync of all blocks, and in the same round in sync.
 
-    Both depths share a resync, half the seconds of a load for each.  A sample that the resync did not
+    Each depth has a resync of its own, for half the seconds of a load.  A sample that the resync did not
     outlast is an error, not a good figure.
     """
     depths = (1, 8)
@@ -179,22 +180,17 @@ def latency_beside_resync(bench: Bench) -> list[Figure]:
         if pair_now is None:
             return [goal.figure(peer_name="in sync") for goal in goals.values()]
         lab, ours = pair_now
-        for turn in range(bench.heavy_rounds):
+        for turn, depth in itertools.product(range(bench.heavy_rounds), depths):
+            load = clients.Load(job="randwrite", depth=depth, size_bytes=size_bytes, seconds=bench.seconds / 2)
             lose_standby(lab)
-            clients.fill(lab.uri(), size_bytes=size_bytes, seed=turn + 1)
-            loads = [
-                clients.Load(job="randwrite", depth=depth, size_bytes=size_bytes, seconds=bench.seconds / 2)
-                for depth in depths
-            ]
+            clients.fill(lab.uri(), size_bytes=size_bytes, seed=1 + len(depths) * turn + depths.index(depth))
             _, seen = lab.events_since(0)
             lab.start("b")
             lab.await_event(RESYNC, seen=seen, timeout_s=SETTLE_S)
-            for load in loads:
-                beside[load.depth].append(sample(load, ours, turn))
+            beside[depth].append(sample(load, ours, turn))
             _still_running(lab, seen)
             lab.wait_in_sync(SETTLE_S)
-            for load in loads:
-                without[load.depth].append(sample(load, ours, turn))
+            without[depth].append(sample(load, ours, turn))
     return [
         goals[depth].figure(
             ours=[each.p99_us for each in beside[depth]],
