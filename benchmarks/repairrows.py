@@ -181,7 +181,8 @@ def latency_beside_resync(bench: Bench) -> list[Figure]:
             return [goal.figure(peer_name="in sync") for goal in goals.values()]
         lab, ours = pair_now
         for turn, depth in itertools.product(range(bench.heavy_rounds), depths):
-            load = clients.Load(job="randwrite", depth=depth, size_bytes=size_bytes, seconds=bench.seconds / 2)
+            seconds = bench.seconds / 2
+            load = clients.Load(job="randwrite", depth=depth, size_bytes=size_bytes, seconds=seconds)
             lose_standby(lab)
             clients.fill(lab.uri(), size_bytes=size_bytes, seed=1 + len(depths) * turn + depths.index(depth))
             _, seen = lab.events_since(0)
