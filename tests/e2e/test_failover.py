@@ -56,8 +56,8 @@ class Writer:
 
 
 @asynccontextmanager
-async def pair(directory: Path, witness: str = "builtin") -> AsyncIterator[RunningLab]:
-    more = [f"--failover={FAILOVER_S:g}", f"--witness={witness}"]
+async def pair(directory: Path, witness: str = "builtin", *options: str) -> AsyncIterator[RunningLab]:
+    more = [f"--failover={FAILOVER_S:g}", f"--witness={witness}", *options]
     async with running_lab(directory, {"vda": 8 * MIB}, more=more) as lab:
         assert lab.ready["witness"]["address"].startswith("127.0.0.1:")
         # a witness that was up a moment after the hosts has a vote a moment later
@@ -83,6 +83,27 @@ async def test_the_active_host_is_killed_and_a_client_of_the_other_one_writes_on
         await lab.wait_in_sync()
         guest = await lab.guest()
         assert (guest["active"], guest["in_sync"]) == ("b", ["a", "b"])
+        fresh = await lab.connect(host="a")
+        await writer.check(fresh)
+        await fresh.aclose()
+
+
+async def test_a_guest_goes_home_once_that_host_is_in_sync_again(tmp_path: Path) -> None:
+    async with pair(tmp_path / "lab", "builtin", "--home=a") as lab:
+        writer = Writer(await lab.connect(host="b"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(writer.run)
+            await lab.kill("a")
+            await lab.wait_active("b")
+            await lab.start("a")
+            await lab.wait_in_sync()
+            assert (await lab.guest())["active"] == "b"  # not at once
+            await lab.wait_active("a")
+            await lab.wait_in_sync()
+            await trio.sleep(0.3)
+            nursery.cancel_scope.cancel()
+        await writer.client.aclose()
+        assert (await lab.guest())["term"] == 3
         fresh = await lab.connect(host="a")
         await writer.check(fresh)
         await fresh.aclose()

@@ -217,6 +217,8 @@ pair_id = "000102030405060708090A0B0C0D0E0F"
 memory = "votes"
 failover_s = 2
 watchdog = "/dev/watchdog"
+home = "alpha"
+home_after_s = 90.5
 
 [[register.witnesses]]
 name = "hill"
@@ -261,6 +263,7 @@ def test_where_the_owner_is_agreed_on_the_file_says_how_and_not_who(tmp_path: Pa
     )
     assert cluster.etcd == ("http://127.0.0.1:2379", "http://127.0.0.1:2380")
     assert host.register.watchdog == Path("/dev/watchdog")
+    assert (host.register.home, host.register.home_after_ns) == ("alpha", 90_500 * NS_PER_MS)
     assert host.fence == FenceFile(
         command=("fence_ipmilan", "-v"),
         options={"ip": "192.0.2.8"},
@@ -276,6 +279,7 @@ def test_where_the_owner_is_agreed_on_the_file_says_how_and_not_who(tmp_path: Pa
     [
         ("failover_s = 2", "failover_s = 0.5", "failover_s must be from 1 to 60"),
         ('name = "cluster"', 'name = "hill"', "names of their own"),
+        ("home_after_s = 90.5", "home_after_s = 0", "home_after_s must be from 1 to 604800"),
         ('etcd = ["http://127.0.0.1:2379", "http://127.0.0.1:2380"]', "etcd = []", "one or more addresses"),
         ('certificate = "hill.pem"\n', "", "'certificate' is missing"),
         ('name = "db1"', 'name = "db1"\nrole = "active"', "unknown key 'role'"),

@@ -102,6 +102,20 @@ def test_digests_are_kept_unless_told_otherwise(tmp_path: Path) -> None:
     assert kept(True) == [True, True]
 
 
+def test_a_guest_has_a_home_only_where_that_is_said(tmp_path: Path) -> None:
+    _new(tmp_path)
+
+    def home_of(home: str | None) -> list[str | None]:
+        prepare(tmp_path, open_lab_file(tmp_path, {}, None, single=False, home=home))
+        registers = [read_host_file(tmp_path / name / "host.toml").register for name in "ab"]
+        return [register and register.home for register in registers]
+
+    assert home_of(None) == [None, None]
+    assert home_of("b") == ["b", "b"]
+    assert home_of(None) == ["b", "b"], "as it was"
+    assert home_of("stays") == [None, None]
+
+
 def test_a_lab_of_before_keeps_digests(tmp_path: Path) -> None:
     _new(tmp_path)
     before = json.loads((tmp_path / "lab.json").read_text())

@@ -58,6 +58,10 @@ def up(
     failover: Annotated[
         float | None, Parameter(help="Seconds from the end of one host until the other serves (5).")
     ] = None,
+    home: Annotated[
+        Literal["a", "b", "stays"] | None,
+        Parameter(help="Where the guest goes back to once that host is in sync again (stays)."),
+    ] = None,
     json_: Annotated[bool, Parameter(name="--json", negative=(), help="JSON also on a terminal.")] = False,
 ) -> int:
     """Start both hosts and their witness, and stay in the foreground.
@@ -87,6 +91,7 @@ def up(
             digests=digests,
             witness=witness,
             failover_s=failover,
+            home=home,
         )
         prepare(directory, what)
         as_text = sys.stdout.isatty() and not json_

@@ -42,6 +42,7 @@ from .fence import PowerFence
 from .fencing import Fencer, fence_config
 from .guardclient import boottime_ns
 from .guardkeeper import GuardKeeper, keep_guard
+from .homing import take_home
 from .hostfile import HostFile, RegisterFile, WitnessFile
 
 __all__ = [
@@ -214,6 +215,8 @@ async def open_arbitration(host: HostFile, link: LinkConfig, guest: Guest) -> As
         if fence is not None:
             fencer = Fencer(arbitration, guest, fence, witnesses, key, boottime_ns)
             nursery.start_soon(fencer.run)
+        if register.home not in {None, host.name}:
+            nursery.start_soon(take_home, arbitration, guest, register.home_after_ns, boottime_ns)
         yield Ballots(arbitration, timing, witnesses, fencer)
         # An orderly end: the guest's last writes are flushed while its lease is still renewed.
         with trio.CancelScope(shield=True):

@@ -17,6 +17,8 @@
     memory = "register"             # this host's own vote; made by `pairsync host init`
     failover_s = 5                  # from the end of one host until the other serves
     watchdog = "/dev/watchdog"      # absent: nothing resets a machine whose guard stands still
+    home = "a"                      # where the guest goes back to, by [host] name; absent: it stays
+    home_after_s = 60               # once that host has been in sync for so long
 
     [[register.witnesses]]          # the preferred one first; none: the active host alone decides
     name = "w1"                     # the same on both hosts
@@ -81,6 +83,11 @@ __all__ = [
 WITNESSES_MAX = 2
 """A preferred witness and an alternate one."""
 
+HOME_AFTER_NS = 60 * NS_PER_S
+HOME_AFTER_NS_MIN = NS_PER_S
+HOME_AFTER_NS_MAX = 7 * 24 * 3600 * NS_PER_S
+"""So long the home of a guest may be asked to be in sync before the guest goes back there."""
+
 
 @dataclass(frozen=True, slots=True)
 class NbdFile:
@@ -119,6 +126,9 @@ class RegisterFile:
     failover_ns: int
     witnesses: tuple[WitnessFile, ...] = ()
     watchdog: Path | None = None
+    home: str | None = None
+    """The name of the host that the guest goes back to; None: it stays where it is."""
+    home_after_ns: int = HOME_AFTER_NS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,8 +294,14 @@ def _register(table: _Table, base: Path) -> RegisterFile:
         least, most = FAILOVER_NS_MIN / NS_PER_S, FAILOVER_NS_MAX / NS_PER_S
         raise ConfigError(f"[register]: failover_s must be from {least:g} to {most:g}")
     watchdog = table.take("watchdog", str, None)
+    home_after_ns = int(table.take("home_after_s", float, HOME_AFTER_NS / NS_PER_S) * NS_PER_S)
+    if not HOME_AFTER_NS_MIN <= home_after_ns <= HOME_AFTER_NS_MAX:
+        least, most = HOME_AFTER_NS_MIN / NS_PER_S, HOME_AFTER_NS_MAX / NS_PER_S
+        raise ConfigError(f"[register]: home_after_s must be from {least:g} to {most:g}")
     result = RegisterFile(
         watchdog=None if watchdog is None else base / watchdog,
+        home=table.take("home", str, None),
+        home_after_ns=home_after_ns,
         memory=base / table.take("memory", str, "register"),
         failover_ns=failover_ns,
         witnesses=tuple(

@@ -29,6 +29,7 @@ __all__ = [
     "GUEST",
     "HOSTS",
     "LINK",
+    "STAYS",
     "WITNESS",
     "WITNESSES",
     "DirectoryLock",
@@ -62,6 +63,9 @@ WITNESSES = ("builtin", "etcd", "none")
 """What a lab can be given: a witness of its own, an etcd of one member, or none: the active host alone
 decides."""
 
+STAYS = "stays"
+"""In place of a host: the guest has no home."""
+
 ETCD = "etcd"
 """Of the ports of a lab: the one on which a member of etcd would meet others."""
 
@@ -90,6 +94,7 @@ class LabFile:
     digests: bool = True  # whether the hosts keep digests of their blocks; files of before do not say it
     witness: str = FIXED  # one of `WITNESSES`, or `FIXED` in labs of before: nobody takes over
     failover_s: float = 5.0
+    home: str = STAYS  # a host, or `STAYS`: the guest does not go back by itself
 
     @property
     def arbitrated(self) -> bool:
@@ -157,6 +162,7 @@ def open_lab_file(
     digests: bool | None = None,
     witness: str | None = None,
     failover_s: float | None = None,
+    home: str | None = None,
 ) -> LabFile:
     """What the lab is: as asked for the first time, as it was afterwards.
 
@@ -174,6 +180,7 @@ def open_lab_file(
             digests is not False,
             witness or WITNESSES[0],
             failover_s or 5.0,
+            home or STAYS,
         )
     lab = LabFile.load(directory)
     if witness is not None and witness != lab.witness:
@@ -192,6 +199,7 @@ def open_lab_file(
         ports=ports,
         digests=lab.digests if digests is None else digests,
         failover_s=failover_s or lab.failover_s,
+        home=home or lab.home,
     )
 
 

@@ -20,10 +20,13 @@ from .arbitrate import create_memory, first_memory
 from .durable import write_durably
 from .etcdmain import etcd_endpoint
 from .hostinit import volume_id_of
-from .labfile import GUEST, HOSTS, WITNESS, LabFile, control_socket_of, nbd_socket_of, sockets_of
+from .labfile import GUEST, HOSTS, STAYS, WITNESS, LabFile, control_socket_of, nbd_socket_of, sockets_of
 from .witnessdir import add_pair, init_witness
 
 __all__ = ["prepare", "put_empty_disk"]
+
+HOME_AFTER_S = 3
+"""So soon the guest of a lab goes home: somebody is watching."""
 
 
 def prepare(directory: Path, lab: LabFile) -> None:
@@ -165,6 +168,8 @@ def _host_toml(directory: Path, host: str, lab: LabFile) -> str:
         ]
     if lab.arbitrated:
         lines += ["", "[register]", f"failover_s = {lab.failover_s}"]
+    if lab.arbitrated and lab.home != STAYS:
+        lines += [f"home = {json.dumps(lab.home)}", f"home_after_s = {HOME_AFTER_S}"]
     if lab.arbitrated and lab.witness == "builtin":
         lines += [
             "",
