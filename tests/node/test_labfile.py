@@ -108,7 +108,7 @@ def test_a_guest_has_a_home_only_where_that_is_said(tmp_path: Path) -> None:
     def home_of(home: str | None) -> list[str | None]:
         prepare(tmp_path, open_lab_file(tmp_path, {}, None, single=False, home=home))
         registers = [read_host_file(tmp_path / name / "host.toml").register for name in "ab"]
-        return [register and register.home for register in registers]
+        return [register.home for register in registers if register is not None]
 
     assert home_of(None) == [None, None]
     assert home_of("b") == ["b", "b"]
