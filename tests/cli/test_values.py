@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pairsync.cli.values import parse_places, parse_size, parse_volumes, show_bytes
+from pairsync.cli.values import checked_timeout, parse_places, parse_size, parse_volumes, show_bytes
 from pairsync.errors import ConfigError
 
 
@@ -37,6 +37,21 @@ def test_sizes(text: str, size: int) -> None:
 def test_no_sizes(text: str) -> None:
     with pytest.raises(ConfigError, match="size"):
         parse_size(text)
+
+
+def test_a_size_says_which_end_it_is_beyond() -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        parse_size("0")
+    with pytest.raises(ConfigError, match="more than any file"):
+        parse_size("5000P")
+
+
+def test_timeouts() -> None:
+    assert checked_timeout(0.5) == 0.5
+    assert checked_timeout(float("inf")) == float("inf")
+    for seconds in (0.0, -1.0, float("nan")):
+        with pytest.raises(ConfigError, match="--timeout must be positive"):
+            checked_timeout(seconds)
 
 
 def test_volumes() -> None:

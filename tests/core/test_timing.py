@@ -25,6 +25,7 @@ from pairsync.core.timing import (
     lengthened,
     promise_of,
     smallest_failover_ns,
+    stated_failover_ns,
 )
 from pairsync.core.units import NS_PER_MS, NS_PER_S
 from pairsync.errors import ConfigError
@@ -91,6 +92,15 @@ def test_a_witness_at_one_second_is_usable_by_default() -> None:
     assert timing.witness_wait_ns >= NS_PER_S
     with pytest.raises(ConfigError, match=r"no less than 4\.7\d+ s can be kept"):
         derive(4 * NS_PER_S, at_least=Allowances(witness_wait_ns=NS_PER_S))
+
+
+def test_a_failover_time_that_is_stated() -> None:
+    assert stated_failover_ns(1) == FAILOVER_NS_MIN
+    assert stated_failover_ns(2.5) == 2_500_000_000
+    assert stated_failover_ns(60.0) == FAILOVER_NS_MAX
+    for seconds in (0.0, 0.999, -1.0, 60.1, float("inf"), float("nan")):
+        with pytest.raises(ConfigError, match=f"failover time of {seconds:g} s: from 1 to 60 s are possible"):
+            stated_failover_ns(seconds)
 
 
 @pytest.mark.parametrize("failover_ns", [0, -1, FAILOVER_NS_MIN - 1, FAILOVER_NS_MAX + 1])

@@ -277,7 +277,11 @@ def test_where_the_owner_is_agreed_on_the_file_says_how_and_not_who(tmp_path: Pa
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("failover_s = 2", "failover_s = 0.5", "failover_s must be from 1 to 60"),
+        (
+            "failover_s = 2",
+            "failover_s = 0.5",
+            "'failover_s': a failover time of 0.5 s: from 1 to 60 s are possible",
+        ),
         ('name = "cluster"', 'name = "hill"', "names of their own"),
         ("home_after_s = 90.5", "home_after_s = 0", "home_after_s must be from 1 to 604800"),
         ('etcd = ["http://127.0.0.1:2379", "http://127.0.0.1:2380"]', "etcd = []", "one or more addresses"),

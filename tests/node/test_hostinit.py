@@ -130,6 +130,8 @@ def test_a_standbys_disk_is_overwritten_only_if_that_is_said(
         ({"pair_id": "xyz"}, "'xyz' is not hexadecimal"),
         ({"pair_id": "00"}, "has 1 bytes, not 16"),
         ({"overwrite": True}, "the first host is the active one"),
+        ({"failover_s": 0.0}, "a failover time of 0 s: from 1 to 60 s"),
+        ({"failover_s": float("nan")}, "a failover time of nan s"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_made(

@@ -109,6 +109,26 @@ async def test_a_host_that_does_not_come_up_is_named_with_its_reason(tmp_path: P
     assert not list(sockets_of(tmp_path).glob("*"))
 
 
+async def test_a_host_whose_disk_takes_no_log_leaves_the_other_one_alone(tmp_path: Path) -> None:
+    """Its file system became read-only, say: it ends, and cannot be started again."""
+    lab = make_lab(tmp_path, single=False)
+    log = tmp_path / "b" / "log"
+    async with lab_up(tmp_path, lab) as told:
+        await ask(control_socket_of(tmp_path), {"do": "wait"})
+        log.unlink()
+        log.mkdir()
+        os.kill(told.pids[1], signal.SIGKILL)
+        while not (failed := [line for line in told.lines if line["event"] == "host-failed"]):
+            await trio.sleep(0.05)
+        assert failed[0]["host"] == "b"
+        assert "host b cannot be started" in failed[0]["text"]
+        status = await ask(control_socket_of(tmp_path), {"do": "status"})
+        assert {name: host["running"] for name, host in status["hosts"].items()} == {"a": True, "b": False}
+        log.rmdir()
+        await ask(control_socket_of(tmp_path), {"do": "start", "host": "b"})
+        await ask(control_socket_of(tmp_path), {"do": "wait"})
+
+
 @pytest.mark.parametrize(
     ("program", "words"),
     [

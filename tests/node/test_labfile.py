@@ -151,6 +151,17 @@ def test_what_contradicts_the_lab_is_refused(tmp_path: Path, volumes: dict[str, 
         open_lab_file(tmp_path, volumes, None, single=False)
 
 
+@pytest.mark.parametrize("seconds", [0.0, 0.5, 61.0, float("nan")])
+def test_a_failover_time_that_no_host_takes_is_refused_before_it_is_written_down(
+    tmp_path: Path, seconds: float
+) -> None:
+    for _ in range(2):  # a new lab, and one that is there
+        with pytest.raises(ConfigError, match=f"failover time of {seconds:g} s"):
+            open_lab_file(tmp_path, {"vda": SIZE}, None, single=False, failover_s=seconds)
+        before = _new(tmp_path)
+    assert LabFile.load(tmp_path) == before
+
+
 def test_a_new_lab_needs_volumes(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least one --volume"):
         open_lab_file(tmp_path, {}, None, single=False)

@@ -73,6 +73,19 @@ async def test_a_killed_one_is_gone_when_kill_returns(tmp_path: Path) -> None:
         assert not heard.process.running
 
 
+async def test_one_that_cannot_be_started_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    async with trio.open_nursery() as nursery:
+        heard = Heard(tmp_path, nursery)
+        heard.process.log.mkdir()
+        with pytest.raises(BackendError, match=r"host a cannot be started: .*log: Is a directory"):
+            await heard.process.spawn(["-c", SERVES])
+        assert not heard.process.running
+        heard.process.log.rmdir()
+        await heard.process.spawn(["-c", SERVES])
+        await heard.process.until_ready()
+        await heard.process.kill()
+
+
 async def test_one_that_does_not_come_up_says_why(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
         heard = Heard(tmp_path, nursery)

@@ -1,6 +1,6 @@
 """The command line: what it understands, and how its errors look.
 
-Exit status: 0 well, 1 it could not be done (one line on standard error says why), 2 the command was wrong.
+Exit status: 0 well, 1 it could not be done, 2 the command was wrong; one line on standard error says why.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
 from pairsync.errors import PairsyncError
 
@@ -22,6 +22,8 @@ from .lab import lab
 from .witness import witness
 
 __all__ = ["app", "run"]
+
+Kind = TypeVar("Kind", bound=Exception)
 
 app = App(
     name="pairsync",
@@ -64,6 +66,11 @@ def _plain_errors() -> Iterator[None]:
         for line in sorted({str(error) for error in _leaves(group)}):
             print(f"pairsync: {line}", file=sys.stderr)
         status = 1
+    except* CycloptsError as group:
+        for wrong in _leaves(group):
+            where = " ".join(("pairsync", *(wrong.command_chain or ())))
+            print(f"pairsync: {' '.join(str(wrong).split())} See {where} --help", file=sys.stderr)
+        status = 2
     except* KeyboardInterrupt:
         status = status or 130
     except* BrokenPipeError:  # whoever read what is printed has seen enough
@@ -73,7 +80,7 @@ def _plain_errors() -> Iterator[None]:
         raise SystemExit(status)
 
 
-def _leaves(group: BaseExceptionGroup[PairsyncError]) -> Iterator[PairsyncError]:
+def _leaves(group: BaseExceptionGroup[Kind]) -> Iterator[Kind]:
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):
             yield from _leaves(error)
@@ -84,5 +91,5 @@ def _leaves(group: BaseExceptionGroup[PairsyncError]) -> Iterator[PairsyncError]
 def run() -> None:
     """Parse the command line and run the command."""
     with _plain_errors():
-        result = app(sys.argv[1:], result_action="return_value")
+        result = app(sys.argv[1:], result_action="return_value", print_error=False, exit_on_error=False)
     sys.exit(result if isinstance(result, int) else 0)

@@ -20,7 +20,7 @@ from .promote import host_promote
 from .register import host_move, host_override
 from .show import grown_line, host_lines, scrub_lines, scrubbed
 from .truths import host_concede, host_truths
-from .values import parse_places, parse_size
+from .values import checked_timeout, parse_places, parse_size
 
 __all__ = ["host"]
 
@@ -47,7 +47,7 @@ host.command(host_concede, name="concede")
 
 @host.command(name="init")
 def host_init(
-    directory: Path,
+    directory: Annotated[Path, Parameter(help="Where to make them; it holds no host yet.")],
     /,
     *,
     volume: Annotated[
@@ -149,9 +149,7 @@ def host_wait(
     """
     if not in_sync:
         raise ConfigError("say what to wait for: --in-sync")
-    if timeout <= 0:
-        raise ConfigError("--timeout must be positive")
-    ask_running(file, {"do": "wait-in-sync"}, seconds=timeout)
+    ask_running(file, {"do": "wait-in-sync"}, seconds=checked_timeout(timeout))
     return 0
 
 
@@ -188,7 +186,7 @@ def host_scrub(
         request = {"do": "scrub", "volume": name, "repair": repair}
         with show_progress(name, quiet=json_) as show:
             watch = None if show is None else ({"do": "status"}, partial(_told, name, show))
-            _, results[name] = ask_running(file, request, seconds=timeout, watch=watch)
+            _, results[name] = ask_running(file, request, seconds=checked_timeout(timeout), watch=watch)
         results[name].pop("ok", None)
     clean = all(each["findings"] == each["repaired"] for each in results.values())
     print(json.dumps({"clean": clean, "volumes": results}) if json_ else "\n".join(scrub_lines(results)))
@@ -197,7 +195,7 @@ def host_scrub(
 
 @host.command(name="grow")
 def host_grow(
-    file: Path,
+    file: Annotated[Path, Parameter(help="The host's file.")],
     volume: Annotated[str, Parameter(help="The volume.")],
     size: Annotated[str, Parameter(help="Its new size, such as 2G; larger than it is.")],
     /,
@@ -211,7 +209,7 @@ def host_grow(
     added reads as zeroes. Clients that connect from now on see the new size. No volume is made smaller.
     """
     request = {"do": "grow", "volume": volume, "size_bytes": parse_size(size)}
-    _, answer = ask_running(file, request, seconds=timeout)
+    _, answer = ask_running(file, request, seconds=checked_timeout(timeout))
     answer.pop("ok", None)
     print(json.dumps(answer) if json_ else grown_line(answer))
     return 0

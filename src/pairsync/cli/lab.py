@@ -22,7 +22,7 @@ from .point import lab_point
 from .progress import Progress, show_progress
 from .show import agreed_lines, grown_line, guest_lines, scrub_lines, scrubbed
 from .truths import lab_override, lab_truths
-from .values import parse_size, parse_volumes, show_bytes
+from .values import LabDirectory, checked_timeout, parse_size, parse_volumes, show_bytes
 
 __all__ = ["lab"]
 
@@ -40,11 +40,23 @@ _Cable = Annotated[Literal["a-b", "a-witness", "b-witness", "all"], Parameter(he
 
 @lab.command
 def up(
-    directory: Path,
+    directory: Annotated[Path, Parameter(help="Where the lab lies; made if it is not there.")],
     /,
     *,
-    volume: Annotated[list[str] | None, Parameter(negative=(), help="NAME=SIZE; repeatable.")] = None,
-    level: Annotated[Literal["sync", "async"] | None, Parameter(help="Acknowledgement level.")] = None,
+    volume: Annotated[
+        list[str] | None,
+        Parameter(
+            negative=(),
+            help="NAME=SIZE, such as vda=256M; repeatable. At least one at first; later ones are added.",
+        ),
+    ] = None,
+    level: Annotated[
+        Literal["sync", "async"] | None,
+        Parameter(
+            help="When a write is acknowledged: once both hosts have it (sync, by default), or once the "
+            "active one has, the other lagging by a bound."
+        ),
+    ] = None,
     single: Annotated[
         bool, Parameter(negative=(), help="One host, no replication (to compare with).")
     ] = False,
@@ -131,7 +143,7 @@ def _ask(
 
 
 @lab.command
-def status(directory: Path, /, *, json_: _Json = False) -> int:
+def status(directory: LabDirectory, /, *, json_: _Json = False) -> int:
     """Show both hosts and their volumes."""
     answer = _ask(directory, {"do": "status"})
     answer.pop("ok", None)
@@ -173,49 +185,55 @@ def _print_disks(host: Mapping[str, Any]) -> None:
 
 
 @lab.command
-def kill(directory: Path, host: _Process, /) -> int:
+def kill(directory: LabDirectory, host: _Process, /) -> int:
     """Kill a host's process, or the witness's (SIGKILL)."""
     _ask(directory, {"do": "kill", "host": host})
     return 0
 
 
 @lab.command
-def start(directory: Path, host: _Process, /) -> int:
+def start(directory: LabDirectory, host: _Process, /) -> int:
     """Start what was killed; returns when it serves."""
     _ask(directory, {"do": "start", "host": host})
     return 0
 
 
 @lab.command
-def pause(directory: Path, host: _Process, /) -> int:
+def pause(directory: LabDirectory, host: _Process, /) -> int:
     """Stop a host's process for the moment (SIGSTOP): as a machine does that hangs."""
     _ask(directory, {"do": "pause", "host": host})
     return 0
 
 
 @lab.command
-def resume(directory: Path, host: _Process, /) -> int:
+def resume(directory: LabDirectory, host: _Process, /) -> int:
     """Let a paused host go on (SIGCONT)."""
     _ask(directory, {"do": "resume", "host": host})
     return 0
 
 
 @lab.command
-def cut(directory: Path, cable: _Cable = "a-b", /) -> int:
+def cut(directory: LabDirectory, cable: _Cable = "a-b", /) -> int:
     """Cut the link of the hosts, or another cable: as if it were pulled."""
     _ask(directory, {"do": "cut", "cable": cable})
     return 0
 
 
 @lab.command
-def heal(directory: Path, cable: _Cable = "a-b", /) -> int:
-    """Mend it."""
+def heal(directory: LabDirectory, cable: _Cable = "a-b", /) -> int:
+    """Mend what `lab cut` has cut: the link of the hosts, or another cable."""
     _ask(directory, {"do": "heal", "cable": cable})
     return 0
 
 
 @lab.command
-def move(directory: Path, guest: str = "lab", /, *, json_: _Json = False) -> int:
+def move(
+    directory: LabDirectory,
+    guest: Annotated[str, Parameter(help="The guest; a lab has one.")] = "lab",
+    /,
+    *,
+    json_: _Json = False,
+) -> int:
     """Have the guest run on the other host, as planned: nothing is lost, clients reconnect there."""
     answer = _ask(directory, {"do": "move", "guest": guest})
     answer.pop("ok", None)
@@ -226,7 +244,7 @@ def move(directory: Path, guest: str = "lab", /, *, json_: _Json = False) -> int
 
 @lab.command
 def disk(
-    directory: Path,
+    directory: LabDirectory,
     host: _Host,
     volume: Annotated[str, Parameter(help="The volume whose replica lies on that disk.")],
     what: Annotated[
@@ -258,7 +276,7 @@ def disk(
 
 @lab.command
 def scrub(
-    directory: Path,
+    directory: LabDirectory,
     /,
     *,
     volume: Annotated[list[str] | None, Parameter(negative=(), help="Only these volumes.")] = None,
@@ -282,7 +300,7 @@ def scrub(
         request = {"do": "scrub", "volume": name, "repair": repair}
         with show_progress(name, quiet=json_) as show:
             watch = None if show is None else ({"do": "status"}, partial(_told, name, show))
-            results[name] = _ask(directory, request, seconds=timeout, watch=watch)
+            results[name] = _ask(directory, request, seconds=checked_timeout(timeout), watch=watch)
         results[name].pop("ok", None)
     clean = all(each["findings"] == each["repaired"] for each in results.values())
     print(json.dumps({"clean": clean, "volumes": results}) if json_ else "\n".join(scrub_lines(results)))
@@ -296,7 +314,7 @@ def _told(volume: str, show: Progress, status: Mapping[str, Any]) -> None:
 
 @lab.command
 def grow(
-    directory: Path,
+    directory: LabDirectory,
     volume: Annotated[str, Parameter(help="The volume.")],
     size: Annotated[str, Parameter(help="Its new size, such as 2G; larger than it is.")],
     /,
@@ -310,9 +328,8 @@ def grow(
     NBD clients that connect from now on see the new size; those that are connected keep the one that they
     were told, for NBD cannot tell them another. No volume is made smaller.
     """
-    answer = _ask(
-        directory, {"do": "grow", "volume": volume, "size_bytes": parse_size(size)}, seconds=timeout
-    )
+    request = {"do": "grow", "volume": volume, "size_bytes": parse_size(size)}
+    answer = _ask(directory, request, seconds=checked_timeout(timeout))
     answer.pop("ok", None)
     print(json.dumps(answer) if json_ else grown_line(answer))
     return 0
@@ -320,23 +337,21 @@ def grow(
 
 @lab.command
 def wait(
-    directory: Path,
+    directory: LabDirectory,
     /,
     *,
     in_sync: Annotated[bool, Parameter(negative=(), help="Wait until both hosts are in sync.")] = False,
     timeout: Annotated[float, Parameter(help="Seconds.")] = 60.0,
 ) -> int:
-    """Wait for a state; exit status 1 if it is not reached in time."""
+    """Wait until the lab is in a state, such as --in-sync; exit status 1 if it is not reached in time."""
     if not in_sync:
         raise ConfigError("say what to wait for: --in-sync")
-    if timeout <= 0:
-        raise ConfigError("--timeout must be positive")
-    _ask(directory, {"do": "wait"}, seconds=timeout)
+    _ask(directory, {"do": "wait"}, seconds=checked_timeout(timeout))
     return 0
 
 
 @lab.command
-def check(directory: Path, /, *, json_: _Json = False) -> int:
+def check(directory: LabDirectory, /, *, json_: _Json = False) -> int:
     """Compare the volumes of both hosts byte by byte; the lab must be down.  Exit status 0 only if equal."""
     from pairsync.node.compare import compare_volumes
     from pairsync.node.labfile import HOSTS, DirectoryLock, LabFile

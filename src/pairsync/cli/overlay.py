@@ -29,6 +29,8 @@ ASK_S = 10.0
 """How long a host may take to answer what it knows by heart."""
 
 _Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")]
+_Place = Annotated[Path, Parameter(help="A lab's directory, or a host's file.")]
+_Image = Annotated[Path, Parameter(help="The image to write.")]
 _Id = Annotated[str, Parameter(help="HOST/VOLUME/NUMBER, as `list` shows it.")]
 
 
@@ -122,7 +124,7 @@ def _commands(hosts_of: Hosts, where: str) -> App:
     overlay = App(name="overlay", help="What a resync has overwritten and kept: list, export, undo.")
 
     @overlay.command(name="list")
-    def list_(place: Path, /, *, json_: _Json = False) -> int:
+    def list_(place: _Place, /, *, json_: _Json = False) -> int:
         found = _list(hosts_of(place))
         if json_:
             print(json.dumps({"overlays": found}, indent=2))
@@ -131,7 +133,7 @@ def _commands(hosts_of: Hosts, where: str) -> App:
         return 0
 
     @overlay.command
-    def export(place: Path, overlay_id: _Id, file: Path, /, *, json_: _Json = False) -> int:
+    def export(place: _Place, overlay_id: _Id, file: _Image, /, *, json_: _Json = False) -> int:
         host, found = _find(hosts_of(place), overlay_id)
         number, target = overlay_id.rpartition("/")[2], file.absolute()
         _export(host, found["volume"], number, target, quiet=json_)
@@ -140,7 +142,7 @@ def _commands(hosts_of: Hosts, where: str) -> App:
         return 0
 
     @overlay.command
-    def undo(place: Path, overlay_id: _Id, /, *, json_: _Json = False) -> int:
+    def undo(place: _Place, overlay_id: _Id, /, *, json_: _Json = False) -> int:
         from pairsync.node.overlays import overlay_path
 
         hosts = hosts_of(place)

@@ -29,6 +29,8 @@ MAKE_S = 300.0
 """How long making or dropping a point may take: a copy of all digests, on both hosts."""
 
 _Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")]
+_Place = Annotated[Path, Parameter(help="A lab's directory, or a host's file.")]
+_Volume = Annotated[str, Parameter(help="The volume.")]
 _Name = Annotated[str, Parameter(help="A name, to be used only once: letters, digits, '.', '_', '-'.")]
 
 
@@ -63,13 +65,13 @@ def _commands(hosts_of: Hosts, where: str) -> App:
     point = App(name="point", help="Names for what a volume holds at one moment: make, list, drop.")
 
     @point.command
-    def make(place: Path, volume: str, name: _Name, /, *, json_: _Json = False) -> int:
+    def make(place: _Place, volume: _Volume, name: _Name, /, *, json_: _Json = False) -> int:
         answer = _ask_active(hosts_of(place), {"do": "point-make", "volume": volume, "name": name})
         print(json.dumps(answer["point"]) if json_ else _line(answer["point"]))
         return 0
 
     @point.command(name="list")
-    def list_(place: Path, volume: str, /, *, json_: _Json = False) -> int:
+    def list_(place: _Place, volume: _Volume, /, *, json_: _Json = False) -> int:
         found = {host.name: answer["points"] for host, answer in _answers(hosts_of(place), volume)}
         if not found:
             raise ConfigError("no host is running here")
@@ -83,7 +85,7 @@ def _commands(hosts_of: Hosts, where: str) -> App:
         return 0
 
     @point.command
-    def drop(place: Path, volume: str, name: _Name, /, *, json_: _Json = False) -> int:
+    def drop(place: _Place, volume: _Volume, name: _Name, /, *, json_: _Json = False) -> int:
         _ask_active(hosts_of(place), {"do": "point-drop", "volume": volume, "name": name})
         print(json.dumps({"dropped": name}) if json_ else f"{name}: dropped")
         return 0

@@ -18,7 +18,7 @@ from cyclopts import Parameter
 from pairsync.errors import ConfigError
 
 from .asking import ask_host, ask_socket
-from .values import show_bytes
+from .values import LabDirectory, show_bytes
 
 if TYPE_CHECKING:
     from pairsync.guest.concede import Given
@@ -180,7 +180,7 @@ def _given_line(each: Given) -> str:
 
 
 def lab_truths(
-    directory: Path,
+    directory: LabDirectory,
     /,
     *,
     keep: Annotated[
@@ -257,7 +257,9 @@ def _keep(directory: Path, host: str, operator: str, *, json_: bool) -> int:
     return 0
 
 
-def lab_override(directory: Path, host: _Host, /, *, operator: _Operator = None, json_: _Json = False) -> int:
+def lab_override(
+    directory: LabDirectory, host: _Host, /, *, operator: _Operator = None, json_: _Json = False
+) -> int:
     """Make a host the owner of the guest, whatever was agreed: when those who should agree are gone."""
     name = operator or getpass.getuser()
     answer = _ask_lab(directory, {"do": "override", "host": host, "operator": name}, ASK_S)

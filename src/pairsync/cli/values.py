@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from pairsync.errors import ConfigError
 
-__all__ = ["parse_places", "parse_size", "parse_volumes", "show_bytes"]
+__all__ = ["LabDirectory", "checked_timeout", "parse_places", "parse_size", "parse_volumes", "show_bytes"]
+
+LabDirectory = Annotated[Path, Parameter(help="The lab's directory, as `lab up` was given it.")]
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
@@ -23,9 +28,18 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ConfigError(f"{text!r} is not a size such as 256M or 1G")
     size = Fraction(match[1]) * _UNITS[match[2].upper()]
-    if size.denominator != 1 or not 1 <= size < _SIZE_BYTES_MAX:
+    if size.denominator != 1 or size < 1:
         raise ConfigError(f"{text!r} is not a possible size: a whole number of bytes, at least 1")
+    if size >= _SIZE_BYTES_MAX:
+        raise ConfigError(f"{text!r} is not a possible size: more than any file can have")
     return int(size)
+
+
+def checked_timeout(seconds: float) -> float:
+    """What was given as ``--timeout``; `ConfigError` where nobody can wait that long."""
+    if not seconds > 0:  # nor is it, where it is no number
+        raise ConfigError("--timeout must be positive")
+    return seconds
 
 
 def _split(texts: list[str]) -> dict[str, str]:

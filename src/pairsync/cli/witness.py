@@ -18,13 +18,14 @@ ASK_S = 10.0
 
 witness = App(name="witness", help="The third vote: a small server that no guest data ever reaches.")
 
+_Directory = Annotated[Path, Parameter(help="The witness's directory, as `witness init` was given it.")]
 _Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")]
 _Pair = Annotated[str, Parameter(help="The pair's id, 32 hexadecimal digits, as pairsync host init said it.")]
 
 
 @witness.command
 def init(
-    directory: Path,
+    directory: Annotated[Path, Parameter(help="Where to make it.")],
     /,
     *,
     listen: Annotated[
@@ -48,7 +49,7 @@ def init(
 
 @witness.command
 def add(
-    directory: Path,
+    directory: _Directory,
     /,
     *,
     pair: _Pair,
@@ -74,7 +75,7 @@ def add(
 
 
 @witness.command
-def remove(directory: Path, /, *, pair: _Pair) -> int:
+def remove(directory: _Directory, /, *, pair: _Pair) -> int:
     """Stop serving a pair, and forget what is stored for it.
 
     Its hosts then run as without a witness. Added again, it is a new voter to them.
@@ -87,7 +88,7 @@ def remove(directory: Path, /, *, pair: _Pair) -> int:
 
 
 @witness.command(name="list")
-def list_(directory: Path, /, *, json_: _Json = False) -> int:
+def list_(directory: _Directory, /, *, json_: _Json = False) -> int:
     """List the pairs that may use the witness, with the fingerprints of their hosts."""
     from pairsync.node.witnessdir import list_pairs
 
@@ -108,7 +109,7 @@ def list_(directory: Path, /, *, json_: _Json = False) -> int:
 
 @witness.command
 def serve(
-    directory: Path,
+    directory: _Directory,
     /,
     *,
     listen: Annotated[
@@ -129,7 +130,7 @@ def serve(
 
 
 @witness.command
-def status(directory: Path, /, *, json_: _Json = False) -> int:
+def status(directory: _Directory, /, *, json_: _Json = False) -> int:
     """Show how the running witness of DIRECTORY is; exit status 0 only if it runs."""
     from pairsync.errors import ConfigError
 

@@ -63,6 +63,7 @@ __all__ = [
     "lengthened",
     "promise_of",
     "smallest_failover_ns",
+    "stated_failover_ns",
 ]
 
 FAILOVER_NS_DEFAULT = 5 * NS_PER_S
@@ -226,6 +227,14 @@ def _least_terms(at_least: Allowances | None) -> dict[str, int]:
     silence_ns = HEARTBEATS_SILENT * terms["heartbeat_ns"] + 2 * terms["delay_ns"] + terms["stall_ns"]
     terms["silence_ns"] = max(terms["silence_ns"], silence_ns)
     return terms
+
+
+def stated_failover_ns(seconds: float) -> int:
+    """The failover time that somebody states, in nanoseconds; `ConfigError` for one that cannot be."""
+    least, most = FAILOVER_NS_MIN / NS_PER_S, FAILOVER_NS_MAX / NS_PER_S
+    if not least <= seconds <= most:  # nor is it, where it is no number
+        raise ConfigError(f"a failover time of {seconds:g} s: from {least:g} to {most:g} s are possible")
+    return int(seconds * NS_PER_S)
 
 
 def smallest_failover_ns(at_least: Allowances | None = None, rate_ppm: int = RATE_PPM) -> int:

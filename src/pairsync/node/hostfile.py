@@ -62,7 +62,7 @@ from typing import Any
 
 from pairsync.core.limits import VolumeOptions
 from pairsync.core.messages import Role
-from pairsync.core.timing import FAILOVER_NS_DEFAULT, FAILOVER_NS_MAX, FAILOVER_NS_MIN
+from pairsync.core.timing import FAILOVER_NS_DEFAULT, stated_failover_ns
 from pairsync.core.units import NS_PER_MS, NS_PER_S
 from pairsync.errors import ConfigError
 from pairsync.guest.config import VolumeConfig
@@ -289,10 +289,11 @@ def _link(table: _Table, base: Path) -> LinkFile:
 
 
 def _register(table: _Table, base: Path) -> RegisterFile:
-    failover_ns = int(table.take("failover_s", float, FAILOVER_NS_DEFAULT / NS_PER_S) * NS_PER_S)
-    if not FAILOVER_NS_MIN <= failover_ns <= FAILOVER_NS_MAX:
-        least, most = FAILOVER_NS_MIN / NS_PER_S, FAILOVER_NS_MAX / NS_PER_S
-        raise ConfigError(f"[register]: failover_s must be from {least:g} to {most:g}")
+    failover_s = table.take("failover_s", float, FAILOVER_NS_DEFAULT / NS_PER_S)
+    try:
+        failover_ns = stated_failover_ns(failover_s)
+    except ConfigError as error:
+        raise ConfigError(f"[register]: 'failover_s': {error}") from error
     watchdog = table.take("watchdog", str, None)
     home_after_ns = int(table.take("home_after_s", float, HOME_AFTER_NS / NS_PER_S) * NS_PER_S)
     if not HOME_AFTER_NS_MIN <= home_after_ns <= HOME_AFTER_NS_MAX:

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from pairsync.core.timing import FAILOVER_NS_DEFAULT
+from pairsync.core.timing import FAILOVER_NS_DEFAULT, stated_failover_ns
 from pairsync.core.units import NS_PER_S
 from pairsync.errors import BackendError, ConfigError
 from pairsync.guest.replica import create_replica
@@ -73,6 +73,7 @@ def init_host(directory: Path, plan: HostPlan) -> list[str]:
     pair_id = _parse_pair_id(text)
     if plan.overwrite and plan.pair_id is None:
         raise ConfigError("the first host is the active one: its content is what the other host will have")
+    stated_failover_ns(plan.failover_s)
     sizes = {name: what if isinstance(what, int) else _size_of(what) for name, what in plan.volumes.items()}
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

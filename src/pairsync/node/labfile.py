@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import quote
 
+from pairsync.core.timing import stated_failover_ns
 from pairsync.errors import BackendError, BusyError, ConfigError
 
 from .durable import write_durably
@@ -168,6 +169,8 @@ def open_lab_file(
 
     `ConfigError` if what is asked for contradicts what is there.
     """
+    if failover_s is not None:
+        stated_failover_ns(failover_s)
     if not (directory / "lab.json").exists():
         if not volumes:
             raise ConfigError("a new lab needs at least one --volume NAME=SIZE")

@@ -7,6 +7,7 @@ standard input is a pipe that the supervisor holds.
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import sys
@@ -72,16 +73,22 @@ class LabProcess:
         return self.process
 
     async def spawn(self, words: Sequence[str]) -> None:
-        """Start it: these arguments of the interpreter."""
-        with self.log.open("ab") as log:
-            self._log_begin_bytes = log.tell()
-            process = await trio.lowlevel.open_process(
-                [sys.executable, *words],
-                stdin=-1,
-                stdout=-1,
-                stderr=log,
-                start_new_session=True,  # a Ctrl-C of the terminal is the supervisor's to handle
-            )
+        """Start it: these arguments of the interpreter.  `BackendError` where that cannot be."""
+        try:
+            with self.log.open("ab") as log:
+                self._log_begin_bytes = log.tell()
+                process = await trio.lowlevel.open_process(
+                    [sys.executable, *words],
+                    stdin=-1,
+                    stdout=-1,
+                    stderr=log,
+                    start_new_session=True,  # a Ctrl-C of the terminal is the supervisor's to handle
+                )
+        except OSError as error:  # its log lies on a disk that fails, or there are too many processes
+            reason = f"{error.filename or sys.executable}: {error.strerror}"
+            raise BackendError(
+                f"{self.name} cannot be started: {reason}", error.errno or errno.EIO
+            ) from error
         self.process = process
         self.paused = False
         self.ready = trio.Event()
