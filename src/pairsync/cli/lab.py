@@ -35,6 +35,20 @@ lab.command(lab_override, name="override")
 _Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")]
 _Host = Annotated[Literal["a", "b"], Parameter(help="The host.")]
 _Process = Annotated[Literal["a", "b", "witness"], Parameter(help="The host, or the witness.")]
+_NewVolumes = Annotated[
+    list[str] | None,
+    Parameter(
+        negative=(),
+        help="NAME=SIZE, such as vda=256M; repeatable. At least one at first; later ones are added.",
+    ),
+]
+_Level = Annotated[
+    Literal["sync", "async"] | None,
+    Parameter(
+        help="When a write is acknowledged: once both hosts have it (sync, by default), or once the active "
+        "one has, the other lagging by a bound."
+    ),
+]
 _Cable = Annotated[Literal["a-b", "a-witness", "b-witness", "all"], Parameter(help="Which cable.")]
 
 
@@ -43,20 +57,8 @@ def up(
     directory: Annotated[Path, Parameter(help="Where the lab lies; made if it is not there.")],
     /,
     *,
-    volume: Annotated[
-        list[str] | None,
-        Parameter(
-            negative=(),
-            help="NAME=SIZE, such as vda=256M; repeatable. At least one at first; later ones are added.",
-        ),
-    ] = None,
-    level: Annotated[
-        Literal["sync", "async"] | None,
-        Parameter(
-            help="When a write is acknowledged: once both hosts have it (sync, by default), or once the "
-            "active one has, the other lagging by a bound."
-        ),
-    ] = None,
+    volume: _NewVolumes = None,
+    level: _Level = None,
     single: Annotated[
         bool, Parameter(negative=(), help="One host, no replication (to compare with).")
     ] = False,
