@@ -277,7 +277,9 @@ def test_every_pair_up_to_length_four_with_every_order_of_milestones() -> None:
                 assert "put back to an older state" in decision.evidence
             one, other = introduction(Role.ACTIVE, active), introduction(Role.STANDBY, standby)
             newer = rule == "active-rolled-back" or (mine and is_prefix(mine, theirs) and mine != theirs)
-            assert (outdated_by(one, other) is not None) is bool(newer)
+            assert bool(outdated_by(one, other)) is bool(newer)
+            told = (decision.verdict is Verdict.PROCEED and standby.condition is not Condition.BLANK) or newer
+            assert (outdated_by(one, other) is not None) is bool(told)
             assert outdated_by(one, replace(other, role=Role.ACTIVE)) is None
             half = replace(standby, condition=Condition.SYNCING, sync_target=theirs[-1] if theirs else None)
             assert plan_volume(active, half).rule != "active-rolled-back"  # it has nothing whole to lose

@@ -8,13 +8,17 @@ from __future__ import annotations
 import copy
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from tests.core.test_session import block_write, clear, sent, synced
 
+from pairsync.core.claims import INSISTED, Claim, obstacle
 from pairsync.core.events import RefusedEvent
 from pairsync.core.limits import VolumeOptions
-from pairsync.core.messages import Adopt, Barrier, Leave, Role
+from pairsync.core.lineage import outdated_by
+from pairsync.core.messages import Adopt, Barrier, Condition, Leave, Role
+from pairsync.core.truths import concession
 from pairsync.core.units import NS_PER_S
 from pairsync.testing.manual import ManualHost, ManualPair
 
@@ -203,7 +207,7 @@ def test_an_arbitrated_owner_does_not_ask_to_put_out_who_is_newer() -> None:
     pair.settle()
     clear(pair)
     meet(pair)
-    assert pair.a.session.outdated is not None
+    assert pair.a.session.outdated
     pair.a.write("w", block_write(3))
     pair.settle()
     assert pair.a.asked_alone == 0
@@ -223,9 +227,103 @@ def test_two_standbys_know_which_of_them_is_older_before_any_serves() -> None:
     before = session.awaits_peer
     meet(pair)
     assert (before, session.awaits_peer) == (True, False)
-    assert session.outdated is not None
+    assert session.outdated
     assert "put back to an older state" in session.outdated
-    assert pair.b.session.outdated is None
+    assert not pair.b.session.outdated
+
+
+def _told_as_standby() -> ManualPair:
+    """Before either serves, a has heard that b is newer; then its process dies."""
+    pair = quiet_pair()
+    put_back = put_back_later(pair.a)
+    write(pair, 2, 7)
+    pair.cut()
+    put_back()
+    pair.b.crash(power=False)
+    for host in (pair.a, pair.b):
+        host.start(Role.STANDBY, 1, arbitrated=True)
+    meet(pair)
+    assert pair.a.metadata[0].superblock.outdated
+    assert not pair.b.metadata[0].superblock.outdated
+    pair.a.crash(power=True)
+    return pair
+
+
+def test_what_an_owner_was_told_of_its_old_disk_its_next_life_knows() -> None:
+    pair = _told_as_standby()
+    pair.a.start(Role.STANDBY, 1, arbitrated=True)
+    pair.settle()
+    session = pair.a.session
+    assert session.awaits_peer
+    assert "was found to be older" in session.outdated
+    assert obstacle(session, Claim()) == session.outdated
+    assert obstacle(session, INSISTED) == ""
+
+
+def test_an_owner_that_served_notes_it_too() -> None:
+    pair = quiet_pair()
+    put_back = put_back_later(pair.a)
+    write(pair, 2, 7)
+    pair.cut()
+    put_back()
+    pair.a.start(Role.ACTIVE, 1, arbitrated=True)
+    pair.settle()
+    assert obstacle(pair.a.session, Claim()) == ""
+    clear(pair)
+    meet(pair)
+    assert "active-rolled-back" in obstacle(pair.a.session, Claim())
+    assert "active-rolled-back" in obstacle(pair.a.session, Claim(), halted=True)
+    assert pair.a.metadata[0].superblock.outdated
+
+
+def test_a_disk_that_was_put_back_is_as_good_as_any_once_it_has_what_it_had_forgotten() -> None:
+    pair = _told_as_standby()
+    pair.b.crash(power=False)
+    pair.a.start(Role.STANDBY, 1, arbitrated=True)
+    pair.b.start(Role.ACTIVE, 2)
+    meet(pair)
+    assert in_sync(pair)
+    assert pair.a.session.outdated == obstacle(pair.a.session, Claim()) == ""
+    assert not pair.a.metadata[0].superblock.outdated
+
+
+def test_a_person_who_has_the_old_disk_served_or_the_new_one_give_way_ends_it() -> None:
+    pair = _told_as_standby()
+    pair.a.start(Role.ACTIVE, 2, arbitrated=True)
+    pair.settle()
+    assert pair.a.session.outdated == ""
+    assert not pair.a.metadata[0].superblock.outdated
+
+    pair = _told_as_standby()
+    pair.a.start(Role.STANDBY, 1, arbitrated=True)
+    pair.settle()
+    theirs = pair.a.session.introduction().volumes[0]
+    pair.b.crash(power=False)
+    made = concession(pair.b.metadata[0].superblock, theirs, pair.b.metadata[0].given)
+    assert made is not None
+    pair.b.metadata[0].superblock = made.after
+    pair.b.start(Role.STANDBY, 1, arbitrated=True)
+    meet(pair)
+    assert pair.a.session.outdated == ""
+    assert not pair.a.metadata[0].superblock.outdated
+
+
+@pytest.mark.parametrize("role", Role)
+def test_neither_an_empty_disk_nor_one_that_serves_makes_an_old_one_new(role: Role) -> None:
+    """What was newer is gone, or being brought: it is not here yet."""
+    pair = _told_as_standby()
+    pair.a.start(Role.STANDBY, 1, arbitrated=True)
+    pair.settle()
+    mine = pair.a.session.introduction()
+    (volume,) = mine.volumes
+    empty = replace(volume, condition=Condition.BLANK, lineage=(), given=0)
+    theirs = replace(mine, role=role, volumes=(empty if role is Role.STANDBY else volume,))
+    assert outdated_by(mine, theirs) is None
+    pair.a.linked = True
+    pair.a.session.connected(pair.a.now_ns)
+    pair.a.session.received([theirs], pair.a.now_ns)
+    pair.a.perform()
+    assert pair.a.session.outdated
 
 
 def test_where_no_digests_are_kept_nothing_is_recorded() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from random import Random
 
 from pairsync.core.timing import derive
-from pairsync.core.units import NS_PER_S
+from pairsync.core.units import NS_PER_MS, NS_PER_S
 from pairsync.testing.grantsim import GrantProfile, GrantWorld, draw_profile
 from pairsync.testing.grantsim.host import GrantHost
 from pairsync.testing.grantsim.medium import FAILS, HANGS
@@ -149,9 +149,9 @@ def test_an_owner_that_cannot_learn_what_others_have_decided_for_it_is_not_entit
     assert owner.serves
 
 
-def test_an_owner_that_was_told_of_its_old_disk_serves_from_it_only_cut_off_and_in_another_life() -> None:
-    """It decides alone, and so cannot hand the guest over; what it was told is gone with its process."""
-    world = GrantWorld(3, _quiet(witnesses=(), timing=derive(5 * NS_PER_S)))  # longer than they take to meet
+def _put_back(witnesses: tuple[str, ...]) -> tuple[GrantWorld, GrantHost]:
+    """The owner's machine has failed, and its disks are what they were; its standby has noticed."""
+    world = GrantWorld(3, _quiet(witnesses=witnesses, timing=derive(5 * NS_PER_S)))  # time enough to meet
     for host in world.hosts:
         host.start()
     world.guest.begin()
@@ -163,10 +163,12 @@ def test_an_owner_that_was_told_of_its_old_disk_serves_from_it_only_cut_off_and_
     assert copy is not None
     owner.crash(power=True, why="power-cut")
     world.faults.disks.roll_back(owner, copy)
-    world.run_until(14 * NS_PER_S)  # the standby has noticed
-    owner.start()
-    world.changed()
-    world.run_until(30 * NS_PER_S)
+    world.run_until(14 * NS_PER_S)
+    return world, owner
+
+
+def _nobody_serves_until_a_person_decides(world: GrantWorld, owner: GrantHost) -> None:
+    """The newer one may not take over: by the grant it is not in sync."""
     assert world.coverage.counts["rolled-back-told"] == 1
     assert not any(host.serves for host in world.hosts)
     for host in world.hosts:
@@ -174,6 +176,59 @@ def test_an_owner_that_was_told_of_its_old_disk_serves_from_it_only_cut_off_and_
     world.network.set_cut(_everything_cut(world))
     owner.start()
     world.changed()
-    world.run_until(40 * NS_PER_S)
+    world.run_until(world.clock.now + 10 * NS_PER_S)
+    assert not owner.serves  # its replicas have recorded it
+    world.network.set_cut(set())
+    world.hosts[1 - owner.index].start()
+    world.changed()
+    world.run_until(world.clock.now + 20 * NS_PER_S)
+    assert not any(host.serves for host in world.hosts)
+    world.faults.override(world.hosts[1 - owner.index])
+    world.run_until(world.clock.now + 10 * NS_PER_S)
+    assert world.whole()
+    assert world.coverage.counts["rolled-back-unseen"] == 0
+
+
+def test_an_owner_that_was_told_of_its_old_disk_does_not_serve_from_it_in_another_life_either() -> None:
+    """It decides alone, and so cannot hand the guest over."""
+    world, owner = _put_back(witnesses=())
+    owner.start()
+    world.changed()
+    world.run_until(30 * NS_PER_S)
+    _nobody_serves_until_a_person_decides(world, owner)
+
+
+def test_an_owner_that_is_told_of_its_old_disk_when_going_alone_is_agreed_does_not_serve() -> None:
+    """Seed 282108: it asked whether the grant lets the other one own, which it does not any more."""
+    world, owner = _put_back(witnesses=("w",))
+    to_witness, to_owner = (owner.index, 2), (2, owner.index)
+    world.network.set_cut(_everything_cut(world) - {to_witness, to_owner})
+    owner.start()
+    world.changed()
+    arbiter, plane = owner.arbiter, owner.plane
+    assert arbiter is not None
+    assert plane is not None
+    while not arbiter.decider.register.possible:  # the witness is asked to have the standby out
+        world.run_until(world.clock.now + NS_PER_MS)
+    world.network.set_cut(_everything_cut(world) - {to_witness, (0, 1), (1, 0)})  # and answers in vain
+    world.network.link._connect()
+    while not plane.session.outdated:
+        world.run_until(world.clock.now + NS_PER_MS)
+    when_told = arbiter.both_in_sync
+    world.network.set_cut(set())
+    world.changed()
+    world.run_until(world.clock.now + 10 * NS_PER_S)
+    assert (when_told, arbiter.both_in_sync) == (True, False)
+    _nobody_serves_until_a_person_decides(world, owner)
+
+
+def test_an_owner_that_cannot_meet_its_standby_serves_from_its_old_disk() -> None:
+    """What was lost is not held against it: nobody could tell."""
+    world, owner = _put_back(witnesses=())
+    world.network.set_cut(_everything_cut(world))
+    owner.start()
+    world.changed()
+    world.run_until(30 * NS_PER_S)
     assert owner.serves
-    assert world.coverage.counts["rolled-back-unseen"] == 1  # and what was lost is not held against it
+    assert world.coverage.counts["rolled-back-unseen"] == 1
+    assert world.coverage.counts["rolled-back-told"] == 0

@@ -29,7 +29,7 @@ from pairsync.core.source import VolumeSource
 from pairsync.core.standing import Standing
 from pairsync.core.target import VolumeTarget
 from pairsync.errors import RefusedError
-from pairsync.testing.grantsim import draw_profile, simulate
+from pairsync.testing.grantsim import draw_profile, roles, simulate
 from pairsync.testing.grantsim.process import Process
 from pairsync.testing.grantsim.witness import Witness
 from pairsync.wire import hello
@@ -299,6 +299,16 @@ def refuse_whoever_has_another_release(patch: pytest.MonkeyPatch) -> None:
         return right(ours, peer)
 
     patch.setattr(hello, "negotiate", negotiate)
+
+
+@mutant("lost-write", "stale-read", faults="disks-rolled-back")
+def serve_what_is_known_to_be_outdated(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Session, "outdated", "")
+
+
+@mutant("lost-write", "stale-read", faults="disks-rolled-back")
+def serve_before_the_peer_could_say_that_it_is_newer(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(roles, "has_to_meet", lambda arbiter, session: False)
 
 
 @mutant("outlook", faults="drill")

@@ -156,17 +156,27 @@ def test_another_form_is_refused(make_superblock: Any, how: str) -> None:
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Superblock)])
 def test_every_field_is_recorded(make_superblock: Any, field: str) -> None:
-    assert field in _fields(make_superblock(parted=3))
+    assert field in _fields(make_superblock(parted=3, outdated=True))
 
 
-def test_a_superblock_of_before_milestones_is_read_and_written_as_ever(make_superblock: Any) -> None:
+@pytest.mark.parametrize(
+    ("field", "wrongs"), [("parted", (None, -1, True, "7")), ("outdated", (None, False, 1, "yes"))]
+)
+def test_a_superblock_of_before_is_read_and_written_as_ever(
+    make_superblock: Any, field: str, wrongs: tuple[object, ...]
+) -> None:
     before = make_superblock()
     fields = _fields(before)
-    assert "parted" not in fields
+    assert field not in fields
     assert decode_superblock(msgpack.packb(fields))[1] == before
-    for wrong in (None, -1, True, "7"):
+    for wrong in wrongs:
         with pytest.raises(MetadataError):
-            decode_superblock(msgpack.packb({**fields, "parted": wrong}))
+            decode_superblock(msgpack.packb({**fields, field: wrong}))
+
+
+def test_an_outdated_replica_says_so_in_its_superblock(make_superblock: Any) -> None:
+    for block in (make_superblock(outdated=True), make_superblock(outdated=True, parted=3)):
+        assert decode_superblock(encode_superblock(Layout(4096, 7), block))[1] == block
 
 
 def test_identity(make_superblock: Any) -> None:

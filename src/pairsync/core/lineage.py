@@ -39,6 +39,7 @@ __all__ = [
     "NO_OWNER",
     "ROLLED_BACK",
     "ROLLED_BACK_APART",
+    "WHAT_NOW",
     "Comparison",
     "Decision",
     "Relation",
@@ -65,7 +66,7 @@ ROLLED_BACK_APART = "rolled-back-apart"
 _OUTDATED = frozenset({"active-behind", ROLLED_BACK})
 """The rules by which the standby has all that the active host has, and more."""
 
-_WHAT_NOW = "the other host takes over, or a person picks a side (pairsync host truths, pairsync lab truths)"
+WHAT_NOW = "the other host takes over, or a person picks a side (pairsync host truths, pairsync lab truths)"
 
 
 class Relation(enum.Enum):
@@ -231,14 +232,20 @@ def _refuse_rolled_back(active: VolumeState, standby: VolumeState, relation: Rel
 
 
 def outdated_by(mine: Introduce, theirs: Introduce) -> str | None:
-    """Why the replicas of ``theirs``, which is a standby, are newer than this host's; None if none is."""
+    """Why the replicas of ``theirs`` are newer than this host's; empty if they may be brought to its state.
+
+    None: that is not to be told by them.  They are those of an active host, which is never behind, were never
+    written, which says nothing of what was there before, or stand otherwise to this host's.
+    """
     if theirs.role is Role.ACTIVE:
         return None
-    for ours, other in zip(mine.volumes, theirs.volumes, strict=False):
-        decision = plan_volume(ours, other)
+    decisions = [plan_volume(*each) for each in zip(mine.volumes, theirs.volumes, strict=False)]
+    for decision in decisions:
         if decision.rule in _OUTDATED:
-            return f"{decision.rule}: {decision.evidence}; {_WHAT_NOW}"
-    return None
+            return f"{decision.rule}: {decision.evidence}; {WHAT_NOW}"
+    if any(decision.verdict is Verdict.REFUSE for decision in decisions):
+        return None
+    return None if any(each.condition is Condition.BLANK for each in theirs.volumes) else ""
 
 
 def _plan_interrupted(active: VolumeState, standby: VolumeState) -> Decision:

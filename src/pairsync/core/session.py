@@ -10,7 +10,8 @@ each report to the machine of its volume.  It decides nothing about data.
 
 A guest with a failed volume refuses every session, so that the peer hears why.  So does an active host whose
 replicas turn out to be older than the standby's (`lineage.outdated_by`): what it would serve is not what the
-guest has written.  It fails, or, where grants are arbitrated and the peer may own, leaves the guest to it.
+guest has written.  It fails, or, where grants are arbitrated, serves nothing, and leaves the guest to a peer
+that may own it (`core.claims`).
 
 Two standbys stay in GREETING: whichever of them becomes the owner begins a new session.
 
@@ -32,7 +33,7 @@ from pairsync.errors import ArbitrationError, ProtocolError
 from .effects import DropSession, Effect, Emit, Send
 from .events import PeerEvent, RefusedEvent
 from .intake import Intake
-from .lineage import NO_OWNER, Decision, Verdict, outdated_by, plan_session
+from .lineage import NO_OWNER, WHAT_NOW, Decision, Verdict, outdated_by, plan_session
 from .messages import (
     Adopt,
     Adopted,
@@ -64,7 +65,7 @@ from .permit import Permit
 from .reports import Reports
 from .setup import VolumeSetup, make_source, make_target, source_state, target_state
 from .source import VolumeSource
-from .standing import Phase
+from .standing import Phase, Standing
 from .target import VolumeTarget
 from .units import NS_PER_S
 from .window import Window
@@ -120,7 +121,7 @@ class Session(Reports):
         self._ran = False  # in it both hosts agreed on a plan
         self._peer: Introduce | None = None
         self.met: Introduce | None = None  # what the peer said of itself last, in whatever session
-        self.outdated: str | None = None  # why the peer, a standby, has newer replicas; as met last
+        self._newer = ""  # why the peer has newer replicas, as met last in this life
         self._plans: tuple[VolumePlan, ...] = ()
         self._arbitrated = arbitrated
         self._permit = Permit(self._out, alone=not arbitrated)
@@ -236,7 +237,11 @@ class Session(Reports):
     def _agree(self, peer: Introduce, now_ns: int) -> None:
         mine = self.introduction()
         decision = plan_session(mine, peer)
-        self.outdated = outdated_by(mine, peer)
+        newer = outdated_by(mine, peer)
+        if newer is not None:
+            self._newer = newer
+            for each in self._replicas:
+                each.outdated(bool(newer))
         if decision.rule == NO_OWNER:  # it is about to be decided, over this very link
             self.refusal = self.outdated or f"{decision.rule}: {decision.evidence}"
             return
@@ -260,7 +265,7 @@ class Session(Reports):
 
     def _give_way(self) -> None:
         """If the peer has what this owner has forgotten, nothing is acknowledged here without it any more."""
-        if self.outdated is not None:
+        if self.outdated:
             self._permit.withheld = True
             for source in () if self._arbitrated else self.sources:
                 source.abandon(self.outdated, fatal=True)
@@ -400,30 +405,17 @@ class Session(Reports):
 
     # ------------------------------------------------------------------ questions
 
-    def could_serve(self, *, new: bool, term: int) -> bool:
-        """Whether what lies on this host's disks could serve the guest, if this host may: see `obstacle`."""
-        return not self.obstacle(new=new, term=term)
+    @property
+    def outdated(self) -> str:
+        """Why this host's replicas are older than the peer's, for people; empty if that is not known."""
+        old = [each.superblock.name for each in self._replicas if each.superblock.outdated]
+        if not old:
+            return ""
+        return self._newer or f"volume {old[0]} was found to be older than the other host's; {WHAT_NOW}"
 
-    def obstacle(self, *, new: bool, term: int) -> str:
-        """Why what lies on this host's disks cannot serve the guest, for people; empty if it can.
-
-        ``new``: nothing was agreed of the guest but who has it first.  Later a replica that was never written
-        is an exchanged disk, whatever a grant says of its host (DESIGN rule 3).  ``term``: of the other
-        host's grant; 0 if it is ours.  A replica that was proven in sync under it has recorded it: one that
-        has not was put back from a backup, or is still to be proven.
-        """
-        for source in self.sources:
-            if source.failed is not None:
-                return f"volume {source.standing.name}: {source.failed}"
-        for target in self.targets:
-            block = target.superblock
-            if block.condition is Condition.SYNCING:
-                return f"volume {block.name} is half overwritten by a resync"
-            if block.condition is Condition.BLANK and not new:
-                return f"volume {block.name} was never written: an empty disk is not what the guest has"
-            if block.term < term:
-                return f"volume {block.name} is not proven in sync since the last change of the owner"
-        return ""
+    @property
+    def _replicas(self) -> list[Standing | VolumeTarget]:
+        return [*(source.standing for source in self.sources), *self.targets]
 
     @property
     def synchronous(self) -> bool:
@@ -432,7 +424,7 @@ class Session(Reports):
 
     @property
     def awaits_peer(self) -> bool:
-        """Whether this host, a standby, does not know yet whether it is `outdated`."""
+        """Whether this host, a standby, has not heard in this life whether it is `outdated`."""
         return bool(self.targets) and self.met is None
 
     @property

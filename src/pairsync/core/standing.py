@@ -200,6 +200,7 @@ class Standing:
         if term < block.term:
             raise ArbitrationError(f"term {term} is older than {block.term}, recorded for {self.name!r}")
         block = replace(block, term=term, boot_id=boot_id, clean=False, sync_target=None, parted=self.given)
+        block = replace(block, outdated=False)  # else nobody but a person makes it the owner
         if not block.lineage:
             first = Generation(term, 1, self._draw_tag())
             # A blank replica is empty on purpose: its (empty) dirty map speaks for its whole life.
@@ -261,6 +262,10 @@ class Standing:
         if self.phase is Phase.IN_SYNC:
             self.given = self._reached
         return self.given
+
+    def outdated(self, known: bool) -> None:
+        """Whether the peer has a newer replica than this one, as it was met now."""
+        self._writer.want(replace(self.superblock, outdated=known))
 
     def grow(self, size_bytes: int) -> None:
         """The volume is to have that size; there is room for it."""

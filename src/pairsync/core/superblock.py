@@ -29,6 +29,8 @@ class Superblock:
     dirty map is exact; ``boot_id`` tells a process crash (page cache kept) from a crash of the machine.
     ``parted``: the highest milestone (``core.states``) that the peer can have been given, while an active
     host has not had it in sync in the life that recorded this; ``None``: any that the write-intent log has.
+    ``outdated``: the peer was met with a newer replica, and this one has not been brought up to date since:
+    it is not served from, unless a person insists (`core.claims`).
     """
 
     pair_id: bytes  # 16 bytes
@@ -44,6 +46,7 @@ class Superblock:
     clean: bool
     boot_id: str
     parted: int | None = None
+    outdated: bool = False
 
 
 def new_superblock(

@@ -100,12 +100,7 @@ class VolumeTarget:
     """See the module."""
 
     def __init__(
-        self,
-        index: int,
-        setup: VolumeSetup,
-        intake: Intake,
-        points: TargetPoints,
-        out: list[Effect],
+        self, index: int, setup: VolumeSetup, intake: Intake, points: TargetPoints, out: list[Effect]
     ) -> None:
         """``intake`` is shared by the volumes of the guest."""
         self.index = index
@@ -160,6 +155,10 @@ class VolumeTarget:
     def open(self, boot_id: str) -> None:
         """The host takes the volume into use as a standby."""
         self._writer.want(replace(self.superblock, boot_id=boot_id))
+
+    def outdated(self, known: bool) -> None:
+        """As `Standing.outdated`."""
+        self._writer.want(replace(self.superblock, outdated=known))
 
     # ------------------------------------------------------------------ messages
 
@@ -376,6 +375,7 @@ class VolumeTarget:
             peer_in_sync=True,
             map_base=message.lineage[0],
             parted=None,
+            outdated=False,
         )
         self._settle_with(block, self._send_adopted)
 

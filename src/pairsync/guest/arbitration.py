@@ -41,6 +41,7 @@ from pairsync.core.arbitration import (
     WitnessView,
     Yield,
 )
+from pairsync.core.claims import INSISTED, is_outdated
 from pairsync.core.events import DiscordEvent, GrantEvent, TwoTruthsEvent
 from pairsync.core.grants import Grant, HostId
 from pairsync.core.messages import Role
@@ -70,7 +71,7 @@ from pairsync.wire.arbitration import (
 
 from .guest import Guest
 from .punctuality import Punctuality
-from .roles import is_outdated, obstacle
+from .roles import meet, obstacle
 from .seam import Warden
 from .standing import Standing, called, obstacle_of, outlook_of, standing_of
 
@@ -162,8 +163,7 @@ class Arbitration:
             self._act(self.arbiter.tick(self._now_ns()))
             next_ns = self.arbiter.next_deadline_ns()
             began_ns = self._now_ns()
-            wait_s = LOOK_S if next_ns is None else (next_ns - began_ns) / NS_PER_S
-            wait_s = min(max(wait_s, 0.0), LOOK_S)
+            wait_s = LOOK_S if next_ns is None else min(max((next_ns - began_ns) / NS_PER_S, 0.0), LOOK_S)
             await trio.sleep(wait_s)
             self._measured(Measure.STALL, began_ns + int(wait_s * NS_PER_S))
             self._judge()
@@ -180,7 +180,7 @@ class Arbitration:
             self.punctuality.judge(now_ns, guard_ns=self._warden.take_lateness_ns(), round_trip_ns=peak_ns)
 
     def _look(self) -> None:
-        ready = not obstacle_of(self.arbiter, self._host, self._guest)
+        ready = not obstacle_of(self.arbiter, self._guest)
         if ready is not self._ready:
             self._ready = ready
             self._act(self.arbiter.is_ready(ready, self._now_ns()))
@@ -284,7 +284,7 @@ class Arbitration:
 
         Its term is higher than any known here, and than ``above``.  `ArbitrationError` if it cannot serve.
         """
-        if why := obstacle(self._guest, new=False, term=0):
+        if why := obstacle(self._guest, INSISTED):
             raise ArbitrationError(f"guest {self._guest.name} cannot run here: {why}; nothing was changed")
         above = max(self._guest.session.term, above)
         self._act(self.arbiter.override(operator, fork, self._now_ns(), above))
@@ -334,15 +334,13 @@ class Arbitration:
                 theirs_s = None if theirs_ns is None else theirs_ns / NS_PER_S
                 self._guest.emit(DiscordEvent(self.arbiter.timing.failover_ns / NS_PER_S, theirs_s))
             case TwoTruths(ours=ours, theirs=theirs):
-                self._two_truths(TwoTruthsEvent(ours.describe(), theirs.describe()))
+                event = TwoTruthsEvent(ours.describe(), theirs.describe())
+                if event != self._truths:  # once, not with every heartbeat
+                    self._truths = event
+                    self._guest.emit(event)
             case Own() | Stop() | Yield():
                 self._wish = effect
                 self._wished.set()
-
-    def _two_truths(self, event: TwoTruthsEvent) -> None:
-        if event != self._truths:  # once, not with every heartbeat
-            self._truths = event
-            self._guest.emit(event)
 
     def _running(self) -> tuple[trio.Nursery, Lane]:
         if self._nursery is None or self._lane is None:
@@ -417,11 +415,13 @@ class Arbitration:
 
     async def _own(self, grant: Grant) -> None:
         guest = self._guest
-        if await is_outdated(guest, lambda: self.arbiter.both_in_sync):
-            return  # `_look` says so
+        await meet(guest, self.arbiter)
         began_ns = self._now_ns()
         self._warden.lease_until(self._until_ns)
         await self._warden.settled()
+        if is_outdated(self.arbiter, guest.session):
+            self._look()  # which has the guest stopped: it is told even if that does not last
+            return
         try:
             active = await guest.become(Role.ACTIVE, grant.term, in_order=False)
         except BackendError as error:

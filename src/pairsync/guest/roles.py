@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from pairsync.core import claims
+from pairsync.core.arbiter import Arbiter
+from pairsync.core.claims import Claim
 from pairsync.core.messages import Condition, Role
 from pairsync.core.session import SessionPhase
 from pairsync.core.units import NS_PER_S
@@ -31,7 +34,7 @@ from .watch import Ailment
 if TYPE_CHECKING:
     from .guest import Guest
 
-__all__ = ["CLOSE_S", "change_role", "finish", "halt", "halt_now", "is_outdated", "obstacle"]
+__all__ = ["CLOSE_S", "change_role", "finish", "halt", "halt_now", "meet", "obstacle"]
 
 _log = logging.getLogger("pairsync.guest")
 
@@ -41,9 +44,6 @@ CLOSE_S: Final = CLOSE_NS / NS_PER_S
 SETTLE_S: Final = 10.0
 """How long jobs that run may take to end, and disks to be opened anew: two deadlines of a disk each."""
 
-MEET_S: Final = 2.0
-"""So long a new owner waits for a peer that may own too to introduce itself: a moment, if its disk works."""
-
 SERVING_S: Final = 10.0
 """How long a new owner may take to record that it is one."""
 
@@ -51,29 +51,19 @@ LOOK_S: Final = 0.001
 """Between two looks whether something has ended: short, for the guest stands still meanwhile."""
 
 
-def obstacle(guest: Guest, *, new: bool, term: int, rivals: bool = False) -> str:
-    """As `Session.obstacle`; an owner that is halted could, once its disks have been opened anew.
-
-    ``rivals``: the peer's replicas may be served too, so that it is not for this host to serve older ones.
-    """
+def obstacle(guest: Guest, claim: Claim) -> str:
+    """Why the guest cannot be served here on that claim, for people; empty if it can (`claims.obstacle`)."""
     if guest.closed:
         return "the guest is being closed"
     for volume, reason in guest.ailments.items():
         return f"volume {volume}: {reason}"
-    session = guest.session
-    if rivals and session.outdated is not None:
-        return session.outdated
-    halted = bool(session.sources) and (guest.paused or guest.leaves_for is not None)
-    return "" if halted else session.obstacle(new=new, term=term)
+    halted = guest.paused or guest.leaves_for is not None
+    return claims.obstacle(guest.session, claim, halted=halted)
 
 
-async def is_outdated(guest: Guest, rivals: Callable[[], bool]) -> bool:
-    """Whether a guest that is about to serve has older replicas than its peer, as far as can be known.
-
-    ``rivals``: whether the peer may own it too.
-    """
-    await _within(MEET_S, lambda: not (guest.session.awaits_peer and rivals()))
-    return rivals() and guest.session.outdated is not None
+async def meet(guest: Guest, arbiter: Arbiter) -> None:
+    """Wait until a guest that is about to serve has heard whether its peer is newer, if that can be had."""
+    await _within(claims.MEET_NS / NS_PER_S, lambda: not claims.has_to_meet(arbiter, guest.session))
 
 
 async def finish(guest: Guest, within_s: float = CLOSE_S) -> bool:

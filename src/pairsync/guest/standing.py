@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pairsync.core.arbiter import Arbiter
+from pairsync.core.claims import claim_of
 from pairsync.core.grants import HostId
 from pairsync.core.messages import Role
 from pairsync.core.outlook import Outlook, outlook, state_of
@@ -40,12 +41,9 @@ def called(host: HostId, who: HostId) -> str:
     return "here" if who == host else "peer"
 
 
-def obstacle_of(arbiter: Arbiter, host: HostId, guest: Guest) -> str:
-    """Why what ``host``, this one, has cannot serve the guest under the grant in force; empty if it can."""
-    grant = arbiter.grant
-    term = grant.term if grant is not None and grant.owner != host else 0
-    new = grant is None or grant.is_first
-    return obstacle(guest, new=new, term=term, rivals=arbiter.both_in_sync)
+def obstacle_of(arbiter: Arbiter, guest: Guest) -> str:
+    """Why what this host has cannot serve the guest under the grant in force; empty if it can."""
+    return obstacle(guest, claim_of(arbiter))
 
 
 def standing_of(arbiter: Arbiter, host: HostId, guest: Guest) -> Standing | None:
@@ -55,7 +53,7 @@ def standing_of(arbiter: Arbiter, host: HostId, guest: Guest) -> Standing | None
         return None
     waits = ""
     if decider.owns and not decider.may_run:
-        waits = obstacle_of(arbiter, host, guest) or decider.why_stopped()
+        waits = obstacle_of(arbiter, guest) or decider.why_stopped()
     return Standing(
         term=grant.term,
         epoch=grant.epoch,

@@ -82,7 +82,11 @@ def decode_superblock(payload: bytes) -> tuple[Layout, Superblock]:
 
 def _pack(layout: Layout, superblock: Superblock) -> bytes:
     base, target = superblock.map_base, superblock.sync_target
-    parted = {} if superblock.parted is None else {"parted": superblock.parted}
+    seldom: dict[str, object] = {}
+    if superblock.parted is not None:
+        seldom["parted"] = superblock.parted
+    if superblock.outdated:
+        seldom["outdated"] = True
     packed: bytes = msgpack.packb(
         {
             "segment_bytes": layout.segment_bytes,
@@ -99,13 +103,15 @@ def _pack(layout: Layout, superblock: Superblock) -> bytes:
             "map_base": None if base is None else list(base),
             "clean": superblock.clean,
             "boot_id": superblock.boot_id,
-            **parted,
+            **seldom,
         }
     )
     return packed
 
 
 _KEYS: Final = frozenset({"segment_bytes", "seed", *Superblock.__dataclass_fields__})
+_SELDOM: Final = frozenset({"parted", "outdated"})
+"""Written only where they say something: a version that does not know them reads all other superblocks."""
 
 
 def _unpack(payload: bytes) -> tuple[Layout, Superblock]:
@@ -115,7 +121,7 @@ def _unpack(payload: bytes) -> tuple[Layout, Superblock]:
         fields = msgpack.unpackb(payload, strict_map_key=True)  # its limits follow from the length
     except (ValueError, msgpack.exceptions.UnpackException) as error:
         raise _Refused("not msgpack") from error
-    if not isinstance(fields, dict) or fields.keys() | {"parted"} != _KEYS:
+    if not isinstance(fields, dict) or fields.keys() | _SELDOM != _KEYS:
         raise _Refused("other fields than expected")
     lineage = fields["lineage"]
     if not isinstance(lineage, list) or len(lineage) > LINEAGE_GENERATIONS_MAX:
@@ -134,6 +140,7 @@ def _unpack(payload: bytes) -> tuple[Layout, Superblock]:
         clean=_typed(fields, "clean", bool),
         boot_id=_typed(fields, "boot_id", str),
         parted=_number(fields, "parted") if "parted" in fields else None,
+        outdated=_typed(fields, "outdated", bool) if "outdated" in fields else False,
     )
     return Layout(_number(fields, "segment_bytes"), _number(fields, "seed")), superblock
 

@@ -8,7 +8,8 @@
 * ``stale-read`` (rule 2): nothing older is read than what was acknowledged before it was asked for.
 * ``not-linearizable``: what the guest was told, as registers.
 * ``two-running`` (rule 10): the guest runs on one host at most, by true time.
-* ``in-sync-claim`` (rules 3, 8): a replica that joins holds what was acknowledged.
+* ``in-sync-claim`` (rules 3, 8): a replica that joins holds what was acknowledged; none that is in sync is
+  found to be older than the other one, unless it was put back.
 * ``dirty-superset`` (rules 7, 8): a proof finds a difference that no map held only where disks were swapped.
 * ``term`` (rules 1, 6): terms on a disk only grow.
 """
@@ -48,9 +49,9 @@ class GrantChecker:
         self.replaced_ns = [-1, -1]  # when a host's disks were last
         # Grants that may have been decided by then: they speak of the disks before.
         self._of_disks_before: list[set[Grant]] = [set(), set()]
-        # Hosts whose disks were put back to what they were, until they are in sync: the life in which they
-        # were told, which the next one does not know; 0 before the first.
-        self.rolled_back: dict[int, int] = {}
+        # Hosts whose disks were put back to what they were, until they are in sync: whether that was noticed,
+        # and recorded.
+        self.rolled_back: dict[int, bool] = {}
 
     # ------------------------------------------------------------------ grants
 
@@ -160,16 +161,10 @@ class GrantChecker:
                 world.guest.goes_on_from(host.content())
 
     def _was_unseen(self, host: GrantHost, grant: Grant) -> bool:
-        """Whether its disks were put back, and this life of it could not meet who would have told it."""
-        if self.rolled_back.get(host.index, host.life) == host.life:
+        """Whether its disks were put back, and it could not meet who would have told it."""
+        if self.rolled_back.get(host.index, True):
             return False
-        return len(grant.in_sync) == 1 or not self._world.can_meet()
-
-    def is_told(self, host: GrantHost) -> None:
-        """It knows that the other one has newer replicas, and may serve them."""
-        if self.rolled_back.get(host.index, host.life) != host.life:
-            self._world.coverage.reach("rolled-back-told")
-            self.rolled_back[host.index] = host.life
+        return len(grant.in_sync) == 1 or not self._world.could_meet(host)
 
     def not_opened(self, host: GrantHost, why: str) -> None:
         """The replica refuses to be served from: right only where a person has insisted."""
@@ -216,6 +211,20 @@ class GrantChecker:
         """A superblock has become durable."""
         if after.term < before.term:
             self._world.fail("term", f"host {host.name}: from {before.term} to {after.term}")
+        if after.outdated and not before.outdated:
+            self._is_told(host)
+
+    def _is_told(self, host: GrantHost) -> None:
+        """It has recorded that the other host's replicas are newer."""
+        world, newest = self._world, self.newest
+        if host.index in self.rolled_back:
+            if not self.rolled_back[host.index]:
+                world.coverage.reach("rolled-back-told")
+            self.rolled_back[host.index] = True
+            return
+        in_sync = newest is not None and host.id in newest.in_sync and not may_be_decided(world)
+        if in_sync and not world.overridden:
+            world.fail("in-sync-claim", f"host {host.name} is found to be outdated, by itself")
 
     # ------------------------------------------------------------------ after every step
 

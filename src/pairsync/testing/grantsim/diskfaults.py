@@ -80,7 +80,7 @@ class DiskFaults:
         for medium, stores in zip(host.media, copy, strict=True):
             medium.stores = stores.copy()
         self._world.checker.replaced_ns[host.index] = self._clock.now
-        self._world.checker.rolled_back[host.index] = 0
+        self._world.checker.rolled_back[host.index] = False
         host.digests_settled = True
 
     # ------------------------------------------------------------------ other disks, and sick ones

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pairsync.core.claims import Claim
 from pairsync.core.grants import Grant, VoterId, majority
 from pairsync.wire.arbitration import VOTE_VERSION
 
@@ -51,9 +52,8 @@ def may_be_decided(world: GrantWorld) -> set[Grant]:
 def _able(world: GrantWorld, host: GrantHost, grant: Grant) -> bool:
     if not host.up or host.frozen or host.plane is None or host.sick:
         return False
-    rivals = len(grant.in_sync) > 1
-    if not host.plane.could_serve(new=grant.is_first, term=0, rivals=rivals):
-        return False  # the rules make sure of its term
+    if not host.plane.could_serve(_claim(host, grant)):
+        return False
     other = world.hosts[1 - host.index]
     if host.voter != grant.owner_id:
         if host.id not in grant.in_sync or host.voter not in grant.voters:
@@ -79,6 +79,11 @@ def _able(world: GrantWorld, host: GrantHost, grant: Grant) -> bool:
     return all(len(reached & each) >= majority(each) for each in (grant.voters, deciding))
 
 
+def _claim(host: GrantHost, grant: Grant) -> Claim:
+    """The rules make sure of its term."""
+    return Claim(new=grant.is_first, insisted=grant.owner == host.id and bool(grant.override))
+
+
 def _reached(world: GrantWorld, host: GrantHost) -> list[Witness]:
     if not world.network.connected(host.index, WITNESS):
         return []
@@ -101,6 +106,6 @@ def _asks(world: GrantWorld, owner: GrantHost, standby: GrantHost) -> bool:
 def _gives_way(world: GrantWorld, owner: GrantHost) -> bool:
     """Whether it hands the guest over because of its disk, or of what that holds: not while it ends in order,
     which takes no longer than a failover, nor if it does not hear of a standby that could take it."""
-    outdated = owner.plane is not None and owner.plane.session.outdated is not None
-    gives_way = (owner.sick or outdated) and not owner.ending
+    outdated = owner.plane is not None and owner.plane.session.outdated
+    gives_way = (owner.sick or bool(outdated)) and not owner.ending
     return gives_way and (owner.frozen or world.network.connected(0, 1))

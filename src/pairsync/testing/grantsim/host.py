@@ -29,6 +29,7 @@ from pairsync.core.arbitration import (
     WitnessView,
     Yield,
 )
+from pairsync.core.claims import claim_of
 from pairsync.core.grants import FORK_BYTES, INCARNATION_BYTES, Grant, HostId, VoterId
 from pairsync.core.messages import Condition, Message, Role
 from pairsync.core.units import NS_PER_S
@@ -243,11 +244,7 @@ class GrantHost(Mending):
         plane, arbiter = self.plane, self.arbiter
         if plane is None or arbiter is None:
             return
-        grant = arbiter.grant
-        term = grant.term if grant is not None and grant.owner != self.id else 0
-        ready = plane.could_serve(new=grant is None or grant.is_first, term=term, rivals=self.rivals)
-        if self.rivals and plane.session.outdated is not None:
-            self._world.checker.is_told(self)
+        ready = plane.could_serve(claim_of(arbiter))
         if ready is not self._ready:
             self._ready = ready
             self.act(arbiter.is_ready(ready, self.now_ns))

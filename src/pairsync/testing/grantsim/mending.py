@@ -127,6 +127,7 @@ class Mending(Roles, ABC):
         self._patience.succeeded()
         self._world.trace.note(self.name, "well", 0)
         self._world.coverage.reach("is-well-again")
+        self.since_ns = self._clock.now
         plane.end_in_order()
         self.plane = Plane(self._world, self._me, self.media, Role.STANDBY, plane.session.term)
         self._world.changed()

@@ -66,6 +66,7 @@ class Network:
         self.link = _GrantLink(world, self)
         self.cut: set[tuple[int, int]] = set()
         """Directions in which nothing arrives."""
+        self.cut_ns = 0  # when that has changed last
         self.loss = 0.0  # of datagrams
         self.repeats = 0.02
         self.slow = 1.0  # factor on their delays
@@ -113,7 +114,7 @@ class Network:
 
     def set_cut(self, ways: set[tuple[int, int]]) -> None:
         """Nothing arrives in these directions; all others work."""
-        self.cut = ways
+        self.cut, self.cut_ns = ways, self._clock.now
         self.settle()
 
     def settle(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pairsync.core.claims import Claim, obstacle
 from pairsync.core.effects import (
     Apply,
     AskAlone,
@@ -120,11 +121,9 @@ class Plane:
         """Whether the guest runs on it."""
         return self.role is Role.ACTIVE and not self.paused and not self.ended
 
-    def could_serve(self, *, new: bool, term: int, rivals: bool = False) -> bool:
+    def could_serve(self, claim: Claim) -> bool:
         """As `guest.roles.obstacle`."""
-        if self.ill or (rivals and self.session.outdated is not None):
-            return False
-        return (self.paused and bool(self.session.sources)) or self.session.could_serve(new=new, term=term)
+        return not (self.ill or obstacle(self.session, claim, halted=self.paused))
 
     @property
     def idle(self) -> bool:

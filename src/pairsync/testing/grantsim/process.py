@@ -26,6 +26,7 @@ class Process:
         self.asleep = False  # with its whole machine: its guard, too
         self.slept = False  # its machine did, in this life
         self.life = 0  # answers to an earlier one are dropped
+        self.since_ns = 0  # so long it has been there without a gap, if it is
         self.rate_ppm = rate_ppm
         self._clock = clock
         self._random = random
@@ -72,6 +73,7 @@ class Process:
     def new_life(self) -> None:
         """Whatever was under way is not any more."""
         self.life += 1
+        self.since_ns = self._clock.now
         self.frozen = self.asleep = self.slept = False
         self._backlog = []
 
@@ -83,6 +85,7 @@ class Process:
     def go_on(self) -> None:
         """With what has come in meanwhile; that may end this life."""
         self.frozen = self.asleep = False
+        self.since_ns = self._clock.now
         life, backlog = self.life, self._backlog
         self._backlog = []
         for run, arguments in backlog:

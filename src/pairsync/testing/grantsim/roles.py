@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pairsync.core.arbiter import Arbiter
 from pairsync.core.arbitration import Effect, Stop, Yield
+from pairsync.core.claims import MEET_NS, has_to_meet, is_outdated
 from pairsync.core.messages import Condition, Role
 from pairsync.core.session import SessionPhase
 from pairsync.core.units import NS_PER_MS, NS_PER_S
@@ -32,8 +33,6 @@ __all__ = ["HOLD_NS", "Roles"]
 
 LOOK_NS = 5 * NS_PER_MS
 """Between two looks whether something has ended, as ``guest.roles``."""
-MEET_NS = 2 * NS_PER_S
-"""So long a new owner waits for its peer's introduction, as ``guest.arbitration``."""
 SETTLE_NS = 10 * NS_PER_S
 HOLD_NS = 10 * NS_PER_MS
 """Between two attempts to leave, as `guest.handover`."""
@@ -80,11 +79,6 @@ class Roles(Process, ABC):
     @abstractmethod
     def mend(self, plane: Plane) -> None:
         """A standby begins ill."""
-
-    @property
-    def rivals(self) -> bool:
-        """As ``guest.arbitration``."""
-        return self.arbiter is not None and self.arbiter.both_in_sync
 
     @property
     def sick(self) -> bool:
@@ -161,24 +155,20 @@ class Roles(Process, ABC):
             self._halt(in_order=moves, then=self._stopped, moves=moves)
         elif step is Step.NOTHING or grant is None:
             self._followed()
-        elif step is Step.SERVE and self.rivals:
-            owns = partial(self._owns_if_newest, grant.term)
-            self._wait(lambda: not (plane.session.awaits_peer and self.rivals), owns, MEET_NS, owns, may=True)
         elif step is Step.SERVE:
-            self._owns(grant.term)
+            owns = partial(self._owns, grant.term)
+            self._wait(lambda: not has_to_meet(arbiter, plane.session), owns, MEET_NS, owns, may=True)
         elif step is Step.SERVE_ANEW:
             self._halt(in_order=True, then=partial(self._owns, grant.term))
         else:
             handed = has_handed_over(grant, self._me.id, active=active, term=plane.session.term)
             self._halt(in_order=False, then=partial(self._become, Role.STANDBY, grant.term, in_sync=handed))
 
-    def _owns_if_newest(self, term: int) -> None:
-        if self.plane is not None and not (self.plane.session.outdated and self.rivals):
-            self._owns(term)
-        else:
-            self._followed()
-
     def _owns(self, term: int) -> None:
+        plane, arbiter = self.plane, self.arbiter
+        if plane is None or arbiter is None or is_outdated(arbiter, plane.session):
+            self._followed()  # the arbiter was told
+            return
         self.set_guard(self.lease_ns)
         self._become(Role.ACTIVE, term)
 

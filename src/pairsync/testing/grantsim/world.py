@@ -14,6 +14,7 @@ from random import Random
 from typing import NoReturn
 
 from pairsync.core.acceptor import AcceptorState
+from pairsync.core.claims import INSISTED, MEET_NS, Claim
 from pairsync.core.grants import FORK_BYTES, INCARNATION_BYTES, Grant, VoterId, genesis
 from pairsync.core.messages import Condition, Generation
 from pairsync.core.units import NS_PER_MS, NS_PER_S
@@ -190,18 +191,18 @@ class GrantWorld:
     def _nothing_left(self) -> bool:
         """A person has chosen a host without a usable replica, and the other one's is gone too."""
         planes = [host.plane for host in self.hosts]
-        return all(each is not None and not each.could_serve(new=False, term=0) for each in planes)
+        return all(each is not None and not each.could_serve(INSISTED) for each in planes)
 
     def _at_rest(self) -> bool:
         planes = [host.plane for host in self.hosts]
         return self.whole() and not self.guest.busy and all(each is not None and each.idle for each in planes)
 
-    def can_meet(self) -> bool:
-        """Whether the hosts can introduce themselves to each other."""
-        network = self.network
-        planes = [host.plane for host in self.hosts if host.up and not host.frozen]
+    def could_meet(self, host: GrantHost) -> bool:
+        """Whether that one, which begins to serve, could have met the other one while it waited for that."""
+        network, other = self.network, self.hosts[1 - host.index]
+        there = other.up and not other.frozen and other.plane is not None and not other.plane.ill
         linked = network.reaches(0, 1) and network.reaches(1, 0)
-        return linked and len([each for each in planes if each is not None and not each.ill]) == 2
+        return there and linked and self.clock.now - max(other.since_ns, network.cut_ns) >= MEET_NS
 
     def whole(self) -> bool:
         """Both are in sync, by proof and by grant."""
@@ -219,11 +220,7 @@ class GrantWorld:
             return
         serving = [host for host in self.hosts if host.serves]
         if not serving and entitled(self) is None:
-            whole = [
-                host
-                for host in self.hosts
-                if host.plane and host.plane.could_serve(new=False, term=0, rivals=True)
-            ]
+            whole = [host for host in self.hosts if host.plane and host.plane.could_serve(Claim())]
             if whole:
                 self.coverage.reach("operator-overrides")
                 last = self.checker.served_last

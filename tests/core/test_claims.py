@@ -1,0 +1,148 @@
+"""Claims: what a grant says of a host that would serve, and what its replicas say against it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from pairsync.core.acceptor import AcceptorState
+from pairsync.core.arbiter import Arbiter
+from pairsync.core.claims import INSISTED, Claim, claim_of, has_to_meet, is_outdated, obstacle
+from pairsync.core.dirty import DirtyMap
+from pairsync.core.grants import Grant, VoterId, genesis
+from pairsync.core.limits import VolumeOptions
+from pairsync.core.messages import Condition, Generation, Role
+from pairsync.core.session import Session
+from pairsync.core.setup import VolumeSetup
+from pairsync.core.superblock import Superblock
+from pairsync.core.timing import derive
+from pairsync.testing.manual import blank_superblock
+
+A, B = b"a" * 32, b"b" * 32
+A1, B1, W1 = VoterId(A, b"a1"), VoterId(B, b"b1"), VoterId("w", b"w1")
+FIRST = genesis(A1, b"fork")
+BOTH = FIRST._replace(epoch=2, in_sync=frozenset({A, B}), voters=frozenset({A1, B1, W1}))
+ALONE = BOTH._replace(epoch=3, in_sync=frozenset({A}), voters=frozenset({A1}))
+FORCED = ALONE._replace(term=2, epoch=1, override="Dr Weber")
+NEWEST = Generation(1, 1, 7)
+WHOLE = replace(
+    blank_superblock("vda", 1 << 20),
+    condition=Condition.CONSISTENT,
+    term=1,
+    lineage=(NEWEST,),
+    map_base=NEWEST,
+)
+OUTDATED = replace(WHOLE, outdated=True)
+
+
+def arbiter_of(host: VoterId, grant: Grant | None) -> Arbiter:
+    """Of a host that has come up with that grant in its memory."""
+    timing = derive()
+    own, peer = (A, B) if host.name == A else (B, A)
+    made = Arbiter(
+        own,
+        peer,
+        AcceptorState(host.incarnation, grant),
+        timing,
+        witnesses=("w",),
+        promise_ns=timing.promise_ns,
+        first_number=1,
+        fraction=lambda: 0.5,
+    )
+    made.start(0)
+    return made
+
+
+def session_of(role: Role, *blocks: Superblock) -> Session:
+    options = VolumeOptions()
+    setups = [VolumeSetup(block, DirtyMap(block.size_bytes // 4096), options) for block in blocks]
+    return Session(
+        guest="guest",
+        pair_id=b"p" * 16,
+        role=role,
+        term=1,
+        boot_id="boot",
+        volumes=setups,
+        draw_tag=lambda: 9,
+        arbitrated=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("host", "grant", "claim"),
+    [
+        (A1, None, Claim(new=True)),
+        (A1, FIRST, Claim(new=True)),
+        (B1, FIRST, Claim(new=True, term=1)),
+        (A1, BOTH, Claim()),
+        (B1, BOTH, Claim(term=1)),
+        (A1, ALONE, Claim()),
+        (A1, FORCED, INSISTED),
+        (B1, FORCED, Claim(term=2)),
+    ],
+)
+def test_what_a_grant_says_of_a_host(host: VoterId, grant: Grant | None, claim: Claim) -> None:
+    assert claim_of(arbiter_of(host, grant)) == claim
+
+
+@pytest.mark.parametrize(
+    ("block", "claim", "why"),
+    [
+        (WHOLE, Claim(), ""),
+        (WHOLE, Claim(term=1), ""),
+        (WHOLE, Claim(term=2), "not proven in sync since the last change of the owner"),
+        (blank_superblock("vda", 1 << 20), Claim(new=True), ""),
+        (blank_superblock("vda", 1 << 20), INSISTED, "never written"),
+        (replace(WHOLE, condition=Condition.SYNCING, sync_target=NEWEST), INSISTED, "half overwritten"),
+        (OUTDATED, Claim(), "older than the other host's"),
+        (OUTDATED, Claim(new=True), "older than the other host's"),
+        (OUTDATED, INSISTED, ""),
+    ],
+)
+def test_what_stands_against_a_replica(block: Superblock, claim: Claim, why: str) -> None:
+    """Of any volume of the guest."""
+    for blocks in ((block,), (WHOLE, block), (block, WHOLE)):
+        if claim.new and blocks != (block,):
+            continue  # nothing of such a guest was written
+        found = obstacle(session_of(Role.STANDBY, *blocks), claim)
+        assert why in found
+        assert bool(found) is bool(why)
+
+
+@pytest.mark.parametrize("grant", [BOTH, ALONE])
+def test_who_knows_that_its_peer_is_newer_does_not_serve_even_where_the_grant_excludes_that(
+    grant: Grant,
+) -> None:
+    assert is_outdated(arbiter_of(A1, grant), session_of(Role.STANDBY, WHOLE, OUTDATED))
+    assert not is_outdated(arbiter_of(A1, grant), session_of(Role.STANDBY, WHOLE))
+    assert not is_outdated(arbiter_of(A1, FORCED), session_of(Role.STANDBY, OUTDATED))
+
+
+@pytest.mark.parametrize(
+    ("grant", "make", "waits"),
+    [
+        (BOTH, lambda: session_of(Role.STANDBY, WHOLE), True),
+        (ALONE, lambda: session_of(Role.STANDBY, WHOLE), False),
+        (BOTH, lambda: session_of(Role.ACTIVE, WHOLE), False),
+    ],
+)
+def test_a_new_owner_meets_a_peer_that_may_own_too(
+    grant: Grant, make: Callable[[], Session], waits: bool
+) -> None:
+    assert has_to_meet(arbiter_of(A1, grant), make()) is waits
+
+
+def test_a_replica_that_is_served_is_not_outdated_any_more() -> None:
+    """For nobody but a person has it served."""
+    session = session_of(Role.ACTIVE, OUTDATED)
+    assert session.outdated == ""
+    assert obstacle(session, Claim()) == ""
+
+
+def test_a_volume_that_has_failed_is_no_obstacle_once_it_is_to_be_opened_anew() -> None:
+    session = session_of(Role.ACTIVE, WHOLE)
+    session.sources[0].abandon("its disk has failed")
+    assert obstacle(session, Claim()) == "volume vda: its disk has failed"
+    assert obstacle(session, Claim(), halted=True) == ""
