@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from pairsync.core.acceptor import AcceptorState, HostMemory
 from pairsync.core.arbitration import Accept, Beat
 from pairsync.core.grants import Ballot, Grant, VoterId
+from pairsync.core.witness import Snapshot
 from pairsync.errors import ProtocolError
 from pairsync.wire.arbitration import (
     decode_host_memory,
     decode_message,
+    decode_view,
     encode_acceptor,
     encode_host_memory,
     encode_message,
@@ -53,3 +55,23 @@ def seeds_memory() -> Iterable[bytes]:
     yield encode_acceptor(AcceptorState(b"i" * 8))
     full = AcceptorState(b"i" * 8, GRANT, BALLOT, BALLOT, GRANT._replace(epoch=3))
     yield encode_host_memory(HostMemory(full, 3_385_000_000))
+
+
+def fuzz_register(data: bytes) -> None:
+    """What a witness hands out, which anybody may have put there: a memory of that incarnation, or none."""
+    try:
+        view = decode_view(Snapshot(data[:8].ljust(8, b"i"), 5, data[8:]))
+    except ProtocolError:
+        return
+    if view.state is not None:
+        if view.state.incarnation != view.incarnation:
+            raise RuntimeError("the memory of another incarnation")
+        if decode_view(Snapshot(view.incarnation, 5, encode_acceptor(view.state))) != view:
+            raise RuntimeError("another memory after it was written anew")
+
+
+def seeds_register() -> Iterable[bytes]:
+    """Of that incarnation, and of another one."""
+    full = encode_acceptor(AcceptorState(b"i" * 8, GRANT, BALLOT, BALLOT, GRANT._replace(epoch=3)))
+    yield b"i" * 8 + full
+    yield b"j" * 8 + full

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pairsync.node.witnessdir import init_witness
+from pairsync.node.witnessdir import control_path, init_witness
 from pairsync.node.witnessmain import main, run_witness
 
 DEADLINE_S = 60.0
@@ -36,6 +36,20 @@ def test_it_says_where_it_serves_and_ends_on_a_signal(place: Path) -> None:
         assert ready["address"].rpartition(":")[0] == "127.0.0.1"
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE_S) == 0
+
+
+def test_it_leaves_no_directory_of_sockets_behind(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    init_witness(deep, [("127.0.0.1", 0)])
+    sockets = control_path(deep).parent
+    assert sockets.parent != deep
+    with spawn(deep) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert sockets.exists()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE_S) == 0
+    assert not sockets.exists()
 
 
 def test_it_follows_its_parent(place: Path) -> None:

@@ -46,7 +46,7 @@
     [[volumes]]
     name = "vda"
     path = "vda.img"
-    level = "sync"                  # or "async", with lag_bytes, lag_s, at_bound
+    level = "sync"                  # or "async"; examples/two_hosts/alpha/host.toml shows all options
 
 Paths are relative to the file.  Unknown keys are errors: a misspelt bound would be no bound.
 """
@@ -373,7 +373,7 @@ def _volume(table: _Table, base: Path) -> VolumeConfig:
         value = table.take(key, kind, None)
         if value is not None:
             options[key] = value
-    for key in ("lag", "latency_goal", "peer_deadline", "disk_deadline", "flush_after", "scrub_interval"):
+    for key in _TIMES:
         seconds = table.take(f"{key}_s", float, None)
         if seconds is not None:
             options[f"{key}_ns"] = int(seconds * NS_PER_S)
@@ -395,3 +395,7 @@ _OPTIONS: dict[str, type] = {
     "verify_reads": bool,
     "overlay_bytes": int,
 }
+"""Of a volume, as `VolumeOptions` has them."""
+
+_TIMES = ("lag", "latency_goal", "peer_deadline", "disk_deadline", "flush_after", "scrub_interval")
+"""Likewise, but in seconds: ``lag_s``."""

@@ -264,11 +264,12 @@ def uri_of(directory: Path, host: str, volume: str) -> str:
 
 
 def remove_sockets(directory: Path) -> None:
-    """Remove the sockets that killed hosts left behind, and the short directory if the lab needed one."""
-    sockets = sockets_of(directory)
-    if sockets.parent != directory.absolute():
-        shutil.rmtree(sockets, ignore_errors=True)
-        return
-    for path in sockets.iterdir():
-        if path.is_socket():
-            path.unlink()
+    """Remove the sockets that killed processes left behind, and the short directories if any were needed."""
+    for place in (directory, directory / WITNESS):
+        sockets = sockets_of(place)
+        if sockets.parent != place.absolute():
+            shutil.rmtree(sockets, ignore_errors=True)
+        elif sockets.exists():
+            for path in sockets.iterdir():
+                if path.is_socket():
+                    path.unlink()

@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,8 @@ async def serve_witness(
             for listener in listeners:
                 listener.close()
             file.close()
+            with suppress(OSError):  # a short one, say, in the place of one whose name is too long
+                control_path(directory).parent.rmdir()
 
 
 def _open_registers(directory: Path) -> RegisterFile:
