@@ -34,6 +34,7 @@ FAILED_BEFORE = (
     291365,
     296907,
     300048,
+    300504,
 )
 """Beyond CI's.  In these the core was wrong, or its shell, which the simulator does alike:
 
@@ -56,7 +57,8 @@ know of them;
 283879: a standby's disks were exchanged while the owner had old ones, so that nobody had what was newer;
 287075: disks were put back of volumes without digests, where nobody can tell;
 296907: a guest that moved while its disk hung left it in sync, which the host does not;
-300048: an owner whose disk was put back was to have met a standby that died meanwhile, and was just back.
+300048: an owner whose disk was put back was to have met a standby that died meanwhile, and was just back;
+300504: a host that was to serve, and whose disk hung, was to have given way before a deadline had passed.
 """
 
 

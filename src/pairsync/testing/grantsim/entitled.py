@@ -105,7 +105,11 @@ def _asks(world: GrantWorld, owner: GrantHost, standby: GrantHost) -> bool:
 
 def _gives_way(world: GrantWorld, owner: GrantHost) -> bool:
     """Whether it hands the guest over because of its disk, or of what that holds: not while it ends in order,
-    which takes no longer than a failover, nor if it does not hear of a standby that could take it."""
-    outdated = owner.plane is not None and owner.plane.session.outdated
-    gives_way = (owner.sick or bool(outdated)) and not owner.ending
+    which takes no longer than a failover, while a disk that hangs may still end what it was asked, nor if it
+    does not hear of a standby that could take it."""
+    plane = owner.plane
+    hung = [] if plane is None else [disk for disk in plane.disks if disk.hangs]
+    knows = owner.sick and (not hung or any(disk.overdue(owner.now_ns) for disk in hung))
+    outdated = plane is not None and plane.session.outdated != ""
+    gives_way = (knows or outdated) and not owner.ending
     return gives_way and (owner.frozen or world.network.connected(0, 1))

@@ -100,6 +100,11 @@ class VolumeDisk:
         jobs = self._lane.jobs or self._metadata_lane.jobs or self._flushing
         return not (jobs or self._came or self._hung)
 
+    @property
+    def hangs(self) -> bool:
+        """Whether it has not ended something that it was asked, for it hangs."""
+        return bool(self._hung)
+
     def overdue(self, now_ns: int) -> bool:
         """Whether something that it was asked has passed its deadline."""
         if not self._hung:
