@@ -46,6 +46,29 @@ def test_the_failover_time_is_kept_whenever_the_owner_dies(failover_ns: int) -> 
         assert story.b.running
 
 
+@pytest.mark.parametrize("round_trip_ms", [400, 700, 980, 1000, 1020, 1200, 1300])
+def test_a_witness_far_away_votes_though_the_failover_time_does_not_allow_for_it(round_trip_ms: int) -> None:
+    """413 ms are allowed at 5 s.  What the two decisions' round trips take more, the failover takes more."""
+    more_ns = 2 * round_trip_ms * NS_PER_MS
+    for offset_ms in range(0, 2000, 119):
+        story = Story(witness=True, failover_ns=5 * NS_PER_S, witness_delay_ns=round_trip_ms * NS_PER_MS // 2)
+        story.run(8 * NS_PER_S)
+        for _ in range(40):  # both hosts and the witness decide, and go on doing so
+            story.run(100 * NS_PER_MS)
+            grant = story.a.arbiter and story.a.arbiter.grant
+            assert grant is not None
+            assert len(grant.voters) == 3
+        story.run(offset_ms * NS_PER_MS)
+        if offset_ms % 2:
+            story.a.crash()
+            story.run(5 * NS_PER_S + more_ns)
+            assert story.b.running
+        else:
+            story.b.crash()
+            story.run(5 * NS_PER_S + more_ns)
+            assert story.a.running
+
+
 @pytest.mark.parametrize(
     "text", ["run 1s", "pair\n\nrun 1h", "pair\n\ncrash c", "pair\n\ncut a-c", "pair\n\nfly"]
 )

@@ -342,8 +342,8 @@ def test_an_answer_to_an_older_question_that_comes_after_a_newer_one_is_no_bug_o
         now_ns += TIMING.heartbeat_ns
         asked = [each for each in arbiter.tick(now_ns) if isinstance(each, WitnessGet)]
     arbiter.answered(asked[0].number, "w", WitnessView(b"w1", 7, None), now_ns)
-    while arbiter._answer_by_ns is not None:  # whatever was asked then is given up, too
-        now_ns = arbiter._answer_by_ns
+    while arbiter._enquiry.until_ns is not None:  # whatever was asked then is given up, too
+        now_ns = arbiter._enquiry.until_ns
         arbiter.tick(now_ns)
     before = arbiter.decider.base
     arbiter.answered(old.number, "w", WitnessView(b"w1", 6, None), now_ns)

@@ -24,7 +24,7 @@ Such a peer is put out of the grant, so that no lease is needed, and stays out u
 what there is to hear before it is told the time.  One that is noticed late, because this host stood still,
 is given another round trip: the others may not have been silent, but we deaf.
 
-**Questions to a witness** are numbered.  An answer that comes after its time is looked at all the same,
+**Questions to a witness** (`core.enquiry`).  An answer that comes after its time is looked at all the same,
 unless it tells of an older state than is known; it decides nothing.
 
 Times are integer nanoseconds of CLOCK_BOOTTIME.  The order of effects is fixed; see `core.arbitration`.
@@ -54,6 +54,7 @@ from .arbitration import (
 )
 from .backoff import Backoff, Recurrence
 from .decider import Decider
+from .enquiry import Enquiry
 from .grants import Grant, HostId
 from .heartbeats import Heartbeats
 from .heldback import HeldBack
@@ -108,8 +109,7 @@ class Arbiter:
         self._beats = Heartbeats(first_number)
         # When the heartbeat of the lease was sent; also of one that has run out, until the guest is down.
         self._leased_ns: int | None = None
-        self._question = first_number
-        self._answer_by_ns: int | None = None  # None: no question to a witness is open
+        self._enquiry = Enquiry(first_number, timing.witness_wait_ns)
         self._backoff = Backoff(first_ns=self._attempt_ns, limit_ns=timing.failover_ns)
         self._in_force: InForce | None = None  # as told last
         self._until_ns: int | None = None  # as told last
@@ -176,7 +176,7 @@ class Arbiter:
 
     def next_deadline_ns(self) -> int | None:
         """When `tick` has something to do."""
-        due_ns = [*self._deadlines.values(), self._answer_by_ns, self._promises.next_deadline_ns()]
+        due_ns = [*self._deadlines.values(), self._enquiry.until_ns, self._promises.next_deadline_ns()]
         return min((each for each in due_ns if each is not None), default=None)
 
     # ------------------------------------------------------------------ inputs
@@ -214,23 +214,22 @@ class Arbiter:
     def answered(self, number: int, witness: str, view: WitnessView, now_ns: int) -> list[Effect]:
         """What ``witness`` holds: the answer to the question of that number."""
         out = self._lease_ends(now_ns)
-        if self._answer_by_ns is not None and number < self._question:
+        self._enquiry.measures(number, now_ns)
+        if self._enquiry.is_past(number):
             return out  # another question is open; its answer will be newer
-        if number > self._question:
-            raise InternalError(f"no question has had the number {number}")
-        if self._answer_by_ns is None:
+        if self._enquiry.until_ns is None:
             known = self.decider.register.view(witness)
             if known is not None and view.version <= known.version:
                 return out
-        self._answer_by_ns = None
+        self._enquiry.until_ns = None
         return out + self._done(self.decider.answered(witness, view), now_ns)
 
     def unreachable(self, number: int, witness: str, now_ns: int) -> list[Effect]:
         """``witness`` will not answer the question of that number; what it asked for may happen yet."""
         out = self._lease_ends(now_ns)
-        if self._answer_by_ns is None or number != self._question:
+        if self._enquiry.until_ns is None or number != self._enquiry.number:
             return out
-        self._answer_by_ns = None
+        self._enquiry.until_ns = None
         return out + self._done(self.decider.unreachable(witness), now_ns)
 
     def persisted(self, now_ns: int) -> list[Effect]:
@@ -241,9 +240,9 @@ class Arbiter:
     def tick(self, now_ns: int) -> list[Effect]:
         """Time has passed; to be called at `next_deadline_ns`, after all that has arrived was given."""
         out = self._lease_ends(now_ns)
-        if self._answer_by_ns is not None and now_ns >= self._answer_by_ns:
+        if self._enquiry.until_ns is not None and now_ns >= self._enquiry.until_ns:
             asked = self.decider.register.asking
-            self._answer_by_ns = None
+            self._enquiry.until_ns = None
             if asked is not None:
                 out += self._done(self.decider.unreachable(asked), now_ns)
         if self._promises.shrink(now_ns):
@@ -336,7 +335,9 @@ class Arbiter:
     @property
     def _attempt_ns(self) -> int:
         """A round is taken for stuck after that: the answer of the slower one of peer and witness."""
-        return self.timing.witness_wait_ns + 2 * self.timing.delay_ns + self.timing.stall_ns
+        voter = self.decider.register.voting_witness()
+        witness_ns = self._enquiry.wait_ns("" if voter is None else str(voter.name))
+        return witness_ns + 2 * self.timing.delay_ns + self.timing.stall_ns
 
     def _lease_ends(self, now_ns: int) -> list[Effect]:
         at_ns = self._deadlines.get(Wait.LEASE)
@@ -410,11 +411,10 @@ class Arbiter:
         return beat._replace(number=self._beats.sends(now_ns)) if beat.number else beat
 
     def _asks(self, question: AskWitness, now_ns: int) -> Effect:
-        self._question += 1
-        self._answer_by_ns = now_ns + self.timing.witness_wait_ns
+        number = self._enquiry.asks(question.witness, now_ns)
         if question.version is None or question.state is None:
-            return WitnessGet(question.witness, self._question)
-        return WitnessSwap(question.witness, self._question, question.version, question.state)
+            return WitnessGet(question.witness, number)
+        return WitnessSwap(question.witness, number, question.version, question.state)
 
     def _released(self, effects: list[Effect]) -> list[Effect]:
         """These are done now.  The guard is told of the lease before the guest may run on it, and before

@@ -221,10 +221,12 @@ class StoryHost:
 class Story:
     """The pair, its witness and the time."""
 
-    def __init__(self, *, witness: bool, failover_ns: int) -> None:
+    def __init__(self, *, witness: bool, failover_ns: int, witness_delay_ns: int = WITNESS_DELAY_NS) -> None:
+        """``witness_delay_ns``: of a message to the witness or from there."""
         self.timing: Timing = derive(failover_ns)
         self.witnesses = ("w",) if witness else ()
         self.now_ns = 0
+        self._witness_delay_ns = witness_delay_ns
         self._events: list[tuple[int, int, Callable[[], None]]] = []
         self._count = 0
         self._cut: set[str] = set()
@@ -305,7 +307,7 @@ class Story:
             if isinstance(question, WitnessSwap) and question.version == self.store.version:
                 self.store = self.store._replace(version=self.store.version + 1, state=question.state)
             view = self.store
-            self.at(self.now_ns + WITNESS_DELAY_NS, lambda: answer(view))
+            self.at(self.now_ns + self._witness_delay_ns, lambda: answer(view))
 
         def answer(view: WitnessView) -> None:
             if self.joined(link) and host.life == life:
@@ -313,7 +315,7 @@ class Story:
                     lambda arbiter, now_ns: arbiter.answered(question.number, question.witness, view, now_ns)
                 )
 
-        self.at(self.now_ns + WITNESS_DELAY_NS, arrive)
+        self.at(self.now_ns + self._witness_delay_ns, arrive)
 
     # ------------------------------------------------------------------ what strikes it
 
