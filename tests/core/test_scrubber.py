@@ -11,7 +11,7 @@ from pairsync.core.effects import Apply, Examine, Send
 from pairsync.core.events import ScrubEvent, ScrubFindingEvent
 from pairsync.core.messages import Fetch, OpKind, Proof, Role, Write, WriteOp
 from pairsync.core.scrubber import Fault, Finding, Scrubber
-from pairsync.core.units import BLOCK_BYTES, NS_PER_S, Extent
+from pairsync.core.units import BLOCK_BYTES, NS_PER_MS, NS_PER_S, Extent
 from pairsync.testing.manual import ManualPair
 
 BLOCKS = 1100  # three nodes of level 1, the last one partial
@@ -171,6 +171,28 @@ def test_a_busy_guest_has_the_disks_for_itself_most_of_the_time(pair: ManualPair
     pair.a.perform()
     assert not pair.a.waiting("disk")
     source.advance(41_000_000)
+    pair.a.perform()
+    assert len(pair.a.waiting("disk")) == 1
+
+
+def test_a_guest_whose_writes_miss_their_goal_has_the_disks_for_longer(pair: ManualPair) -> None:
+    source = pair.a.session.sources[0]
+    pacer = source.scrubber._pacer
+    pair.a.write("w", a_write(7))
+    pair.settle()
+    for at_ms in (30, 60, 90, 120):
+        pacer.foreground(2 * pacer.goal_ns, at_ms * NS_PER_MS)
+    pair.now_ns = pair.a.now_ns = pair.b.now_ns = 120 * NS_PER_MS
+    source.scrubber.start("scrub", repair=False, now_ns=pair.now_ns)
+    source.advance(pair.now_ns)
+    pair.a.perform()
+    assert len(pair.a.waiting("disk")) == 1
+    pair.now_ns = pair.a.now_ns = pair.b.now_ns = 130 * NS_PER_MS  # it took 10 ms
+    pair.settle()
+    source.advance(279 * NS_PER_MS)  # a sixteenth of the time is the scrub's
+    pair.a.perform()
+    assert not pair.a.waiting("disk")
+    source.advance(281 * NS_PER_MS)
     pair.a.perform()
     assert len(pair.a.waiting("disk")) == 1
 

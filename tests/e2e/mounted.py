@@ -202,7 +202,7 @@ class HostDisk:
 
     async def mount(self) -> None:
         """Mount it, replaying its journal."""
-        options = "nouuid" if self.file_system == "xfs" else "defaults"
+        options = "nouuid" if self.file_system == "xfs" else "errors=remount-ro"
         await self._mounts.enter_async_context(mount(self._device, self.where, options))
 
     async def unmount(self) -> None:
@@ -210,7 +210,7 @@ class HostDisk:
         await self._mounts.aclose()
 
     async def repair(self) -> None:
-        """After `shut_down`: mount it again with what it holds; nothing may use it."""
+        """After `shut_down` or `turn_read_only`: mount it again with what it holds; nothing may use it."""
         await self.unmount()
         await self.mount()
 
@@ -221,6 +221,10 @@ class HostDisk:
             fcntl.ioctl(directory, SHUTDOWN_IOCTL, struct.pack("I", SHUTDOWN_WITHOUT_LOG))
         finally:
             os.close(directory)
+
+    def turn_read_only(self) -> None:
+        """What ext4 does when it has found an error in its own metadata: every write ends with EROFS."""
+        Path("/sys/fs/ext4", self._device.name, "trigger_fs_error").write_text("1")
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from tests.e2e.mounted import host_disks, why_not
 
 from pairsync.core.units import KIB, MIB
 from pairsync.nbd import constants as c
@@ -205,6 +206,43 @@ async def test_a_slow_disk_is_not_a_lost_peer(tmp_path: Path) -> None:
             assert await ledger.run(client, requests=100)
         assert not lab.seen("peer-lost", since=mark)
         assert (await lab.status())["in_sync"]
+
+
+@pytest.mark.root
+@pytest.mark.tools("mkfs.ext4", "losetup")
+@pytest.mark.slow
+async def test_a_file_system_that_becomes_read_only_costs_only_its_host(
+    lab_directory: Path, make_directory: Callable[[], Path]
+) -> None:
+    """Replica, votes and log of a host lie on it.  The guest goes on, and once it is mended the pair does."""
+    if (reason := why_not("ext4")) is not None:
+        pytest.skip(reason)
+    ledger = Ledger(17, count=BLOCKS)
+    disks_of = host_disks(lab_directory, make_directory(), ("ext4", "ext4"))
+    async with disks_of as disks, running_lab(lab_directory, SIZE) as lab:
+        for host, other in (("b", "a"), ("a", "b")):  # the standby's, then the active host's
+            async with await lab.connect(host=other) as client:
+                assert await ledger.run(client, requests=100)
+                mark = lab.mark()
+                disks[host].turn_read_only()
+                assert await ledger.run(client, requests=200)
+                await client.flush()
+                assert lab.seen("trouble", host=host, since=mark) or lab.seen(
+                    "host-ended", host=host, since=mark
+                )
+                guest = await lab.guest()
+                assert (guest["active"], guest["in_sync"]) == (other, [other])
+                await lab.kill(host)  # or it goes on trying
+                await disks[host].repair()
+                assert await ledger.run(client, requests=100)
+                await lab.start(host)
+                await lab.wait_in_sync()
+                await ledger.check(client)
+        assert not ledger.errors
+        await lab.end()
+        for host in ("a", "b"):
+            ledger.check_file(lab.path(host))
+        assert not differences(lab_directory, "vda")
 
 
 @pytest.fixture

@@ -219,18 +219,19 @@ async def test_power_and_the_active_host_go_beneath_a_file_system(
             ledger.check(where)
 
 
+@pytest.mark.parametrize("file_system", ["ext4", "xfs"])
 async def test_the_standbys_disk_fails_beneath_a_file_system(
-    lab_directory: Path, make_directory: MakeDirectory
+    lab_directory: Path, make_directory: MakeDirectory, file_system: str
 ) -> None:
     """From one moment to the next it answers with EIO only, and what it had not flushed is lost with it.
 
     The guest goes on.  Once the disk is repaired the pair is in sync again, and both images are sound.
     """
     directory, ledger = make_directory(), FileLedger(24)
-    volumes = {"vda": VOLUME_BYTES["ext4"]}
+    volumes = {"vda": VOLUME_BYTES[file_system]}
     async with host_disks(lab_directory, directory) as disks, running_lab(lab_directory, volumes) as lab:
         async with (
-            guest_file_system(lab, directory, "ext4", make=True) as where,
+            guest_file_system(lab, directory, file_system, make=True) as where,
             guest_program("files", where, "24", "0") as program,
         ):
             for _ in range(2):
@@ -247,4 +248,4 @@ async def test_the_standbys_disk_fails_beneath_a_file_system(
             await program.wait_more(5)
             await program.stop()
             ledger.take(program.lines)
-        await check_replicas(lab, directory, "ext4", ledger)
+        await check_replicas(lab, directory, file_system, ledger)
