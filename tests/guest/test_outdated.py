@@ -114,3 +114,18 @@ async def test_what_an_owner_was_told_outlives_it_and_the_grant(both: Both, tmp_
             assert await first.read(4) != noise(4)
         async with both.host("a") as first:  # and is still heard
             await until(lambda: first.serves)
+
+
+async def test_an_owner_alone_stays_down_if_a_standby_that_is_out_has_what_is_newer(
+    both: Both, tmp_path: Path
+) -> None:
+    """Its disk was put back to before the standby was out: of all that is left, that has the most."""
+    async with in_time():
+        await write_twice(both, tmp_path / "backup")
+        goes_alone(both)
+        async with both.host("b") as second, both.host("a") as first:
+            await stays_down(first, lambda: first.guest.session.outdated)
+            second.arbitration.override("Dr Weber", FORK)
+            await until(lambda: agreed(first) and agreed(second))
+            assert second.serves
+            assert await second.read(4) == noise(4)
