@@ -19,6 +19,8 @@ import pytest
 
 from pairsync.core import lineage
 from pairsync.core.lineage import (
+    ROLLED_BACK,
+    ROLLED_BACK_APART,
     Decision,
     Relation,
     Verdict,
@@ -180,8 +182,10 @@ def expected_plan(active: VolumeState, standby: VolumeState) -> SyncMode | None:
     since = theirs[-1] if theirs else None
     if standby.condition is Condition.SYNCING:
         since = standby.sync_target
-        if since is None or since not in mine:  # what it was brought to is unknown: what was it before?
+        if since is None:  # it was given up, or half put back to what it was before
             return SyncMode.FULL if is_prefix(theirs, mine) else None
+        if since not in mine:  # the active has forgotten what it has brought it to
+            return None if theirs else SyncMode.FULL
     elif not theirs or not is_prefix(theirs, mine):
         return None
     reaches = active.map_base in mine and mine.index(active.map_base) <= mine.index(since)
@@ -281,10 +285,34 @@ def test_every_pair_up_to_length_four_with_every_order_of_milestones() -> None:
             told = (decision.verdict is Verdict.PROCEED and standby.condition is not Condition.BLANK) or newer
             assert (outdated_by(one, other) is not None) is bool(told)
             assert outdated_by(one, replace(other, role=Role.ACTIVE)) is None
+            # Half a resync has begun: what it was before can be had back, and is not to be lost either.
             half = replace(standby, condition=Condition.SYNCING, sync_target=theirs[-1] if theirs else None)
-            assert plan_volume(active, half).rule != "active-rolled-back"  # it has nothing whole to lose
+            halfway = plan_volume(active, half).rule
+            assert halfway == rule if rule is not None else halfway not in {ROLLED_BACK, ROLLED_BACK_APART}
     assert rules["active-rolled-back"] == 80 * (4 + 3 + 2 + 1)
     assert rules["rolled-back-apart"] > 1000
+
+
+def test_a_resync_towards_what_the_active_has_forgotten_is_not_begun_anew() -> None:
+    """A generation is durable before anything is brought to it: an active that does not know it was put back.
+
+    No milestone has to say so, and none that was given since that resync began says anything.
+    """
+    old, new, gone = Generation(1, 1, 1), Generation(1, 4, 2), Generation(1, 6, 3)
+    half = replace(state((old,), Condition.SYNCING), sync_target=gone)
+    for reached, given in itertools.product((None, 0, 3), (0, 9)):
+        for past, rule in (((old,), ROLLED_BACK), ((old, new), ROLLED_BACK_APART)):
+            active = replace(state(past), map_base=old, reached=reached)
+            standby = replace(half, given=given)
+            decision = plan_volume(active, standby)
+            assert (decision.verdict, decision.rule) == (Verdict.REFUSE, rule)
+            assert (f"does not know {gone.describe()}" in decision.evidence) is (rule == ROLLED_BACK)
+            one, other = introduction(Role.ACTIVE, active), introduction(Role.STANDBY, standby)
+            assert (outdated_by(one, other) is not None) is (rule == ROLLED_BACK)
+            known = replace(state((*past, gone)), map_base=old, reached=reached)
+            assert plan_volume(known, standby).rule == "resume-interrupted"
+            for blank in (replace(standby, lineage=()), replace(standby, sync_target=None)):
+                assert plan_volume(active, blank).rule == "interrupted-for-another"
 
 
 def test_two_replicas_never_outlive_each_other() -> None:

@@ -173,6 +173,16 @@ def overwrite_a_newer_standby(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(lineage, "plan_volume", plan_volume)
 
 
+@mutant("overwritten", fault="rollback-active")
+def believe_that_half_a_resync_has_nothing_to_lose(patch: pytest.MonkeyPatch) -> None:
+    right = lineage.outlived
+
+    def outlived(active: VolumeState, standby: VolumeState) -> bool:
+        return standby.condition is Condition.CONSISTENT and right(active, standby)
+
+    patch.setattr(lineage, "outlived", outlived)
+
+
 @mutant("lost-write", "dirty-superset", "liveness")
 def answer_a_barrier_before_the_flush(patch: pytest.MonkeyPatch) -> None:
     right = VolumeTarget.barrier
@@ -462,12 +472,12 @@ def take_another_volume_of_the_same_name(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(lineage, "plan_volume", plan_volume)
 
 
-@mutant("lineage", "in-sync-claim", "mixture", "lost-write", fault="rollback-active")
+@mutant("lineage", "in-sync-claim", "mixture", "lost-write", "overwritten", fault="rollback-active")
 def swap_the_direction_after_an_interrupted_resync(patch: pytest.MonkeyPatch) -> None:
     right = lineage._plan_interrupted
 
-    def plan_interrupted(active: VolumeState, standby: VolumeState) -> Any:
-        decision = right(active, standby)
+    def plan_interrupted(active: VolumeState, standby: VolumeState, *more: Any) -> Any:
+        decision = right(active, standby, *more)
         if decision.rule == "interrupted-unrelated":
             return lineage._proceed(SyncMode.FULL, decision.rule, active.lineage[0], "whatever")
         return decision

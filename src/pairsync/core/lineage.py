@@ -11,7 +11,9 @@ once it holds everything the list stands for.  So of two replicas of one volume:
 
 **A disk that was put back** within one generation, labels and all, looks like what it was; its milestones
 tell (``core.states``).  A standby that was given a higher one than its owner has reached, or had reached when
-it went on alone from that generation, holds writes that the owner has forgotten: see `outlived`.
+it went on alone from that generation, holds writes that the owner has forgotten: see `outlived`.  So does one
+that was being brought to a generation of which the owner knows nothing: half a resync counts like a whole
+replica here, for it can be put back to what it was before (``storage.kept``).
 
 A label never makes a replica clean.  The relation decides the *direction*; how much is copied is decided by
 the dirty map, and only if that map reaches back far enough (``map_base``), otherwise everything is copied.
@@ -181,11 +183,11 @@ def _plan_content(active: VolumeState, standby: VolumeState) -> Decision:
     newest = active.lineage[0]
     if standby.condition is Condition.BLANK:
         return _proceed(SyncMode.FULL, "standby-blank", newest, "the standby was never written")
-    if standby.condition is Condition.SYNCING:
-        return _plan_interrupted(active, standby)
     relation, rule, common = compare(active.lineage, standby.lineage)
     if common is not None and outlived(active, standby):
         return _refuse_rolled_back(active, standby, relation)
+    if standby.condition is Condition.SYNCING:
+        return _plan_interrupted(active, standby, relation, rule)
     if relation is Relation.SAME or relation is Relation.AHEAD:
         if common is not None and _map_reaches(active, common):
             if relation is Relation.SAME and active.dirty_blocks == 0 and standby.dirty_blocks == 0:
@@ -207,9 +209,16 @@ def _plan_content(active: VolumeState, standby: VolumeState) -> Decision:
 def outlived(active: VolumeState, standby: VolumeState) -> bool:
     """Whether ``standby`` has lived through more of its newest generation than ``active`` has a memory of.
 
-    False where that generation is none of the active's, or the active does not say what it has reached.
+    False where that generation is none of the active's, or the active does not say what it has reached.  Half
+    a resync counts for what it was before; all of that is there if the active knows the target, which is
+    durable before anything is brought to it.
     """
-    if active.reached is None or not standby.lineage or standby.lineage[0] not in active.lineage:
+    if not standby.lineage or standby.lineage[0] not in active.lineage:
+        return False
+    target = standby.sync_target
+    if standby.condition is Condition.SYNCING and target != standby.lineage[0]:
+        return target is not None and target not in active.lineage  # milestones may be those of the target
+    if active.reached is None:
         return False
     at = active.lineage.index(standby.lineage[0])
     # All that the peer was given before it was left is below the epoch of the generation that came next.
@@ -218,11 +227,14 @@ def outlived(active: VolumeState, standby: VolumeState) -> bool:
 
 def _refuse_rolled_back(active: VolumeState, standby: VolumeState, relation: Relation) -> Decision:
     if relation is Relation.SAME:
+        target = standby.sync_target
+        told = f"remembers milestone {active.reached}, the standby was given {standby.given}"
+        if target is not None and target not in active.lineage:
+            told = f"does not know {target.describe()}, which the standby was being brought to"
         return _refuse(
             ROLLED_BACK,
             f"the standby's replica of {active.name!r} is newer than the active host's, which was put back "
-            f"to an older state (it remembers milestone {active.reached}, the standby was given "
-            f"{standby.given})",
+            f"to an older state (it {told})",
         )
     return _refuse(
         ROLLED_BACK_APART,
@@ -248,7 +260,7 @@ def outdated_by(mine: Introduce, theirs: Introduce) -> str | None:
     return None if any(each.condition is Condition.BLANK for each in theirs.volumes) else ""
 
 
-def _plan_interrupted(active: VolumeState, standby: VolumeState) -> Decision:
+def _plan_interrupted(active: VolumeState, standby: VolumeState, relation: Relation, rule: str) -> Decision:
     """A resync of the standby had begun and not ended.
 
     What it still lacks is in the active's map if that map was begun no later than the generation towards
@@ -256,8 +268,7 @@ def _plan_interrupted(active: VolumeState, standby: VolumeState) -> Decision:
     """
     target = standby.sync_target
     if target is None or target not in active.lineage:
-        # Its own lineage still says what it was before, and so whether it may be overwritten at all.
-        relation, rule, _ = compare(active.lineage, standby.lineage)
+        # What it was before says whether it may be overwritten at all.
         if relation in (Relation.SAME, Relation.AHEAD, Relation.PEER_EMPTY):
             return _proceed(SyncMode.FULL, "interrupted-for-another", active.lineage[0], rule)
         return _refuse(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pairsync.core.effects import Apply
-from pairsync.core.messages import Condition, Generation, Role, Write
+from pairsync.core.messages import Generation, Role, Write
 from pairsync.core.units import BLOCK_BYTES
 
 from .host import SimHost
@@ -191,12 +191,12 @@ class Swaps(Operators):
 def _behind(mine: Stores, theirs: Stores) -> bool:
     """Whether a standby with ``theirs`` has what an active host with ``mine`` has forgotten."""
     old, standby = mine.metadata.superblock, theirs.metadata.superblock
-    if standby.condition is not Condition.CONSISTENT or not old.lineage or not standby.lineage:
+    if not old.lineage or old.lineage[0] not in standby.lineage:
         return False
-    if old.lineage[0] in standby.lineage[1:]:
+    if old.lineage[0] != standby.lineage[0] or standby.sync_target not in {None, *old.lineage}:
         return True
     reached = old.parted or max(mine.metadata.first_generation, mine.digests.given, old.lineage[0].epoch)
-    return old.lineage[0] == standby.lineage[0] and theirs.digests.given > reached
+    return theirs.digests.given > reached
 
 
 def _reached(lineage: tuple[Generation, ...], base: Generation | None, generation: Generation) -> bool:
