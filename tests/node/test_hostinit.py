@@ -130,6 +130,7 @@ def test_a_standbys_disk_is_overwritten_only_if_that_is_said(
         ({"pair_id": "xyz"}, "'xyz' is not hexadecimal"),
         ({"pair_id": "00"}, "has 1 bytes, not 16"),
         ({"overwrite": True}, "the first host is the active one"),
+        ({"witnesses": [("g", 1)] * 3}, "3 witnesses: a preferred one and an alternate one at most"),
         ({"failover_s": 0.0}, "a failover time of 0 s: from 1 to 60 s"),
         ({"failover_s": float("nan")}, "a failover time of nan s"),
     ],

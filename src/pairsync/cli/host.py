@@ -61,8 +61,12 @@ def host_init(
     ] = None,
     listen: Annotated[str, Parameter(help="Where to listen for it, ADDRESS:PORT.")] = "0.0.0.0:10888",
     witness: Annotated[
-        str | None,
-        Parameter(help="Address of the witness, ADDRESS[:PORT]; without one nobody takes over by itself."),
+        list[str] | None,
+        Parameter(
+            negative=(),
+            help="Address of the witness, ADDRESS[:PORT]; once more for an alternate one; without any nobody "
+            "takes over by itself.",
+        ),
     ] = None,
     failover: Annotated[
         float, Parameter(help="Seconds from the end of one host until the other one serves.")
@@ -90,7 +94,7 @@ def host_init(
         peers=[parse_address(each, LINK_PORT) for each in peer or []],
         listen=parse_address(listen),
         overwrite=overwrite,
-        witness=None if witness is None else parse_address(witness, WITNESS_PORT),
+        witnesses=[parse_address(each, WITNESS_PORT) for each in witness or []],
         failover_s=failover,
     )
     for line in init_host(directory, plan):

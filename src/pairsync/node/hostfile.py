@@ -70,6 +70,7 @@ from pairsync.io.config import LinkTimings, PathConfig
 from pairsync.io.network import Address
 
 __all__ = [
+    "WITNESSES_MAX",
     "FenceFile",
     "HostFile",
     "LinkFile",

@@ -27,11 +27,15 @@ from pairsync.storage.file import open_volume
 
 from .arbitrate import create_memory, first_memory
 from .durable import write_durably
+from .hostfile import WITNESSES_MAX
 
 __all__ = ["LINK_PORT", "HostPlan", "init_host", "volume_id_of"]
 
 LINK_PORT = 10888
 """Where a host listens for its peer if nothing else is said."""
+
+WITNESS_NAMES = ("witness", "alternate")
+"""What the preferred witness is called, and another one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +44,8 @@ class HostPlan:
 
     A volume is a size in bytes (a new sparse file in the directory) or the path of a file or block device
     that is there already.  ``overwrite``: what such a one holds is worthless; without it a standby's existing
-    content is never resynced over.  ``witness``: the third vote; without one the active host alone
-    decides what is agreed, and nobody takes over.
+    content is never resynced over.  ``witnesses``: the third vote, the preferred one first, perhaps an
+    alternate one; without any the active host alone decides what is agreed, and nobody takes over.
     """
 
     volumes: Mapping[str, int | Path]
@@ -50,7 +54,7 @@ class HostPlan:
     peers: Sequence[Address] = ()  # of the other host, one for each network path
     listen: Address = ("0.0.0.0", LINK_PORT)  # noqa: S104  # strangers are refused by key, not by address
     overwrite: bool = False
-    witness: Address | None = None
+    witnesses: Sequence[Address] = ()
     failover_s: float = FAILOVER_NS_DEFAULT / NS_PER_S
 
 
@@ -69,6 +73,8 @@ def init_host(directory: Path, plan: HostPlan) -> list[str]:
         raise ConfigError(f"{directory} holds a host already; nothing was changed")
     if not plan.volumes:
         raise ConfigError("a host needs at least one --volume NAME=SIZE")
+    if len(plan.witnesses) > WITNESSES_MAX:
+        raise ConfigError(f"{len(plan.witnesses)} witnesses: a preferred one and an alternate one at most")
     text = secrets.token_hex(16) if plan.pair_id is None else plan.pair_id.lower()
     pair_id = _parse_pair_id(text)
     if plan.overwrite and plan.pair_id is None:
@@ -176,15 +182,18 @@ def _host_toml(plan: HostPlan, pair_id: str) -> str:
 
 
 def _witness_toml(plan: HostPlan) -> list[str]:
-    if plan.witness is None:
+    if not plan.witnesses:
         return ["# without [[register.witnesses]] nobody takes over from a host that is lost"]
-    return [
-        "",
-        "[[register.witnesses]]",
-        'name = "witness"                    # the same on both hosts',
-        f"address = {json.dumps(_address(plan.witness))}",
-        'certificate = "witness.pem"         # identity/host.crt of the witness',
-    ]
+    lines: list[str] = []
+    for name, address in zip(WITNESS_NAMES, plan.witnesses, strict=False):
+        lines += [
+            "",
+            "[[register.witnesses]]",
+            f"name = {json.dumps(name):<29}# the same on both hosts",
+            f"address = {json.dumps(_address(address))}",
+            f"certificate = {json.dumps(name + '.pem'):<22}# identity/host.crt of that witness",
+        ]
+    return lines
 
 
 def _what_next(
@@ -202,7 +211,7 @@ def _what_next(
     if plan.pair_id is None:
         volumes = " ".join(f"--volume {name}={size}" for name, size in sizes.items())
         lines.append(f"  {number}. On the other host, with the address at which it reaches this one:")
-        more = "" if plan.witness is None else f" --witness {_address(plan.witness)}"
+        more = "".join(f" --witness {_address(each)}" for each in plan.witnesses)
         if plan.failover_s != FAILOVER_NS_DEFAULT / NS_PER_S:
             more += f" --failover {plan.failover_s:g}"  # what one host promises the other one relies on
         words = f"--pair {pair_id} {volumes} --peer ADDRESS{more}"
@@ -214,9 +223,10 @@ def _what_next(
     lines.append(f"     {directory}/identity/host.crt goes to the other host as DIRECTORY/peer.pem,")
     lines.append(f"     the other host's identity/host.crt comes here as {directory}/peer.pem.")
     number += 1
-    if plan.witness is not None:
+    for name, address in zip(WITNESS_NAMES, plan.witnesses, strict=False):
         lines.append(
-            f"  {number}. Put the witness's identity/host.crt here as {directory}/witness.pem, and there:"
+            f"  {number}. Put identity/host.crt of the witness at {_address(address)} here as "
+            f"{directory}/{name}.pem, and there:"
         )
         words = f"--pair {pair_id} --host A/host.crt --host B/host.crt"
         lines.append(f"     pairsync witness add DIRECTORY {words}")
