@@ -14,6 +14,7 @@ import pytest
 from pairsync.core.effects import Complete, DropSession, Effect, Persist, Read, Send
 from pairsync.core.events import Event, PeerEvent, RefusedEvent
 from pairsync.core.limits import VolumeOptions
+from pairsync.core.lineage import Relation
 from pairsync.core.messages import (
     Adopt,
     Adopted,
@@ -40,6 +41,7 @@ from pairsync.core.messages import (
 from pairsync.core.reports import Reports
 from pairsync.core.resync import Found
 from pairsync.core.session import GREETING_NS_MAX, HOLD_OFF_NS_MAX, HOLD_OFF_NS_MIN, SessionPhase
+from pairsync.core.truths import Truth, truth_of
 from pairsync.core.units import BLOCK_BYTES, NS_PER_S, Extent
 from pairsync.errors import InternalError
 from pairsync.testing.manual import ManualHost, ManualPair
@@ -100,6 +102,24 @@ def block_write(block: int, fill: int = 1) -> list[WriteOp]:
 
 def test_what_the_shell_reports_is_a_part_of_the_session() -> None:
     assert isinstance(started().a.session, Reports)
+
+
+def test_a_peer_is_known_by_what_it_has_become() -> None:
+    """It introduced itself as never written; what both hold now is one truth, also once it is away."""
+    pair = synced()
+    mine = pair.a.session.introduction().volumes[0]
+
+    def truth() -> Truth:
+        met = pair.a.session.met
+        assert met is not None
+        return truth_of(mine, met.volumes[0])
+
+    assert (truth().relation, truth().own) == (Relation.SAME, ())
+    pair.cut()
+    pair.a.write("w", block_write(3))
+    pair.settle()
+    mine = pair.a.session.introduction().volumes[0]
+    assert (truth().relation, truth().blocks) == (Relation.AHEAD, 1)
 
 
 # -- introductions -------------------------------------------------------------------------------------------

@@ -14,6 +14,13 @@ def test_generations_with_the_same_numbers_are_told_apart() -> None:
     assert Generation(1, 4, 1) != Generation(1, 4, 2)
 
 
+def test_a_replica_that_was_resynced_has_another_past_and_nothing_of_its_own() -> None:
+    old, new = Generation(1, 1, 1), Generation(2, 1, 2)
+    state = VolumeState("vda", bytes(16), 1 << 20, Condition.SYNCING, (), new, old, dirty_blocks=7, given=3)
+    expected = VolumeState("vda", bytes(16), 1 << 20, Condition.CONSISTENT, (new, old), given=3)
+    assert state.adopted((new, old)) == expected
+
+
 def test_who_says_nothing_of_milestones_was_given_none_and_may_have_reached_any() -> None:
     state = VolumeState("vda", bytes(16), 1 << 20, Condition.CONSISTENT, (Generation(1, 1, 1),))
     assert (state.reached, state.given) == (None, 0)

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from pairsync.errors import ArbitrationError, ProtocolError
 
@@ -45,6 +46,7 @@ from .messages import (
     Condition,
     Failed,
     Fetch,
+    Generation,
     Grow,
     Grown,
     Introduce,
@@ -120,7 +122,7 @@ class Session(Reports):
         self._connected = False  # the link has a session
         self._ran = False  # in it both hosts agreed on a plan
         self._peer: Introduce | None = None
-        self.met: Introduce | None = None  # what the peer said of itself last, in whatever session
+        self.met: Introduce | None = None  # what the peer last said that it is, in any session
         self._newer = ""  # why the peer has newer replicas, as met last in this life
         self._plans: tuple[VolumePlan, ...] = ()
         self._arbitrated = arbitrated
@@ -340,9 +342,18 @@ class Session(Reports):
             source.growth.answered(message)
             source.advance(now_ns)
         elif isinstance(message, Adopted):
-            self._source(message.volume).adopted(message, now_ns)
+            source = self._source(message.volume)
+            source.adopted(message, now_ns)
+            self._has_adopted(message, source.standing.superblock.lineage)
         else:
             raise ProtocolError(f"{type(message).__name__} to the active host")
+
+    def _has_adopted(self, message: Adopted, lineage: tuple[Generation, ...]) -> None:
+        """The peer's replica is not any more what it introduced itself with."""
+        if self.met is not None:
+            volumes, past = list(self.met.volumes), lineage[lineage.index(message.generation) :]
+            volumes[message.volume] = volumes[message.volume].adopted(past)
+            self.met = replace(self.met, volumes=tuple(volumes))
 
     def _receive_as_standby(self, message: Message) -> None:
         if isinstance(message, Write):

@@ -12,7 +12,7 @@ was put back to an older state (`core.lineage`).  A host that becomes active goe
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 __all__ = ["Condition", "Generation", "Introduce", "Role", "VolumeState"]
@@ -70,6 +70,17 @@ class VolumeState:
     points: tuple[int, ...] = ()  # tags of the points that it has
     reached: int | None = None  # the highest milestone that it may have given out; None: it does not say
     given: int = 0  # the last that it was given while it was a standby
+
+    def adopted(self, lineage: tuple[Generation, ...]) -> VolumeState:
+        """What a standby's replica is once it has taken that lineage over."""
+        return replace(
+            self,
+            condition=Condition.CONSISTENT,
+            lineage=lineage,
+            sync_target=None,
+            map_base=None,
+            dirty_blocks=0,
+        )
 
 
 @dataclass(frozen=True, slots=True)
