@@ -23,7 +23,9 @@ def give_past(file: Path, *lineage: Generation, volume_id: bytes = b"v" * 16) ->
     host = read_host_file(file)
     replica = open_replica(host.volumes[0], host.pair_id)
     block = replace(replica.store.superblock, condition=Condition.CONSISTENT, lineage=lineage)
-    replica.store.write_superblock(replace(block, volume_id=volume_id, term=lineage[0].term))
+    replica.store.write_superblock(
+        replace(block, volume_id=volume_id, term=lineage[0].term if lineage else 0)
+    )
     replica.close()
 
 
@@ -55,6 +57,9 @@ def test_what_a_host_has(files: tuple[Path, Path], command: Command) -> None:
     assert (
         "has nothing that the other host lacks" in command("host", "truths", first, "--peer-file", second).out
     )
+    give_past(files[1])  # a disk that was taken over with what it holds, and has no history
+    told = command("host", "truths", second, "--peer-file", first).out
+    assert "nothing in common: any block may be written on its own" in told
     give_past(files[1], FIRST, volume_id=b"f" * 16)
     assert "is another volume than the other" in command("host", "truths", first, "--peer-file", second).out
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,19 +109,15 @@ def test_an_existing_disk_is_taken_over_with_what_it_holds(tmp_path: Path) -> No
     assert disk.read_bytes() == b"precious" * 1024
 
 
-@pytest.mark.parametrize(
-    ("overwrite", "condition"), [(False, Condition.CONSISTENT), (True, Condition.SYNCING)]
-)
-def test_a_standbys_disk_is_overwritten_only_if_that_is_said(
-    tmp_path: Path, overwrite: bool, condition: Condition
-) -> None:
+def test_a_standbys_disk_is_overwritten_only_if_that_is_said(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.write_bytes(b"old" * 4096)
-    plan = HostPlan(
-        volumes={"vda": disk}, name="beta", pair_id=PAIR_ID, peers=[("a", 1)], overwrite=overwrite
-    )
-    init_host(tmp_path / "beta", plan)
-    assert _condition(tmp_path / "beta") is condition
+    plan = HostPlan(volumes={"vda": disk}, name="beta", pair_id=PAIR_ID, peers=[("a", 1)])
+    with pytest.raises(ConfigError, match=f"--volume vda={disk}: .*: say --overwrite if it is of no worth"):
+        init_host(tmp_path / "beta", plan)
+    assert not (tmp_path / "beta").exists()
+    init_host(tmp_path / "beta", replace(plan, overwrite=True))
+    assert _condition(tmp_path / "beta") is Condition.SYNCING
 
 
 @pytest.mark.parametrize(

@@ -293,7 +293,8 @@ def _volume_words(volume: Mapping[str, Any]) -> str:
         when = f"; last written {datetime.fromtimestamp(volume['last_written_s'], UTC):%Y-%m-%d %H:%M:%S} UTC"
     if relation is None:
         return f"generation {volume['generation'] or 'none'}; what the other host has is not known{when}"
-    if relation in {"same", "behind", "both-empty", "local-empty"}:
+    unheard_of = volume["condition"] == "consistent" and volume["generation"] is None  # taken over as it was
+    if relation in {"same", "behind", "both-empty", "local-empty"} and not unheard_of:
         return f"has nothing that the other host lacks, but for what its dirty map holds ({relation}){when}"
     since = f"since generation {volume['common']}" if volume["common"] else "nothing in common"
     own = ", ".join(volume["own_generations"]) or "none"

@@ -79,6 +79,12 @@ def init_host(directory: Path, plan: HostPlan) -> list[str]:
     pair_id = _parse_pair_id(text)
     if plan.overwrite and plan.pair_id is None:
         raise ConfigError("the first host is the active one: its content is what the other host will have")
+    for name, what in plan.volumes.items():
+        if isinstance(what, Path) and plan.pair_id is not None and not plan.overwrite:
+            raise ConfigError(
+                f"--volume {name}={what}: what it holds will be overwritten with what the first host has: "
+                "say --overwrite if it is of no worth"
+            )
     stated_failover_ns(plan.failover_s)
     sizes = {name: what if isinstance(what, int) else _size_of(what) for name, what in plan.volumes.items()}
     try:
