@@ -37,7 +37,8 @@ class Bench:
     def __init__(self, block: Superblock, milestone: int = 1) -> None:
         self.out: list[Effect] = []
         tags = itertools.count(0x21)
-        self.standing = Standing(0, block, lambda: next(tags), self.out, milestone=milestone)
+        self.permit = Permit(self.out, alone=True)
+        self.standing = Standing(0, block, lambda: next(tags), self.out, self.permit, milestone)
 
     def activate(self, term: int = 1) -> Bench:
         self.standing.activate(term, "boot")
@@ -488,3 +489,23 @@ def test_a_grant_that_counts_the_peer_again_takes_the_permit_back() -> None:
     assert not bench.may_go_on_alone()
     bench.standing.request_alone()
     assert bench.asked == 1
+
+
+def test_a_peer_that_left_still_counts_until_somebody_may_go_on_without_it() -> None:
+    bench = Bench(in_sync_block()).activate()
+
+    def counts() -> bool:
+        return bench.standing.still_counts
+
+    assert not counts()
+    bench.permit.give(alone=False)
+    assert counts()  # in an earlier life
+    bench.joined()
+    bench.standing.leave(Phase.ABSENT, at_once=True)
+    assert counts()
+    bench.permit.give(alone=True)
+    assert not counts()
+    bench.standing.permitted()
+    bench.write_all()
+    bench.permit.give(alone=False)  # the peer is wanted in again, and has not taken the new generation over
+    assert not counts()

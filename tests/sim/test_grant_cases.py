@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
+from pairsync.core.limits import VolumeOptions
+from pairsync.core.standing import Phase
 from pairsync.core.timing import derive
 from pairsync.core.units import NS_PER_MS, NS_PER_S
 from pairsync.testing.grantsim import GrantProfile, GrantWorld, draw_profile
@@ -232,3 +234,36 @@ def test_an_owner_that_cannot_meet_its_standby_serves_from_its_old_disk() -> Non
     assert owner.serves
     assert world.coverage.counts["rolled-back-unseen"] == 1
     assert world.coverage.counts["rolled-back-told"] == 0
+
+
+def test_a_standby_that_is_back_before_it_was_put_out_takes_over_in_the_midst_of_the_copy() -> None:
+    """It called itself half overwritten, and was still in sync by grant: nobody could run."""
+    found = draw_profile(Random(1))
+    slow = replace(found.speeds, disk_ns=3 * NS_PER_MS, link_ns=5 * NS_PER_MS)
+    options = tuple(VolumeOptions() for _ in found.sizes_bytes)
+    world = GrantWorld(
+        3,
+        _quiet(
+            witnesses=("w",), timing=derive(5 * NS_PER_S), speeds=slow, options=options, think_ns=NS_PER_MS
+        ),
+    )
+    for host in world.hosts:
+        host.start()
+    world.guest.begin()
+    world.run_until(6 * NS_PER_S)
+    assert world.whole()
+    owner = next(host for host in world.hosts if host.serves)
+    standby = world.hosts[1 - owner.index]
+    world.network.loss = 1.0  # nobody can agree to anything
+    world.network.link.drop(owner.index, "blip")
+    assert owner.plane is not None
+    standings = [source.standing for source in owner.plane.session.sources]
+    world.clock.run_until(9 * NS_PER_S, stop=lambda: any(each.phase is Phase.SYNCING for each in standings))
+    assert world.checker.newest is not None
+    assert standby.id in world.checker.newest.in_sync
+    assert not any(each.joined for each in standings)
+    owner.crash(power=False, why="crash")
+    world.network.loss = 0.0
+    world.changed()
+    world.run_until(world.clock.now + 10 * NS_PER_S)
+    assert standby.serves

@@ -16,6 +16,13 @@ Labels and dirty maps say what to copy; that nothing else differs is proven befo
 that loses its power may keep the digest of a block and not the block, which no proof would find again.
 
 What was read here and is not what its digest says is not sent (`core.doubts`).
+
+**A peer that still counts** (`core.superblock`).  Where grants are arbitrated, a peer may be back before it
+was put out.  Until the permit has come nothing is acknowledged without it: at level ``sync`` it has all that
+ever was, and so has this host.  So each of its blocks holds enough, before it is overwritten and after, and
+its replica may be promoted in the midst of the copy: it does not call itself a mixture.  If the permit comes
+meanwhile, a further plan is sent before anything is acknowledged that the peer may lack.  (At level ``async``
+it lacks writes that were acknowledged, and would get later ones before earlier ones.)
 """
 
 from __future__ import annotations
@@ -29,11 +36,13 @@ from .doubts import Doubts
 from .effects import DropSession, Effect, Emit, MapAllocation, Read, SavePages, Send
 from .events import DifferenceEvent, ResyncEvent, TroubleEvent
 from .fetcher import Fetcher
+from .lineage import SAME_GENERATION
 from .messages import Adopt, Begin, SyncMode, VolumePlan, WriteOp
 from .prover import Prover
 from .questions import Examined, Questions
 from .resync import Found, Pacer, Progress, ResyncSource
 from .standing import Phase, Standing
+from .superblock import STILL_COUNTS
 from .tracker import Tracker, ops_bytes
 from .trouble import errno_name
 from .units import BLOCK_BYTES, KIB, Extent
@@ -74,8 +83,12 @@ class Copier:
         fetcher: Fetcher,
         pacer: Pacer,
         out: list[Effect],
+        *,
+        sync: bool = True,
     ) -> None:
+        """``sync``: nothing is acknowledged that a peer in sync lacks."""
         self.pacer = pacer
+        self._sync = sync
         self._index = index
         self._size_bytes = size_bytes
         self._tracker = tracker
@@ -107,12 +120,21 @@ class Copier:
         self._rounds = 0
         self._begin(plan, blank=blank, now_ns=now_ns)
 
+    def begin_again(self, rule: str, now_ns: int) -> None:
+        """The peer, whose session goes on, is behind after all."""
+        plan = VolumePlan(SyncMode.INCREMENTAL, rule, self._standing.newest)
+        self._begin(plan, blank=False, now_ns=now_ns)
+
     def _begin(self, plan: VolumePlan, *, blank: bool, now_ns: int) -> None:
         self._standing.prepare()
-        self._plan = plan
-        if plan.mode is SyncMode.NOTHING and self._tracker.dirty():
-            self._plan = VolumePlan(SyncMode.INCREMENTAL, plan.rule, plan.target)
-        if plan.mode is SyncMode.FULL:
+        mode, rule = plan.mode, plan.rule
+        if mode is SyncMode.NOTHING and self._tracker.dirty():
+            mode = SyncMode.INCREMENTAL
+        same = mode is SyncMode.INCREMENTAL and rule == SAME_GENERATION
+        if same and self._sync and self._standing.still_counts:
+            rule = STILL_COUNTS
+        self._plan = VolumePlan(mode, rule, plan.target)
+        if mode is SyncMode.FULL:
             self._stage = _Stage.MAPPING
             if blank:
                 self._token = object()
@@ -120,7 +142,7 @@ class Copier:
             else:
                 self._stage = _Stage.SAVING
                 self.want([(0, self._tracker.block_count)])
-        elif self._plan.mode is SyncMode.NOTHING:
+        elif mode is SyncMode.NOTHING or rule == STILL_COUNTS:
             self._send_begin(now_ns)
         else:
             self._base()
@@ -177,6 +199,14 @@ class Copier:
         self._waiting_since_ns = now_ns
         self._stage = _Stage.BEGINNING
         self._out.append(Emit(ResyncEvent(self._standing.name, plan.mode.name.lower(), plan.rule, dirty)))
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether a peer is written to as one that still counts, and does no more: it needs another plan."""
+        plan = self._plan
+        if plan is None or plan.rule != STILL_COUNTS or not self._standing.mirrored:
+            return False
+        return plan.target != self._standing.newest
 
     def marked(self, extents: Sequence[tuple[int, int]]) -> None:
         """The peer's own dirty blocks: the union is copied."""
@@ -310,10 +340,10 @@ class Copier:
 
     def _copy_differences(self, now_ns: int) -> None:
         """The dirty map holds them."""
-        if self._plan is not None and self._plan.mode is SyncMode.NOTHING:
+        plan = self._plan
+        if plan is not None and (plan.mode is SyncMode.NOTHING or plan.rule == STILL_COUNTS):
             self._standing.leave(Phase.BEHIND, at_once=True)
-            plan = VolumePlan(SyncMode.INCREMENTAL, "digests-differ", self._standing.newest)
-            self._begin(plan, blank=False, now_ns=now_ns)
+            self.begin_again("digests-differ", now_ns)
         else:
             self._stage = _Stage.COPYING
 

@@ -41,6 +41,7 @@ __all__ = [
     "NO_OWNER",
     "ROLLED_BACK",
     "ROLLED_BACK_APART",
+    "SAME_GENERATION",
     "WHAT_NOW",
     "Comparison",
     "Decision",
@@ -64,6 +65,9 @@ ROLLED_BACK = "active-rolled-back"
 
 ROLLED_BACK_APART = "rolled-back-apart"
 """Likewise, and it was written alone since: each host has what the other one lacks."""
+
+SAME_GENERATION = "newest-generations-equal"
+"""The rule by which both replicas have lived through the same."""
 
 _OUTDATED = frozenset({"active-behind", ROLLED_BACK})
 """The rules by which the standby has all that the active host has, and more."""
@@ -101,7 +105,7 @@ def compare(local: Lineage, peer: Lineage) -> Comparison:
             return Comparison(Relation.LOCAL_EMPTY, "local-never-written", None)
         return Comparison(Relation.PEER_EMPTY, "peer-never-written", None)
     if local[0] == peer[0]:
-        return Comparison(Relation.SAME, "newest-generations-equal", local[0])
+        return Comparison(Relation.SAME, SAME_GENERATION, local[0])
     if peer[0] in local and local[0] in peer:
         return Comparison(Relation.DIVERGED, "histories-contradict", None)  # no two real histories do
     if peer[0] in local:

@@ -34,7 +34,7 @@ from .fetcher import Repair
 from .flushes import Flushes, FlushOp
 from .growth import Growth
 from .limits import VolumeOptions
-from .messages import Adopted, SyncMode, VolumePlan, WriteOp
+from .messages import Adopted, VolumePlan, WriteOp
 from .points import SourcePoints
 from .resync import Found
 from .scrubber import Scrubber
@@ -366,6 +366,9 @@ class VolumeSource:
         """Do whatever has become possible; called after every report."""
         if self.failed is not None:
             return
+        if self.copier.overtaken:
+            self._part(Phase.BEHIND)
+            self.copier.begin_again("went-on-alone", now_ns)
         if self.tracker.closing is not None:
             self._closer.drain(now_ns)
         if self._admission.waiting:
@@ -420,8 +423,8 @@ class VolumeSource:
         standing, window = self.standing, self._window
         too_far = self._admission.look(now_ns, joined=self.standing.joined)
         if standing.phase is Phase.BEHIND and window.data_bytes < self.options.lag_bytes // 4:
-            plan = VolumePlan(SyncMode.INCREMENTAL, "fell-behind", standing.newest)
-            self.begin(plan, blank=False, now_ns=now_ns)
+            self.copier.begin_again("fell-behind", now_ns)
+            self.advance(now_ns)
         elif too_far and self._admission.falls_behind and standing.joined:
             self._out.append(Emit(BehindEvent(standing.name, window.data_bytes, window.lag_ns(now_ns))))
             self._part(Phase.BEHIND)

@@ -188,6 +188,12 @@ class Standing:
         return bool(writer.durable.lineage) and writer.durable.lineage[0] == writer.desired.lineage[0]
 
     @property
+    def still_counts(self) -> bool:
+        """Whether a peer that was in sync when it left is still needed: nothing was acknowledged without it,
+        and nothing will be before a permit has come."""
+        return self._writer.desired.peer_in_sync and not self._permit.alone
+
+    @property
     def settled(self) -> bool:
         """Whether nothing is on its way to the disk."""
         return self._writer.settled

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .messages import Condition, Generation
+from .messages import Begin, Condition, Generation
 
-__all__ = ["LINEAGE_GENERATIONS_MAX", "Superblock", "new_superblock"]
+__all__ = ["LINEAGE_GENERATIONS_MAX", "STILL_COUNTS", "Superblock", "new_superblock"]
 
 LINEAGE_GENERATIONS_MAX = 64
 """Generations kept a replica, newest first.  A peer that was away for longer gets a full resync: 64 losses
 of the peer with writes in between are months of an ordinary pair, and 64 x 24 bytes fit any slot."""
+
+STILL_COUNTS = "standby-still-counts"
+"""The rule by which a standby stays whole while it is copied to: nothing was acknowledged without it since it
+left, and the active host plans anew before it does so.  See `core.copier`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,13 @@ class Superblock:
     boot_id: str
     parted: int | None = None
     outdated: bool = False
+
+    def stays_whole(self, begin: Begin) -> bool:
+        """Whether a standby's replica passes for a whole one while that plan is carried out (`core.copier`):
+        it was proven under this term of its owner, and lacks what nobody was told is there."""
+        plan, newest = begin.plan, self.lineage[:1]
+        counts = plan.rule == STILL_COUNTS and newest == (plan.target,) and begin.term == self.term
+        return counts and self.condition is Condition.CONSISTENT
 
 
 def new_superblock(

@@ -1,7 +1,7 @@
 """The standby host's machine for one volume: it applies what the active sends, in its order.
 
 * Before the first byte of a resync is written the superblock says ``SYNCING``: a half overwritten replica
-  never passes for a whole one (DESIGN rule 3).
+  never passes for a whole one (DESIGN rule 3); but see `core.copier` for what leaves it whole.
 * `Applied` leaves when a batch has been applied, `BarrierDone` when a flush has covered all that came before
   the barrier, `Adopted` when the new lineage is durable: nothing is promised before it is so.
 * A question about digests is put behind the writes that came before it, and answered for that moment.
@@ -50,7 +50,7 @@ from .messages import (
 from .points import TargetPoints
 from .questions import DIGEST_BYTES, QUESTIONS_MAX, Examined, node_count
 from .standing import SuperblockWriter
-from .superblock import Superblock
+from .superblock import STILL_COUNTS, Superblock
 from .tracker import ops_bytes
 from .trouble import errno_name
 from .units import block_count_of, bounded_runs
@@ -169,31 +169,29 @@ class VolumeTarget:
         asked to adopt can be missing then, and that request is given up.  Or nothing was to be copied, and
         the digests have told otherwise.
         """
-        block = self.superblock
+        block, plan = self.superblock, message.plan
         if self._planned not in (None, SyncMode.NOTHING):
             raise ProtocolError(f"volume {block.name!r}: a further plan before the last one was carried out")
         least = SyncMode.INCREMENTAL if self._asked_to_adopt else agreed
-        if message.plan.mode < least:
+        if plan.mode < least:
             raise ProtocolError(
-                f"volume {block.name!r}: the active plans {message.plan.mode.name.lower()}, "
+                f"volume {block.name!r}: the active plans {plan.mode.name.lower()}, "
                 f"at least {least.name.lower()} is needed"
             )
         self._check_term(message.term)
-        self._planned = message.plan.mode
+        # One that still counts may be told otherwise at any moment.
+        self._planned = SyncMode.NOTHING if plan.rule == STILL_COUNTS else plan.mode
         self._adopt = None
         self._barriers = deque(each for each in self._barriers if not isinstance(each[1], Adopt))
         self.in_sync = False
-        if message.plan.mode is SyncMode.NOTHING:
+        if plan.mode is SyncMode.NOTHING:
             self._begun = True
             self._writer.want(replace(block, term=message.term))
             return
-        self._begun = False  # no write before the superblock says SYNCING
-        plan = message.plan
+        self._begun = False  # no write before the superblock says SYNCING, or says that it need not
         self._out.append(Emit(ResyncEvent(block.name, plan.mode.name.lower(), plan.rule, 0)))
-        self._settle_with(
-            replace(block, term=message.term, condition=Condition.SYNCING, sync_target=plan.target),
-            self._send_begun,
-        )
+        syncing = replace(block, term=message.term, condition=Condition.SYNCING, sync_target=plan.target)
+        self._settle_with(block if block.stays_whole(message) else syncing, self._send_begun)
 
     def _send_begun(self) -> None:
         self._begun = True

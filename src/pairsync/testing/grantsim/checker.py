@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pairsync.core.arbitration import TwoTruths
-from pairsync.core.events import DifferenceEvent, Event, InSyncEvent, RefusedEvent
+from pairsync.core.events import DifferenceEvent, Event, InSyncEvent, RefusedEvent, ResyncEvent
 from pairsync.core.grants import Grant, objection
 from pairsync.core.superblock import Superblock
 
@@ -203,6 +203,8 @@ class GrantChecker:
         elif isinstance(event, RefusedEvent):
             self.refused = event.rule
             world.coverage.reach(f"refused:{event.rule}")
+        elif isinstance(event, ResyncEvent):
+            world.coverage.reach(f"rule:{event.rule}")
         elif isinstance(event, InSyncEvent):
             self.refused = None
             self.rolled_back.clear()

@@ -42,6 +42,7 @@ OUTCOMES = (
         "async-lost",
     ),
     *("drill:goes-on", "drill:moves", "drill:stops", "drill:cut-cable"),
+    *("rule:standby-still-counts", "rule:went-on-alone"),
     *("versions-differ", "refused:versions", "refused:witness-versions"),
 )
 
