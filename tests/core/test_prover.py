@@ -6,6 +6,8 @@ import errno
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pairsync.core import prover
 from pairsync.core.copier import PROOF_ROUNDS_MAX
@@ -286,6 +288,21 @@ def test_the_walk_finds_exactly_what_differs(wrong: set[int], most: int | None) 
     assert {b for run in walk.prover.differing.runs() for b in range(*run)} == wrong
     if most is None:
         assert questions <= 3 * (1 + 2 * len(wrong)), "few round trips"
+
+
+@given(st.data())
+def test_the_walk_finds_it_in_whatever_parts_and_order_the_answers_come(data: st.DataObject) -> None:
+    block_count = data.draw(st.integers(1, 3 * FAN_OUT * FAN_OUT))
+    wrong = data.draw(st.sets(st.integers(0, block_count - 1), max_size=5))
+    walk = Walk(block_count)
+    asked: list[Prove] = []
+    while not walk.prover.finished:
+        asked += walk.asked()
+        prove = asked.pop(data.draw(st.integers(0, len(asked) - 1)))
+        count = prove.stop - prove.first
+        parts = st.sampled_from((count, max(count - 1, 1), (count + 1) // 2))
+        walk.answer(prove, wrong, mine=data.draw(parts), theirs=data.draw(parts))
+    assert {b for run in walk.prover.differing.runs() for b in range(*run)} == wrong
 
 
 def test_questions_are_bounded_in_number_and_in_size() -> None:
