@@ -36,6 +36,7 @@ LONG_MODULES: dict[str, str] = {
 TESTED_ELSEWHERE: dict[str, tuple[str, str]] = {
     "src/pairsync/core/reports.py": ("tests/core/test_session.py", "a part of the session"),
     # "src/pairsync/room/module.py": ("tests/.../test_other.py", "reason"),
+    "src/pairsync/nbd/traffic.py": ("tests/nbd/test_connection.py", "totals that its connections count"),
     "src/pairsync/node/demo.py": ("tests/e2e/test_demonstration.py", "it is run as a user would run it"),
     "src/pairsync/io/witnessstore.py": (
         "tests/testing/test_witness.py",

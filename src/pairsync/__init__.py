@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from pairsync.guest.volume import Volume
     from pairsync.io.config import LinkConfig, LinkTimings, PathConfig
     from pairsync.io.keys import HostIdentity, make_identity, open_identity
-    from pairsync.io.polling import BusyPolling
+    from pairsync.polling import BusyPolling
 
 __all__ = [
     "ArbitrationError",
@@ -87,7 +87,7 @@ _HOMES = {
     "AsyncioGuest": "pairsync.guest.asyncio_facade",
     "BackendError": "pairsync.errors",
     "BusyError": "pairsync.errors",
-    "BusyPolling": "pairsync.io.polling",
+    "BusyPolling": "pairsync.polling",
     "ClosedError": "pairsync.errors",
     "ConfigError": "pairsync.errors",
     "Event": "pairsync.core.events",

@@ -214,6 +214,11 @@ class MemoryConnection:
             self._readable = trio.Event()
             await self._readable.wait()
 
+    async def attend(self, take: Callable[[], bool]) -> None:
+        await self.wait_readable()
+        while take():
+            await self.wait_readable()
+
     def receive_nowait(self, buffer: memoryview) -> int | None:
         if not self.buffer:
             return 0 if self.ended else None

@@ -18,15 +18,11 @@ from pairsync.errors import ClosedError, PeerLost
 from pairsync.nbd import NbdLimits
 from pairsync.nbd import constants as c
 from pairsync.nbd.budget import Budget
-from pairsync.nbd.connection import (
-    DIRECT_READ_BYTES_MAX,
-    SCRATCH_BYTES,
-    SHARED_READ_BYTES_MAX,
-    Connection,
-    Traffic,
-)
+from pairsync.nbd.connection import Connection
 from pairsync.nbd.export import STALE_S, Done, HungUp
 from pairsync.nbd.negotiation import Chosen
+from pairsync.nbd.replies import DIRECT_READ_BYTES_MAX, SCRATCH_BYTES, SHARED_READ_BYTES_MAX
+from pairsync.nbd.traffic import Traffic
 from pairsync.nbd.transport import SocketTransport, StreamTransport
 from pairsync.testing.nbd_client import NbdClient, NbdReply, NbdReplyError
 from pairsync.testing.nbd_memory import CONTEXT_DIRTY, MemoryExport
@@ -365,6 +361,7 @@ async def test_export_that_goes_away(
         raise ClosedError("the volume was closed")
 
     if where == "wait":
+        monkeypatch.setattr(MemoryExport, "writable", False)
         monkeypatch.setattr(disk, "wait_writable", wait_writable)
     else:
         monkeypatch.setattr(disk, "submit", submit)

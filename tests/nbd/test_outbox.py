@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -41,6 +42,9 @@ class FakeTransport:
         self.sent += data
 
     async def receive(self) -> bytes:
+        raise NotImplementedError
+
+    async def attend(self, take: Callable[[bytes], bool]) -> None:
         raise NotImplementedError
 
     async def receive_into(self, window: memoryview) -> int:

@@ -253,6 +253,11 @@ class Door:
         else:
             self._put(_Write(ops, done, self._guest.now_ns(), hung_up))
 
+    @property
+    def writable(self) -> bool:
+        """Whether this host owns, and a batch is welcome."""
+        return self._here and self._volume.writable
+
     async def wait_writable(self) -> None:
         """Return when a batch is welcome; `BackendError` if nobody owns for too long."""
         since_ns = self._guest.now_ns()

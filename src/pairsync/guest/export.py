@@ -63,6 +63,11 @@ class VolumeExport:
         """Size of the volume."""
         return self._volume.size_bytes
 
+    @property
+    def writable(self) -> bool:
+        """As `Volume.writable`."""
+        return self._volume.writable
+
     def meta_contexts(self) -> Mapping[str, str]:
         """What BLOCK_STATUS can be asked for."""
         contexts = {name: name for name in (CONTEXT_ALLOCATION, CONTEXT_DIRTY)}

@@ -252,6 +252,13 @@ class Volume:
                 source.write(ended, part, self._guest.now_ns())
         self._guest.perform()
 
+    @property
+    def writable(self) -> bool:
+        """Whether `wait_writable` would return at once."""
+        guest = self._guest
+        sources = guest.session.sources
+        return bool(sources) and not guest.closed and not guest.paused and sources[self._index].accepting
+
     async def wait_writable(self) -> None:
         """Return when a batch is welcome."""
         while not self._source().accepting:

@@ -6,9 +6,10 @@ lane is *blocked* until the writer task has sent the rest; meanwhile frames wait
 session's stream, and leave in one record as soon as the lane is free again.  So records are small while
 the lane is idle and large while it is busy, without a timer.
 
-**Receiving.**  The reader task receives into one reused buffer that holds two records of the largest size,
-and opens each whole record into a buffer of its own, so that the payload can be referred to for as long as
-anybody needs it.  A record's length is checked before anything is done for it.
+**Receiving.**  The reader task, or whoever polls, without a switch to it (`Connection.attend`), receives into
+one reused buffer that holds two records of the largest size, and opens each whole record into a buffer of its
+own, so that the payload can be referred to for as long as anybody needs it.  A record's length is checked
+before anything is done for it.
 
 A failure while sending is not raised to the caller of `transmit`, who may be anybody: the lane fails, its
 tasks raise `PeerLost`, and the path goes down in its own task.
@@ -42,6 +43,47 @@ RECEIVE_BUFFER_BYTES = 2 * (LENGTH_BYTES + RECORD_BYTES_MAX)
 def _lazy_buffer(size_bytes: int) -> memoryview:
     """A buffer whose memory is taken page by page as it is used: a spare lane costs next to nothing."""
     return memoryview(mmap.mmap(-1, size_bytes))
+
+
+class _Inbox:
+    """What has been received and not opened, in one reused buffer."""
+
+    __slots__ = ("_buffer", "_end", "_start", "stop")
+
+    def __init__(self) -> None:
+        self._buffer = _lazy_buffer(RECEIVE_BUFFER_BYTES)
+        self._start = self._end = 0  # it lies between
+        self.stop = 0
+        """Where the first record of it ends; 0 if not all of that is there."""
+
+    def room(self) -> memoryview:
+        """Where to receive into; moves what is left, so nothing of what `take` gave may be in use."""
+        start, end = self._start, self._end
+        if start == end:
+            self._start = self._end = 0
+        elif RECEIVE_BUFFER_BYTES - start < LENGTH_BYTES + RECORD_BYTES_MAX:
+            self._buffer[: end - start] = self._buffer[start:end]
+            self._start, self._end = 0, end - start
+        return self._buffer[self._end :]
+
+    def received(self, count: int) -> None:
+        """So much was received into `room`; raises `ProtocolError` for a length that no record has."""
+        self._end += count
+        self._look()
+
+    def take(self) -> memoryview:
+        """The first record, which must be whole, without its length."""
+        sealed = self._buffer[self._start + LENGTH_BYTES : self.stop]
+        self._start = self.stop
+        self._look()
+        return sealed
+
+    def _look(self) -> None:
+        start, end = self._start, self._end
+        self.stop = 0
+        if end - start >= LENGTH_BYTES:
+            stop = start + LENGTH_BYTES + record_length(self._buffer, start)
+            self.stop = stop if stop <= end else 0
 
 
 class Lane:
@@ -134,48 +176,38 @@ class Lane:
         Raises `PeerLost` at the end, `ProtocolError` for a record that is not one, and whatever
         ``deliver`` raises.
         """
-        connection, gate = self._connection, self._gate
-        buffer = _lazy_buffer(RECEIVE_BUFFER_BYTES)
-        start = end = 0
-        while True:
-            try:
-                await connection.wait_readable()
-                if gate.shut:
-                    await gate.wait_open()
-                received = connection.receive_nowait(buffer[end:])
-            except OSError as error:
-                raise PeerLost(f"{self._who}: {error}") from error
+        connection, gate, opener, inbox = self._connection, self._gate, self._opener, _Inbox()
+
+        def take() -> bool:
+            if gate.shut:
+                return False
+            received = connection.receive_nowait(inbox.room())
             if received is None:
-                continue
+                return True
             if not received:
                 raise PeerLost(f"{self._who}: the other end hung up")
-            end += received
             self.bytes_in += received
-            following = self._whole_record(buffer, start, end)
-            while following:
-                self.records_in += 1
-                deliver(self._opener.open(buffer[start + LENGTH_BYTES : following]))
-                start = following
-                following = self._whole_record(buffer, start, end)
-                if following:
-                    # What one record sets off may take a millisecond (a resync reads and sends the next
-                    # piece), and dozens may be here: others, such as the guest's writes, go in between.
-                    await trio.lowlevel.checkpoint()
-                    if gate.shut:
-                        await gate.wait_open()
-            if start == end:
-                start = end = 0
-            elif RECEIVE_BUFFER_BYTES - start < LENGTH_BYTES + RECORD_BYTES_MAX:
-                buffer[: end - start] = buffer[start:end]
-                start, end = 0, end - start
+            inbox.received(received)
+            if inbox.stop:
+                deliver_one()
+            return not inbox.stop
 
-    @staticmethod
-    def _whole_record(buffer: memoryview, start: int, end: int) -> int:
-        """Where the record that begins at ``start`` ends; 0 if not all of it is there."""
-        if end - start < LENGTH_BYTES:
-            return 0
-        following = start + LENGTH_BYTES + record_length(buffer, start)
-        return following if following <= end else 0
+        def deliver_one() -> None:
+            self.records_in += 1
+            deliver(opener.open(inbox.take()))
+
+        while True:
+            try:
+                await connection.attend(take)
+            except OSError as error:
+                raise PeerLost(f"{self._who}: {error}") from error
+            await gate.wait_open()
+            while inbox.stop:
+                # What one record sets off may take a millisecond (a resync reads and sends the next
+                # piece), and dozens may be here: others, such as the guest's writes, go in between.
+                await trio.lowlevel.checkpoint()
+                await gate.wait_open()
+                deliver_one()
 
     async def receive_first(self) -> memoryview:
         """The first record of a new lane, read exactly, before any task runs.

@@ -14,12 +14,13 @@ import errno
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Protocol, TypeAlias
 
 import trio
 
 from pairsync.core.messages import Buffer
+from pairsync.polling import attend
 
 __all__ = [
     "LISTEN_BACKLOG",
@@ -66,6 +67,14 @@ class Connection(Protocol):
 
     def wait_readable(self) -> Awaitable[None]:
         """Wait until `receive_nowait` may return something."""
+        ...
+
+    def attend(self, take: Callable[[], bool]) -> Awaitable[None]:
+        """Call ``take`` whenever `receive_nowait` may return something, until that returns False.
+
+        It must not wait; it may be called outside of any task, while the caller's waits here.  What it raises
+        comes out here.
+        """
         ...
 
     def receive_nowait(self, buffer: memoryview) -> int | None:
@@ -141,6 +150,10 @@ class TcpConnection:
     def wait_writable(self) -> Awaitable[None]:
         """Wait for room in the socket."""
         return trio.lowlevel.wait_writable(self._socket)  # noqa: ASYNC105  # the caller awaits it
+
+    def attend(self, take: Callable[[], bool]) -> Awaitable[None]:
+        """Wait for data in the socket, and polls where its process does (`pairsync.polling`)."""
+        return attend(self._socket, take)
 
     def wait_readable(self) -> Awaitable[None]:
         """Wait for data in the socket."""

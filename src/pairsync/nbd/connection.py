@@ -1,7 +1,7 @@
 """One client in the transmission phase.
 
 Theory of operation.  The task of `Connection.run` receives, parses and, as far as it can, answers without a
-task switch::
+task switch; while nothing has to be waited for, not even that task is needed (`Transport.attend`)::
 
     receive ─> RequestParser ─> reads that need no waiting ─> one send for all of them
                              ─> all writes that are here   ─> one `Export.submit`; `done` posts the replies
@@ -40,6 +40,9 @@ from .limits import NbdLimits
 from .negotiation import Chosen
 from .outbox import Outbox
 from .replies import (
+    DIRECT_READ_BYTES_MAX,
+    GATHERED_BYTES,
+    SHARED_READ_BYTES_MAX,
     SIMPLE_READ,
     SIMPLE_READ_HEAD,
     STRUCTURED_READ,
@@ -50,39 +53,14 @@ from .replies import (
     error_of,
     error_reply,
     nbd_error,
+    read_reply,
 )
 from .requests import Batch, Read, Request, RequestParser, RequestRules
 from .stall import LOOKS_MAX, Stall
+from .traffic import Traffic
 from .transport import Transport
 
-__all__ = ["SCRATCH_BYTES", "Connection", "Traffic"]
-
-GATHERED_BYTES = 64 * 1024
-"""Replies are gathered up to this size and then sent, before the rest of the batch is read: sixteen of 4 KiB
-cost one system call, and the client works on them meanwhile."""
-
-SHARED_READ_BYTES_MAX = 128 * 1024
-"""Larger reads get memory of their own: it is handed on as it is where the scratch buffer would be copied."""
-
-SCRATCH_BYTES = GATHERED_BYTES + STRUCTURED_READ.size + SHARED_READ_BYTES_MAX
-"""One shared read may begin just below the size at which replies are sent."""
-
-DIRECT_READ_BYTES_MAX = 1024 * 1024
-"""Larger reads get a child task, which gives others a turn after each slice of this size."""
-
-
-class Traffic:
-    """Totals of a server; only ever grow."""
-
-    __slots__ = ("bytes_read", "bytes_written", "errors", "reads", "requests", "writes")
-
-    def __init__(self) -> None:
-        self.requests = 0
-        self.reads = 0
-        self.writes = 0  # zeroes and trims included
-        self.errors = 0  # error replies
-        self.bytes_read = 0  # asked for
-        self.bytes_written = 0  # payload received
+__all__ = ["Connection"]
 
 
 class Connection:
@@ -128,6 +106,8 @@ class Connection:
         self._backlog: deque[Request | Read] = deque()  # waits for a worker; entered in _flight
         self._in_submit = False  # `done` need not send: the reader will, once it has handled the batch
         self._lost: PeerLost | None = None
+        self._closed = False  # by the client, in order, with nothing left to be handled
+        self._disconnected = False  # it has said that it goes: what follows is ignored
         self._over = False  # nothing can be answered any more
 
     async def run(self) -> str:
@@ -173,42 +153,70 @@ class Connection:
         parser, transport = self._parser, self._transport
         if self._early:
             parser.feed(self._early)
-            if await self._handle():
-                return "disconnected"
-        while True:
+            await self._handle()
+        while not self._disconnected:
             window = parser.window()
             if window is None:
-                data = await transport.receive()
-                if not data:
+                await transport.attend(self._take)
+                if self._closed:
                     return "the client closed the connection"
-                parser.feed(data)
             else:
                 count = await transport.receive_into(window)
                 if not count:
                     return "the client closed the connection in the middle of a write"
                 parser.filled(count)
-            if await self._handle():
-                return "disconnected"
+            await self._handle()
+        return "disconnected"
 
-    async def _handle(self) -> bool:
-        """Handle all that the parser has; whether the client disconnected."""
-        flight, parser, batch_bytes_max = self._flight, self._parser, self._limits.batch_bytes_max
-        while True:
-            if flight.full:
-                await flight.wait_room()
-            batch = parser.take(flight.room_requests, batch_bytes_max)
-            if parser.window() is not None:
-                self._take_more(batch)
-            if parser.arriving_bytes != flight.arriving_bytes:
-                flight.arriving(parser.arriving_bytes)
-            await self._handle_batch(batch)
-            if batch.disconnect:
-                return True
+    def _take(self, data: bytes) -> bool:
+        """Handle what was received; False if the task is to go on, because something has to be waited for."""
+        if not data:
+            self._closed = True
+            return False
+        self._parser.feed(data)
+        if self._flight.full or not self.export.writable:
+            return False
+        batch = self._next()
+        if batch.writes:
+            self._submit(batch)
+        self._finish(batch)
+        return not (batch.more or batch.disconnect) and self._parser.window() is None
+
+    async def _handle(self) -> None:
+        """Handle all that the parser has."""
+        while not self._disconnected:
+            if self._flight.full:
+                await self._flight.wait_room()
+            batch = self._next()
+            if batch.writes:
+                await self._write(batch)
+            self._finish(batch)
             if not batch.more:
-                return False
-            await (
-                trio.lowlevel.checkpoint()
-            )  # what one buffer asks for may be much: let others have their turn
+                return
+            # what one buffer asks for may be much: let others have their turn
+            await trio.lowlevel.checkpoint()
+
+    def _next(self) -> Batch:
+        """Take a batch off the parser: its reads are answered, and its writes are in flight from here on."""
+        flight, parser, traffic = self._flight, self._parser, self._traffic
+        batch = parser.take(flight.room_requests, self._limits.batch_bytes_max)
+        if parser.window() is not None:
+            self._take_more(batch)
+        if parser.arriving_bytes != flight.arriving_bytes:
+            flight.arriving(parser.arriving_bytes)
+        count, writes = len(batch), len(batch.writes)
+        traffic.requests += count
+        self._handled += count
+        self._disconnected = batch.disconnect
+        if batch.reads:
+            self._read(batch.reads)
+            if writes:
+                self._outbox.push()
+        if writes:
+            traffic.writes += writes
+            traffic.bytes_written += batch.payload_bytes
+            flight.enter(writes, batch.payload_bytes)
+        return batch
 
     def _take_more(self, batch: Batch) -> None:
         """Large writes: take in what is here already, so that a few of them go on together."""
@@ -222,16 +230,8 @@ class Connection:
             parser.filled(count)
             parser.take(flight.room_requests, bytes_max, batch)
 
-    async def _handle_batch(self, batch: Batch) -> None:
-        traffic, count = self._traffic, len(batch)
-        traffic.requests += count
-        self._handled += count
-        if batch.reads:
-            self._read(batch.reads)
-        if batch.writes:
-            if batch.reads:
-                self._outbox.push()
-            await self._write(batch)
+    def _finish(self, batch: Batch) -> None:
+        """Do what is neither a read nor a write, and send what was answered."""
         for rejection in batch.rejections:
             self._post_error(rejection.cookie, rejection.error, rejection.message)
         for request in batch.others:
@@ -282,7 +282,7 @@ class Connection:
         if length > DIRECT_READ_BYTES_MAX:
             self._start(read, length)
             return
-        reply, body = self._read_reply(read)
+        reply, body = read_reply(cookie, offset, length, structured=self._structured)
         try:
             filled = self.export.read_nowait(offset, body)
         except PairsyncError as error:
@@ -294,30 +294,31 @@ class Connection:
         else:
             self._start(read, length)
 
-    def _read_reply(self, read: Read) -> tuple[bytearray, memoryview]:
-        """Memory for a whole reply, its header in place, and the view where the data belongs."""
-        cookie, offset, length = read
-        if self._structured:
-            head = STRUCTURED_READ.pack(STRUCTURED_READ_HEAD, cookie, length + 8, offset)
-        else:
-            head = SIMPLE_READ.pack(SIMPLE_READ_HEAD, cookie)
-        reply = bytearray(len(head) + length)
-        reply[: len(head)] = head
-        return reply, memoryview(reply)[len(head) :]
-
     async def _write(self, batch: Batch) -> None:
-        writes, cookies, payload_bytes = batch.writes, batch.write_cookies, batch.payload_bytes
-        self._traffic.writes += len(writes)
-        self._traffic.bytes_written += payload_bytes
-        self._flight.enter(len(writes), payload_bytes)
-        accepted, began = False, trio.current_time()
+        """Submit the writes of a batch once the export has room for them."""
+        welcome, began = False, trio.current_time()
         try:
             await self.export.wait_writable()
-            if trio.current_time() - began > STALE_S and self._hung_up():
-                return self._on_lost(PeerLost("it hung up while its writes waited"))  # and what follows
+            welcome = trio.current_time() - began <= STALE_S or not self._hung_up()
+        except PairsyncError as error:
+            self._post_results(batch.write_cookies, [error_of(error)] * len(batch.writes), str(error))
+            return
+        finally:
+            if not welcome:
+                self._flight.leave(len(batch.writes), batch.payload_bytes)
+        if welcome:
+            self._submit(batch)
+        else:
+            self._on_lost(PeerLost("it hung up while its writes waited"))  # and what follows
+
+    def _submit(self, batch: Batch) -> None:
+        """Hand the writes of a batch, which are in flight, to the export."""
+        cookies, payload_bytes = batch.write_cookies, batch.payload_bytes
+        accepted = False
+        try:
             self._in_submit = True
             done = functools.partial(self._written, cookies, payload_bytes)
-            self.export.submit(writes, done, self._hung_up)
+            self.export.submit(batch.writes, done, self._hung_up)
             accepted = True
         except PairsyncError as error:
             self._post_results(cookies, [error_of(error)] * len(cookies), str(error))
@@ -376,8 +377,8 @@ class Connection:
 
     async def _read_slowly(self, read: Read) -> bytearray:
         """A read that may wait for a disk, or takes long."""
-        _, offset, length = read
-        reply, body = self._read_reply(read)
+        cookie, offset, length = read
+        reply, body = read_reply(cookie, offset, length, structured=self._structured)
         for start in range(0, length, DIRECT_READ_BYTES_MAX):
             if start:
                 await trio.lowlevel.checkpoint()

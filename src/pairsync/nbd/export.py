@@ -87,6 +87,10 @@ class Export(Protocol):
         the batch: nobody changes or reuses it, so it may be kept for as long as it takes.
         """
 
+    @property
+    def writable(self) -> bool:
+        """Whether `wait_writable` would return at once, now."""
+
     async def wait_writable(self) -> None:
         """Back-pressure: return when `submit` is welcome.  May be cancelled."""
 

@@ -17,6 +17,10 @@ from pairsync.errors import BackendError, ClosedError, InternalError, PairsyncEr
 from . import constants as c
 
 __all__ = [
+    "DIRECT_READ_BYTES_MAX",
+    "GATHERED_BYTES",
+    "SCRATCH_BYTES",
+    "SHARED_READ_BYTES_MAX",
     "SIMPLE_READ",
     "SIMPLE_READ_HEAD",
     "STRUCTURED_READ",
@@ -27,6 +31,7 @@ __all__ = [
     "error_of",
     "error_reply",
     "nbd_error",
+    "read_reply",
 ]
 
 SIMPLE_READ: Final = struct.Struct(">8s8s")
@@ -42,6 +47,19 @@ STRUCTURED_READ_HEAD: Final = struct.pack(
     ">IHH", c.STRUCTURED_REPLY_MAGIC, c.REPLY_FLAG_DONE, c.REPLY_TYPE_OFFSET_DATA
 )
 """Magic, flags and type of the only chunk of a read."""
+
+GATHERED_BYTES: Final = 64 * 1024
+"""Replies are gathered up to this size and then sent, before the rest of the batch is read: sixteen of 4 KiB
+cost one system call, and the client works on them meanwhile."""
+
+SHARED_READ_BYTES_MAX: Final = 128 * 1024
+"""Larger reads get memory of their own: it is handed on as it is where the scratch buffer would be copied."""
+
+SCRATCH_BYTES: Final = GATHERED_BYTES + STRUCTURED_READ.size + SHARED_READ_BYTES_MAX
+"""One shared read may begin just below the size at which replies are sent."""
+
+DIRECT_READ_BYTES_MAX: Final = 1024 * 1024
+"""Larger reads get a child task, which gives others a turn after each slice of this size."""
 
 _SIMPLE: Final = struct.Struct(">II8s")
 _CHUNK: Final = struct.Struct(">IHH8sI")
@@ -85,6 +103,17 @@ def error_of(error: PairsyncError) -> int:
 def done_replies(cookies: Sequence[bytes]) -> bytes:
     """Simple replies of success without data, one a cookie."""
     return SIMPLE_READ_HEAD + SIMPLE_READ_HEAD.join(cookies)
+
+
+def read_reply(cookie: bytes, offset: int, length: int, *, structured: bool) -> tuple[bytearray, memoryview]:
+    """Memory for the whole reply to a read, its header in place, and the view where the data belongs."""
+    if structured:
+        head = STRUCTURED_READ.pack(STRUCTURED_READ_HEAD, cookie, length + 8, offset)
+    else:
+        head = SIMPLE_READ.pack(SIMPLE_READ_HEAD, cookie)
+    reply = bytearray(len(head) + length)
+    reply[: len(head)] = head
+    return reply, memoryview(reply)[len(head) :]
 
 
 def error_reply(cookie: bytes, error: int, message: str, *, structured: bool) -> bytes:

@@ -27,11 +27,13 @@ import trio
 from pairsync.errors import BackendError, ConfigError, InternalError, PeerLost, ProtocolError, RefusedError
 
 from .budget import Budget
-from .connection import SCRATCH_BYTES, Connection, Traffic
+from .connection import Connection
 from .export import Export
 from .limits import NbdLimits
 from .listen import NbdListener
 from .negotiation import Chosen, Negotiation, StartTls, TlsMode
+from .replies import SCRATCH_BYTES
+from .traffic import Traffic
 from .transport import SocketTransport, StreamTransport, Transport
 
 __all__ = ["NbdServer", "NbdStatistics", "serve_nbd"]

@@ -13,12 +13,14 @@ from __future__ import annotations
 import select
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
 
 from pairsync.core.messages import Buffer
 from pairsync.errors import PeerLost
+from pairsync.polling import attend
 
 __all__ = ["RECEIVE_BYTES", "SocketTransport", "StreamTransport", "Transport"]
 
@@ -31,6 +33,13 @@ class Transport(Protocol):
 
     async def receive(self) -> bytes:
         """At most `RECEIVE_BYTES`; empty at the end; raises `PeerLost`."""
+
+    async def attend(self, take: Callable[[bytes], bool]) -> None:
+        """Call ``take`` with all that is received, as by `receive`, until it returns False.
+
+        It must not wait; it may be called outside of any task, while the caller's waits here.  What it raises
+        comes out here.
+        """
 
     async def receive_into(self, window: memoryview) -> int:
         """How many bytes were put at the start of ``window``; 0 at the end; raises `PeerLost`."""
@@ -73,6 +82,21 @@ class SocketTransport:
                 continue
             except OSError as error:
                 raise PeerLost("receiving failed") from error
+
+    async def attend(self, take: Callable[[bytes], bool]) -> None:
+        """See `Transport.attend`."""
+        receive = self._socket.recv
+
+        def step() -> bool:
+            try:
+                data = receive(RECEIVE_BYTES)
+            except BlockingIOError:
+                return True
+            except OSError as error:
+                raise PeerLost("receiving failed") from error
+            return take(data)
+
+        await attend(self._socket, step)
 
     async def receive_into(self, window: memoryview) -> int:
         """See `Transport.receive_into`.  Always a checkpoint, likewise."""
@@ -137,6 +161,11 @@ class StreamTransport:
             return bytes(await self._stream.receive_some(RECEIVE_BYTES))
         except trio.BrokenResourceError as error:
             raise PeerLost("receiving failed") from error
+
+    async def attend(self, take: Callable[[bytes], bool]) -> None:
+        """See `Transport.attend`."""
+        while take(await self.receive()):
+            pass
 
     async def receive_into(self, window: memoryview) -> int:
         """See `Transport.receive_into`; a stream can only give a buffer, so this copies."""

@@ -18,7 +18,7 @@ import trio
 from pairsync.errors import PairsyncError
 from pairsync.guest.disks import Opener
 from pairsync.guest.replica import open_replica
-from pairsync.io.polling import BusyPolling
+from pairsync.polling import BusyPolling
 
 from .descriptors import raise_descriptor_limit
 from .ending import leaves

@@ -143,6 +143,11 @@ class MemoryExport:
         else:
             self._do(ops, done)
 
+    @property
+    def writable(self) -> bool:
+        """See `Export.writable`."""
+        return self.write_gate is None or self.write_gate.is_set()
+
     async def wait_writable(self) -> None:
         """See `Export.wait_writable`."""
         if self.write_gate is not None:

@@ -169,6 +169,12 @@ class SimConnection:
         if self.closed:
             raise trio.ClosedResourceError
 
+    async def attend(self, take: Callable[[], bool]) -> None:
+        """As `Connection.attend`."""
+        await self.wait_readable()
+        while take():
+            await self.wait_readable()
+
     def receive_nowait(self, buffer: memoryview) -> int | None:
         """As `Connection.receive_nowait`; data that came before a reset is lost with it, as in a kernel."""
         self._check()

@@ -11,6 +11,10 @@ and again whether something has come, for as long as that is likely to pay:
 * polling in vain may use `VAIN_SHARE` of a processor in the long run, and no more;
 * each look offers the processor to whoever else wants it.
 
+Who waits for a message by `attend` gets it where it was found: what it sets off, such as the next message, is
+done without a turn of the loop and a switch to its task.  At depth 1 these were a fifth of a write.  As soon
+as a task has something to do, or something else has come, or a deadline is near, the loop turns.
+
 Measured with four wake-ups of 150 us each: writes at depth 1 1.8 times as many, their 99th percentile 0.6
 times as long; at depth 32 1.1 to 1.2 times as many; reads at depth 32 unchanged.  The idea is that of
 "halt polling" in virtual machine monitors (Linux, ``Documentation/virt/kvm/halt-polling.rst``).
@@ -23,14 +27,17 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import trio
 
 from pairsync.core.units import NS_PER_MS, NS_PER_S, NS_PER_US
+from pairsync.errors import InternalError
 
-__all__ = ["BusyPolling", "Prospect"]
+__all__ = ["BusyPolling", "Prospect", "attend"]
 
 WAIT_NS_MAX = 800 * NS_PER_US
 """Longest wait that is polled through: a peer's answer takes 100 to 600 microseconds."""
@@ -49,6 +56,9 @@ HOPE_MAX = 8
 
 VAIN_SHARE = 0.05
 """Of a processor's time, for polling that ends in sleep after all."""
+
+TAKING_NS_MAX = 2 * NS_PER_MS
+"""What comes without a pause is taken for so long before the loop turns: others wait there."""
 
 VAIN_NS_MAX = 5 * NS_PER_MS
 """What may be saved up of it."""
@@ -93,6 +103,10 @@ class BusyPolling(trio.abc.Instrument):
         self._poll: select.poll | None = None
         self._prospect = Prospect(time.monotonic_ns())
         self._began_ns = 0  # of the present wait; 0: the loop does not mean to wait
+        # What takes what has come at a descriptor, whose task waits for it meanwhile; `_poll` has each of
+        # them, and the loop's own epoll.
+        self._takers: dict[int, Callable[[], None]] = {}
+        self._runnable = False  # a task has become so since the loop wanted to wait
 
     def before_run(self) -> None:
         """Find what trio waits in: an epoll descriptor is itself readable when there is something in it."""
@@ -100,29 +114,119 @@ class BusyPolling(trio.abc.Instrument):
         if len(found) == 1:
             self._poll = select.poll()
             self._poll.register(int(found[0].name), select.POLLIN)
+            _POLLING.set(self)
+
+    def task_scheduled(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002 - trio names it
+        """Called by trio when a task has something to do."""
+        self._runnable = True
 
     def before_io_wait(self, timeout: float) -> None:
-        """Called by trio before it waits for up to ``timeout`` seconds."""
+        """Called by trio, when no task has anything to do, before it waits for up to ``timeout`` seconds."""
         if timeout <= 0:
             self._began_ns = 0
             return
         began_ns = self._began_ns = time.monotonic_ns()
-        if self._poll is None or not self._prospect.good:
-            return
-        look, give_way, clock = self._poll.poll, os.sched_yield, time.monotonic_ns
-        end_ns = began_ns + min(WAIT_NS_MAX, int(timeout * NS_PER_S))
-        while not look(0):
-            give_way()
+        if self._poll is not None and self._prospect.good and self._look(self._poll, began_ns, timeout):
+            # Time has passed, and what was taken may have given tasks something to do: trio is to ask anew
+            # how long it may wait.  This makes its epoll readable.
+            trio.lowlevel.current_trio_token().run_sync_soon(_nothing)
+
+    def _look(self, poll: select.poll, began_ns: int, timeout: float) -> bool:
+        """Look until something has come for the loop; whether anything was taken, and nothing is there."""
+        look, give_way, clock, takers = poll.poll, os.sched_yield, time.monotonic_ns, self._takers
+        due_ns = began_ns + int(timeout * NS_PER_S)
+        taking_until_ns = min(due_ns, began_ns + TAKING_NS_MAX)
+        end_ns = min(due_ns, began_ns + WAIT_NS_MAX)
+        self._runnable = taken = False
+        while True:
+            ready = look(0)
+            if not ready:
+                give_way()
+                now_ns = clock()
+                if now_ns > end_ns:
+                    self._prospect.vain(now_ns - self._began_ns)
+                    return taken
+                continue
+            takes = [takers[descriptor] for descriptor, _ in ready if descriptor in takers]
+            if not takes:
+                return False
             now_ns = clock()
-            if now_ns > end_ns:
-                self._prospect.vain(now_ns - began_ns)
-                return
+            self._prospect.waited(now_ns - self._began_ns, now_ns)
+            taken = True
+            for take in takes:
+                take()
+                if self._runnable:
+                    return True
+            now_ns = self._began_ns = clock()
+            if now_ns > taking_until_ns:
+                return True
+            end_ns = min(due_ns, now_ns + WAIT_NS_MAX)
 
     def after_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - trio names it
         """Called by trio when something has come, or the time is over."""
         if self._began_ns:
             now_ns = time.monotonic_ns()
             self._prospect.waited(now_ns - self._began_ns, now_ns)
+
+    async def attend(self, sock: socket.socket, take: Callable[[], bool]) -> None:
+        """As the function `attend`; polled as well."""
+        poll, descriptor = self._poll, sock.fileno()
+        if poll is None:
+            raise InternalError("a loop that cannot be polled was asked to")
+        if descriptor < 0:
+            raise trio.ClosedResourceError("closed before it was waited for")
+        failures: list[BaseException] = []
+        with trio.CancelScope() as waiting:
+
+            def taker() -> None:
+                try:
+                    if take():
+                        return
+                except BaseException as error:  # noqa: BLE001 - not swallowed: it is the task's
+                    failures.append(error)
+                self._leave(poll, descriptor, taker)
+                waiting.cancel()
+
+            self._takers[descriptor] = taker
+            poll.register(descriptor, select.POLLIN)
+            try:
+                while True:
+                    await trio.lowlevel.wait_readable(sock)
+                    if not take():
+                        return
+            finally:
+                self._leave(poll, descriptor, taker)
+        if failures:
+            raise failures.pop()
+
+    def _leave(self, poll: select.poll, descriptor: int, taker: Callable[[], None]) -> None:
+        """Poll it no longer, unless its number has been given to another one meanwhile."""
+        if self._takers.get(descriptor) is taker:
+            del self._takers[descriptor]
+            poll.unregister(descriptor)
+
+
+_POLLING: trio.lowlevel.RunVar[BusyPolling | None] = trio.lowlevel.RunVar("pairsync.polling", None)
+
+
+async def attend(sock: socket.socket, take: Callable[[], bool]) -> None:
+    """Call ``take`` whenever ``sock`` can be read, until that returns False; what it raises comes out here.
+
+    ``take`` must not wait, nor ask for the current task: it may be called outside of any, while the caller's
+    waits here (see the module).  Closing ``sock`` takes `trio.lowlevel.notify_closing`, as ever.
+    """
+    polling = _POLLING.get()
+    if polling is not None:
+        await polling.attend(sock, take)
+        return
+    while True:
+        await trio.lowlevel.wait_readable(sock)
+        if not take():
+            return
+
+
+def _nothing() -> None:
+    """The loop is to turn once."""
 
 
 def _descriptors() -> list[Path]:
