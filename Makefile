@@ -17,6 +17,7 @@ STAMP := $(VENV)/.installed
 # what the caller may set
 JOBS ?= auto
 SEEDS ?= 1000
+SIMULATOR ?= sim
 SECONDS ?= 60
 FAILOVER ?= 2
 PYTEST_ARGS ?=
@@ -86,8 +87,8 @@ lint: install ## style, format, and which room may import which
 types: install ## mypy, strict
 	@$(BIN)/mypy
 
-sim: install ## SEEDS=N: that many seeds of the simulator
-	@$(BIN)/python -m pairsync.testing.sim --seeds $(SEEDS)
+sim: install ## SEEDS=N: that many seeds of a simulator; SIMULATOR=sim, grantsim or shellsim
+	@$(BIN)/python -m pairsync.testing.$(SIMULATOR) --seeds $(SEEDS)
 
 failure-table: install ## every failure and every two in turn, with real processes: minutes; FAILOVER=S
 	@$(BIN)/python -m pairsync.testing.failuretable --failover $(FAILOVER)

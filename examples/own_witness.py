@@ -66,6 +66,21 @@ class TableStore:
         return done, now
 
 
+@asynccontextmanager
+async def open_store(path: str) -> AsyncIterator[WitnessStore]:
+    """What ``host.toml`` of both hosts names, this module being installed where ``pairsync`` is::
+
+    [[register.witnesses]]
+    name = "table"
+    store = "own_witness:open_store"
+    options = { path = "/srv/registers.db" }
+    """
+    database = sqlite3.connect(path)
+    database.execute(TABLE)
+    database.close()
+    yield TableStore(Path(path))
+
+
 class TableBench(WitnessBench):
     """How the checks reach it."""
 
@@ -76,18 +91,15 @@ class TableBench(WitnessBench):
     @asynccontextmanager
     async def open(self) -> AsyncIterator[WitnessStore]:
         """As one more host."""
-        yield TableStore(self._path)
+        async with open_store(str(self._path)) as store:
+            yield store
 
 
 async def main() -> None:
     """Run every check; the first that fails ends the program with what the store did."""
     with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "registers.db"
-        database = sqlite3.connect(path)
-        database.execute(TABLE)
-        database.close()
         for check in WITNESS_CHECKS:
-            await check(TableBench(path))
+            await check(TableBench(Path(directory) / "registers.db"))
             print(f"passed: {check.__name__.replace('_', ' ')}")
 
 

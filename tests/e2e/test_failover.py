@@ -153,6 +153,37 @@ async def test_a_guard_that_is_killed_holds_the_guest_up_for_a_moment_only(tmp_p
         await fresh.aclose()
 
 
+async def test_both_hosts_are_active_for_different_guests_and_one_machine_is_rebooted(tmp_path: Path) -> None:
+    async with pair(tmp_path / "one") as one, pair(tmp_path / "two") as two:
+        await two.request("move")
+        await two.wait_active("b")
+        writers = [Writer(await lab.connect(host="b")) for lab in (one, two)]
+        async with trio.open_nursery() as nursery:
+            for writer in writers:
+                nursery.start_soon(writer.run)
+            assert [(await lab.guest())["active"] for lab in (one, two)] == ["a", "b"]
+            await trio.sleep(0.3)
+            for lab in (one, two):  # all that runs on that machine is gone
+                await lab.kill("a")
+            for lab in (one, two):
+                await lab.wait_active("b")
+                await lab.start("a")
+            for lab in (one, two):
+                await lab.wait_in_sync()
+            await one.request("move")
+            await one.wait_active("a")
+            assert (await two.guest())["active"] == "b"
+            await trio.sleep(0.3)
+            nursery.cancel_scope.cancel()
+        for lab, writer in zip((one, two), writers, strict=True):
+            await writer.client.aclose()
+            fresh = await lab.connect(host="b")
+            await writer.check(fresh)
+            await fresh.aclose()
+        assert writers[0].longest_s < 2 * FAILOVER_S
+        assert writers[1].longest_s < FAILOVER_S  # it only lost its standby
+
+
 AGENT = """#!/bin/sh
 # A stand-in for a power switch: it kills the process whose number stands in the file.
 while IFS= read -r line; do

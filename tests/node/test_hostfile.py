@@ -283,6 +283,12 @@ def test_where_the_owner_is_agreed_on_the_file_says_how_and_not_who(tmp_path: Pa
             "'failover_s': a failover time of 0.5 s: from 1 to 60 s are possible",
         ),
         ('name = "cluster"', 'name = "hill"', "names of their own"),
+        ('etcd = ["http://127.0.0.1:2379", "http://127.0.0.1:2380"]', 'store = "table"', "MODULE:NAME"),
+        (
+            'etcd = ["http://127.0.0.1:2379", "http://127.0.0.1:2380"]',
+            'store = "table:open"\noptions = { port = 7 }',
+            "strings in quotes",
+        ),
         ("home_after_s = 90.5", "home_after_s = 0", "home_after_s must be from 1 to 604800"),
         ('etcd = ["http://127.0.0.1:2379", "http://127.0.0.1:2380"]', "etcd = []", "one or more addresses"),
         ('certificate = "hill.pem"\n', "", "'certificate' is missing"),
@@ -299,6 +305,15 @@ def test_what_a_register_cannot_be(tmp_path: Path, old: str, new: str, words: st
     file.write_text(REGISTER.replace(old, new, 1))
     with pytest.raises(ConfigError, match=words):
         read_host_file(file)
+
+
+def test_a_store_of_ones_own_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "host.toml"
+    etcd = 'etcd = ["http://127.0.0.1:2379", "http://127.0.0.1:2380"]'
+    file.write_text(REGISTER.replace(etcd, 'store = "our.table:open"\noptions = { path = "/db" }'))
+    register = read_host_file(file).register
+    assert register is not None
+    assert (register.witnesses[1].store, register.witnesses[1].options) == ("our.table:open", {"path": "/db"})
 
 
 def test_a_register_needs_a_peer(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ from .guardclient import boottime_ns
 from .guardkeeper import GuardKeeper, keep_guard
 from .homing import take_home
 from .hostfile import HostFile, RegisterFile, WitnessFile
+from .ownwitness import open_own_store
 
 __all__ = [
     "Ballots",
@@ -265,6 +266,9 @@ async def _follow_guard(guard: GuardKeeper) -> None:
 async def _open_witness(witness: WitnessFile, link: LinkConfig) -> AsyncIterator[_Cable]:
     if witness.etcd:
         async with open_etcd(EtcdConfig(endpoints=witness.etcd)) as store:
+            yield _Cable(store)
+    elif witness.store:
+        async with open_own_store(witness.store, witness.options) as store:
             yield _Cable(store)
     else:
         async with open_witness(_witness(witness, link)) as client:

@@ -24,6 +24,7 @@
     name = "w1"                     # the same on both hosts
     address = "192.0.2.7:10889"
     certificate = "witness.pem"     # or, instead of these two: etcd = ["http://192.0.2.7:2379"]
+                                    # or a store of one's own: store = "MODULE:NAME", options = { key = "x" }
 
     [fence]                         # absent: the other host is never turned off
     command = ["fence_ipmilan"]     # a fence agent
@@ -111,12 +112,15 @@ class LinkFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WitnessFile:
-    """One witness: the built-in one at an address, or an etcd cluster."""
+    """One witness: the built-in one at an address, an etcd cluster, or a store of one's own
+    (`node.ownwitness`)."""
 
     name: str
     address: Address | None = None
     certificate: Path | None = None
     etcd: tuple[str, ...] = ()
+    store: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -344,6 +348,18 @@ def _witness(table: _Table, base: Path) -> WitnessFile:
         if not etcd or not all(isinstance(each, str) for each in etcd):
             raise ConfigError(f'{table.where}: etcd: one or more addresses such as "http://127.0.0.1:2379"')
         return WitnessFile(name=name, etcd=tuple(etcd))
+    store = table.take("store", str, None)
+    if store is not None:
+        options = table.take("options", dict, {})
+        table.end()
+        module, _, called = store.partition(":")
+        if (
+            not module
+            or not called.isidentifier()
+            or not all(isinstance(each, str) for each in options.values())
+        ):
+            raise ConfigError(f'{table.where}: store = "MODULE:NAME", options = strings in quotes')
+        return WitnessFile(name=name, store=store, options=options)
     result = WitnessFile(
         name=name,
         address=parse_address(table.take("address", str)),
