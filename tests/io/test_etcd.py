@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from pairsync.core.units import NS_PER_S
 from pairsync.core.witness import Conflict, Snapshot, WitnessKey
 from pairsync.errors import ConfigError, PeerLost, ProtocolError, RefusedError
-from pairsync.io.etcd import ANSWER_BYTES_MAX, EtcdConfig, EtcdStore, open_etcd
+from pairsync.io.etcd import ANSWER_BYTES_MAX, EtcdConfig, EtcdStore, etcd_tls, open_etcd
+from pairsync.node.labfile import free_ports
 from pairsync.testing.witness import (
     LOSS_CHECKS,
     RESTART_CHECKS,
@@ -78,6 +87,86 @@ async def test_a_cluster_of_three_and_the_loss_of_each_member(tmp_path: Path) ->
             await bench.kill(1)
             with trio.fail_after(PATIENCE_S), pytest.raises(PeerLost):
                 await store.get(KEY)  # one of three must not answer
+
+
+def _sign(
+    directory: Path, name: str, ca: tuple[x509.Name, ec.EllipticCurvePrivateKey] | None
+) -> tuple[x509.Name, ec.EllipticCurvePrivateKey]:
+    """A certificate and its key as files; of the authority itself without ``ca``."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    issuer, signer = ca or (subject, key)
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key.public_key())
+    builder = builder.serial_number(x509.random_serial_number())
+    builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+    builder = builder.add_extension(x509.BasicConstraints(ca=ca is None, path_length=None), critical=True)
+    local = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    certificate = builder.add_extension(local, critical=False).sign(signer, hashes.SHA256())
+    pem = serialization.Encoding.PEM
+    (directory / f"{name}.pem").write_bytes(certificate.public_bytes(pem))
+    plain = serialization.NoEncryption()
+    (directory / f"{name}.key").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    return subject, key
+
+
+@needs_etcd
+async def test_a_cluster_behind_tls_knows_its_clients_by_their_certificates(tmp_path: Path) -> None:
+    ca = _sign(tmp_path, "ca", None)
+    for name in ("server", "client"):
+        _sign(tmp_path, name, ca)
+    _sign(tmp_path, "stranger", None)
+    client, peer = free_ports(2)
+    url, peer_url = f"https://127.0.0.1:{client}", f"http://127.0.0.1:{peer}"
+    argv = ["etcd", "--data-dir", str(tmp_path / "m"), "--log-level", "error", "--client-cert-auth"]
+    argv += ["--listen-client-urls", url, "--advertise-client-urls", url, "--listen-peer-urls", peer_url]
+    argv += ["--initial-advertise-peer-urls", peer_url, "--initial-cluster", f"default={peer_url}"]
+    argv += ["--cert-file", f"{tmp_path}/server.pem", "--key-file", f"{tmp_path}/server.key"]
+    argv += ["--trusted-ca-file", f"{tmp_path}/ca.pem"]
+    process = await trio.lowlevel.open_process(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def config(trusts: str, name: str | None) -> EtcdConfig:
+        certificate, key = (None if name is None else tmp_path / f"{name}.{end}" for end in ("pem", "key"))
+        return EtcdConfig(endpoints=(url,), tls=etcd_tls(tmp_path / f"{trusts}.pem", certificate, key))
+
+    try:
+        async with open_etcd(config("ca", "client")) as store:
+            with trio.fail_after(PATIENCE_S):
+                while True:
+                    with suppress(PeerLost):
+                        await store.get(KEY)
+                        break
+                    await trio.sleep(0.1)
+            now = await store.get(KEY)
+            assert isinstance(await store.swap(KEY, now.version, b"x"), Snapshot)
+        for trusts, stranger in (("ca", None), ("ca", "stranger"), ("stranger", "client")):
+            async with open_etcd(config(trusts, stranger)) as store:
+                with pytest.raises(PeerLost):
+                    await store.get(KEY)
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+
+
+@pytest.mark.parametrize(
+    ("files", "wrong"),
+    [
+        (["missing.pem", None, None], "missing.pem"),
+        (["damaged.pem", None, None], "damaged.pem"),
+        (["ca.pem", "missing.pem", "client.key"], "missing.pem"),
+        (["ca.pem", "client.pem", "ca.key"], "ca.key"),
+    ],
+)
+def test_files_of_tls_that_cannot_be_used_are_named(
+    tmp_path: Path, files: list[str | None], wrong: str
+) -> None:
+    _sign(tmp_path, "client", _sign(tmp_path, "ca", None))
+    (tmp_path / "damaged.pem").write_text("nothing")
+    ca, certificate, key = (None if each is None else tmp_path / each for each in files)
+    assert ca is not None
+    with pytest.raises(ConfigError, match=f"etcd: .*{wrong}"):
+        etcd_tls(ca, certificate, key)
 
 
 @needs_etcd

@@ -286,6 +286,11 @@ def test_where_the_owner_is_agreed_on_the_file_says_how_and_not_who(tmp_path: Pa
         ('etcd = ["http://127.0.0.1:2379", "http://127.0.0.1:2380"]', 'store = "table"', "MODULE:NAME"),
         (
             'etcd = ["http://127.0.0.1:2379", "http://127.0.0.1:2380"]',
+            'etcd = ["https://127.0.0.1:2379"]\nca = "ca.pem"\nkey = "client.key"',
+            "ca, certificate and key",
+        ),
+        (
+            'etcd = ["http://127.0.0.1:2379", "http://127.0.0.1:2380"]',
             'store = "table:open"\noptions = { port = 7 }',
             "strings in quotes",
         ),
@@ -305,6 +310,21 @@ def test_what_a_register_cannot_be(tmp_path: Path, old: str, new: str, words: st
     file.write_text(REGISTER.replace(old, new, 1))
     with pytest.raises(ConfigError, match=words):
         read_host_file(file)
+
+
+def test_an_etcd_behind_tls_is_named_with_its_files(tmp_path: Path) -> None:
+    file = tmp_path / "host.toml"
+    etcd = 'etcd = ["http://127.0.0.1:2379", "http://127.0.0.1:2380"]'
+    files = 'etcd = ["https://e:2379"]\nca = "ca.pem"\ncertificate = "c.pem"\nkey = "/k.pem"'
+    file.write_text(REGISTER.replace(etcd, files))
+    register = read_host_file(file).register
+    assert register is not None
+    cluster = register.witnesses[1]
+    assert (cluster.ca, cluster.certificate, cluster.key) == (
+        tmp_path / "ca.pem",
+        tmp_path / "c.pem",
+        Path("/k.pem"),
+    )
 
 
 def test_a_store_of_ones_own_is_named(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ import struct
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import trio
@@ -50,7 +51,7 @@ from pairsync.errors import ClosedError, ConfigError, PeerError, PeerLost, Proto
 if TYPE_CHECKING:
     import httpx2
 
-__all__ = ["ENDPOINTS_MAX", "EtcdConfig", "EtcdStore", "open_etcd"]
+__all__ = ["ENDPOINTS_MAX", "EtcdConfig", "EtcdStore", "etcd_tls", "open_etcd"]
 
 ENDPOINTS_MAX = 9
 """Members of a cluster; etcd advises seven at most."""
@@ -91,6 +92,24 @@ class EtcdConfig:
                 raise ConfigError(f"etcd: {endpoint!r} is no endpoint such as https://10.0.0.7:2379")
         if self.try_ns <= 0:
             raise ConfigError("etcd: an endpoint needs time to answer")
+
+
+def etcd_tls(ca: Path, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
+    """Trust in what ``ca`` has signed, and the certificate and key that the cluster asks of its clients.
+
+    PEM files; `ConfigError` names the one that cannot be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"etcd: {ca}: {error.strerror or error}") from error
+    if certificate is not None:
+        try:
+            context.load_cert_chain(certificate, key)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(f"etcd: {certificate}, {key}: {error.strerror or error}") from error
+    return context
 
 
 class _Stored(NamedTuple):

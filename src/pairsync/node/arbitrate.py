@@ -29,7 +29,7 @@ from pairsync.errors import BackendError, ConfigError
 from pairsync.guest.arbitration import Arbitration
 from pairsync.guest.guest import Guest
 from pairsync.io.config import LinkConfig
-from pairsync.io.etcd import EtcdConfig, open_etcd
+from pairsync.io.etcd import EtcdConfig, etcd_tls, open_etcd
 from pairsync.io.gate import Gate
 from pairsync.io.keys import fingerprint_of
 from pairsync.io.witness import WitnessConfig, open_witness
@@ -265,7 +265,8 @@ async def _follow_guard(guard: GuardKeeper) -> None:
 @asynccontextmanager
 async def _open_witness(witness: WitnessFile, link: LinkConfig) -> AsyncIterator[_Cable]:
     if witness.etcd:
-        async with open_etcd(EtcdConfig(endpoints=witness.etcd)) as store:
+        tls = None if witness.ca is None else etcd_tls(witness.ca, witness.certificate, witness.key)
+        async with open_etcd(EtcdConfig(endpoints=witness.etcd, tls=tls)) as store:
             yield _Cable(store)
     elif witness.store:
         async with open_own_store(witness.store, witness.options) as store:

@@ -23,7 +23,8 @@
     [[register.witnesses]]          # the preferred one first; none: the active host alone decides
     name = "w1"                     # the same on both hosts
     address = "192.0.2.7:10889"
-    certificate = "witness.pem"     # or, instead of these two: etcd = ["http://192.0.2.7:2379"]
+    certificate = "witness.pem"     # or, instead of these two: etcd = ["http://192.0.2.7:2379"]; for https
+                                    # with ca = "ca.pem", certificate = "client.pem", key = "client.key"
                                     # or a store of one's own: store = "MODULE:NAME", options = { key = "x" }
 
     [fence]                         # absent: the other host is never turned off
@@ -119,6 +120,9 @@ class WitnessFile:
     address: Address | None = None
     certificate: Path | None = None
     etcd: tuple[str, ...] = ()
+    ca: Path | None = None
+    key: Path | None = None
+    """With ``ca`` and ``certificate``: of an etcd cluster behind TLS."""
     store: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
 
@@ -344,10 +348,14 @@ def _witness(table: _Table, base: Path) -> WitnessFile:
     name = table.take("name", str)
     etcd = table.take("etcd", list, None)
     if etcd is not None:
+        ca, certificate, key = (table.take(each, str, None) for each in ("ca", "certificate", "key"))
         table.end()
+        if (certificate is None) != (key is None) or (key is not None and ca is None):
+            raise ConfigError(f"{table.where}: etcd: ca alone, or ca, certificate and key")
         if not etcd or not all(isinstance(each, str) for each in etcd):
             raise ConfigError(f'{table.where}: etcd: one or more addresses such as "http://127.0.0.1:2379"')
-        return WitnessFile(name=name, etcd=tuple(etcd))
+        files = [None if each is None else base / each for each in (ca, certificate, key)]
+        return WitnessFile(name=name, etcd=tuple(etcd), ca=files[0], certificate=files[1], key=files[2])
     store = table.take("store", str, None)
     if store is not None:
         options = table.take("options", dict, {})
