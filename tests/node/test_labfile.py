@@ -151,6 +151,13 @@ def test_what_contradicts_the_lab_is_refused(tmp_path: Path, volumes: dict[str, 
         open_lab_file(tmp_path, volumes, None, single=False)
 
 
+def test_a_pair_does_not_become_a_single_host(tmp_path: Path) -> None:
+    before = _new(tmp_path)
+    with pytest.raises(ConfigError, match="made with two hosts"):
+        open_lab_file(tmp_path, {}, None, single=True)
+    assert LabFile.load(tmp_path) == before
+
+
 @pytest.mark.parametrize("seconds", [0.0, 0.5, 61.0, float("nan")])
 def test_a_failover_time_that_no_host_takes_is_refused_before_it_is_written_down(
     tmp_path: Path, seconds: float

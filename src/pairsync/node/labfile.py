@@ -188,6 +188,8 @@ def open_lab_file(
     lab = LabFile.load(directory)
     if witness is not None and witness != lab.witness:
         raise ConfigError(f"the lab in {directory} was made with witness {lab.witness}, not {witness}")
+    if single and not lab.single:
+        raise ConfigError(f"the lab in {directory} was made with two hosts, not with a single one")
     for name, size in volumes.items():
         if lab.volumes.get(name, size) != size:
             raise ConfigError(f"volume {name!r} in {directory} has {lab.volumes[name]} bytes, not {size}")
@@ -198,7 +200,6 @@ def open_lab_file(
         lab,
         volumes={**lab.volumes, **volumes},
         level=level or lab.level,
-        single=single or lab.single,
         ports=ports,
         digests=lab.digests if digests is None else digests,
         failover_s=failover_s or lab.failover_s,
