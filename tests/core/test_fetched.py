@@ -10,6 +10,7 @@ from pairsync.core.effects import Effect, Read, Send
 from pairsync.core.fetched import StandbyFetches
 from pairsync.core.fetcher import FETCH_BLOCKS_MAX, FETCHES_MAX
 from pairsync.core.messages import Fetch, OpKind, Unfetched, Write, WriteOp
+from pairsync.core.resync import PIECE_BYTES
 from pairsync.core.units import BLOCK_BYTES, Extent
 from pairsync.errors import ProtocolError
 
@@ -25,7 +26,7 @@ def bench() -> tuple[StandbyFetches, list[Effect]]:
 def test_what_is_asked_for_is_read_and_answered_once() -> None:
     fetches, out = bench()
     fetches.take(Fetch(1, 2, 7, ((3, 5),)), SIZE)
-    assert out == [Read(2, 7, [Extent(3, 5)])]
+    assert out == [Read(2, 7, [Extent(3, 5)], PIECE_BYTES)]
     out.clear()
     fetches.read_done(7, FOUND, 4)
     fetches.read_done(7, FOUND, 4)

@@ -22,6 +22,7 @@ from pairsync.core.resync import (
     PIECE_BYTES,
     RUN_BLOCKS_MAX,
     RUNS_PER_READ_MAX,
+    WIDE_PIECE_BYTES,
     Found,
     Pacer,
     Progress,
@@ -256,6 +257,23 @@ def test_it_asks_for_as_much_as_the_quota_allows() -> None:
     resync = source(*((at, at + WIDE) for at in range(0, 1000, 200)), block_count=2000, quota=3 * PIECE_BYTES)
     assert len(asked(resync)) == 3
     assert asked(resync) == []
+
+
+def test_a_read_of_one_run_takes_a_larger_piece_while_nobody_writes_and_there_is_room_for_many() -> None:
+    runs = [(at, at + WIDE) for at in range(0, 40_000, 1000)]
+    for quota, pieces in ((16 * MIB, 16), (8 * MIB, 8), (8 * MIB - 1, 15)):
+        resync = source(*runs, block_count=40_000, quota=quota)
+        tickets = resync.next_reads(0)
+        assert len(tickets) == pieces
+        wide = quota >= 8 * MIB
+        assert {ticket.piece_bytes for ticket in tickets} == {WIDE_PIECE_BYTES if wide else PIECE_BYTES}
+        assert resync.read_failed(tickets[0].number)
+        assert [len(ticket.extents) for ticket in resync.next_reads(0)] == [1]
+    resync = source(*runs, block_count=40_000, quota=16 * MIB)
+    resync._pacer.foreground(1, 0)
+    assert {ticket.piece_bytes for ticket in resync.next_reads(0)} == {PIECE_BYTES}
+    scattered = source(*((at, at + 2) for at in range(0, 3000, 3)), block_count=3000, quota=16 * MIB)
+    assert {ticket.piece_bytes for ticket in scattered.next_reads(0)} == {PIECE_BYTES}
 
 
 def test_scattered_blocks_are_asked_for_together_as_far_as_a_piece_goes() -> None:

@@ -145,7 +145,7 @@ def test_each_effect_goes_to_its_lane_and_is_reported_once(stage: _Stage) -> Non
     stage.performer._replicas[0].store.open_segment(0, 5)
     stage.perform(
         Apply(0, "a", [_write(0, b"x" * BLOCK_BYTES)]),
-        Read(0, 7, [Extent(0, 1)]),
+        Read(0, 7, [Extent(0, 1)], MIB),
         Journal(0, "j", 0, 5, [Extent(0, 1)]),
         SavePages(0, "s", {}, ()),
         Persist(0, "p", block),
@@ -245,7 +245,7 @@ def test_a_failing_disk_is_reported_with_its_errno(stage: _Stage, monkeypatch: p
     monkeypatch.setattr(stage.replica.device, "hole_bytes", lambda *_: 0)
     stage.perform(
         Apply(0, "a", [_write(0, b"x"), _write(9, b"y")]),
-        Read(0, 7, [Extent(0, 1)]),
+        Read(0, 7, [Extent(0, 1)], MIB),
         Journal(0, "j", 0, 5, [Extent(0, 1)]),
         SavePages(0, "s", {0: bytes(4096)}, ()),
         Persist(0, "p", stage.replica.setup.superblock),
@@ -302,7 +302,7 @@ each_kind_of_job = pytest.mark.parametrize(
     "effect",
     [
         Apply(0, "a", []),
-        Read(0, 7, [Extent(0, 1)]),
+        Read(0, 7, [Extent(0, 1)], MIB),
         Flush(0, "f"),
         SavePages(0, "s", {}, (0,)),
         MapAllocation(0, "m"),

@@ -354,7 +354,7 @@ def test_reading_finds_data_zeroes_and_holes() -> None:
     _, disk = _disk()
     block = BLOCK_BYTES
     disk.apply([_data(0, b"a" * block), _data(block, bytes(2 * block)), _data(3 * block, b"b" * block)])
-    found = read_job(disk, [Extent(0, 4)])
+    found = read_job(disk, [Extent(0, 4)], PIECE_BYTES)
     assert not isinstance(found, int)
     assert found.covered == [Extent(0, 4)]
     assert [(op.kind, op.offset, op.length) for op in found.ops] == [
@@ -365,14 +365,33 @@ def test_reading_finds_data_zeroes_and_holes() -> None:
     assert bytes(found.ops[0].data or b"") == b"a" * block
 
 
+def test_a_block_that_only_begins_with_zeroes_is_data_and_one_of_zeroes_between_others_is_not() -> None:
+    _, disk = _disk(size_bytes=4 * BLOCK_BYTES + 3)
+    block = BLOCK_BYTES
+    disk.apply([_data(0, b"a" * block + bytes(block - 1) + b"b" + bytes(block) + b"c" * (block + 3))])
+    found = read_job(disk, [Extent(0, 5)], PIECE_BYTES)
+    assert not isinstance(found, int)
+    assert [(op.kind, op.offset, op.length) for op in found.ops] == [
+        (OpKind.DATA, 0, 2 * block),
+        (OpKind.ZERO, 2 * block, block),
+        (OpKind.DATA, 3 * block, block + 3),
+    ]
+    some = read_job(disk, [Extent(0, 2)], PIECE_BYTES)
+    assert not isinstance(some, int)
+    assert [(op.kind, op.offset, op.length) for op in some.ops] == [(OpKind.DATA, 0, 2 * block)]
+
+
 def test_reading_takes_a_piece_of_data_or_a_hole_of_any_length() -> None:
     _, disk = _disk()
     blocks = disk.size_bytes // BLOCK_BYTES
     disk.apply([_data(0, b"a" * (PIECE_BYTES + BLOCK_BYTES))])
-    found = read_job(disk, [Extent(0, blocks)])
+    found = read_job(disk, [Extent(0, blocks)], PIECE_BYTES)
     assert not isinstance(found, int)
     assert found.covered == [Extent(0, PIECE_BYTES // BLOCK_BYTES)]
-    hole = read_job(disk, [Extent(2 * PIECE_BYTES // BLOCK_BYTES, blocks)])
+    less = read_job(disk, [Extent(0, blocks)], 3 * BLOCK_BYTES)
+    assert not isinstance(less, int)
+    assert less.covered == [Extent(0, 3)]
+    hole = read_job(disk, [Extent(2 * PIECE_BYTES // BLOCK_BYTES, blocks)], PIECE_BYTES)
     assert not isinstance(hole, int)
     assert hole.covered == [Extent(2 * PIECE_BYTES // BLOCK_BYTES, blocks)]
     assert [op.kind for op in hole.ops] == [OpKind.ZERO]
@@ -384,7 +403,7 @@ def test_reading_scattered_blocks_at_once() -> None:
     block = BLOCK_BYTES
     disk.apply([_data(0, b"a" * block), _data(3 * block, b"b" * block), _data(9 * block, b"c" * 100)])
     extents = [Extent(0, 1), Extent(3, 5), Extent(7, 8), Extent(9, 10)]
-    found = read_job(disk, extents)
+    found = read_job(disk, extents, PIECE_BYTES)
     assert not isinstance(found, int)
     assert found.covered == extents
     assert [(op.kind, op.offset, op.length, bytes(op.data or b"")[:1]) for op in found.ops] == [
@@ -400,7 +419,7 @@ def test_reading_the_partial_last_block() -> None:
     size_bytes = BLOCK_BYTES + 100
     _, disk = _disk(size_bytes)
     disk.apply([_data(0, b"a" * size_bytes)])
-    found = read_job(disk, [Extent(0, 2)])
+    found = read_job(disk, [Extent(0, 2)], PIECE_BYTES)
     assert not isinstance(found, int)
     assert found.covered == [Extent(0, 2)]
     assert sum(op.length for op in found.ops) == size_bytes
@@ -410,7 +429,7 @@ def test_reading_from_a_failing_disk() -> None:
     medium, disk = _disk()
     disk.apply([_data(0, b"a" * BLOCK_BYTES)])
     medium.fault = lambda operation: Fault(errno.EIO) if operation.action is SimAction.READ else None
-    assert read_job(disk, [Extent(0, 1)]) == errno.EIO
+    assert read_job(disk, [Extent(0, 1)], PIECE_BYTES) == errno.EIO
 
 
 def test_the_map_of_what_is_allocated() -> None:

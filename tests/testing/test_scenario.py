@@ -65,7 +65,7 @@ from pairsync.core.messages import (
     WriteOp,
 )
 from pairsync.core.stream import Renew
-from pairsync.core.units import Extent
+from pairsync.core.units import MIB, Extent
 from pairsync.errors import ConfigError
 from pairsync.testing.describe import describe_effect, describe_message
 from pairsync.testing.manual import blank_superblock
@@ -127,7 +127,7 @@ def page() -> bytes:
 EFFECTS: list[tuple[Effect, list[str]]] = [
     (Journal(0, None, 1, 3, [Extent(1, 2), Extent(5, 9)]), ["journal generation 3: 1..2 5..9"]),
     (Apply(1, None, OPS[:1]), ["apply volume 1 data 1..3 fua"]),
-    (Read(0, 4, [Extent(1, 9), Extent(12, 13)]), ["read 1..9 12..13"]),
+    (Read(0, 4, [Extent(1, 9), Extent(12, 13)], MIB), ["read 1..9 12..13"]),
     (Examine(0, None, 2, 0, 1, read=False), ["digests level 2: 0..1"]),
     (Extend(0, None, 8192), ["room for 8192 bytes"]),
     (Flush(0, None), ["flush"]),

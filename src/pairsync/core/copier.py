@@ -251,7 +251,7 @@ class Copier:
         may_read = self._standing.mirrored and self._saving is None
         if may_read and room and self._tracker.todo and not self._doubts.full:
             for ticket in self._resync.next_reads(now_ns):
-                self._out.append(Read(self._index, ticket.number, ticket.extents))
+                self._out.append(Read(self._index, *ticket))
         if self._doubts:
             self._doubts.advance(now_ns, proves=self.proves)
             if (reason := self._doubts.hopeless()) is not None:

@@ -66,13 +66,14 @@ class Apply(NamedTuple):
 class Read(NamedTuple):
     """Find out about the blocks of ``extents``, which ascend: data, or that they read as zero: `read_done`.
 
-    Either one extent of any length, of which a first part may be answered, or several that are small
-    together (`PIECE_BYTES`).
+    Either one extent of any length, of which a first part is answered (a hole, or up to ``piece_bytes``), or
+    several that are small together (`PIECE_BYTES`).
     """
 
     volume: int
     number: int
     extents: Sequence[Extent]
+    piece_bytes: int
 
 
 class Examine(NamedTuple):

@@ -12,6 +12,7 @@ from pairsync.errors import ProtocolError
 from .effects import Effect, Read, Send
 from .fetcher import FETCH_BLOCKS_MAX, FETCHES_MAX
 from .messages import Fetch, Unfetched, Write, WriteOp
+from .resync import PIECE_BYTES
 from .units import Extent, block_count_of
 
 __all__ = ["StandbyFetches"]
@@ -36,7 +37,8 @@ class StandbyFetches:
         if message.number in self._asked or len(self._asked) >= FETCHES_MAX:
             raise ProtocolError(f"request {message.number} for content, with {len(self._asked)} before it")
         self._asked.add(message.number)
-        self._out.append(Read(self._index, message.number, [Extent(*each) for each in message.extents]))
+        extents = [Extent(*each) for each in message.extents]
+        self._out.append(Read(self._index, message.number, extents, PIECE_BYTES))
 
     def read_done(self, number: int, ops: Sequence[WriteOp], term: int) -> None:
         """Content that was asked for."""

@@ -36,6 +36,7 @@ __all__ = [
     "PIECE_BYTES",
     "RUNS_PER_READ_MAX",
     "RUN_BLOCKS_MAX",
+    "WIDE_PIECE_BYTES",
     "Found",
     "Pacer",
     "Progress",
@@ -44,8 +45,16 @@ __all__ = [
 ]
 
 PIECE_BYTES = 512 * KIB
-"""Most data of one resync read: large enough that a read, a record and a write each amortise their fixed
-costs (about 50 us), small enough that a live write never waits for more than a millisecond behind one."""
+"""Most data of one resync read beside a guest that writes: large enough that a read, a record and a write
+each amortise their fixed costs, small enough that a live write never waits for more than a millisecond behind
+one."""
+
+WIDE_PIECE_BYTES = MIB
+"""The same of one run where nobody writes: one `Write` message.  What a piece costs beside its bytes, 200 us
+at the active host and 150 us at the peer, was nearly half of the processor time of pieces half as large."""
+
+_WIDE_PIECES = 8
+"""So many of them must fit into what may be under way: one is read while others are sent and applied."""
 
 PIECE_BLOCKS = PIECE_BYTES // BLOCK_BYTES
 
@@ -65,6 +74,8 @@ class ReadTicket(NamedTuple):
     extents: Sequence[Extent]
     """Blocks asked for, ascending; disjoint from those of every other ticket.  Either one run of any length,
     or runs of `PIECE_BYTES` together."""
+    piece_bytes: int
+    """Most data that is read of one run, and what the read counts until it has ended."""
 
 
 class Found(NamedTuple):
@@ -145,6 +156,11 @@ class Pacer:
             self._quota_bytes = self.quota_bytes_max
         return self._quota_bytes
 
+    def piece_bytes(self, now_ns: int) -> int:
+        """Most data of one read of one run."""
+        wide = not self.busy(now_ns) and self.quota_bytes_max >= _WIDE_PIECES * WIDE_PIECE_BYTES
+        return WIDE_PIECE_BYTES if wide else PIECE_BYTES
+
 
 class ResyncSource:
     """Which block is read next, and what of a finished read may be sent.  Does not own ``todo``."""
@@ -201,20 +217,21 @@ class ResyncSource:
 
     def next_reads(self, now_ns: int) -> list[ReadTicket]:
         """Reads to issue now, within the quota."""
-        quota = self._pacer.quota_bytes(now_ns)
+        quota, piece_bytes = self._pacer.quota_bytes(now_ns), self._pacer.piece_bytes(now_ns)
         tickets: list[ReadTicket] = []
         if self._todo.count <= self._claimed_todo_count:
             self._claimed_todo_count = self._todo.count
             return tickets
-        while self._under_way_bytes + PIECE_BYTES <= quota or not (self._reading or self._under_way_bytes):
+        while self._under_way_bytes + piece_bytes <= quota or not (self._reading or self._under_way_bytes):
             extents = self._next_extents()
             if not extents:
                 self._claimed_todo_count = self._todo.count if self._reading or self.aside else -1
                 break
-            ticket = ReadTicket(self._next_number, extents)
+            wide = len(extents) == 1 and extents[0].block_count > PIECE_BLOCKS
+            ticket = ReadTicket(self._next_number, extents, piece_bytes if wide else PIECE_BYTES)
             self._next_number += 1
             self._reading[ticket.number] = ticket
-            self._under_way_bytes += PIECE_BYTES
+            self._under_way_bytes += ticket.piece_bytes
             tickets.append(ticket)
         return tickets
 
@@ -304,7 +321,7 @@ class ResyncSource:
 
     def _end(self, ticket: ReadTicket) -> None:
         """The ticket has been taken out: nobody reads its blocks any more."""
-        self._under_way_bytes -= PIECE_BYTES
+        self._under_way_bytes -= ticket.piece_bytes
         self._claimed_todo_count = -1
         for extent in ticket.extents:
             self._claimed.clear(*extent)

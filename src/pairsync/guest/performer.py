@@ -296,7 +296,7 @@ class Performer:
                 self.session.read_done(effect.volume, effect.number, result, self.now_ns())
             self._moved()
 
-        job = partial(read_job, self._replicas[effect.volume].device, effect.extents)
+        job = partial(read_job, self._replicas[effect.volume].device, effect.extents, effect.piece_bytes)
         self._lanes[effect.volume].data.submit(job, done)
 
     def _examine(self, effect: Examine) -> None:

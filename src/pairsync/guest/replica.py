@@ -21,7 +21,7 @@ from pairsync.core.dirty import DirtyMap
 from pairsync.core.effects import Examine
 from pairsync.core.messages import Condition, OpKind, WriteOp
 from pairsync.core.questions import Examined
-from pairsync.core.resync import PIECE_BYTES, Found
+from pairsync.core.resync import Found
 from pairsync.core.setup import VolumeSetup
 from pairsync.core.superblock import Superblock, new_superblock
 from pairsync.core.units import BLOCK_BYTES, KIB, Extent, bounded_runs
@@ -71,6 +71,8 @@ __all__ = [
 ]
 
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
+_WORD_BYTES = 8
+_BLOCK_WORDS = BLOCK_BYTES // _WORD_BYTES
 
 ASK_BYTES = 64 * KIB
 """Up to here a range is read without asking for holes first: the question costs as much."""
@@ -362,21 +364,21 @@ def _allocated(device: Device) -> Iterator[tuple[int, int]]:
             at += length
 
 
-def read_job(device: Device, extents: Sequence[Extent]) -> Found | int:
-    """Find out about ``extents``: of one the beginning (a hole of any length, at most a piece of data).
+def read_job(device: Device, extents: Sequence[Extent], piece_bytes: int) -> Found | int:
+    """Find out about ``extents``: of one the beginning (a hole of any length, or ``piece_bytes`` of data).
 
     Several are read whole.
     """
     try:
-        return _find(device, extents[0]) if len(extents) == 1 else _find_all(device, extents)
+        return _find(device, extents[0], piece_bytes) if len(extents) == 1 else _find_all(device, extents)
     except BackendError as error:
         return error.errno or errno.EIO
 
 
-def _find(device: Device, extent: Extent) -> Found:
+def _find(device: Device, extent: Extent, piece_bytes: int) -> Found:
     offset = extent.start * BLOCK_BYTES
     length = min(extent.stop * BLOCK_BYTES, device.size_bytes) - offset
-    piece = min(length, PIECE_BYTES)
+    piece = min(length, piece_bytes)
     hole = device.hole_bytes(offset, length) if length > ASK_BYTES else 0
     if hole and hole >= piece:
         if hole < length:
@@ -413,6 +415,9 @@ def _add_without_zeroes(ops: list[WriteOp], content: bytearray, first: int, leng
     """Add ``length`` bytes of content as data and zero ops; blocks of zeroes carry no payload."""
     view = memoryview(content).toreadonly()
     end = first + length
+    if not length % _WORD_BYTES and 0 not in view[first:end].cast("Q")[::_BLOCK_WORDS].tolist():
+        ops.append(WriteOp(OpKind.DATA, offset, length, view[first:end]))  # no block begins with zeroes
+        return
     start = first
     zero = content.startswith(_ZERO_BLOCK, first, end)
     for at in range(first + BLOCK_BYTES, end + BLOCK_BYTES, BLOCK_BYTES):

@@ -25,6 +25,7 @@ from .ending import leaves
 from .host import More, no_more, run_host
 from .hostfile import read_host_file
 from .lines import LineWriter, log_to_stderr
+from .memory import keep_freed_memory
 
 __all__ = ["FLAGS", "main", "run_host_file"]
 
@@ -46,6 +47,7 @@ def run_host_file(
     log = log_to_stderr()
     raise_descriptor_limit()
     _calm_collector()
+    keep_freed_memory()
     lines = LineWriter()
     failures: list[PairsyncError] = []
     try:

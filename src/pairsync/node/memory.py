@@ -4,6 +4,9 @@ The C library keeps what was freed for later use.  After a burst of large buffer
 and takes nothing, a resync) a host would hold on to hundreds of MiB for the rest of its life.  `trim_memory`
 looks at what is resident now and then and, if that is far above the least that was seen, has the library
 return its free pages.  What is in use stays resident, of course: then it tries less and less often.
+
+So the library need not do it by itself: `keep_freed_memory` stops it, for buffers of a resync that were freed
+and are taken again a moment later had 40 page faults each.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import trio
 
 from pairsync.core.units import MIB
 
-__all__ = ["TRIM_ABOVE_BYTES", "resident_bytes", "trim_memory"]
+__all__ = ["TRIM_ABOVE_BYTES", "keep_freed_memory", "resident_bytes", "trim_memory"]
 
 TRIM_ABOVE_BYTES = 32 * MIB
 """Trim if so much more is resident than ever after a trim: less is not worth the page faults that follow."""
@@ -32,6 +35,21 @@ LOOK_S_MAX = 60.0
 def resident_bytes() -> int:
     """Resident memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+"""Of ``mallopt``, see malloc.h of the GNU C library."""
+_MMAP_BYTES = 32 * MIB
+"""Larger blocks have pages of their own; the most to which the library raises that bound by itself."""
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what was freed, as far as `trim_memory` lets it; nothing where it cannot."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, TRIM_ABOVE_BYTES)
 
 
 Trim: TypeAlias = Callable[[], Awaitable[object]]
