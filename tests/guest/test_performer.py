@@ -238,7 +238,7 @@ def test_a_failing_disk_is_reported_with_its_errno(stage: _Stage, monkeypatch: p
     def fail(*_: object) -> None:
         raise BackendError("gone", errno.ENXIO)
 
-    for name in ("apply", "flush", "read_into"):
+    for name in ("apply", "flush", "read"):
         monkeypatch.setattr(stage.replica.device, name, fail)
     for name in ("write_superblock", "append_intents", "write_bitmap"):
         monkeypatch.setattr(stage.replica.store, name, fail)
@@ -317,7 +317,7 @@ def test_our_own_bugs_are_not_taken_for_disk_errors(
     def bug(*_: object) -> None:
         raise InternalError("an invariant does not hold")
 
-    for name in ("apply", "flush", "read_into", "hole_bytes", "allocation"):
+    for name in ("apply", "flush", "read", "hole_bytes", "allocation"):
         monkeypatch.setattr(stage.replica.device, name, bug)
     monkeypatch.setattr(stage.replica.store, "release_segment", bug)
     stage.perform(effect)

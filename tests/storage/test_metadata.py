@@ -227,13 +227,18 @@ def test_reserved_pages_are_not_read(
     create_metadata(path, make_superblock(size_bytes=TIB), segment_bytes=SEGMENT_BYTES)
     opened = open_metadata(path)
     read_bytes: list[int] = []
-    real = os.preadv
+    real, real_too = os.preadv, os.pread
 
     def counting(fd: int, buffers: Any, offset: int, flags: int = 0) -> int:
         read_bytes.append(len(buffers[0]))
         return real(fd, buffers, offset, flags)
 
+    def counting_too(fd: int, length: int, offset: int) -> bytes:
+        read_bytes.append(length)
+        return real_too(fd, length, offset)
+
     monkeypatch.setattr(os, "preadv", counting)
+    monkeypatch.setattr(os, "pread", counting_too)
     assert _dirty(opened) == set()
     assert sum(read_bytes) < MIB
     opened.store.close()

@@ -115,11 +115,28 @@ def test_read_errors_are_reported(os_file: MakeOsFile, monkeypatch: pytest.Monke
         raise OSError(errno.EIO, "I/O error")
 
     monkeypatch.setattr(os, "preadv", broken)
+    monkeypatch.setattr(os, "pread", broken)
     view = memoryview(bytearray(16))
-    for read in (file.read_nowait, file.read_into):
+    reads: list[Callable[[], object]] = [
+        lambda: file.read_nowait(32, view),
+        lambda: file.read_into(32, view),
+        lambda: file.read(32, 16),
+    ]
+    for read in reads:
         with pytest.raises(BackendError, match="read of 16 bytes at 32") as caught:
-            read(32, view)
+            read()
         assert caught.value.errno == errno.EIO
+
+
+def test_a_read_that_the_kernel_shortens_is_completed_or_an_error(
+    os_file: MakeOsFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = os_file(b"x" * 4096 + b"y" * 4096)
+    real = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, length, offset: real(fd, length // 2, offset))
+    assert file.read(0, 8192) == b"x" * 4096 + b"y" * 4096
+    with pytest.raises(BackendError, match="ends at 8192"):
+        file.read(4096, 4097)
 
 
 def test_only_one_may_have_it_open(os_file: MakeOsFile) -> None:

@@ -68,7 +68,8 @@ class Thread:
 
 
 def test_a_disk_that_was_never_touched_overrides_nothing(file: FaultyFile) -> None:
-    names = ("read_into", "read_nowait", "_write", "_flush", "zero", "allocation", "hole_bytes", "will_need")
+    reads = ("read_into", "read", "read_nowait")
+    names = (*reads, "_write", "_flush", "zero", "allocation", "hole_bytes", "will_need")
     assert all(getattr(type(file), name) is getattr(OsFile, name) for name in names)
 
 
@@ -78,6 +79,7 @@ def test_everything_fails_and_works_again(disk: FaultyDisk, file: FaultyFile) ->
     into = memoryview(bytearray(BLOCK_BYTES))
     for call in (
         lambda: file.read_into(0, into),
+        lambda: file.read(0, BLOCK_BYTES),
         lambda: file.read_nowait(0, into),  # from the page cache too
         lambda: file.write(0, [bytes(BLOCK_BYTES)]),
         lambda: file.zero(0, BLOCK_BYTES, keep_space=False),

@@ -385,8 +385,7 @@ def _find(device: Device, extent: Extent, piece_bytes: int) -> Found:
             hole -= hole % BLOCK_BYTES
         stop = -(-(offset + hole) // BLOCK_BYTES)
         return Found([Extent(extent.start, stop)], [WriteOp(OpKind.ZERO, offset, hole)])
-    content = bytearray(piece)
-    device.read_into(offset, memoryview(content))
+    content = device.read(offset, piece)
     wrong = device.seen([(offset, memoryview(content))])
     stop = -(-(offset + piece) // BLOCK_BYTES)
     ops: list[WriteOp] = []
@@ -411,7 +410,9 @@ def _find_all(device: Device, extents: Sequence[Extent]) -> Found:
     return Found(extents, ops, device.seen(parts))
 
 
-def _add_without_zeroes(ops: list[WriteOp], content: bytearray, first: int, length: int, offset: int) -> None:
+def _add_without_zeroes(
+    ops: list[WriteOp], content: bytes | bytearray, first: int, length: int, offset: int
+) -> None:
     """Add ``length`` bytes of content as data and zero ops; blocks of zeroes carry no payload."""
     view = memoryview(content).toreadonly()
     end = first + length

@@ -45,6 +45,10 @@ class Device(abc.ABC):
         """Fill ``view`` with the bytes from ``offset`` on."""
 
     @abc.abstractmethod
+    def read(self, offset: int, length: int) -> bytes:
+        """`read_into` a buffer of its own."""
+
+    @abc.abstractmethod
     def read_nowait(self, offset: int, view: memoryview) -> bool:
         """As `read_into` if no disk has to be waited for; else False, and ``view`` is undefined."""
 

@@ -110,6 +110,11 @@ class RawFile(Device):
         self._check(offset, len(view))
         self._file.read_into(offset, view)
 
+    def read(self, offset: int, length: int) -> bytes:
+        """As `Device.read`."""
+        self._check(offset, length)
+        return self._file.read(offset, length)
+
     def read_nowait(self, offset: int, view: memoryview) -> bool:
         """As `Device.read_nowait`."""
         self._check(offset, len(view))

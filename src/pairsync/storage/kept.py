@@ -346,6 +346,10 @@ class KeepingDevice(Device):
         """As `Device.read_into`."""
         self._device.read_into(offset, view)
 
+    def read(self, offset: int, length: int) -> bytes:
+        """As `Device.read`."""
+        return self._device.read(offset, length)
+
     def read_nowait(self, offset: int, view: memoryview) -> bool:
         """As `Device.read_nowait`."""
         return self._device.read_nowait(offset, view)

@@ -117,6 +117,14 @@ class OsFile(BlockFile):
                 )
             done += got
 
+    def read(self, offset: int, length: int) -> bytes:
+        """As `BlockFile.read`, without zeroing the buffer first and copying it afterwards."""
+        try:
+            content = os.pread(self._fd, length, offset)
+        except OSError as error:
+            raise self._error(f"read of {length} bytes at {offset}", error) from error
+        return content if len(content) == length else super().read(offset, length)
+
     def read_nowait(self, offset: int, view: memoryview) -> bool:
         """As `BlockFile.read_nowait`."""
         if self.memory_backed:

@@ -163,6 +163,11 @@ class _ArmedFile(FaultyFile):
         self._ask("read")
         super().read_into(offset, view)
 
+    def read(self, offset: int, length: int) -> bytes:
+        """As `BlockFile.read`."""
+        self._ask("read")
+        return super().read(offset, length)
+
     def read_nowait(self, offset: int, view: memoryview) -> bool:
         """As `BlockFile.read_nowait`; False where the disk would keep the caller waiting."""
         if self._ask("read", wait=False) is None:
