@@ -19,6 +19,10 @@ EXPLORED = {
         Bounds(terms=2, epochs=2, ballots=1, crashes=1, amnesias=1, alarms=2, moves=0),
         50_000,
     ),
+    "two crashes, one loses its memory": (
+        Bounds(terms=2, ballots=1, crashes=2, amnesias=1, alarms=1, moves=0),
+        90_000,
+    ),
     "three alarms": (Bounds(terms=2, crashes=0, amnesias=0, alarms=3, moves=0), 40_000),
     "no witness": (Bounds(terms=3, crashes=2, amnesias=1, alarms=2, moves=1, witness=False), 5_000),
     "two witnesses": (
