@@ -481,6 +481,39 @@ async def test_who_is_overruled_while_its_disks_are_opened_serves_nothing(
         assert await first.read(3) == noise(3)
 
 
+async def test_who_is_overruled_while_its_metadata_hang_serves_nothing(
+    both: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads were answered while its new role was not durable yet, for up to ten seconds."""
+    async with in_time(), both.whole() as (first, second):
+        await first.write(3)
+        disk, guest, served = both.disks["b"], second.guest, list[bool]()
+        disk.arm()
+        await guest.use_threads("vda")
+        renew, turn = guest.renew, guest.turn
+
+        def renewed(role: Role | None = None, term: int = 0, *, ill: bool = False) -> None:
+            renew(role, term, ill=ill)
+            if role is Role.ACTIVE:
+                monkeypatch.setattr(guest, "renew", renew)
+                disk.set(DiskState.HANG)
+                first.arbitration.override("Dr Weber", b"o" * FORK_BYTES)
+
+        def turned() -> None:
+            served.append(guest.serves)
+            turn()
+
+        monkeypatch.setattr(guest, "renew", renewed)
+        monkeypatch.setattr(guest, "turn", turned)
+        await move_in_vain(first, "a person has said otherwise")
+        await until(lambda: first.serves)
+        disk.set(DiskState.OK)
+        await until(lambda: agreed(first) and agreed(second))
+        assert first.serves
+        assert served
+        assert not any(served)
+
+
 async def test_a_guest_goes_on_without_a_standby_that_was_back_before_it_was_left_out(
     both: Both,
 ) -> None:

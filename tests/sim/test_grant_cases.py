@@ -6,6 +6,7 @@ from dataclasses import replace
 from random import Random
 
 from pairsync.core.limits import VolumeOptions
+from pairsync.core.messages import Role
 from pairsync.core.standing import Phase
 from pairsync.core.timing import derive
 from pairsync.core.units import NS_PER_MS, NS_PER_S
@@ -99,6 +100,35 @@ def test_who_died_while_it_gave_way_is_not_entitled_until_the_replicas_have_met(
     standby.crash(power=False, why="crash")
     world.run_until(world.clock.now + 10 * NS_PER_S)
     assert owner.serves
+
+
+def _moves_where_the_metadata_hang() -> tuple[GrantWorld, GrantHost, GrantHost]:
+    """The guest is about to begin on its new host, which cannot record that: the world, both hosts."""
+    world, old, new = _pair_in_sync()
+    assert old.move() == ""
+    while new.plane is None or new.plane.role is Role.STANDBY:
+        world.clock.run_until(world.clock.now + NS_PER_S // 10_000)
+    assert world.faults.disks.sicken(new, HANGS, 60 * NS_PER_S)
+    return world, new, old
+
+
+def test_a_host_whose_metadata_hang_before_the_guest_runs_there_gives_it_back() -> None:
+    world, new, old = _moves_where_the_metadata_hang()
+    world.run_until(world.clock.now + 4 * NS_PER_S)  # fails by itself where nobody serves in time
+    assert world.coverage.counts["gives-back"] == 1
+    assert old.serves
+    assert new.life == 1
+
+
+def test_a_host_that_is_overruled_while_its_metadata_hang_serves_nothing() -> None:
+    """Reads were answered meanwhile."""
+    world, new, old = _moves_where_the_metadata_hang()
+    world.faults.override(old)
+    for _ in range(40):
+        world.run_until(world.clock.now + NS_PER_S // 10)
+        assert not new.serves
+    assert world.coverage.counts["overtaken-opened"] == 1
+    assert old.serves
 
 
 def test_a_sick_disk_that_was_exchanged_with_its_host_is_not_mended_any_more() -> None:

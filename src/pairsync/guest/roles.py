@@ -141,8 +141,8 @@ async def change_role(
 ) -> bool:
     """Make ``guest`` active under ``term``, or a standby; whether it is so, in the end.
 
-    Disks take their time: a guest that is not to be served here after all by then (`Arbiter.overtaken`) is
-    not, and stays halted until the next change.
+    Nothing is served before the new role is durable.  Disks take their time: a guest that is not to be served
+    here after all by then (`Arbiter.overtaken`) is not, and stays halted until the next change.
 
     ``in_sync``: under that term a standby's replica counts as in sync, for it was the active one until then;
     it records that.  An active guest is halted first (see `halt`).  A disk that fails or hangs does not keep
@@ -150,6 +150,10 @@ async def change_role(
     a disk does not let a guest become active, `ArbitrationError` where a replica may not be active; then
     nothing is served, and the host process has to be started again.
     """
+
+    def overtaken() -> bool:
+        return role is Role.ACTIVE and guest.arbiter is not None and guest.arbiter.overtaken
+
     if not guest.paused:
         await halt(guest, disks, in_order=in_order)
     guest.stop_mending()
@@ -157,37 +161,39 @@ async def change_role(
     ailment = guest.leaves_for if role is Role.STANDBY else None
     if ailment is None:
         ailment = await _reopen(guest, disks, active=role is Role.ACTIVE, term=term if in_sync else 0)
-    if role is Role.ACTIVE and guest.arbiter is not None and guest.arbiter.overtaken:
+    if overtaken():
         return False
     disks.active = role is Role.ACTIVE
     if ailment is not None and disks.active:
         raise BackendError(f"volume {ailment.volume}: {ailment.reason}")
     guest.renew(role, term, ill=ailment is not None)
     guest.start_mending([] if ailment is None else [ailment])
-    guest.pause(False)
     if ailment is not None:
+        guest.pause(False)
         _log.warning("%s: standby under term %d, its disk is ill: %s", guest.name, term, ailment.reason)
         return True
-    guest.rejoin(f"this host is {role.name.lower()} now")
-    if not await _within(SERVING_S, lambda: _ready(guest)):
+    guest.perform()
+    await _within(SERVING_S, lambda: _ready(guest) or overtaken() or _hanging(guest, disks) is not None)
+    if overtaken():
+        halt_now(guest, "the guest is not to run here after all")
+        return False
+    if not _ready(guest):
         raise BackendError(f"guest {guest.name}: the metadata do not become durable")
     failed = next((source.failed for source in guest.session.sources if source.failed), None)
     if failed is not None:
         raise BackendError(f"guest {guest.name}: {failed}")
+    guest.pause(False)
+    guest.rejoin(f"this host is {role.name.lower()} now")
     _log.info("%s: %s under term %d", guest.name, role.name.lower(), guest.session.term)
     return True
 
 
 async def _reopen(guest: Guest, disks: Disks, *, active: bool, term: int) -> Ailment | None:
     """Open the disks anew for another role; what is wrong, if that cannot be."""
-    names = list(guest.volumes)
-
-    def hanging() -> str | None:
-        return next((name for index, name in enumerate(names) if disks.overdue_ns(index)), None)
-
-    await _within(SETTLE_S, lambda: _settled(guest, disks) or hanging() is not None)
+    await _within(SETTLE_S, lambda: _settled(guest, disks) or _hanging(guest, disks) is not None)
     if not _settled(guest, disks):
-        return Ailment(hanging() or names[0], "the disk does not end what it was asked before")
+        volume = _hanging(guest, disks) or next(iter(guest.volumes))
+        return Ailment(volume, "the disk does not end what it was asked before")
     written = {each.name for each in disks.replicas if each.store.superblock.condition is not Condition.BLANK}
     await disks.end_lives()
     disks.active = active
@@ -198,6 +204,11 @@ async def _reopen(guest: Guest, disks: Disks, *, active: bool, term: int) -> Ail
     if active and blank & written:  # DESIGN rule 3: zeroes are not what the guest has written
         return Ailment(min(blank & written), "another disk is there now, and it was never written")
     return None
+
+
+def _hanging(guest: Guest, disks: Disks) -> str | None:
+    """The first volume with an operation whose deadline has passed."""
+    return next((name for index, name in enumerate(guest.volumes) if disks.overdue_ns(index)), None)
 
 
 def _settled(guest: Guest, disks: Disks) -> bool:

@@ -110,7 +110,7 @@ class DiskFaults:
         return True
 
     def ambush(self, host: GrantHost) -> None:
-        """That host has begun to serve the guest: if it was moved there, maybe the disk fails at once."""
+        """That host is about to serve the guest: if it was moved there, maybe the disk fails at once."""
         arbiter, faults = host.arbiter, self._world.profile.faults
         if arbiter is None or not arbiter.decider.vouched or "disk-fails-owner" not in faults:
             return

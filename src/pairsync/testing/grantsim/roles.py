@@ -36,6 +36,8 @@ LOOK_NS = 5 * NS_PER_MS
 SETTLE_NS = 10 * NS_PER_S
 HOLD_NS = 10 * NS_PER_MS
 """Between two attempts to leave, as `guest.handover`."""
+GIVE_BACK_NS = 3 * NS_PER_S
+"""So long a host that cannot become active asks for the other one to own again, as `guest.handover`."""
 END_NS = 60 * NS_PER_S
 """Of an orderly end: a change of the role first, with a guest that is halted in order and one that begins."""
 
@@ -253,7 +255,7 @@ class Roles(Process, ABC):
         term = max(term, old.session.term)
         ill = old.leaving or ("" if self._settled(old) and not self.sick else "a disk hangs or fails")
         if ill and role is Role.ACTIVE:
-            self._gives_back(old, ill, self.now_ns + 2 * world.profile.timing.heartbeat_ns)
+            self._gives_back(old, ill, self.now_ns + GIVE_BACK_NS)
             return
         if ill:
             old.ended = True
@@ -273,14 +275,41 @@ class Roles(Process, ABC):
             world.checker.not_opened(self._me, str(error))
             self._gives_up()
             return
-        if role is Role.ACTIVE:
-            world.checker.takes_over(self._me, term)
+        plane.paused = role is Role.ACTIVE
         world.changed()
         plane.perform()
-        self.leave_session(plane, f"this host is {role.name.lower()} now")
-        sources = plane.session.sources
-        ready = lambda: all(source.serving or source.failed is not None for source in sources)  # noqa: E731
-        self._wait(ready, self._became, SETTLE_NS, late=self._gives_up)
+        if role is Role.ACTIVE:
+            world.faults.disks.ambush(self._me)
+        seen = lambda: _ready(plane) or self._overtaken(plane) or self._hangs(plane)  # noqa: E731
+        self._wait(seen, partial(self._opened, plane), SETTLE_NS, late=partial(self._opened, plane))
+
+    def _overtaken(self, plane: Plane) -> bool:
+        return plane.role is Role.ACTIVE and isinstance(self.wish, Stop | Yield)
+
+    def _opened(self, plane: Plane) -> None:
+        """Its new role is durable, or cannot become so soon, or is not wanted any more."""
+        world = self._world
+        failed = next((source.failed for source in plane.session.sources if source.failed), "")
+        if self._overtaken(plane):
+            world.coverage.reach("overtaken-opened")
+            plane.halt()
+            self._followed()
+        elif failed or not _ready(plane):
+            reason = failed or "the metadata do not become durable"
+            self._gives_back(plane, reason, self.now_ns + GIVE_BACK_NS)
+        else:
+            self._becomes(plane)
+
+    def _becomes(self, plane: Plane) -> None:
+        world = self._world
+        plane.paused = False
+        world.changed()
+        if plane.role is Role.ACTIVE:
+            world.checker.takes_over(self._me, plane.session.term)
+            plane.session.permitted(self.now_ns, alone=self.alone)
+        self.leave_session(plane, f"this host is {plane.role.name.lower()} now")
+        self._followed()
+        self.perform()
 
     def _gives_back(self, plane: Plane, reason: str, until_ns: int) -> None:
         """As `guest.handover.Handover.give_back`: who has handed the guest over may have it again."""
@@ -303,17 +332,6 @@ class Roles(Process, ABC):
         self.crash(power=False, why="cannot-serve")
         self._world.faults.restart_later(self._me)
 
-    def _became(self) -> None:
-        plane = self.plane
-        if plane is not None and any(source.failed is not None for source in plane.session.sources):
-            self._gives_up()
-            return
-        if plane is not None and plane.role is Role.ACTIVE:
-            plane.session.permitted(self.now_ns, alone=self.alone)
-            self._world.faults.disks.ambush(self._me)
-        self._followed()
-        self.perform()
-
     def _wait(
         self,
         done: Callable[[], bool],
@@ -335,3 +353,7 @@ class Roles(Process, ABC):
             late()
         else:
             self._world.fail("hang", f"{self.name}: a change of its role does not end")
+
+
+def _ready(plane: Plane) -> bool:
+    return all(source.serving or source.failed is not None for source in plane.session.sources)
