@@ -95,6 +95,7 @@ def test_what_has_changed_since_a_point(alone: GuestConfig) -> None:
             point = await guest.make_point("vda", "monday")
             await guest.write("vda", 4096, b"x" * 4096)
             assert guest.points("vda") == (point,)
+            assert guest.dirty_runs("vda", 0, size_bytes) == [(4096, 4096)]
             changed = [(4096, False), (4096, True), (size_bytes - 8192, False)]
             assert await guest.changed_since("vda", point, 0, size_bytes) == changed
             assert await guest.digests("vda", 4096, 4096, point="monday") == bytes(8)

@@ -241,6 +241,13 @@ def test_sockets_lie_in_the_directory_if_its_name_is_short(tmp_path: Path) -> No
     remove_sockets(tmp_path)
 
 
+def test_sockets_lie_in_tmp_if_the_name_of_every_other_place_is_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("t" * 80)))
+    assert sockets_of(tmp_path / ("d" * 80)).parent == Path("/tmp")
+
+
 def test_sockets_of_somebody_else_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = open_lab_file(tmp_path, {"vda": SIZE}, None, single=True)
     monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)

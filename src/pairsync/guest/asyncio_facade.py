@@ -352,6 +352,10 @@ class AsyncioGuest:
         """As `Volume.changed_since`."""
         return await self.call(self._opened().volume(volume).changed_since, point, offset, length)
 
+    def dirty_runs(self, volume: str, offset: int, length: int) -> list[tuple[int, int]]:
+        """As `Volume.dirty_runs`, of this moment."""
+        return list(self._opened().volume(volume).dirty_runs(offset, length))
+
     async def digests(
         self, volume: str, offset: int, length: int, *, point: str | Point | None = None
     ) -> bytes:

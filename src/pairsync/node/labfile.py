@@ -146,7 +146,8 @@ def sockets_of(directory: Path) -> Path:
     if len(str(here).encode()) <= SOCKET_PATH_BYTES_MAX:
         return here
     digest = hashlib.sha256(str(directory.absolute()).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"pairsync-{os.getuid()}-{digest}"
+    short = Path(tempfile.gettempdir()) / f"pairsync-{os.getuid()}-{digest}"
+    return short if len(str(short).encode()) <= SOCKET_PATH_BYTES_MAX else Path("/tmp", short.name)  # noqa: S108
 
 
 def control_socket_of(directory: Path, host: str = "lab") -> Path:
