@@ -29,7 +29,7 @@ generation: it forgot that, and the newer standby, a resync of which had begun a
 overwritten.
 """
 
-WRONG_SIMULATOR = (1328, 1397, 1847, 2248, 26507, 26698, 27140, 102603, 104711, 111137, 116277)
+WRONG_SIMULATOR = (1328, 1397, 1847, 2248, 26507, 26698, 27140, 102603, 104711, 105833, 111137, 116277)
 """In these the simulator blamed the core for what nobody can know:
 
 1328: a dirty map had lost a block whose digest the standby had not saved, and a crash then took back;
@@ -37,6 +37,7 @@ WRONG_SIMULATOR = (1328, 1397, 1847, 2248, 26507, 26698, 27140, 102603, 104711, 
 27140: a "larger" file was none any more once the volume had grown, and grew with it;
 102603: what was wrong on the active host was compared with a strange disk that the standby had for a while;
 104711, 111137: bits of the dirty map were cleared while a write of these blocks hung in the standby's disk;
+105833: likewise, while the standby's page cache had another content of such a block, and then the same again;
 116277: a resync sent what only the standby's own map held, which had just got the disk of another volume.
 """
 

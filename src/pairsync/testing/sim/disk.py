@@ -192,9 +192,14 @@ class SimDisk:
         return twin
 
     def cached(self, blocks: Iterable[int]) -> list[int]:
-        """Of these blocks those that are not durable as they are read."""
-        spans = {block: slice(block * SECTORS_PER_BLOCK, (block + 1) * SECTORS_PER_BLOCK) for block in blocks}
-        return [block for block, span in spans.items() if self.content[span] != self.durable[span]]
+        """Of these blocks those of which a power cut may leave something else, if only what they held between
+        two flushes."""
+        written = {
+            block
+            for entry in self._log
+            for block in range(entry.start // SECTORS_PER_BLOCK, -(-entry.stop // SECTORS_PER_BLOCK))
+        }
+        return [block for block in blocks if block in written]
 
     def runs_with_content(self) -> list[tuple[int, int]]:
         """Runs of blocks that hold anything but zeroes."""
