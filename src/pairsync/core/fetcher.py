@@ -67,6 +67,11 @@ class Fetcher:
         return len(self._asked) < FETCHES_MAX
 
     @property
+    def idle(self) -> bool:
+        """Whether nothing is asked for."""
+        return not self._asked
+
+    @property
     def waiting_since_ns(self) -> int | None:
         """Since when the peer owes an answer."""
         return min((each.asked_ns for each in self._asked.values()), default=None)

@@ -225,7 +225,7 @@ class Scrubber:
 
     def written(self, ops: Sequence[WriteOp]) -> None:
         """They are sent to the peer: what is being fetched does not speak for their blocks any more."""
-        if self._fetcher.waiting_since_ns is not None:
+        if not self._fetcher.idle:
             self._fetcher.written(ops)
 
     # ------------------------------------------------------------------ asking

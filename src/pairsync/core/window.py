@@ -275,6 +275,9 @@ def _frames(ops: Sequence[WriteOp]) -> Iterator[tuple[Sequence[WriteOp], int]]:
     An op is never split: one that is larger by itself goes alone.
     """
     total = ops_bytes(ops)
+    if len(ops) == 1:
+        yield ops, total
+        return
     ranges = sum([op.length for op in ops]) - total  # bytes that carry no data
     if total <= FRAME_DATA_BYTES_MAX and ranges <= RANGE_BYTES_MAX and len(ops) <= FRAME_OPS_MAX:
         yield ops, total

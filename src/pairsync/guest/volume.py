@@ -369,6 +369,8 @@ def volumes_of(
 
 def _fits(ops: Sequence[WriteOp]) -> bool:
     """Whether the batch can go on as it is."""
+    if len(ops) == 1:
+        return 0 < ops[0].length <= FRAME_DATA_BYTES_MAX
     lengths = [op.length for op in ops]
     if not 0 < len(ops) <= FRAME_OPS_MAX or min(lengths) <= 0 or max(lengths) > FRAME_DATA_BYTES_MAX:
         return False

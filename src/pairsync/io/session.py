@@ -195,8 +195,8 @@ class Session:
         self.frames_dropped += skip
         protocol = self.info.protocol
         messages = [decode(header, payload, protocol) for header, payload in parse_frames(record, skip)]
-        if Renew in map(type, messages) and self.info.protocol < PROTOCOL_RENEWS:
-            raise ProtocolError(f"a renewal in version {self.info.protocol}")
+        if protocol < PROTOCOL_RENEWS and Renew in map(type, messages):
+            raise ProtocolError(f"a renewal in version {protocol}")
         return messages
 
     # ------------------------------------------------------------------ renewals

@@ -65,7 +65,9 @@ class Layer:
     def put(self, few: Mapping[int, int]) -> None:
         """Single leaves: block to digest."""
         self.few.update(few)
-        self.pages.update({block >> _PAGE_SHIFT for block in few})
+        pages = self.pages
+        for block in few:
+            pages.add(block >> _PAGE_SHIFT)
 
     def put_range(self, start: int, stop: int, digest: int) -> None:
         """The blocks of a wide range become `ZERO_DIGEST` or `UNKNOWN_DIGEST`."""

@@ -144,13 +144,14 @@ class InlineLane(Lane):
         """As `Lane.submit`."""
         if self._closed.is_set():
             raise ClosedError(f"lane {self._name} is closed")
-        if len(self._jobs) >= LANE_JOBS_MAX:
-            raise BusyError(f"lane {self._name}: {len(self._jobs)} jobs are waiting")
-        self._jobs.append((job, done))
         if self._running:
+            if len(self._jobs) >= LANE_JOBS_MAX:
+                raise BusyError(f"lane {self._name}: {len(self._jobs)} jobs are waiting")
+            self._jobs.append((job, done))
             return
         self._running = True
         try:
+            done(_outcome(job))
             while self._jobs:
                 next_job, next_done = self._jobs.popleft()
                 next_done(_outcome(next_job))
