@@ -9,6 +9,9 @@ one go and with one flush, while the lane writes those before them.
 not kept yet; whatever goes wrong here is met there once more, where it can be dealt with.  What was kept for
 a batch that is never written is right (nobody has changed it) and costs room.
 
+Where the files lie in memory there is no wait to use, and the thread does not pay.  It was tried for what is
+likely to be overwritten next, 4 MiB ahead of a run: 1.28 to 1.32 s for each GiB, 1.02 to 1.10 s without.
+
 Batches are known by identity: the very object that was announced is what the lane waits for.
 """
 
