@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import itertools
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pairsync.core.effects import Effect, Send
 from pairsync.core.fetcher import FETCH_BLOCKS_MAX, FETCHES_MAX, Fetcher
@@ -115,3 +119,96 @@ def test_content_behind_the_end_of_the_volume_is_refused() -> None:
     number = desk.ask((BLOCKS - 1, BLOCKS))
     with pytest.raises(ProtocolError, match="not asked for"):
         desk.answer(number, content(BLOCKS - 1))
+
+
+# -- in any order --------------------------------------------------------------------------------------------
+
+HALF_BYTES = BLOCK_BYTES // 2
+ASKED_BLOCKS = 8
+GROWN_BLOCKS = ASKED_BLOCKS + 4  # the volume grows while it is asked
+
+
+@dataclass
+class Asked:
+    runs: list[tuple[int, int]]
+    asked_ns: int
+    written: set[int] = field(default_factory=set)  # blocks, since it was made
+
+
+def blocks_of(op: WriteOp) -> set[int]:
+    return {at // BLOCK_BYTES for at in range(op.offset, op.offset + op.length, HALF_BYTES)}
+
+
+class FetcherMachine(RuleBasedStateMachine):
+    """Requests, writes, answers and losses in any order: each request is heard of once, and never of a block
+    that was written since it was made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.desk = Desk(ASKED_BLOCKS * BLOCK_BYTES)
+        self.open: dict[int, Asked] = {}
+        self.ended: list[int] = []
+        self.now_ns = 0
+
+    @rule(starts=st.sets(st.integers(0, ASKED_BLOCKS - 1), min_size=1), joined=st.booleans())
+    def ask(self, starts: set[int], joined: bool) -> None:
+        runs = [(min(starts), max(starts) + 1)] if joined else [(each, each + 1) for each in sorted(starts)]
+        self.now_ns += 1
+        number = self.desk.ask(*runs, now_ns=self.now_ns)
+        assert number not in {*self.open, *self.ended}
+        self.open[number] = Asked(runs, self.now_ns)
+
+    @rule(half=st.integers(0, 2 * GROWN_BLOCKS - 1), halves=st.integers(0, 5))
+    def write(self, half: int, halves: int) -> None:
+        op = WriteOp(OpKind.ZERO, half * HALF_BYTES, min(halves, 2 * GROWN_BLOCKS - half) * HALF_BYTES)
+        self.desk.fetcher.written([op])
+        for asked in self.open.values():
+            asked.written |= blocks_of(op)
+
+    @precondition(lambda self: bool(self.open))
+    @rule(data=st.data())
+    def content_comes(self, data: st.DataObject) -> None:
+        """All or a part of what was asked for, cut anywhere."""
+        number = data.draw(st.sampled_from(sorted(self.open)))
+        asked = self._end(number)
+        ops = []
+        for start, stop in asked.runs:
+            cuts = data.draw(st.one_of(st.just({start, stop}), st.sets(st.integers(start, stop))))
+            ops += [content(low, high - low) for low, high in itertools.pairwise(sorted(cuts))]
+        self.desk.answer(number, *ops)
+        assert self.desk.heard[-1] == ([op for op in ops if not blocks_of(op) & asked.written], 0)
+
+    @precondition(lambda self: bool(self.open))
+    @rule(data=st.data())
+    def it_cannot_be_had(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.open)))
+        self._end(number)
+        self.desk.fetcher.answered(Unfetched(0, number, errno.EIO))
+        assert self.desk.heard[-1] == (None, errno.EIO)
+
+    @precondition(lambda self: bool(self.ended))
+    @rule(data=st.data(), fails=st.booleans())
+    def an_answer_comes_again(self, data: st.DataObject, fails: bool) -> None:
+        number = data.draw(st.sampled_from(self.ended))
+        message = Unfetched(0, number, errno.EIO) if fails else Write(4, 0, number, True, [])
+        self.desk.fetcher.answered(message)
+
+    @rule()
+    def the_peer_is_lost(self) -> None:
+        for number in list(self.open):
+            self._end(number)
+        self.desk.fetcher.lost(errno.ENOTCONN)
+
+    def _end(self, number: int) -> Asked:
+        self.ended.append(number)
+        return self.open.pop(number)
+
+    @invariant()
+    def each_request_is_heard_of_once(self) -> None:
+        assert len(self.desk.heard) == len(self.ended)
+        first_ns = min((asked.asked_ns for asked in self.open.values()), default=None)
+        assert self.desk.fetcher.waiting_since_ns == first_ns
+
+
+TestFetcherMachine = FetcherMachine.TestCase
+TestFetcherMachine.settings = settings(stateful_step_count=30)
