@@ -1,18 +1,23 @@
-"""The life of a write-intent generation, effect by effect."""
+"""The life of a write-intent generation: effect by effect, and in any order of what ends."""
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pairsync.core.closer import Closer
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.effects import Effect, Flush, SavePages, Send
-from pairsync.core.flushes import Flushes
+from pairsync.core.flushes import Flushes, FlushOp
 from pairsync.core.messages import Barrier, Condition, Generation, OpKind, WriteOp
-from pairsync.core.standing import Standing
+from pairsync.core.standing import Phase, Standing
 from pairsync.core.superblock import Superblock
 from pairsync.core.tracker import Tracker
-from pairsync.core.units import MIB
+from pairsync.core.units import MIB, Extent
 from pairsync.errors import InternalError
 
 BLOCKS = 4096
@@ -191,3 +196,226 @@ def test_saving_twice_at_once_or_without_a_generation_is_our_own_bug() -> None:
     world.closer.recover()
     with pytest.raises(InternalError, match="being saved already"):
         world.closer.recover()
+
+
+# -- in any order --------------------------------------------------------------------------------------------
+
+NEAR = 6  # blocks that are written
+UNKNOWN = -1  # the peer holds this or that
+
+
+class CloserMachine(RuleBasedStateMachine):
+    """Writes, flushes, saves and the peer's answers end in any order that the lanes leave open.
+
+    The oracle knows of each block which version either host was given and holds durably, and which blocks
+    the bitmap and the two segments show: a crash finds every block there that is not the same everywhere.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+        self.now_ns = 0
+        self.given: dict[int, int] = {}  # to this host's disk, applied or not
+        self.applied: dict[int, int] = {}
+        self.durable: dict[int, int] = {}
+        self.sent: dict[int, int] = {}
+        self.durable_there: dict[int, int] = {}
+        self.bitmap: set[int] = set()
+        self.segments: list[set[int]] = [set(), set()]
+        self.applying: deque[tuple[int, int]] = deque()  # generation and block
+        self.flushing: dict[FlushOp, dict[int, int]] = {}  # with what each will cover
+        self.barriers: dict[int, dict[int, int]] = {}
+        self.saves: deque[SavePages] = deque()  # one after the other
+        self.foreign: list[object] = []  # tokens of saves that others have asked for
+        self.flushes_asked = self.flushes_ended = 0
+        self.touched_ns: int | None = None  # when the open generation was first written
+        self.open_number = self.world.tracker.open.number
+
+    def _perform(self) -> None:
+        """What the source does after every report."""
+        world = self.world
+        if world.tracker.open.number != self.open_number:
+            self.open_number, self.touched_ns = world.tracker.open.number, None
+        world.closer.drain(self.now_ns)
+        for effect in taken(world):
+            if isinstance(effect, Flush):
+                assert isinstance(effect.token, FlushOp)
+                self.flushing[effect.token] = dict(self.applied)
+            elif isinstance(effect, Send):
+                (barrier,) = effect.messages
+                assert isinstance(barrier, Barrier)
+                self.barriers[barrier.barrier] = dict(self.sent)
+            else:
+                assert isinstance(effect, SavePages)
+                self.saves.append(effect)
+        assert sum(map(self._is_own, self.saves)) == world.closer.saving
+
+    def _is_own(self, save: SavePages) -> bool:
+        return all(save.token is not each for each in self.foreign)
+
+    def _touch(self) -> None:
+        self.now_ns += 1
+        self.world.closer.touched(self.now_ns)
+        self.touched_ns = self.now_ns if self.touched_ns is None else self.touched_ns
+
+    # ------------------------------------------------------------------ the guest and the resync
+
+    @rule(block=st.integers(0, NEAR - 1), at_once=st.booleans(), fills=st.booleans())
+    def write(self, block: int, at_once: bool, fills: bool) -> None:
+        tracker, ops = self.world.tracker, [WriteOp(OpKind.DATA, block * 4096, 4096)]
+        number = tracker.open.number
+        if fresh := tracker.note(ops):
+            tracker.recorded(number, fresh)
+            self.segments[number % 2].add(block)
+        self._touch()
+        self.given[block] = self.now_ns
+        if self.world.standing.mirrored:
+            tracker.mirrored(ops)
+            self.sent[block] = self.now_ns
+        else:
+            tracker.lacking(ops)
+        self.applying.append((number, block))
+        if fills:  # the window
+            self.world.closer.cut(self.now_ns)
+        self._perform()
+        while at_once and self.applying:
+            self.a_write_is_applied()
+
+    @precondition(lambda self: bool(self.applying))
+    @rule()
+    def a_write_is_applied(self) -> None:
+        number, block = self.applying.popleft()
+        self.world.tracker.applied(number)
+        waiting = [each for _, each in self.applying]
+        self.applied |= {b: v for b, v in self.given.items() if b == block and b not in waiting}
+        self._perform()
+
+    @precondition(lambda self: self.world.standing.mirrored and bool(self.world.tracker.todo))
+    @rule(data=st.data())
+    def a_block_is_copied(self, data: st.DataObject) -> None:
+        block = data.draw(st.sampled_from([b for b in range(NEAR) if b in self.world.tracker.todo]))
+        self.world.tracker.resynced([Extent(block, block + 1)], 4096)
+        self._touch()
+        self.sent[block] = self.given.get(block, 0)
+
+    @rule()
+    def flush(self) -> None:
+        to_peer = self.world.standing.mirrored
+        closes = self.world.closer.cut_if_quiet() if to_peer else 0
+        self.world.flushes.request(None, to_peer=to_peer, closes=closes, now_ns=self.now_ns)
+        self.flushes_asked += 1
+        self._perform()
+
+    @rule()
+    def cut(self) -> None:
+        self.world.closer.cut(self.now_ns)
+        self._perform()
+
+    # ------------------------------------------------------------------ what ends
+
+    @precondition(lambda self: bool(self.flushing))
+    @rule(data=st.data())
+    def a_flush_ends_here(self, data: st.DataObject) -> None:
+        op = data.draw(st.sampled_from(list(self.flushing)))
+        self.durable |= self.flushing.pop(op)
+        self._step(self.world.flushes.local_done(op))
+
+    @precondition(lambda self: bool(self.barriers))
+    @rule(data=st.data())
+    def a_flush_ends_there(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.barriers)))
+        covered = self.barriers.pop(number)
+        self.durable_there |= {block: version for block, version in covered.items() if version != UNKNOWN}
+        self._step(self.world.flushes.peer_done(number))
+
+    def _step(self, op: FlushOp) -> None:
+        if op.done:
+            self.world.flushes.finished(op, to_peer=self.world.standing.mirrored, now_ns=self.now_ns)
+            self.world.closer.flush_finished(op)
+            self.flushes_ended += len(op.owners)
+        self._perform()
+
+    @precondition(lambda self: bool(self.saves))
+    @rule()
+    def pages_are_saved(self) -> None:
+        save = self.saves.popleft()
+        for page in save.pages.values():
+            self.bitmap = {block for block in range(NEAR) if page[0] >> block & 1}
+        for segment in save.release:
+            self.segments[segment].clear()
+        assert self.world.closer.saved(save.token) == self._is_own(save)
+        self._perform()
+
+    @rule(block=st.integers(0, NEAR - 1), foreign=st.booleans())
+    def more_is_saved(self, block: int, foreign: bool) -> None:
+        """By somebody else; or here, where a volume is closed."""
+        if foreign:
+            self.world.tracker.want([(block, block + 1)])
+            pages = self.world.tracker.pages_to_save()
+            self.foreign.append(pages)
+            self.saves.append(SavePages(0, pages, pages))
+        elif not self.world.closer.saving:
+            before = len(self.saves)
+            asked = self.world.closer.save_rest()
+            self._perform()
+            assert asked == (len(self.saves) > before)
+
+    # ------------------------------------------------------------------ the peer
+
+    @initialize(there=st.booleans())
+    def begin(self, there: bool) -> None:
+        if there:
+            self.world.join()
+
+    @rule()
+    def the_peer_comes_or_is_lost(self) -> None:
+        world = self.world
+        if not world.standing.mirrored:
+            world.join()
+            return
+        world.tracker.peer_lost()
+        world.standing.leave(Phase.ABSENT, at_once=False)
+        self.barriers.clear()
+        self.sent |= {b: UNKNOWN for b, v in self.sent.items() if v != self.durable_there.get(b, 0)}
+        for op in world.flushes.peer_lost():
+            self._step(op)
+
+    # ------------------------------------------------------------------ what must hold
+
+    @invariant()
+    def a_crash_now_forgets_nothing(self) -> None:
+        for block in {*range(NEAR)} - self.bitmap - self.segments[0] - self.segments[1]:
+            held = [self.given, self.durable, self.sent, self.durable_there]
+            assert len({each.get(block, 0) for each in held}) == 1, block
+
+    @invariant()
+    def a_time_is_counted_from_the_first_write(self) -> None:
+        waited = -1 if self.touched_ns is None else self.now_ns - self.touched_ns
+        assert [self.world.closer.due(self.now_ns, ns) for ns in range(5)] == [
+            ns <= waited for ns in range(5)
+        ]
+
+    def teardown(self) -> None:
+        """All ends, and one cut later no generation holds anything."""
+        for cuts in range(2):
+            while self.applying or self.flushing or self.barriers or self.saves:
+                for _ in range(len(self.applying)):
+                    self.a_write_is_applied()
+                for op in list(self.flushing):
+                    self.durable |= self.flushing.pop(op)
+                    self._step(self.world.flushes.local_done(op))
+                for number in list(self.barriers):
+                    self.durable_there |= self.barriers.pop(number)
+                    self._step(self.world.flushes.peer_done(number))
+                for _ in range(len(self.saves)):
+                    self.pages_are_saved()
+            assert not self.world.closer.busy
+            if not cuts:
+                self.cut()
+        assert self.flushes_ended == self.flushes_asked
+        assert not self.world.tracker.unflushed
+        assert self.segments == [set(), set()]
+
+
+TestCloserMachine = CloserMachine.TestCase
+TestCloserMachine.settings = settings(stateful_step_count=40, max_examples=80)
