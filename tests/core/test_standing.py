@@ -499,7 +499,7 @@ def test_a_peer_that_left_still_counts_until_somebody_may_go_on_without_it() -> 
 
     assert not counts()
     bench.permit.give(alone=False)
-    assert counts()  # in an earlier life
+    assert not counts()  # in an earlier life
     bench.joined()
     bench.standing.leave(Phase.ABSENT, at_once=True)
     assert counts()

@@ -21,8 +21,11 @@ What was read here and is not what its digest says is not sent (`core.doubts`).
 was put out.  Until the permit has come nothing is acknowledged without it: at level ``sync`` it has all that
 ever was, and so has this host.  So each of its blocks holds enough, before it is overwritten and after, and
 its replica may be promoted in the midst of the copy: it does not call itself a mixture.  If the permit comes
-meanwhile, a further plan is sent before anything is acknowledged that the peer may lack.  (At level ``async``
-it lacks writes that were acknowledged, and would get later ones before earlier ones.)
+meanwhile, a further plan is sent before anything is acknowledged that the peer may lack.
+
+At level ``async`` it lacks writes that were acknowledged, and would get later ones before earlier ones.  An
+owner that was begun anew may have lost, unflushed, what the peer has; what its guest writes by what it finds
+here would stand there beside what it did not find, as on no disk ever.  Then the peer is a mixture.
 """
 
 from __future__ import annotations

@@ -161,6 +161,7 @@ class Standing:
         self._renewal_due = superblock.peer_in_sync
         self._permit = Permit(out, alone=True) if permit is None else permit
         self._renewal_asked = False  # it is wanted at once, and waits for the permit
+        self._had = False  # the peer was in sync in this life
         self._reached = milestone  # durable here
         self.given = milestone
         """The highest milestone that the peer may know; at most the one that is reached."""
@@ -189,9 +190,9 @@ class Standing:
 
     @property
     def still_counts(self) -> bool:
-        """Whether a peer that was in sync when it left is still needed: nothing was acknowledged without it,
+        """Whether a peer that was in sync in this life is still needed: nothing was acknowledged without it,
         and nothing will be before a permit has come."""
-        return self._writer.desired.peer_in_sync and not self._permit.alone
+        return self._had and self._writer.desired.peer_in_sync and not self._permit.alone
 
     @property
     def settled(self) -> bool:
@@ -306,6 +307,7 @@ class Standing:
         if self.phase is not Phase.ADOPTING or generation != self.newest:
             return False
         self._become(Phase.CONFIRMING)
+        self._had = True
         self._renewal_due = self._renewal_asked = False
         self._permit.renounce()
         block = replace(self.superblock, peer_in_sync=True, map_base=self.newest, parted=None)
