@@ -208,6 +208,32 @@ def test_what_an_earlier_session_found_is_in_the_bitmap_before_it_is_sent() -> N
     assert bench.standing.superblock.map_base is None, "nobody has asked for a full copy since"
 
 
+@pytest.mark.parametrize("durable", [True, False])
+def test_what_no_log_names_is_in_the_bitmap_before_it_is_read(durable: bool) -> None:
+    bench = Bench()
+    fresh = bench.tracker.note([WriteOp(OpKind.ZERO, 20 * BLOCK_BYTES, BLOCK_BYTES)])
+    if durable:
+        bench.tracker.recorded(1, fresh)
+    bench.tracker.applied(1)
+    bench.tracker.peer_lost()
+    bench.begin(SyncMode.INCREMENTAL)
+    bench.persist()
+    bench.copier.begun(7)
+    bench.advance()
+    assert bool(bench.reads()) is durable
+    if not durable:
+        bench.advance()
+        (save,) = bench.take(SavePages)
+        assert isinstance(save, SavePages)
+        bitmap = DirtyMap(BLOCKS)
+        bitmap.load_page(0, save.pages[0])
+        assert bitmap.describe() == "1[20..21]"
+        bench.copier.saved(save.token, 7)
+        bench.advance()
+        assert len(bench.reads()) == 1
+    assert bench.take(SavePages) == []
+
+
 def test_an_answer_to_a_plan_that_was_not_sent_is_the_peers_fault() -> None:
     bench = Bench()
     with pytest.raises(ProtocolError, match="a plan that was not sent"):

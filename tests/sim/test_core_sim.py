@@ -19,14 +19,15 @@ RATIO_MIN = 250
 charged twice where two processes share one core, and a busy machine is no failure."""
 
 
-WRONG_CORE = (100685, 102347, 109356)
+WRONG_CORE = (100685, 102347, 104767, 109356)
 """Beyond CI's.  In these the core was wrong:
 
 100685, 109356: what a proof had found was sent to a standby that lost it and kept its digests; the
 active host died too, and its dirty map did not say so;
 102347: the active host's disks were put back while it told a standby that had fallen behind of its next
 generation: it forgot that, and the newer standby, a resync of which had begun and written nothing, was
-overwritten.
+overwritten;
+104767: a block whose intent could not be recorded was sent, and no map on disk named it.
 """
 
 WRONG_SIMULATOR = (1328, 1397, 1847, 2248, 26507, 26698, 27140, 102603, 104711, 105833, 111137, 116277)

@@ -13,7 +13,8 @@ here: whatever is interrupted later, the next session finds in the map what is s
 
 Labels and dirty maps say what to copy; that nothing else differs is proven before the peer counts
 (`core.prover`).  What a proof or a scrub has found is durable in the map before any of it is sent: a peer
-that loses its power may keep the digest of a block and not the block, which no proof would find again.
+that loses its power may keep the digest of a block and not the block, which no proof would find again.  So is
+what a guest could not write because its intent was not recorded (`Tracker.loose`).
 
 What was read here and is not what its digest says is not sent (`core.doubts`).
 
@@ -251,6 +252,8 @@ class Copier:
             return
         if self._stage is _Stage.BASING and self._standing.settled and self._saving is None:
             self._send_begin(now_ns)
+        if self._tracker.loose and self._standing.mirrored and self._saving is None:
+            self.want(())
         may_read = self._standing.mirrored and self._saving is None
         if may_read and room and self._tracker.todo and not self._doubts.full:
             for ticket in self._resync.next_reads(now_ns):

@@ -148,6 +148,8 @@ class Tracker:
         self._unsaved: set[int] = set(todo.page_numbers())
         # Pages whose image on disk has bits that are no longer dirty: rewritten when convenient.
         self._stale: set[int] = set()
+        self.loose = False
+        """Whether `todo` has blocks that no log or bitmap may name: a record is awaited, or has failed."""
 
     def grow(self, block_count: int) -> None:
         """The volume has that many blocks now; those that were added are not dirty."""
@@ -255,6 +257,7 @@ class Tracker:
                 self._reclaim(generation)
 
     def _reclaim(self, generation: IntentGeneration) -> None:
+        self.loose = self.loose or bool(generation.unrecorded)
         pages = generation.marked.page_numbers() | set(generation.sent.page_numbers())
         generation.marked.merge_into(self.todo)
         self.todo.merge(generation.sent)
@@ -338,6 +341,7 @@ class Tracker:
 
         Whoever takes them must make them durable before anything relies on it, or stop.
         """
+        self.loose = False
         return self._pages_to_save()
 
     # ------------------------------------------------------------------ questions
