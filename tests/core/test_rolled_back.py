@@ -20,7 +20,7 @@ from pairsync.core.lineage import outdated_by
 from pairsync.core.messages import Adopt, Barrier, Condition, Leave, Role
 from pairsync.core.truths import concession
 from pairsync.core.units import NS_PER_S
-from pairsync.testing.manual import ManualHost, ManualPair
+from pairsync.testing.manual import ManualDisk, ManualHost, ManualMetadata, ManualPair, blank_superblock
 
 
 def put_back_later(host: ManualHost) -> Callable[[], None]:
@@ -306,6 +306,49 @@ def test_a_person_who_has_the_old_disk_served_or_the_new_one_give_way_ends_it() 
     meet(pair)
     assert pair.a.session.outdated == ""
     assert not pair.a.metadata[0].superblock.outdated
+
+
+def _gives_way(pair: ManualPair) -> None:
+    made = concession(
+        pair.b.metadata[0].superblock,
+        pair.a.session.introduction().volumes[0],
+        pair.b.metadata[0].given,
+    )
+    assert made is not None
+    pair.b.metadata[0].superblock = made.after
+
+
+def _thrown_away(pair: ManualPair) -> None:
+    size_bytes = len(pair.b.disks[0].content)
+    pair.b.disks[0] = ManualDisk(size_bytes)
+    pair.b.metadata[0] = ManualMetadata(blank_superblock("vda", size_bytes))
+
+
+@pytest.mark.parametrize("ends", [_gives_way, _thrown_away])
+def test_an_old_disk_on_which_a_person_insists_is_as_good_as_any_once_the_other_has_it(
+    ends: Callable[[ManualPair], None],
+) -> None:
+    """It serves, and is told once more; the newer one gives way, or an empty one takes its place."""
+    pair = _told_as_standby()
+    pair.a.start(Role.ACTIVE, 2, arbitrated=True)
+    pair.a.session.permitted(0, alone=True)
+    pair.settle()
+    meet(pair)
+    told = pair.a.metadata[0].superblock.outdated
+    pair.cut()
+    pair.b.crash(power=False)
+    ends(pair)
+    pair.b.start(Role.STANDBY, 1, arbitrated=True)
+    pair.settle()
+    meet(pair)
+    assert in_sync(pair)
+    assert obstacle(pair.a.session, Claim()) == ""
+    assert (told, pair.a.metadata[0].superblock.outdated) == (True, False)
+    pair.a.session.permitted(0, alone=False)  # a grant calls both in sync
+    pair.cut()
+    pair.a.write("late", block_write(3))
+    pair.settle()
+    assert pair.a.asked_alone  # or it would wait for ever
 
 
 @pytest.mark.parametrize("role", Role)

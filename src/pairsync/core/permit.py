@@ -24,7 +24,7 @@ class Permit:
         self.alone = alone
         """The grant in force does not count the peer, and none that does can still be chosen."""
         self.withheld = False
-        """Nobody is asked any more: the peer, which would be put out, has what this host has forgotten."""
+        """Nobody is asked: the peer, as met last, has what this host has forgotten, and stays in."""
         self._asked = False  # since it was given or withdrawn, or a volume had its peer back
         self._out = out
 

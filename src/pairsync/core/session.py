@@ -257,6 +257,7 @@ class Session(Reports):
         self._become(SessionPhase.RUNNING, now_ns)
         self._ran = True
         self.refusal = None
+        self._permit.withheld = False  # the peer has given way
         self._plans = decision.plans
         self._out.append(Emit(PeerEvent(connected=True, reason=decision.evidence)))
         for source, plan, theirs in zip(self.sources, decision.plans, peer.volumes, strict=False):

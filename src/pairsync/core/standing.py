@@ -310,7 +310,7 @@ class Standing:
         self._had = True
         self._renewal_due = self._renewal_asked = False
         self._permit.renounce()
-        block = replace(self.superblock, peer_in_sync=True, map_base=self.newest, parted=None)
+        block = replace(self.superblock, peer_in_sync=True, map_base=self.newest, parted=None, outdated=False)
         if block == self._writer.durable and self._writer.settled:  # it never left (the link flapped)
             self._become(Phase.IN_SYNC)
             self._out.append(Emit(InSyncEvent(self.name, self.newest.describe())))
