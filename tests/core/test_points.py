@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import errno
 import random
+from collections import deque
+from dataclasses import replace
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pairsync.core.effects import MakePoint, Send
+from pairsync.core.effects import Complete, DropPoints, Effect, MakePoint, Send
 from pairsync.core.events import PointEvent
 from pairsync.core.limits import VolumeOptions
-from pairsync.core.messages import OpKind, PointMark, Remember, Remembered, Role, WriteOp
-from pairsync.core.points import PEER_WAIT_NS, POINTS_MAX
+from pairsync.core.messages import (
+    Condition,
+    Generation,
+    KeepOnly,
+    OpKind,
+    PointMark,
+    Remember,
+    Remembered,
+    Role,
+    WriteOp,
+)
+from pairsync.core.points import PEER_WAIT_NS, POINTS_MAX, SourcePoints, TargetPoints
+from pairsync.core.standing import Phase, Standing
 from pairsync.core.units import BLOCK_BYTES, MIB, NS_PER_S
-from pairsync.testing.manual import ManualPair
+from pairsync.testing.manual import ManualPair, blank_superblock
 
 SIZE = MIB
 MONDAY = PointMark("monday", 1, 10)
@@ -81,6 +97,7 @@ def test_alone_it_is_on_this_host_only_and_the_peer_drops_what_it_should_not_hav
     pair.settle()
     pair.cut()
     pair.a.drop_point("d", "monday")
+    pair.settle()
     pair.a.make_point("p2", MONDAY._replace(tag=3))  # another one of its name
     pair.settle()
     assert ended(pair, "p2") is ended(pair, "d") is None
@@ -201,6 +218,70 @@ def test_a_volume_that_fails_keeps_nobody_waiting() -> None:
     complete_point(pair, "a")  # late
 
 
+def test_a_point_that_is_made_behind_an_order_to_drop_others_is_kept() -> None:
+    """That order is performed behind it, for an earlier one is on its way; the active host counts on it."""
+    pair = in_sync()
+    for mark in (MONDAY, TUESDAY):
+        pair.a.make_point(mark.name, mark)
+        pair.settle()
+    pair.a.drop_point("d1", "monday")
+    pair.a.drop_point("d2", "tuesday")
+    pair.a.make_point("p", PointMark("friday", 3, 30))
+    pair.deliver(pair.a, len(pair.a.outbox))
+    pair.settle()
+    assert pair.a.session.sources[0].points.on_peer(3)
+    assert [mark.name for mark in pair.b.metadata[0].points] == ["friday"]
+
+
+def test_one_that_is_not_made_yet_cannot_be_dropped() -> None:
+    """It was dropped for the caller, and kept on both disks."""
+    pair = in_sync()
+    pair.a.make_point("p", MONDAY)
+    complete_point(pair, "a")
+    pair.a.drop_point("d", "monday")
+    pair.settle()
+    assert (ended(pair, "p"), ended(pair, "d")) == (None, [errno.ENOENT])
+    assert list(pair.a.metadata[0].points) == list(pair.b.metadata[0].points) == [MONDAY]
+
+
+def test_a_name_is_free_once_its_point_is_dropped_for_certain() -> None:
+    pair = in_sync()
+    pair.a.make_point("p", MONDAY)
+    pair.settle()
+    pair.a.drop_point("d", "monday")
+    pair.a.make_point("p2", MONDAY._replace(tag=3))
+    assert ended(pair, "p2") == [errno.EEXIST]
+    pair.a.complete("disk", error=errno.EIO)
+    pair.settle()
+    assert ended(pair, "d") == [errno.EIO]
+    assert pair.a.session.sources[0].points.marks == (MONDAY,)
+
+
+def test_one_that_could_not_be_dropped_is_not_dropped_with_another() -> None:
+    pair = in_sync()
+    for mark in (MONDAY, TUESDAY):
+        pair.a.make_point(mark.name, mark)
+        pair.settle()
+    pair.a.drop_point("d1", "monday")
+    pair.a.drop_point("d2", "tuesday")
+    pair.a.complete("disk", error=errno.EIO)
+    pair.settle()
+    assert (ended(pair, "d1"), ended(pair, "d2")) == ([errno.EIO], None)
+    assert pair.a.session.sources[0].points.marks == tuple(pair.a.metadata[0].points) == (MONDAY,)
+
+
+def test_a_standby_does_not_introduce_itself_with_what_it_is_about_to_drop() -> None:
+    out: list[Effect] = []
+    target = TargetPoints(0, [MONDAY, TUESDAY], out)
+    target.take(KeepOnly(1, 0, (TUESDAY.tag,)), begun=True)
+    target.session_over()
+    assert list(target.tags) == [TUESDAY.tag]
+    (drop,) = out
+    assert isinstance(drop, DropPoints)
+    target.dropped(drop.token, errno.EIO)
+    assert list(target.tags) == [MONDAY.tag, TUESDAY.tag]
+
+
 def test_an_answer_that_nobody_waits_for_is_no_trouble() -> None:
     pair = in_sync()
     pair.a.session.received([Remembered(0, 77)], 0)
@@ -215,3 +296,247 @@ def test_a_standby_refuses_two_at_once_and_one_without_a_plan() -> None:
     pair.b.perform()
     assert pair.b.session.refusal is not None
     assert "before the last one" in pair.b.session.refusal
+
+
+# -- the two halves, in any order ----------------------------------------------------------------------------
+
+NAMES = ["monday", "tuesday", "friday"]
+
+
+class Side:
+    """One host: what it wants, its data lane, and its disk; a write is its number, and what the disk holds is
+    the last one."""
+
+    def __init__(self) -> None:
+        self.out: list[Effect] = []
+        self.lane: deque[int | MakePoint | DropPoints] = deque()
+        self.outbox: deque[object] = deque()
+        self.holds = 0
+        self.points: dict[PointMark, int] = {}  # with what the disk held
+
+    @property
+    def tags(self) -> set[int]:
+        return {mark.tag for mark in self.points}
+
+    def perform(self) -> list[Effect]:
+        """File the effects; what is for the guest is returned."""
+        rest: list[Effect] = []
+        for effect in self.out:
+            if isinstance(effect, MakePoint | DropPoints):
+                self.lane.append(effect)
+            elif isinstance(effect, Send):
+                self.outbox.extend(effect.messages)
+            else:
+                rest.append(effect)
+        self.out.clear()
+        return rest
+
+    def next_in_lane(self, *, fails: bool) -> MakePoint | DropPoints | None:
+        job = self.lane.popleft()
+        if isinstance(job, int):
+            self.holds = job
+            return None
+        if isinstance(job, DropPoints) and not fails:
+            self.points = {mark: held for mark, held in self.points.items() if mark.tag in job.keep}
+        elif isinstance(job, MakePoint) and not fails:
+            self.points = {mark: held for mark, held in self.points.items() if mark.name != job.mark.name}
+            self.points[job.mark] = self.holds
+        return job
+
+
+class PointsMachine(RuleBasedStateMachine):
+    """Points are made and dropped while all else happens: what both hosts have is the same moment, what the
+    peer is said to have it has, and once all has ended there are as many as were asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = Side(), Side()
+        first = Generation(1, 1, 1)
+        block = replace(
+            blank_superblock("vda", SIZE),
+            condition=Condition.CONSISTENT,
+            lineage=(first,),
+            map_base=first,
+            term=1,
+            peer_in_sync=True,
+        )
+        self.standing = Standing(0, block, lambda: 2, self.a.out)
+        self.source = SourcePoints(0, self.standing, self.a.out)
+        self.source.found([MONDAY, TUESDAY])
+        self.target = TargetPoints(0, [MONDAY, TUESDAY], self.b.out)
+        self.a.points = {MONDAY: 0, TUESDAY: 0}
+        self.b.points = {MONDAY: 0, TUESDAY: 0}
+        self.now_ns = 0
+        self.written = 0
+        self.tag = TUESDAY.tag
+        self.linked = False
+        self.has_kept_more = False  # the peer may have what it is told to drop in the next session
+        self.open: dict[object, PointMark | str] = {}  # requests that have not ended
+        self.there = {"monday", "tuesday"}  # as the guest has heard
+
+    @initialize(linked=st.booleans())
+    def begin(self, linked: bool) -> None:
+        if linked:
+            self._connect()
+            self.a_message_arrives_here()
+            self._bring_up_to_date()
+
+    def _perform(self) -> None:
+        for effect in self.a.perform():
+            if isinstance(effect, Complete):
+                asked = self.open.pop(effect.ticket)
+                if effect.errnos is None:
+                    change = self.there.discard if isinstance(asked, str) else self.there.add
+                    change(asked if isinstance(asked, str) else asked.name)
+        self.b.perform()
+        if not self.linked:
+            self.a.outbox.clear()
+            self.b.outbox.clear()
+
+    # ------------------------------------------------------------------ the guest
+
+    @rule()
+    def write(self) -> None:
+        self.written += 1
+        self.a.lane.append(self.written)
+        self.a.outbox.append(self.written)
+        self._perform()
+
+    @rule(names=st.sets(st.sampled_from(NAMES)))
+    def drop(self, names: set[str]) -> None:
+        for name in sorted(names):
+            self.tag += 1
+            self.open[self.tag] = name
+            self.source.drop(self.tag, name)
+        self._perform()
+
+    @rule(name=st.sampled_from(NAMES), instead_of=st.sets(st.sampled_from(NAMES)), has_all=st.booleans())
+    def make(self, name: str, instead_of: set[str], has_all: bool) -> None:
+        self.drop(instead_of)
+        self.tag += 1
+        mark = PointMark(name, self.tag, self.tag)
+        self.open[self.tag] = mark
+        self.source.make(self.tag, mark)
+        self._go_on(has_all=has_all)
+
+    def _go_on(self, *, has_all: bool) -> None:
+        self.source.advance(self.now_ns, peer_has_all=has_all)
+        self._perform()
+
+    @rule()
+    def much_time_passes(self) -> None:
+        self.now_ns += PEER_WAIT_NS + 1
+        self.source.tick(self.now_ns)
+        self._perform()
+
+    # ------------------------------------------------------------------ disks and messages
+
+    @precondition(lambda self: bool(self.a.lane))
+    @rule(fails=st.sampled_from([False] * 4 + [True]))
+    def this_disk_does_something(self, fails: bool) -> None:
+        job, error = self.a.next_in_lane(fails=fails), errno.EIO if fails else 0
+        if isinstance(job, MakePoint):
+            self.source.made(job.token, error)
+        elif job is not None:
+            self.source.dropped(job.token, error)
+        self._go_on(has_all=True)
+
+    @precondition(lambda self: bool(self.b.lane))
+    @rule(fails=st.sampled_from([False] * 4 + [True]))
+    def its_disk_does_something(self, fails: bool) -> None:
+        job, error = self.b.next_in_lane(fails=fails), errno.EIO if fails else 0
+        if isinstance(job, MakePoint):
+            self.target.made(job.token, error)
+        elif job is not None:
+            self.target.dropped(job.token, error)
+            self.has_kept_more |= fails
+        self._perform()
+
+    @precondition(lambda self: bool(self.a.outbox))
+    @rule(most=st.integers(1, 5))
+    def messages_arrive_there(self, most: int) -> None:
+        for _ in range(min(most, len(self.a.outbox))):
+            message = self.a.outbox.popleft()
+            if isinstance(message, int):
+                self.b.lane.append(message)
+            else:
+                assert isinstance(message, Remember | KeepOnly)
+                self.target.take(message, begun=True)
+            self._perform()
+
+    @precondition(lambda self: bool(self.b.outbox))
+    @rule()
+    def a_message_arrives_here(self) -> None:
+        message = self.b.outbox.popleft()
+        if isinstance(message, tuple):  # it introduces itself
+            self.standing.prepare()
+            self.source.begin_session(message, peer_keeps=True)
+        else:
+            assert isinstance(message, Remembered)
+            self.source.peer_made(message)
+        self._go_on(has_all=True)
+
+    # ------------------------------------------------------------------ sessions
+
+    @rule()
+    def the_link_changes(self) -> None:
+        if self.standing.phase is Phase.PREPARING:
+            self._bring_up_to_date()
+        elif not self.linked:
+            self._connect()
+        else:
+            self._lose()
+
+    def _connect(self) -> None:
+        self.linked, self.has_kept_more = True, bool(self.b.lane)
+        self.b.outbox.append(self.target.tags)
+
+    def _bring_up_to_date(self) -> None:
+        self.a.outbox.append(self.written)
+        self.standing.begun()
+        self.standing.adopt()
+        assert self.standing.adopted(self.standing.newest)
+        assert self.standing.phase is Phase.IN_SYNC
+        self._go_on(has_all=True)
+
+    def _lose(self) -> None:
+        self.linked = False
+        self.source.peer_lost()
+        if self.standing.phase is not Phase.ABSENT:
+            self.standing.leave(Phase.ABSENT, at_once=False)
+        self.target.session_over()
+        self._go_on(has_all=True)
+
+    # ------------------------------------------------------------------ what must hold
+
+    @invariant()
+    def both_have_the_same_moment(self) -> None:
+        for mark in self.a.points.keys() & self.b.points.keys():
+            assert self.a.points[mark] == self.b.points[mark], mark
+        assert {tag for tag in self.source.tags if self.source.on_peer(tag)} <= self.b.tags
+
+    def teardown(self) -> None:
+        self._go_on(has_all=True)
+        while self.a.lane or self.b.lane or self.a.outbox or self.b.outbox or not self.linked:
+            if not self.linked:
+                self._connect()
+            if self.a.lane:
+                self.this_disk_does_something(fails=False)
+            if self.b.lane:
+                self.its_disk_does_something(fails=False)
+            if self.a.outbox:
+                self.messages_arrive_there(most=1)
+            if self.b.outbox:
+                self.a_message_arrives_here()
+            self._go_on(has_all=True)
+            self.both_have_the_same_moment()
+        assert not self.open
+        assert self.a.tags == set(self.source.tags)
+        assert {mark.name for mark in self.a.points} == self.there
+        assert len(self.a.points) == len(self.there)
+        assert self.b.tags == set(self.target.tags)
+        assert self.has_kept_more or self.b.tags <= self.a.tags
+
+
+TestPointsMachine = PointsMachine.TestCase
+TestPointsMachine.settings = settings(stateful_step_count=50)

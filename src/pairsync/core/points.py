@@ -68,7 +68,8 @@ class SourcePoints:
         self._standing = standing
         self._out = out
         self.peer_keeps = False  # whether the peer keeps digests; set before a session begins
-        self._marks: dict[int, PointMark] = {}  # by tag, of those that this host has
+        self._marks: dict[int, PointMark] = {}  # by tag, of those that are there; made and told
+        self._dropping: list[PointMark] = []  # until that is durable they may come back
         self._on_peer: set[int] = set()  # tags of those that the peer has as well, by what it has said
         self._making: deque[_Making] = deque()  # the first one is under way, or about to be
         self._owed = False  # the peer has not answered a `Remember` of this session
@@ -103,7 +104,7 @@ class SourcePoints:
     def make(self, owner: object, mark: PointMark) -> None:
         """Make a point; ends in one `Complete`: with EEXIST if there is one of that name, ENOSPC if there are
         too many."""
-        others = [*self._marks.values(), *(each.mark for each in self._making)]
+        others = [*self._marks.values(), *self._dropping, *(each.mark for each in self._making)]
         if any(each.name == mark.name for each in others):
             self._out.append(Complete(owner, [errno.EEXIST]))
         elif len(others) >= POINTS_MAX:
@@ -120,7 +121,9 @@ class SourcePoints:
             self._out.append(Complete(owner, [errno.ENOENT]))
             return
         del self._marks[mark.tag]
-        self._out.append(DropPoints(self._index, _Dropping(owner, mark), self._kept()))
+        keep = (*self._kept(), *(each.tag for each in self._dropping))  # each drops its own
+        self._dropping.append(mark)
+        self._out.append(DropPoints(self._index, _Dropping(owner, mark), keep))
         self._tell()
 
     def _kept(self) -> tuple[int, ...]:
@@ -163,20 +166,17 @@ class SourcePoints:
         if not isinstance(token, _Making):
             raise InternalError(f"a point that nobody has asked for: {token!r}")
         token.local = error
-        if not error:
-            self._marks[token.mark.tag] = token.mark
         self._end(token)
 
     def peer_made(self, message: Remembered) -> None:
         """The peer has, or could not; perhaps after it was given up."""
         self._owed = False
-        making = self._making[0] if self._making else None
-        waited_for = making is not None and making.peer and making.mark.tag == message.tag
-        if not waited_for and message.tag not in self._marks:
+        if message.tag not in self._kept():
             return  # it was dropped since, or could not be made here: the peer has been told
         if not message.errno:
             self._on_peer.add(message.tag)
-        if making is not None and waited_for:
+        making = self._making[0] if self._making else None
+        if making is not None and making.peer and making.mark.tag == message.tag:
             making.peer = False
             self._end(making)
 
@@ -188,6 +188,7 @@ class SourcePoints:
             self._tell()
             self._out.append(Complete(making.owner, [making.local]))
             return
+        self._marks[making.mark.tag] = making.mark
         both = self.on_peer(making.mark.tag)
         self._out.append(Emit(PointEvent(self._standing.name, making.mark.name, on_peer=both)))
         self._out.append(Complete(making.owner, None))
@@ -196,6 +197,7 @@ class SourcePoints:
         """Points were dropped here, or could not be."""
         if not isinstance(token, _Dropping):
             raise InternalError(f"points that nobody has dropped: {token!r}")
+        self._dropping.remove(token.mark)
         if error:
             self._marks[token.mark.tag] = token.mark  # it is still there, on this host
         self._out.append(Complete(token.owner, [error] if error else None))
@@ -205,7 +207,7 @@ class SourcePoints:
     def begin_session(self, theirs: Sequence[int], *, peer_keeps: bool) -> None:
         """A session has begun; the peer has points of these tags."""
         self.peer_keeps = peer_keeps
-        self._on_peer = {tag for tag in theirs if tag in self._marks}
+        self._on_peer = {*theirs}.intersection(self._kept())
         if not self._on_peer.issuperset(theirs):
             self._tell()
 
@@ -232,12 +234,12 @@ class TargetPoints:
         self._session = 0  # answers of earlier ones are not sent
         self._making: int | None = None  # tag of the one that this session waits for
         self._wanted: tuple[int, ...] | None = None  # tags to keep, once the last such order was performed
-        self._keeping = False
+        self._keeping: tuple[int, ...] | None = None  # that is being performed
 
     @property
     def tags(self) -> tuple[int, ...]:
-        """Of the points that this replica has."""
-        return tuple(self._marks)
+        """Of the points that this replica has, and is not about to drop."""
+        return tuple(tag for tag in self._marks if self._keeping is None or tag in self._keeping)
 
     def take(self, message: Remember | KeepOnly, *, begun: bool) -> None:
         """The active host makes one, or says which there are; ``begun``: a plan was agreed and recorded."""
@@ -250,6 +252,8 @@ class TargetPoints:
         if self._making is not None:
             raise ProtocolError("a point before the last one was made")
         self._making = message.mark.tag
+        if self._wanted is not None:  # an older order, which is performed behind it
+            self._wanted += (message.mark.tag,)
         self._out.append(MakePoint(self._index, (self._session, message.mark), message.mark))
 
     def made(self, token: object, error: int) -> None:
@@ -263,15 +267,14 @@ class TargetPoints:
             self._out.append(Send([Remembered(self._index, mark.tag, error)]))
 
     def _keep(self) -> None:
-        if self._keeping or self._wanted is None:
+        if self._keeping is not None or self._wanted is None:
             return
-        self._keeping = True
-        wanted, self._wanted = self._wanted, None
-        self._out.append(DropPoints(self._index, wanted, wanted))
+        self._keeping, self._wanted = self._wanted, None
+        self._out.append(DropPoints(self._index, self._keeping, self._keeping))
 
     def dropped(self, token: object, error: int) -> None:
         """Others than these were dropped; what could not be is told again when a session begins."""
-        self._keeping = False
+        self._keeping = None
         if not error and isinstance(token, tuple):
             self._marks = {tag: each for tag, each in self._marks.items() if tag in token}
         self._keep()
