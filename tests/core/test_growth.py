@@ -6,19 +6,31 @@ Every interleaving is in ``test_session_machine.py``, every crash in the simulat
 from __future__ import annotations
 
 import errno
+import itertools
+from dataclasses import replace
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pairsync.core.effects import Complete, Effect, Extend, Persist
+from pairsync.core.copier import Copier
+from pairsync.core.dirty import DirtyMap
+from pairsync.core.effects import Complete, Effect, Extend, Persist, Send
 from pairsync.core.events import DifferenceEvent, GrowFailedEvent, GrownEvent, ScrubFindingEvent
+from pairsync.core.fetcher import Fetcher
 from pairsync.core.growth import Growth
 from pairsync.core.limits import VolumeOptions
-from pairsync.core.messages import Grown, OpKind, Role, WriteOp
+from pairsync.core.messages import Condition, Generation, Grow, Grown, OpKind, Role, WriteOp
+from pairsync.core.questions import Questions
+from pairsync.core.resync import Pacer
+from pairsync.core.scrubber import Scrubber
 from pairsync.core.session import HOLD_OFF_NS_MAX, SessionPhase
-from pairsync.core.standing import Phase
-from pairsync.core.units import BLOCK_BYTES, NS_PER_S
+from pairsync.core.standing import Phase, Standing
+from pairsync.core.tracker import Tracker
+from pairsync.core.units import BLOCK_BYTES, MIB, NS_PER_S
 from pairsync.errors import InternalError
-from pairsync.testing.manual import ManualHost, ManualPair
+from pairsync.testing.manual import ManualHost, ManualPair, blank_superblock
 
 BLOCKS = 16
 SIZE = BLOCKS * BLOCK_BYTES
@@ -405,3 +417,168 @@ def test_reports_that_nobody_waits_for_are_our_own_bug() -> None:
     with pytest.raises(InternalError):
         pair.a.session.extended(0, None, LARGER, 0, 0)
     assert [each for each in pair.a.session.take() if isinstance(each, Complete)] == []
+
+
+# -- in any order --------------------------------------------------------------------------------------------
+
+SIZES = [SIZE + extra for extra in (1, BLOCK_BYTES // 2, BLOCK_BYTES, 5 * BLOCK_BYTES, 9 * BLOCK_BYTES)]
+
+
+class GrowthMachine(RuleBasedStateMachine):
+    """Answers come in any order, or never, and the peer comes and goes.  What is served only grows, is
+    recorded wherever it counts, and every request ends once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out: list[Effect] = []
+        first = Generation(1, 1, 1)
+        block = replace(
+            blank_superblock("vda", SIZE),
+            condition=Condition.CONSISTENT,
+            lineage=(first,),
+            map_base=first,
+            term=1,
+            peer_in_sync=True,
+        )
+        tags = itertools.count(2)
+        self.standing = Standing(0, block, lambda: next(tags), self.out)
+        self.tracker = Tracker(BLOCKS, DirtyMap(BLOCKS), window_bytes=MIB)
+        questions, fetcher = Questions(0, self.standing, self.out), Fetcher(0, self.standing, self.out)
+        pacer, nothing = Pacer(NS_PER_S, MIB), lambda _: None
+        copier = Copier(0, SIZE, self.tracker, self.standing, questions, fetcher, pacer, self.out)
+        scrubber = Scrubber(
+            0, self.tracker, self.standing, questions, fetcher, pacer, nothing, nothing, self.out
+        )
+        self.growth = Growth(0, SIZE, self.tracker, self.standing, copier, scrubber, self.out)
+        self.served = self.room = self.theirs = (
+            SIZE  # what is served; room in the files here; what the peer has
+        )
+        self.shown: int | None = None  # the peer was told that size, and there is no plan yet
+        self.extends: list[Extend] = []
+        self.persists: list[Persist] = []
+        self.asked_peer: list[int] = []
+        self.open: dict[int, int] = {}  # requests that have not ended, by number
+        self.number = 0
+
+    def _perform(self) -> None:
+        self.growth.advance(0)
+        for effect in self.out:
+            if isinstance(effect, Extend):
+                self.extends.append(effect)
+            elif isinstance(effect, Persist):
+                self.persists.append(effect)
+            elif isinstance(effect, Send):
+                self.asked_peer += [each.size_bytes for each in effect.messages if isinstance(each, Grow)]
+            elif isinstance(effect, Complete):
+                assert isinstance(effect.ticket, int)
+                size_bytes = self.open.pop(effect.ticket)
+                assert effect.errnos is not None or size_bytes <= self.growth.size_bytes
+        self.out.clear()
+        assert len(self.extends) <= 1
+        assert len(self.asked_peer) <= 1
+        assert (self.growth.waiting_since_ns is None) == (not self.asked_peer)
+
+    @rule(size_bytes=st.sampled_from([SIZE, *SIZES]))
+    def ask(self, size_bytes: int) -> None:
+        self.number += 1
+        self.open[self.number] = size_bytes
+        self.growth.ask(self.number, size_bytes)
+        self._perform()
+
+    # ------------------------------------------------------------------ answers
+
+    @precondition(lambda self: bool(self.extends))
+    @rule(fails=st.booleans())
+    def room_is_made(self, fails: bool) -> None:
+        extend = self.extends.pop()
+        self.room = self.room if fails else max(self.room, extend.size_bytes)
+        self.growth.extended(errno.ENOSPC if fails else 0)
+        self._perform()
+        assert not (fails and (self.open or self.extends)), "it is given up"
+
+    @precondition(lambda self: bool(self.persists))
+    @rule()
+    def it_is_recorded(self) -> None:
+        persist = self.persists.pop(0)
+        assert persist.superblock.size_bytes <= self.room
+        self.standing.persisted(persist.token)
+        self.growth.persisted()
+        self._perform()
+
+    @precondition(lambda self: bool(self.asked_peer))
+    @rule(fails=st.booleans())
+    def the_peer_answers(self, fails: bool) -> None:
+        size_bytes = self.asked_peer.pop()
+        self.theirs = self.theirs if fails else size_bytes
+        self.growth.answered(Grown(0, size_bytes, errno.ENOSPC if fails else 0))
+        self._perform()
+        assert not (fails and (self.open or self.extends)), "it is given up"
+
+    # ------------------------------------------------------------------ sessions
+
+    @precondition(lambda self: self.standing.phase is Phase.ABSENT and self.shown is None)
+    @rule()
+    def the_hosts_introduce_themselves(self) -> None:
+        if not self.growth.catching_up:
+            self.shown = self.standing.superblock.size_bytes
+            self.growth.introduced = True
+
+    @precondition(lambda self: self.shown is not None)
+    @rule()
+    def they_agree_or_one_grows_first(self) -> None:
+        assert self.shown == self.standing.superblock.size_bytes
+        shown, self.shown = self.shown, None
+        if shown < self.theirs:
+            self.growth.catch_up(self.theirs)
+        else:
+            self.theirs = shown
+            self.growth.introduced = False
+            self.standing.prepare()
+            self.standing.begun()
+            self.standing.adopt()
+            self.standing.adopted(self.standing.newest)
+        self._perform()
+
+    @precondition(lambda self: self.standing.phase is not Phase.ABSENT or self.shown is not None)
+    @rule(recorded=st.booleans())
+    def the_peer_is_lost(self, recorded: bool) -> None:
+        """It may have recorded what it was asked for."""
+        if self.asked_peer and recorded:
+            self.theirs = self.asked_peer[0]
+        self.asked_peer.clear()
+        self.shown = None
+        if self.standing.phase is not Phase.ABSENT:
+            self.standing.leave(Phase.ABSENT, at_once=False)
+        self.growth.peer_lost()
+        self._perform()
+
+    # ------------------------------------------------------------------ what must hold
+
+    @invariant()
+    def what_is_served_is_recorded_where_it_counts(self) -> None:
+        served, self.served = self.served, self.growth.size_bytes
+        assert served <= self.served == self.standing.durable_size_bytes <= self.room
+        counts = not self.standing.may_acknowledge_alone
+        assert self.served <= self.theirs or not counts
+        assert self.tracker.block_count == -(-self.served // BLOCK_BYTES)
+        assert not self.tracker.todo, "what is added is the same on both hosts"
+
+    def teardown(self) -> None:
+        """It ends, whoever is there."""
+        if self.shown is not None:
+            self.they_agree_or_one_grows_first()
+        for _ in range(20):
+            self._perform()
+            if self.extends:
+                self.room_is_made(fails=False)
+            if self.persists:
+                self.it_is_recorded()
+            if self.asked_peer:
+                self.the_peer_answers(fails=False)
+            self.what_is_served_is_recorded_where_it_counts()
+        assert not self.open
+        assert self.growth.idle
+
+
+TestGrowthMachine = GrowthMachine.TestCase
+TestGrowthMachine.settings = settings(stateful_step_count=40)
