@@ -56,7 +56,7 @@ class Sizes:
     scattered: int = 4096 * MIB
     sparse: int = 1 << 40
     sparse_data: int = 4096 * MIB
-    resynced: int = 1536 * MIB
+    resynced: int = 3072 * MIB
     pairs: int = 1000
     """Not bytes: pairs of one witness."""
 

@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.questions import BadBlock
 from pairsync.core.resync import (
+    NARROW_PIECE_BYTES,
     PIECE_BYTES,
     RUN_BLOCKS_MAX,
     RUNS_PER_READ_MAX,
@@ -113,7 +114,7 @@ class ResyncMachine(RuleBasedStateMachine):
             for other in self.readings.values():
                 assert not set(blocks) & set(blocks_of(other.ticket.extents))
             self.readings[ticket.number] = Reading(ticket)
-        under_way = len(self.readings) * PIECE_BYTES + sum(self.in_flight)
+        under_way = sum(each.ticket.piece_bytes for each in self.readings.values()) + sum(self.in_flight)
         assert under_way <= max(quota, PIECE_BYTES) or under_way <= QUOTA_BYTES_MAX
         assert under_way or not self.todo  # it never stands still
 
@@ -271,7 +272,7 @@ def test_a_read_of_one_run_takes_a_larger_piece_while_nobody_writes_and_there_is
         assert [len(ticket.extents) for ticket in resync.next_reads(0)] == [1]
     resync = source(*runs, block_count=40_000, quota=16 * MIB)
     resync._pacer.foreground(1, 0)
-    assert {ticket.piece_bytes for ticket in resync.next_reads(0)} == {PIECE_BYTES}
+    assert {ticket.piece_bytes for ticket in resync.next_reads(0)} == {NARROW_PIECE_BYTES}
     scattered = source(*((at, at + 2) for at in range(0, 3000, 3)), block_count=3000, quota=16 * MIB)
     assert {ticket.piece_bytes for ticket in scattered.next_reads(0)} == {PIECE_BYTES}
 
@@ -281,6 +282,15 @@ def test_scattered_blocks_are_asked_for_together_as_far_as_a_piece_goes() -> Non
     assert asked(few) == ["1..2 5..7 9..10"]
     many = source(*((at, at + 1) for at in range(0, 4 * PIECE_BLOCKS, 2)), block_count=4 * PIECE_BLOCKS)
     assert [len(ticket.extents) for ticket in many.next_reads(0)] == [PIECE_BLOCKS, PIECE_BLOCKS]
+
+
+def test_scattered_blocks_are_asked_for_by_fewer_beside_a_guest_that_writes() -> None:
+    resync = source(*((at, at + 1) for at in range(0, 400, 2)), block_count=400, quota=16 * MIB)
+    resync._pacer.foreground(1, 0)
+    tickets = resync.next_reads(0)
+    narrow_blocks = NARROW_PIECE_BYTES // BLOCK_BYTES
+    assert [len(ticket.extents) for ticket in tickets] == [narrow_blocks] * 4
+    assert {ticket.piece_bytes for ticket in tickets} == {NARROW_PIECE_BYTES}
 
 
 def test_a_run_that_does_not_fit_beside_others_is_asked_for_alone() -> None:
@@ -411,16 +421,16 @@ def test_the_quota_stays_in_its_bounds_and_changes_by_its_rules(writes: list[tup
         assert before == (16 * MIB if idle else quota)
         pacer.foreground(latency_ms * NS_PER_MS, now_ns)
         quota = pacer.quota_bytes(now_ns)
-        assert PIECE_BYTES <= quota <= 16 * MIB
+        assert NARROW_PIECE_BYTES <= quota <= 16 * MIB
         if idle:
-            assert quota == 4 * PIECE_BYTES
+            assert quota == 4 * NARROW_PIECE_BYTES
             changed_ns = now_ns
         elif now_ns - changed_ns < Pacer._ADJUST_NS:
             assert quota == before
         else:
             changed_ns = now_ns
-            slower = max(before // 2, PIECE_BYTES)
-            faster = min(before + PIECE_BYTES, 16 * MIB)
+            slower = max(before // 2, NARROW_PIECE_BYTES)
+            faster = min(before + NARROW_PIECE_BYTES, 16 * MIB)
             assert quota == (slower if latency_ms * NS_PER_MS > GOAL_NS else faster)
         last_write_ns = now_ns
 
@@ -431,8 +441,8 @@ def test_a_suffering_guest_leaves_one_piece_and_an_idle_one_everything() -> None
     for _ in range(20):
         now_ns += 30 * NS_PER_MS
         pacer.foreground(5 * GOAL_NS, now_ns)
-    assert pacer.quota_bytes(now_ns) == PIECE_BYTES
-    for _ in range(40):
+    assert pacer.quota_bytes(now_ns) == NARROW_PIECE_BYTES
+    for _ in range(130):
         now_ns += 30 * NS_PER_MS
         pacer.foreground(GOAL_NS, now_ns)
     assert pacer.quota_bytes(now_ns) == 16 * MIB
