@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 import errno
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from pairsync.core.effects import Apply, Examine, Send
+from pairsync.core.dirty import DirtyMap
+from pairsync.core.effects import Apply, Complete, Effect, Emit, Examine, Send
 from pairsync.core.events import ScrubEvent, ScrubFindingEvent
-from pairsync.core.messages import Fetch, OpKind, Proof, Role, Write, WriteOp
-from pairsync.core.scrubber import Fault, Finding, Scrubber
-from pairsync.core.units import BLOCK_BYTES, NS_PER_MS, NS_PER_S, Extent
-from pairsync.testing.manual import ManualPair
+from pairsync.core.fetcher import Fetcher, Repair
+from pairsync.core.messages import (
+    Condition,
+    Fetch,
+    Generation,
+    Message,
+    OpKind,
+    Proof,
+    Prove,
+    Role,
+    Write,
+    WriteOp,
+)
+from pairsync.core.questions import FAN_OUT, Examined, Questions
+from pairsync.core.resync import Pacer
+from pairsync.core.scrubber import QUESTIONS_AHEAD, Fault, Finding, Scrubber
+from pairsync.core.standing import Standing
+from pairsync.core.tracker import Tracker
+from pairsync.core.units import BLOCK_BYTES, MIB, NS_PER_MS, NS_PER_S, Extent
+from pairsync.testing.manual import ManualPair, blank_superblock
 
 BLOCKS = 1100  # three nodes of level 1, the last one partial
 SIZE = BLOCKS * BLOCK_BYTES
@@ -354,3 +376,282 @@ def test_a_bad_block_here_is_not_copied_to_the_peer_because_digests_differ_too(p
     assert scrub(pair, repair=True) == [Finding(3, Fault.HERE)]
     assert not pair.differing()
     assert pair.a.disks[0].content[3 * BLOCK_BYTES] == 99, "from the side whose copy is what it recorded"
+
+
+# -- in any order --------------------------------------------------------------------------------------------
+
+SPOTS = [0, 1, 511, 512, 1023, 1024, 1099]  # of BLOCKS: on the borders of nodes
+WHERE = st.sampled_from(["here", "there", "lost write", "both"])
+
+
+class Replica:
+    """Of each block that is not as it was: the number of what it holds, and of what its digest says."""
+
+    def __init__(self) -> None:
+        self.holds: dict[int, int] = {}
+        self.recorded: dict[int, int] = {}
+
+    def write(self, block: int, number: int) -> None:
+        self.holds[block] = self.recorded[block] = number
+
+    def is_bad(self, block: int) -> bool:
+        return self.holds.get(block, 0) != self.recorded.get(block, 0)
+
+    def examine(self, level: int, first: int, stop: int) -> Examined:
+        """As a host answers, with any function of the digests below a node as its digest."""
+        span = FAN_OUT**level
+        digests = b""
+        for node in range(first, stop):
+            below = [(b, n) for b, n in sorted(self.recorded.items()) if b // span == node and n]
+            digests += (hash(tuple(below)) & (1 << 64) - 1).to_bytes(8, "little")
+        spots = range(first * span, stop * span)
+        return Examined(digests, tuple(block for block in SPOTS if block in spots and self.is_bad(block)))
+
+
+class ScrubMachine(RuleBasedStateMachine):
+    """Damage and writes while scrubs run, and answers in any order: nothing is told of a sound block, what
+    was damaged before a scrub began is told once, each scrub ends, and one that repairs leaves both equal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out: list[Effect] = []
+        first = Generation(1, 1, 1)
+        block = replace(
+            blank_superblock("vda", SIZE),
+            condition=Condition.CONSISTENT,
+            lineage=(first,),
+            map_base=first,
+            term=1,
+            peer_in_sync=True,
+        )
+        standing = Standing(0, block, lambda: 2, self.out)
+        standing.prepare()
+        standing.begun()
+        standing.adopt()
+        assert standing.adopted(first)
+        tracker = Tracker(BLOCKS, DirtyMap(BLOCKS), window_bytes=MIB)
+        self.pacer = Pacer(NS_PER_MS, MIB)
+        self.questions, fetcher = Questions(0, standing, self.out), Fetcher(0, standing, self.out)
+        self.scrubber = Scrubber(
+            0,
+            tracker,
+            standing,
+            self.questions,
+            fetcher,
+            self.pacer,
+            self._repairing,
+            self._lacking,
+            self.out,
+        )
+        self.scrubber.possible = True
+        self.out.clear()
+        self.now_ns = NS_PER_S
+        self.number = 0
+        self.here, self.there = Replica(), Replica()
+        self.lane: deque[object] = deque()  # of this host's disk
+        self.stream: deque[object] = deque()  # to the peer, which does one after the other
+        self.replies: deque[Message] = deque()
+        self.copying: dict[int, bool] = {}  # blocks that the peer lacks: whether a read speaks for them
+        self.owed: dict[int, set[int]] = {}  # scrubs that run: blocks that they have to tell
+        self.told: set[int] = set()  # blocks, since the last scrub began
+        self.changed: set[int] = set()  # blocks that were written or damaged since then
+        self.struck: set[int] = set()  # blocks that were ever damaged
+        self.fetched: int | None = None  # a block
+        self.written: dict[int, int] = {}  # blocks that were not damaged since
+
+    # ------------------------------------------------------------------ what others do
+
+    def _repairing(self, ops: Sequence[WriteOp]) -> None:
+        self.copying |= {b: False for b in self.copying if b in {op.offset // BLOCK_BYTES for op in ops}}
+
+    def _lacking(self, extents: Sequence[Extent]) -> None:
+        assert self.scrubber.report is not None
+        assert self.scrubber.report.repair
+        for block in (block for extent in extents for block in range(*extent)):
+            self._copy(block)
+
+    def _copy(self, block: int) -> None:
+        if block not in self.copying:
+            self.copying[block] = True
+            self.lane.append(block)
+
+    def _perform(self) -> None:
+        asked = self.questions.count
+        self.scrubber.advance(self.now_ns, peer_has_all=not self.copying)
+        ahead = 1 if self.pacer.busy(self.now_ns) else QUESTIONS_AHEAD
+        assert self.questions.count <= max(asked, ahead)
+        assert not self.copying or self.questions.count == asked, "what is being copied differs, of course"
+        for effect in self.out:
+            if isinstance(effect, Send):
+                self.stream.extend(effect.messages)
+                fetches = [message for message in effect.messages if isinstance(message, Fetch)]
+                self.fetched = fetches[0].extents[0][0] if fetches else self.fetched
+            elif isinstance(effect, Examine | Apply):
+                self.lane.append(effect)
+            elif isinstance(effect, Complete):
+                assert isinstance(effect.ticket, int)
+                assert not self.owed.pop(effect.ticket) - self.told, "damage that was not told"
+            elif isinstance(effect, Emit) and isinstance(effect.event, ScrubFindingEvent):
+                block = effect.event.block
+                assert block in self.struck, "a false alarm"
+                assert block not in self.told or block in self.changed, "told twice"
+                self.told.add(block)
+        self.out.clear()
+
+    # ------------------------------------------------------------------ the guest, and the disks
+
+    @rule(block=st.sampled_from(SPOTS), fetched=st.booleans(), busy=st.booleans())
+    def write(self, block: int, fetched: bool, busy: bool) -> None:
+        """It makes a block whole, wherever it has arrived; one that was fetched last, if there is any."""
+        block = self.fetched if fetched and self.fetched is not None else block
+        self.number += 1
+        self.changed.add(block)
+        self.written[block] = self.number
+        op = WriteOp(OpKind.DATA, block * BLOCK_BYTES, BLOCK_BYTES)
+        self.scrubber.written([op])
+        self._repairing([op])
+        self.lane.append((block, self.number))
+        self.stream.append((block, self.number))
+        for owed in self.owed.values():
+            owed.discard(block)
+        if busy:
+            self.pacer.foreground(0, self.now_ns)
+
+    @initialize(struck=st.dictionaries(st.sampled_from(SPOTS), WHERE))
+    def begin(self, struck: dict[int, str]) -> None:
+        for block, where in struck.items():
+            self._damage(block, where)
+
+    @rule(block=st.sampled_from(SPOTS), where=WHERE)
+    def damage(self, block: int, where: str) -> None:
+        """Once, of what is the same on both hosts and stays so."""
+        written = {job[0] for job in (*self.lane, *self.stream) if isinstance(job, tuple)}
+        if block not in {*self.copying, *written, *self._damaged()}:
+            self._damage(block, where)
+
+    def _damage(self, block: int, where: str) -> None:
+        self.number += 1
+        self.struck.add(block)
+        self.written.pop(block, None)
+        self.changed.add(block)
+        if where in {"here", "both"}:
+            self.here.holds[block] = -self.number
+        if where in {"there", "both"}:
+            self.there.holds[block] = -self.number
+        if where == "lost write":
+            self.there.write(block, -self.number)
+
+    def _damaged(self) -> set[int]:
+        here, there = self.here, self.there
+        bad = {block for block in SPOTS if here.is_bad(block) or there.is_bad(block)}
+        return bad | {b for b in SPOTS if here.recorded.get(b, 0) != there.recorded.get(b, 0)}
+
+    def _under_way(self) -> bool:
+        return bool(self.lane or self.stream or self.replies or self.copying)
+
+    @rule(repair=st.booleans())
+    def start(self, repair: bool) -> None:
+        self.number += 1
+        if not self.owed:
+            self.told.clear()
+            self.changed.clear()
+            self.owed[self.number] = set() if self._under_way() else self._damaged()
+        else:
+            self.owed[self.number] = set()
+        self.scrubber.start(self.number, repair=repair, now_ns=self.now_ns)
+        self._perform()
+
+    # ------------------------------------------------------------------ what ends
+
+    @precondition(lambda self: bool(self.lane))
+    @rule()
+    def this_disk_does_something(self) -> None:
+        job = self.lane.popleft()
+        if isinstance(job, Examine):
+            self.questions.examined(job.token, self.here.examine(job.level, job.first, job.stop))
+        elif isinstance(job, Apply):
+            assert isinstance(job.token, Repair)
+            for op in job.ops:
+                assert op.data is not None
+                self.here.write(op.offset // BLOCK_BYTES, int.from_bytes(op.data[:8], "little", signed=True))
+            job.token.then(None)
+        elif isinstance(job, tuple):
+            self.here.write(*job)
+        else:
+            assert isinstance(job, int)
+            if not self.copying.pop(job):
+                self._copy(job)
+            elif not self.here.is_bad(job):  # else it is in doubt, and the next scrub tells
+                self.stream.append((job, self.here.holds.get(job, 0)))
+        self._perform()
+
+    @precondition(lambda self: bool(self.stream))
+    @rule()
+    def the_peer_does_something(self) -> None:
+        job = self.stream.popleft()
+        if isinstance(job, tuple):
+            self.there.write(*job)
+        elif isinstance(job, Prove):
+            found = self.there.examine(job.level, job.first, job.stop)
+            self.replies.append(Proof(0, job.question, found.digests, tuple(found.bad)))
+        else:
+            assert isinstance(job, Fetch)
+            blocks = [block for start, stop in job.extents for block in range(start, stop)]
+            ops = [
+                WriteOp(
+                    OpKind.DATA,
+                    block * BLOCK_BYTES,
+                    BLOCK_BYTES,
+                    self.there.holds.get(block, 0).to_bytes(8, "little", signed=True).ljust(BLOCK_BYTES),
+                )
+                for block in blocks
+                if not self.there.is_bad(block)
+            ]
+            self.replies.append(Write(1, 0, job.number, True, ops))
+
+    @precondition(lambda self: bool(self.replies))
+    @rule()
+    def an_answer_arrives(self) -> None:
+        message = self.replies.popleft()
+        if isinstance(message, Proof):
+            self.questions.answered(message)
+        else:
+            assert isinstance(message, Write)
+            self.scrubber.fetched(message)
+        self._perform()
+
+    @rule(ms=st.sampled_from([1, 100, 2000]))
+    def time_passes(self, ms: int) -> None:
+        self.now_ns += ms * NS_PER_MS
+        self._perform()
+
+    def _settle(self) -> None:
+        for _ in range(200):
+            while self.lane or self.stream or self.replies:
+                if self.lane:
+                    self.this_disk_does_something()
+                if self.stream:
+                    self.the_peer_does_something()
+                if self.replies:
+                    self.an_answer_arrives()
+            if not self.owed:
+                return
+            self.time_passes(2000)
+        raise AssertionError("a scrub that does not end")
+
+    def teardown(self) -> None:
+        """Of what nobody has, a write is awaited; all else is equal after a scrub that repairs."""
+        self._settle()
+        lost = {block for block in SPOTS if self.here.is_bad(block) and self.there.is_bad(block)}
+        self.start(repair=True)
+        self._settle()
+        for block in set(SPOTS) - lost:
+            assert self.here.holds.get(block, 0) == self.there.holds.get(block, 0), block
+            assert not self.here.is_bad(block)
+            assert not self.there.is_bad(block)
+        for block, number in self.written.items():
+            assert self.here.holds[block] == number, "a write was undone"
+
+
+TestScrubMachine = ScrubMachine.TestCase
+TestScrubMachine.settings = settings(stateful_step_count=40, max_examples=80)
