@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import errno
 import itertools
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pairsync.core.copier import READY_BYTES, READY_OPS, Copier
 from pairsync.core.dirty import DirtyMap
@@ -482,3 +487,210 @@ def is_finishing(bench: Bench) -> bool:
 
 def waits_since(bench: Bench) -> int | None:
     return bench.copier.waiting_since_ns
+
+
+# -- in any order --------------------------------------------------------------------------------------------
+
+NEAR = [0, 1, 149, 200, 201, 349, 4000]  # blocks that are written
+RUNS = [(0, 150), (200, 350), (1, 2), (201, 202), (4000, 4001)]  # each of the first is a read of its own
+MIXED = -1  # a part of this and a part of that
+HALF_BYTES = BLOCK_BYTES // 2
+
+
+def content_of(block: int, version: int | None) -> WriteOp:
+    if version is None:
+        return WriteOp(OpKind.ZERO, block * BLOCK_BYTES, BLOCK_BYTES)
+    data = version.to_bytes(8, "little") * (BLOCK_BYTES // 8)
+    return WriteOp(OpKind.DATA, block * BLOCK_BYTES, BLOCK_BYTES, data)
+
+
+class CopierMachine(RuleBasedStateMachine):
+    """Writes, reads, flushes and the peer's answers in any order, and the peer comes and goes: whatever is
+    not called missing is equal once the stream is empty, what is not dirty is durable there, and it ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bench = Bench(peer_in_sync=True)
+        self.tracker, self.copier, self.standing = self.bench.tracker, self.bench.copier, self.bench.standing
+        self.version = 0
+        self.here: dict[int, int] = {}
+        self.there: dict[int, int] = {}
+        self.durable_there: dict[int, int] = {}
+        # What the peer has not taken: a block, what it was and is then (None: whatever it was), or a message.
+        self.stream: deque[tuple[int, int | None, int] | Message | None] = deque()
+        self.reads: deque[tuple[Read, dict[int, int]]] = deque()  # with what each finds
+
+    @initialize(runs=st.sets(st.sampled_from(RUNS)))
+    def begin(self, runs: set[tuple[int, int]]) -> None:
+        self.tracker.want(sorted(runs))
+        self.there = {block: MIXED for start, stop in runs for block in NEAR if start <= block < stop}
+        self.durable_there = dict(self.there)
+
+    def _perform(self) -> None:
+        bench = self.bench
+        self._send(all_of_it=False)
+        bench.advance()
+        self.reads += ((read, dict(self.here)) for read in bench.reads())
+        self.stream += bench.sent()
+        assert not bench.take(DropSession)
+
+    def _send(self, *, all_of_it: bool) -> None:
+        items = self._items(self.copier.take_ready(all_of_it=all_of_it))
+        assert not items or self.standing.mirrored
+        self.stream += items
+
+    def _items(self, ops: Sequence[WriteOp]) -> list[tuple[int, int | None, int]]:
+        items: list[tuple[int, int | None, int]] = []
+        for op in ops:
+            for block in NEAR:
+                at = block * BLOCK_BYTES - op.offset
+                if 0 <= at < op.length:
+                    data = b"" if op.data is None else bytes(op.data[at : at + 8])
+                    items.append((block, None, int.from_bytes(data, "little")))
+        return items
+
+    def _take(self, there: dict[int, int], block: int, before: int | None, after: int) -> None:
+        there[block] = after if before is None or there.get(block, 0) == before else MIXED
+
+    # ------------------------------------------------------------------ the guest and the disks
+
+    @rule(block=st.sampled_from(NEAR), half=st.booleans())
+    def write(self, block: int, half: bool) -> None:
+        ops = [WriteOp(OpKind.DATA, block * BLOCK_BYTES, HALF_BYTES if half else BLOCK_BYTES)]
+        number = self.tracker.open.number
+        if fresh := self.tracker.note(ops):
+            self.tracker.recorded(number, fresh)
+        self.version += 1
+        before, self.here[block] = self.here.get(block, 0), self.version
+        self.copier.written(ops)
+        if self.standing.mirrored:
+            self._send(all_of_it=True)
+            self.tracker.mirrored(ops)
+            self.stream.append((block, before if half else None, self.version))
+        else:
+            self.tracker.lacking(ops)
+        self.tracker.applied(number)
+        self._perform()
+
+    @rule(block=st.sampled_from(NEAR))
+    def a_write_fails_here(self, block: int) -> None:
+        """Nobody knows what it has left."""
+        self.version += 1
+        self.here[block] = self.version
+        ops = [WriteOp(OpKind.DATA, block * BLOCK_BYTES, BLOCK_BYTES)]
+        self.copier.written(ops)
+        self.tracker.lacking(ops)
+        self._perform()
+
+    @precondition(lambda self: bool(self.reads))
+    @rule(short=st.booleans())
+    def a_read_ends(self, short: bool) -> None:
+        """With all that was asked for, or the first blocks; it may be of an earlier session."""
+        read, found = self.reads.popleft()
+        covered = [Extent(start, start + 1 if short else stop) for start, stop in read.extents]
+        ops = [content_of(block, found.get(block)) for part in covered for block in range(*part)]
+        self.copier.found(read.number, Found(covered, ops))
+        self._perform()
+
+    @precondition(lambda self: self.tracker.closing is None)
+    @rule()
+    def flush(self) -> None:
+        """A generation is closed, and the peer asked for its flush where it is there."""
+        self.tracker.cut()
+        self.tracker.begin_flush()
+        if self.standing.mirrored:
+            self._send(all_of_it=True)
+            self.stream.append(None)
+        else:
+            self._flushed(peer=False)
+        self._perform()
+
+    def _flushed(self, *, peer: bool) -> None:
+        self.tracker.flushed(peer=peer)
+        self.tracker.released()
+
+    # ------------------------------------------------------------------ metadata and the peer
+
+    @rule()
+    def metadata_are_durable(self) -> None:
+        self.bench.persist()
+        self._perform()
+
+    @precondition(lambda self: bool(self.stream))
+    @rule()
+    def the_peer_does_something(self) -> None:
+        item = self.stream.popleft()
+        if item is None:
+            self.durable_there = dict(self.there)
+            self._flushed(peer=True)
+        elif isinstance(item, tuple):
+            self._take(self.there, *item)
+        elif isinstance(item, Begin):
+            if item.plan.mode is not SyncMode.NOTHING:
+                assert not self.standing.superblock.peer_in_sync
+                self.copier.begun(7)
+        else:
+            assert isinstance(item, Adopt)
+            assert MIXED not in self.there.values(), "it is promoted as it is"
+            for block in NEAR:
+                written = any(g and block in g.marked for g in (self.tracker.open, self.tracker.closing))
+                assert written or self.durable_there.get(block, 0) == self.there.get(block, 0)
+            assert self.standing.adopted(item.lineage[0])
+            self.copier.adopted()
+        self._perform()
+
+    @precondition(lambda self: self.standing.phase is Phase.ABSENT and self.standing.settled)
+    @rule()
+    def the_peer_comes(self) -> None:
+        mode = SyncMode.NOTHING if self.standing.superblock.peer_in_sync else SyncMode.INCREMENTAL
+        self.copier.begin(VolumePlan(mode, "rule", self.standing.newest), blank=False, now_ns=7)
+        self._perform()
+
+    @precondition(lambda self: self.standing.phase is not Phase.ABSENT)
+    @rule(power=st.booleans())
+    def the_peer_is_lost(self, power: bool) -> None:
+        self.tracker.peer_lost()
+        self.copier.stop()
+        self.standing.leave(Phase.ABSENT, at_once=True)
+        self.stream.clear()
+        if power:
+            self.there = dict(self.durable_there)
+        if self.tracker.closing is not None:
+            self._flushed(peer=False)
+        self._perform()
+
+    # ------------------------------------------------------------------ what must hold
+
+    @invariant()
+    def what_is_not_called_missing_is_there(self) -> None:
+        dirty = self.tracker.dirty()
+        clean = [block for block in NEAR if block not in dirty]
+        assert [self.durable_there.get(b, 0) for b in clean] == [self.here.get(b, 0) for b in clean]
+        if self.standing.mirrored:
+            there = dict(self.there)
+            for item in (*self.stream, *self._items(self.copier._ready)):
+                if isinstance(item, tuple):
+                    self._take(there, *item)
+            sent = [block for block in NEAR if block not in self.tracker.todo]
+            assert [there.get(b, 0) for b in sent] == [self.here.get(b, 0) for b in sent]
+
+    def teardown(self) -> None:
+        """Without writes it comes to its end: the peer is in sync, and has all."""
+        for _ in range(100):
+            self.metadata_are_durable()
+            if self.standing.phase is Phase.ABSENT and self.standing.settled:
+                self.the_peer_comes()
+            for _ in range(len(self.reads)):
+                self.a_read_ends(short=False)
+            while self.stream:
+                self.the_peer_does_something()
+            if self.tracker.closing is None and self.copier.finishing:
+                self.flush()
+            self.what_is_not_called_missing_is_there()
+        assert self.standing.phase is Phase.IN_SYNC
+        assert self.copier.at_rest
+        assert [self.there.get(b, 0) for b in NEAR] == [self.here.get(b, 0) for b in NEAR]
+
+
+TestCopierMachine = CopierMachine.TestCase
+TestCopierMachine.settings = settings(stateful_step_count=40)
