@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from random import Random
 
 import pytest
 
 from pairsync.testing.sim import Outcome, World, missing, required, run_seeds, simulate
 from pairsync.testing.sim.__main__ import COMMAND
+from pairsync.testing.sim.digests import SimDigests
+from pairsync.testing.sim.disk import SECTORS_PER_BLOCK, SimDisk
 
 SEEDS = 1000
 """In CI: a minute and a half on two quiet cores; three minutes are the budget."""
@@ -30,7 +33,21 @@ overwritten;
 104767: a block whose intent could not be recorded was sent, and no map on disk named it.
 """
 
-WRONG_SIMULATOR = (1328, 1397, 1847, 2248, 26507, 26698, 27140, 102603, 104711, 105833, 111137, 116277)
+WRONG_SIMULATOR = (
+    1328,
+    1397,
+    1847,
+    2248,
+    26507,
+    26698,
+    27140,
+    102603,
+    104711,
+    105833,
+    111137,
+    116277,
+    401122,
+)
 """In these the simulator blamed the core for what nobody can know:
 
 1328: a dirty map had lost a block whose digest the standby had not saved, and a crash then took back;
@@ -40,6 +57,7 @@ WRONG_SIMULATOR = (1328, 1397, 1847, 2248, 26507, 26698, 27140, 102603, 104711, 
 104711, 111137: bits of the dirty map were cleared while a write of these blocks hung in the standby's disk;
 105833: likewise, while the standby's page cache had another content of such a block, and then the same again;
 116277: a resync sent what only the standby's own map held, which had just got the disk of another volume.
+401122: a save that ended late left the older digest of a block that held by then what it had held before.
 """
 
 
@@ -47,6 +65,31 @@ WRONG_SIMULATOR = (1328, 1397, 1847, 2248, 26507, 26698, 27140, 102603, 104711, 
 def test_seed_that_once_failed(seed: int) -> None:
     outcome = simulate(seed)
     assert outcome.failure is None, COMMAND.report(outcome)
+
+
+def test_save_that_ends_late_leaves_no_older_digest_for_good() -> None:
+    """As in seed 401122: a disk hangs, saves wait for it, and a block holds 0, then 1, then 0 again."""
+    disk, digests = SimDisk(SECTORS_PER_BLOCK), SimDigests(1, known=True)
+
+    def write(value: int) -> None:
+        disk.write(0, SECTORS_PER_BLOCK, value, fua=False)
+        digests.note(disk, 0, SECTORS_PER_BLOCK)
+
+    write(0)
+    first = digests.saving()
+    write(1)
+    second = digests.saving()
+    write(0)
+    digests.saved(first)
+    assert digests.unsaved([0]) == [0]
+    assert not digests.settled(disk, 0)
+    last = digests.saving()
+    digests.saved(second)
+    assert digests.recorded(0, saved=True) != digests.recorded(0)
+    digests.saved(last)
+    assert digests.settled(disk, 0)
+    digests.crashed(Random(0))
+    assert not digests.wrong(disk, [0])
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ from pairsync.core.target import VolumeTarget
 from pairsync.core.tracker import IntentGeneration, Tracker
 from pairsync.core.units import Extent
 from pairsync.testing.sim import draw_profile, simulate
-from pairsync.testing.sim.digests import SimDigests
+from pairsync.testing.sim.digests import Save, SimDigests
 from pairsync.testing.sim.disk import SECTORS_PER_BLOCK, SimDisk
 
 SEEDS_MAX = 250
@@ -336,9 +336,8 @@ def note_digests_after_the_save(patch: pytest.MonkeyPatch) -> None:
 
     right = SimDigests.saved
 
-    def saved(self: SimDigests, leaves: dict[int, int], milestone: int | None = None) -> None:
-        right(self, leaves, milestone)
-        self._unsaved.difference_update(leaves)
+    def saved(self: SimDigests, save: Save, milestone: int | None = None) -> None:
+        right(self, save._replace(records=self._records), milestone)
 
     patch.setattr(SimDigests, "saved", saved)
 
@@ -347,7 +346,9 @@ def note_digests_after_the_save(patch: pytest.MonkeyPatch) -> None:
 def release_a_segment_before_digests_are_saved(patch: pytest.MonkeyPatch) -> None:
     """The flush that closes a generation does not say so: no leaf is saved with it."""
     real = SimDigests.saving
-    patch.setattr(SimDigests, "saving", lambda self, milestone=None: {-1: real(self, milestone)[-1]})
+    patch.setattr(
+        SimDigests, "saving", lambda self, milestone=None: real(self, milestone)._replace(leaves={})
+    )
 
 
 @mutant("digest", "false-alarm", "liveness")

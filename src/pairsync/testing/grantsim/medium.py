@@ -19,6 +19,7 @@ from pairsync.core.questions import FAN_OUT, Examined
 from pairsync.core.resync import Found
 from pairsync.core.tracker import ops_bytes
 from pairsync.core.units import KIB, block_count_of
+from pairsync.testing.sim.digests import Save
 from pairsync.testing.sim.disk import SECTOR_BYTES, SECTORS_PER_BLOCK, ops_of_content, values_of_op
 from pairsync.testing.sim.lane import Lane
 from pairsync.testing.sim.media import Stores
@@ -195,17 +196,17 @@ class VolumeDisk:
         self._flush_free_ns = max(self._flush_free_ns, clock.now) + self._cost(self._speeds.flush_ns)
         stores = self.medium.stores
         saves = effect.digests and self._world.profile.options[effect.volume].digests
-        leaves = stores.digests.saving(effect.milestone) if saves else None
+        save = stores.digests.saving(effect.milestone) if saves else None
         self._flushing += 1
         begun = stores.disk.position
-        clock.at(self._flush_free_ns, self._comes, self._flush_done, effect, begun, leaves)
+        clock.at(self._flush_free_ns, self._comes, self._flush_done, effect, begun, save)
 
-    def _flush_done(self, effect: Flush, position: int, leaves: dict[int, int] | None) -> None:
+    def _flush_done(self, effect: Flush, position: int, save: Save | None) -> None:
         plane, stores = self._plane, self.medium.stores
         if plane.gone:
             return
         if self.medium.sick == HANGS:
-            self._hold(self._flush_done, effect, position, leaves)
+            self._hold(self._flush_done, effect, position, save)
             return
         self._flushing -= 1
         if self.medium.sick:
@@ -213,8 +214,8 @@ class VolumeDisk:
             stores.disk.lose_cache(self._random, 1.0 if self._world.guest.plain else self._random.random())
             self._unsound = True
         elif not self._unsound:
-            if leaves is not None:
-                stores.digests.saved(leaves, effect.milestone)
+            if save is not None:
+                stores.digests.saved(save, effect.milestone)
             stores.disk.flush(position)
         if not plane.ended:
             error = errno.EIO if self._unsound else 0

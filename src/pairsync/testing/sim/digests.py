@@ -1,14 +1,15 @@
 """Simulated digests of one replica: what ``storage.digests`` promises, and what a crash may leave of them.
 
-A leaf is recorded with the write that it belongs to, and durable with a save that began after it.  A crash
-leaves of what was not saved the old leaf or the new one, block by block; blocks of the write-intent log are
-unknown then.
+A leaf is recorded with the write that it belongs to, and durable with a save that began after it.  Saves end
+in the order in which they began.  A crash leaves of what was not saved the old leaf or the new one, block by
+block; blocks of the write-intent log are unknown then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from random import Random
+from typing import NamedTuple
 
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.questions import UNKNOWN_DIGEST, BadBlock
@@ -16,7 +17,7 @@ from pairsync.testing.tree import digests_of
 
 from .disk import SECTORS_PER_BLOCK, SimDisk, Values
 
-__all__ = ["SimDigests"]
+__all__ = ["Save", "SimDigests"]
 
 _MASK = (1 << 64) - 1
 
@@ -28,15 +29,26 @@ def _leaf(content: list[int]) -> int:
     return max(hash(tuple(content)) & _MASK, UNKNOWN_DIGEST + 1) if any(content) else 0
 
 
+class Save(NamedTuple):
+    """What a save will make durable, as of when it began."""
+
+    leaves: dict[int, int]
+    records: int  # how many leaves had been recorded
+    growths: int
+
+
 class SimDigests:
     """See the module."""
 
-    __slots__ = ("_giving", "_grown_from", "_growths", "_recorded", "_saved", "_unsaved", "given")
+    __slots__ = ("_giving", "_grown_from", "_growths", "_recorded", "_records", "_saved", "_unsaved", "given")
 
     def __init__(self, block_count: int, *, known: bool) -> None:
         self._recorded = [0 if known else UNKNOWN_DIGEST] * block_count
         self._saved = self._recorded[:]
-        self._unsaved: set[int] = set()  # blocks whose saved leaf may be another one than the recorded
+        self._records = 0  # how often a leaf was recorded
+        # Blocks that no save has covered since their leaf was recorded, by the number of that record.  Until
+        # then an older save may end and leave an older leaf, also where what is saved is right by now.
+        self._unsaved: dict[int, int] = {}
         # The size that a save has made durable ends in or before this block; None: it is the present one.
         self._grown_from: int | None = None
         self._growths = 0
@@ -67,7 +79,7 @@ class SimDigests:
     def damage(self, block: int, leaf: int) -> None:
         """The block's leaf is that from now on, on the disk too."""
         self._recorded[block] = self._saved[block] = leaf
-        self._unsaved.discard(block)
+        self._unsaved.pop(block, None)
 
     def recorded(self, block: int, *, saved: bool = False) -> int:
         """The block's leaf; ``saved``: what a crash may leave of it.  -1 behind the last block."""
@@ -76,7 +88,7 @@ class SimDigests:
 
     def settled(self, disk: SimDisk, block: int) -> bool:
         """Whether the leaf is known, true, and as durable as it will ever be."""
-        return self._saved[block] == self._recorded[block] == self.content_of(disk, block)
+        return block not in self._unsaved and self._recorded[block] == self.content_of(disk, block)
 
     def note(self, disk: SimDisk, start: int, stop: int) -> None:
         """These sectors were written."""
@@ -99,28 +111,29 @@ class SimDigests:
             self._record(block, UNKNOWN_DIGEST)
 
     def _record(self, block: int, leaf: int) -> None:
+        self._records += 1
         self._recorded[block] = leaf
-        self._unsaved.add(block)
+        self._unsaved[block] = self._records
 
     # ------------------------------------------------------------------ durability
 
-    def saving(self, milestone: int | None = None) -> dict[int, int]:
-        """A save begins: the leaves that it will make durable; that of block -1 stands for the size."""
+    def saving(self, milestone: int | None = None) -> Save:
+        """A save begins, and with it that of a ``milestone``."""
         if milestone is not None:
             self._giving = milestone
         leaves = {block: self._recorded[block] for block in self._unsaved}
-        return {**leaves, -1: self._growths}
+        return Save(leaves, self._records, self._growths)
 
-    def saved(self, leaves: dict[int, int], milestone: int | None = None) -> None:
+    def saved(self, save: Save, milestone: int | None = None) -> None:
         """It has ended, and a ``milestone`` was saved with it."""
         if milestone is not None:
             self.given, self._giving = milestone, None
-        if leaves.pop(-1) == self._growths:
+        if save.growths == self._growths:
             self._grown_from = None
-        for block, leaf in leaves.items():
+        for block, leaf in save.leaves.items():
             self._saved[block] = leaf
-            if self._recorded[block] == leaf:
-                self._unsaved.discard(block)
+            if self._unsaved.get(block, 0) <= save.records:
+                self._unsaved.pop(block, None)
 
     def crashed(self, random: Random) -> tuple[int, int]:
         """The process is gone; the run of blocks that are unknown now because no save came after a growth."""
@@ -143,9 +156,9 @@ class SimDigests:
             self._recorded[start:stop] = self._saved[start:stop] = [UNKNOWN_DIGEST] * (stop - start)
 
     def copy(self) -> SimDigests:
-        """An independent copy (for a host that is down)."""
+        """An independent copy, all of it durable (for a host that is down)."""
         twin = SimDigests(0, known=True)
-        twin._recorded, twin._saved = self._recorded[:], self._saved[:]
+        twin._recorded, twin._saved = self._recorded[:], self._recorded[:]
         twin.given = self.given
         return twin
 
@@ -161,8 +174,8 @@ class SimDigests:
                 self._record(block, _leaf(seen[disk.sectors_of(block)]))
 
     def unsaved(self, blocks: Iterable[int]) -> list[int]:
-        """Of these blocks those whose leaf a crash may turn into another one."""
-        return [block for block in blocks if self._saved[block] != self._recorded[block]]
+        """Of these blocks those whose leaf a crash may turn into another one, now or later."""
+        return [block for block in blocks if block in self._unsaved]
 
     def wrong(self, disk: SimDisk, blocks: Iterable[int]) -> list[int]:
         """Of these blocks those whose content is not what is recorded."""

@@ -35,6 +35,7 @@ from pairsync.core.setup import VolumeSetup
 from pairsync.core.tracker import ops_bytes
 from pairsync.core.units import BLOCK_BYTES, KIB, NS_PER_MS, NS_PER_S
 
+from .digests import Save
 from .disk import SECTOR_BYTES
 from .lane import Lane
 from .media import PIECE_BLOCKS, Media, Replica, metadata_text
@@ -311,12 +312,12 @@ class SimHost:
         begins_ns = max(replica.flush_free_ns, self._clock.now)
         replica.flush_free_ns = begins_ns + self._cost(replica, self._world.profile.speeds.flush_ns)
         saves = effect.digests and self._world.profile.options.digests
-        leaves = replica.digests.saving(effect.milestone) if saves else None
-        begun = (replica.disk.position, leaves)
+        save = replica.digests.saving(effect.milestone) if saves else None
+        begun = (replica.disk.position, save)
         self._clock.at(replica.flush_free_ns, self._flush_done, self.incarnation, replica, effect, begun)
 
     def _flush_done(
-        self, incarnation: int, replica: Replica, effect: Flush, begun: tuple[int, dict[int, int] | None]
+        self, incarnation: int, replica: Replica, effect: Flush, begun: tuple[int, Save | None]
     ) -> None:
         session = self.session
         if incarnation != self.incarnation or session is None:
@@ -333,9 +334,9 @@ class SimHost:
         elif replica.unsound:
             error = replica.unsound  # `BlockFile.sound`: no flush of that file succeeds any more
         else:
-            position, leaves = begun
-            if leaves is not None:
-                replica.digests.saved(leaves, effect.milestone)
+            position, save = begun
+            if save is not None:
+                replica.digests.saved(save, effect.milestone)
             for start, stop in replica.disk.flush(position):
                 self._world.checker.differences.written(replica.index, start, stop)
         session.flushed(effect.volume, effect.token, error, self._clock.now)
