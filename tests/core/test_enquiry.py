@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pairsync.core.enquiry import ASKED_MAX, FAR_NS_MAX, Enquiry
 from pairsync.core.units import NS_PER_MS, NS_PER_S
@@ -61,3 +63,43 @@ def test_its_memory_is_bounded() -> None:
     assert enquiry.wait_ns("w") > ALLOWED_NS
     enquiry.measures(numbers[1], 2)
     assert enquiry.wait_ns("w") > ALLOWED_NS, "an answer that comes twice is measured once"
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["ask", "answer"]), st.sampled_from("vw"), st.integers(0, 1500), st.integers(0, 9)
+    ),
+    max_size=30,
+)
+"""For a question also how often it is asked again; for an answer, which one it is, the latest first."""
+
+
+@given(STEPS, st.integers(1, 3000))
+def test_each_is_given_what_its_last_answer_has_taken(
+    steps: list[tuple[str, str, int, int]], allowed_ms: int
+) -> None:
+    """Answers come in any order, twice, or never."""
+    enquiry, now_ns = Enquiry(0, allowed_ms * NS_PER_MS), 0
+    asked: list[tuple[int, str, int]] = []  # number, witness and time of each
+    awaited: list[int] = []  # numbers of those that are remembered
+    took_ns: dict[str, int] = {}
+    for what, witness, passed_ms, which in steps:
+        now_ns += passed_ms * NS_PER_MS
+        if what == "ask":
+            for _ in range(1 + which):
+                number = enquiry.asks(witness, now_ns)
+                asked += [(number, witness, now_ns)]
+                awaited = [*awaited, number][-ASKED_MAX:]
+            assert enquiry.until_ns == now_ns + enquiry.wait_ns(witness)
+            assert [enquiry.is_past(each) for each, _, _ in asked] == [True] * (len(asked) - 1) + [False]
+        elif asked:
+            number, whom, asked_ns = asked[~(2 * which % len(asked))]
+            enquiry.measures(number, now_ns)
+            if number in awaited:
+                awaited.remove(number)
+                took_ns[whom] = now_ns - asked_ns
+        for name in "vw":
+            wait_ns, last_ns = enquiry.wait_ns(name), took_ns.get(name, 0)
+            assert allowed_ms * NS_PER_MS <= wait_ns <= max(allowed_ms * NS_PER_MS, FAR_NS_MAX)
+            assert wait_ns >= min(last_ns, FAR_NS_MAX)
+            assert wait_ns == allowed_ms * NS_PER_MS or last_ns > allowed_ms * NS_PER_MS
