@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
@@ -30,7 +30,7 @@ from pairsync.core.messages import (
 )
 from pairsync.core.questions import FAN_OUT, Examined, Questions
 from pairsync.core.resync import Pacer
-from pairsync.core.scrubber import QUESTIONS_AHEAD, Fault, Finding, Scrubber
+from pairsync.core.scrubber import BUSY_WAITS, PRESSED_WAITS, QUESTIONS_AHEAD, Fault, Finding, Scrubber
 from pairsync.core.standing import Standing
 from pairsync.core.tracker import Tracker
 from pairsync.core.units import BLOCK_BYTES, MIB, NS_PER_MS, NS_PER_S, Extent
@@ -655,3 +655,26 @@ class ScrubMachine(RuleBasedStateMachine):
 
 TestScrubMachine = ScrubMachine.TestCase
 TestScrubMachine.settings = settings(stateful_step_count=40, max_examples=80)
+
+
+@given(st.lists(st.integers(1, 5), min_size=2, max_size=6), st.booleans())
+def test_beside_a_busy_guest_it_reads_for_its_share_of_the_time(took_ms: list[int], pressed: bool) -> None:
+    """One piece after the other, whatever each takes, and from one scrub to the next as well."""
+    machine = ScrubMachine()
+    for _ in range(20):
+        machine.now_ns += 60 * NS_PER_MS
+        machine.pacer.foreground(machine.pacer.goal_ns * 2 if pressed else 0, machine.now_ns)
+    assert machine.pacer.pressed == pressed
+    waits, began_ns, read_ns = PRESSED_WAITS if pressed else BUSY_WAITS, machine.now_ns, 0
+    for ms in took_ms:
+        while not machine.lane:
+            machine.start(repair=False)
+            machine.now_ns += NS_PER_MS
+            machine.pacer.foreground(machine.pacer.goal_ns * 2 if pressed else 0, machine.now_ns)
+        assert machine.questions.count == 1
+        assert machine.now_ns - began_ns >= (1 + waits) * read_ns
+        machine.now_ns += ms * NS_PER_MS
+        read_ns += ms * NS_PER_MS
+        machine.this_disk_does_something()
+        machine.the_peer_does_something()
+        machine.an_answer_arrives()
