@@ -47,6 +47,7 @@ WRONG_SIMULATOR = (
     111137,
     116277,
     401122,
+    402304,
 )
 """In these the simulator blamed the core for what nobody can know:
 
@@ -56,8 +57,10 @@ WRONG_SIMULATOR = (
 102603: what was wrong on the active host was compared with a strange disk that the standby had for a while;
 104711, 111137: bits of the dirty map were cleared while a write of these blocks hung in the standby's disk;
 105833: likewise, while the standby's page cache had another content of such a block, and then the same again;
-116277: a resync sent what only the standby's own map held, which had just got the disk of another volume.
-401122: a save that ended late left the older digest of a block that held by then what it had held before.
+116277: a resync sent what only the standby's own map held, which had just got the disk of another volume;
+401122: a save that ended late left the older digest of a block that held by then what it had held before;
+402304: a standby could not record that a resync had begun, but the record was on its disk when the active
+host's disks were put back to before that; the standby had no more than these, and went back to what it was.
 """
 
 

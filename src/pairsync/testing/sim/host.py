@@ -103,7 +103,7 @@ class SimHost:
         """
         world = self._world
         for replica in self.replicas:
-            replica.unsound = 0
+            replica.unsound, replica.unsettled = 0, False
             if replica.grow():
                 replica.digests.grow(replica.disk, known=False)
             if not replica.metadata.superblock.clean:
@@ -391,6 +391,7 @@ class SimHost:
         elif isinstance(job, SavePages):
             session.saved(job.volume, job.token, error, now)
         elif isinstance(job, Persist):
+            replica.unsettled = bool(error)
             if not error and job.superblock.size_bytes > replica.disk.sector_count * SECTOR_BYTES:
                 replica.lane.push(job, self._cost(replica, self._world.profile.speeds.disk_ns))
             else:

@@ -67,6 +67,7 @@ class Replica:
         "metadata_lane",
         "slow",
         "stores",
+        "unsettled",
         "unsound",
     )
 
@@ -79,6 +80,7 @@ class Replica:
         self.hung_until_ns = 0  # nothing was acknowledged that its disk had to do before
         self.applies_asked = 0
         self.unsound = 0  # errno of a failed flush that nobody has heard of: until its files are opened anew
+        self.unsettled = False  # a superblock may be there that could not be written: till one is, or is read
         self.lane: Lane
         self.metadata_lane: Lane
 

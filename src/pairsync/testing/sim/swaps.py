@@ -134,10 +134,16 @@ class Swaps(Operators):
 
     def _told_apart(self, host: SimHost, backup: _Backup) -> bool:
         """By digests if it is the standby's (rule 8), else by lineage or milestones: where the standby was
-        given none since, there is nothing that the original had and the backup lacks but the last writes."""
+        given none since, there is nothing that the original had and the backup lacks but the last writes.
+
+        Nor by a superblock that the standby could not write, though its disk may have it: nothing was done
+        yet that this one allows, and the standby goes back to the one before.
+        """
         world = self._world
         if host.role is Role.STANDBY and world.profile.options.digests and backup.digests_true:
             return True
+        if host.role is Role.ACTIVE and any(replica.unsettled for replica in world.standby.replicas):
+            return False
         for index, stores in enumerate(backup.volumes):
             old = stores.metadata.superblock
             active = world.active.replicas[index].metadata.superblock
