@@ -98,6 +98,30 @@ def test_a_newer_standby_is_not_overwritten_by_a_disk_that_was_put_back() -> Non
     ]  # it serves nothing
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_standby_is_given_by_a_flush_that_outlasts_its_session_counts(fails: bool) -> None:
+    """It is on its disk, and so are the writes before it; or neither is known to be."""
+    pair = quiet_pair()
+    put_back = put_back_later(pair.a)
+    first = pair.b.metadata[0].given
+    pair.a.write("write", block_write(2, 7))
+    pair.settle()
+    pair.a.flush("flush")
+    while not pair.b.waiting("side") and pair.step():
+        pass
+    pair.cut()
+    pair.b.complete("side", error=errno.EIO if fails else 0)
+    assert (pair.b.metadata[0].given == first) is fails
+    held = bytes(pair.b.disks[0].content)
+    put_back()
+    clear(pair)
+    pair.a.start(Role.ACTIVE, 1)
+    pair.settle()
+    meet(pair)
+    assert (rules(pair) == {"active-rolled-back"}) is not fails
+    assert (bytes(pair.b.disks[0].content) == held) is not fails
+
+
 def test_however_often_it_starts_and_writes_before_they_meet_it_is_told_apart() -> None:
     """What is recorded in a life in which the peer was not there does not make it newer."""
     pair = quiet_pair()

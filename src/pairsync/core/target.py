@@ -94,6 +94,7 @@ class _Token(NamedTuple):
     number: int  # of the write; of a flush: the last write that it covers
     data_bytes: int = 0  # what the write took from the intake
     op_count: int = 0
+    milestone: int | None = None  # that the flush gives
 
 
 class VolumeTarget:
@@ -341,19 +342,23 @@ class VolumeTarget:
         while self._barriers and self._barriers[0][0] <= self._applied:
             self._flushing.append(self._barriers.popleft()[1])
         digests = any(isinstance(each, Adopt) or each.point > 0 for each in self._flushing)
-        token = _Token(self._session, self._applied)
-        self._out.append(Flush(self.index, token, digests, _milestone_of(self._flushing)))
+        given = [each.milestone for each in self._flushing if each.milestone is not None]
+        token = _Token(self._session, self._applied, milestone=given[-1] if given else None)
+        self._out.append(Flush(self.index, token, digests, token.milestone))
 
     def flushed(self, token: object, error: int) -> None:
         """A flush has ended."""
-        if not isinstance(token, _Token) or token.session != self._session or self.failed is not None:
+        if not isinstance(token, _Token):
+            return
+        over = token.session != self._session
+        if token.milestone is not None and not error:  # it is on the disk, whatever has become of the session
+            self.given = max(self.given, token.milestone) if over else token.milestone
+        if over or self.failed is not None:
             return
         if error:
             self._fail(error, "a flush failed")
             return
         done, self._flushing = self._flushing, []
-        if (milestone := _milestone_of(done)) is not None:
-            self.given = milestone
         answers = [BarrierDone(self.index, each.barrier) for each in done if isinstance(each, Barrier)]
         if answers:
             self._out.append(Send(answers))
@@ -433,11 +438,6 @@ class VolumeTarget:
         self._flushing.clear()
         self.growth.session_over()
         self._writer.forget_wishes()  # what only this session wanted must not be written in the next one
-
-
-def _milestone_of(requests: Sequence[Barrier | Adopt]) -> int | None:
-    """The last that they give."""
-    return next((each.milestone for each in reversed(requests) if each.milestone is not None), None)
 
 
 def _question_of(token: object) -> tuple[int, Prove]:
