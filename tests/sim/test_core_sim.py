@@ -22,7 +22,7 @@ RATIO_MIN = 250
 charged twice where two processes share one core, and a busy machine is no failure."""
 
 
-WRONG_CORE = (100685, 102347, 104767, 109356)
+WRONG_CORE = (100685, 102347, 104767, 109356, 511347)
 """Beyond CI's.  In these the core was wrong:
 
 100685, 109356: what a proof had found was sent to a standby that lost it and kept its digests; the
@@ -30,24 +30,14 @@ active host died too, and its dirty map did not say so;
 102347: the active host's disks were put back while it told a standby that had fallen behind of its next
 generation: it forgot that, and the newer standby, a resync of which had begun and written nothing, was
 overwritten;
-104767: a block whose intent could not be recorded was sent, and no map on disk named it.
+104767: a block whose intent could not be recorded was sent, and no map on disk named it;
+511347: a standby was given a milestone by a flush that ended after its session, and did not say so; the
+active host's disks were put back to before that, and the newer standby was overwritten.
 """
 
 WRONG_SIMULATOR = (
-    1328,
-    1397,
-    1847,
-    2248,
-    26507,
-    26698,
-    27140,
-    102603,
-    104711,
-    105833,
-    111137,
-    116277,
-    401122,
-    402304,
+    *(1328, 1397, 1847, 2248, 26507, 26698, 27140),
+    *(102603, 104711, 105833, 111137, 116277, 401122, 402304, 403795),
 )
 """In these the simulator blamed the core for what nobody can know:
 
@@ -60,7 +50,8 @@ WRONG_SIMULATOR = (
 116277: a resync sent what only the standby's own map held, which had just got the disk of another volume;
 401122: a save that ended late left the older digest of a block that held by then what it had held before;
 402304: a standby could not record that a resync had begun, but the record was on its disk when the active
-host's disks were put back to before that; the standby had no more than these, and went back to what it was.
+host's disks were put back to before that; the standby had no more than these, and went back to what it was;
+403795: without digests, the active host's disks were put back to what they were before they were put back.
 """
 
 

@@ -158,6 +158,12 @@ class Swaps(Operators):
                 if not _behind(stores, world.standby.replicas[index].stores):
                     return False
                 world.coverage.reach("rolled-back-within-a-generation")
+            elif old.lineage[0] not in active.lineage and not world.profile.options.digests:
+                # Back to what it was before it had been put back: the map knows nothing of what was written
+                # in between, and the standby may have it, in a generation that both lives share.
+                theirs = [standby.sync_target, *standby.lineage[:1]]
+                if any(_reached(old.lineage, old.map_base, each) for each in theirs if each is not None):
+                    return False
         return True
 
     def _forget_dirty(self) -> None:
