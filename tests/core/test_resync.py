@@ -442,7 +442,7 @@ def test_a_suffering_guest_leaves_one_piece_and_an_idle_one_everything() -> None
         now_ns += 30 * NS_PER_MS
         pacer.foreground(5 * GOAL_NS, now_ns)
     assert pacer.quota_bytes(now_ns) == NARROW_PIECE_BYTES
-    for _ in range(130):
+    for _ in range(260):
         now_ns += 30 * NS_PER_MS
         pacer.foreground(GOAL_NS, now_ns)
     assert pacer.quota_bytes(now_ns) == 16 * MIB

@@ -49,9 +49,9 @@ PIECE_BYTES = 512 * KIB
 """Most data of one resync read of several runs: large enough that a read, a record and a write each amortise
 their fixed costs."""
 
-NARROW_PIECE_BYTES = 128 * KIB
+NARROW_PIECE_BYTES = 64 * KIB
 """Most data of any read beside a guest that writes: a live write waits behind one at either host.  One write
-in a hundred took 0.9 ms beside pieces of 512 KiB, and 0.6 ms beside these."""
+in a hundred took 0.9 ms beside pieces of 512 KiB, 0.8 ms beside 128 KiB, and 0.5 ms beside these."""
 
 WIDE_PIECE_BYTES = MIB
 """Most data of a read of one run where nobody writes: one `Write` message.  What a piece costs beside its
