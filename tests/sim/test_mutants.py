@@ -38,7 +38,7 @@ from pairsync.testing.sim import draw_profile, simulate
 from pairsync.testing.sim.digests import Save, SimDigests
 from pairsync.testing.sim.disk import SECTORS_PER_BLOCK, SimDisk
 
-SEEDS_MAX = 250
+SEEDS_MAX = 100
 """That are tried; most mutants need fewer than ten."""
 
 VOLUMES_BYTES_MAX = 1 << 20
