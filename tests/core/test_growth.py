@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import errno
 import itertools
-from dataclasses import replace
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tests.core.test_standing import in_sync_block
 
 from pairsync.core.copier import Copier
 from pairsync.core.dirty import DirtyMap
@@ -21,7 +21,7 @@ from pairsync.core.events import DifferenceEvent, GrowFailedEvent, GrownEvent, S
 from pairsync.core.fetcher import Fetcher
 from pairsync.core.growth import Growth
 from pairsync.core.limits import VolumeOptions
-from pairsync.core.messages import Condition, Generation, Grow, Grown, OpKind, Role, WriteOp
+from pairsync.core.messages import Grow, Grown, OpKind, Role, WriteOp
 from pairsync.core.questions import Questions
 from pairsync.core.resync import Pacer
 from pairsync.core.scrubber import Scrubber
@@ -30,7 +30,7 @@ from pairsync.core.standing import Phase, Standing
 from pairsync.core.tracker import Tracker
 from pairsync.core.units import BLOCK_BYTES, MIB, NS_PER_S
 from pairsync.errors import InternalError
-from pairsync.testing.manual import ManualHost, ManualPair, blank_superblock
+from pairsync.testing.manual import ManualHost, ManualPair
 
 BLOCKS = 16
 SIZE = BLOCKS * BLOCK_BYTES
@@ -431,15 +431,7 @@ class GrowthMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.out: list[Effect] = []
-        first = Generation(1, 1, 1)
-        block = replace(
-            blank_superblock("vda", SIZE),
-            condition=Condition.CONSISTENT,
-            lineage=(first,),
-            map_base=first,
-            term=1,
-            peer_in_sync=True,
-        )
+        block = in_sync_block(SIZE)
         tags = itertools.count(2)
         self.standing = Standing(0, block, lambda: next(tags), self.out)
         self.tracker = Tracker(BLOCKS, DirtyMap(BLOCKS), window_bytes=MIB)

@@ -5,19 +5,17 @@ from __future__ import annotations
 import errno
 import random
 from collections import deque
-from dataclasses import replace
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.core.test_standing import in_sync_block
 
 from pairsync.core.effects import Complete, DropPoints, Effect, MakePoint, Send
 from pairsync.core.events import PointEvent
 from pairsync.core.limits import VolumeOptions
 from pairsync.core.messages import (
-    Condition,
-    Generation,
     KeepOnly,
     OpKind,
     PointMark,
@@ -29,7 +27,7 @@ from pairsync.core.messages import (
 from pairsync.core.points import PEER_WAIT_NS, POINTS_MAX, SourcePoints, TargetPoints
 from pairsync.core.standing import Phase, Standing
 from pairsync.core.units import BLOCK_BYTES, MIB, NS_PER_S
-from pairsync.testing.manual import ManualPair, blank_superblock
+from pairsync.testing.manual import ManualPair
 
 SIZE = MIB
 MONDAY = PointMark("monday", 1, 10)
@@ -351,15 +349,7 @@ class PointsMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = Side(), Side()
-        first = Generation(1, 1, 1)
-        block = replace(
-            blank_superblock("vda", SIZE),
-            condition=Condition.CONSISTENT,
-            lineage=(first,),
-            map_base=first,
-            term=1,
-            peer_in_sync=True,
-        )
+        block = in_sync_block(SIZE)
         self.standing = Standing(0, block, lambda: 2, self.a.out)
         self.source = SourcePoints(0, self.standing, self.a.out)
         self.source.found([MONDAY, TUESDAY])

@@ -11,15 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from tests.core.test_standing import in_sync_block
 
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.effects import Apply, Complete, Effect, Emit, Examine, Send
 from pairsync.core.events import ScrubEvent, ScrubFindingEvent
 from pairsync.core.fetcher import Fetcher, Repair
 from pairsync.core.messages import (
-    Condition,
     Fetch,
-    Generation,
     Message,
     OpKind,
     Proof,
@@ -34,7 +33,7 @@ from pairsync.core.scrubber import BUSY_WAITS, PRESSED_WAITS, QUESTIONS_AHEAD, F
 from pairsync.core.standing import Standing
 from pairsync.core.tracker import Tracker
 from pairsync.core.units import BLOCK_BYTES, MIB, NS_PER_MS, NS_PER_S, Extent
-from pairsync.testing.manual import ManualPair, blank_superblock
+from pairsync.testing.manual import ManualPair
 
 BLOCKS = 1100  # three nodes of level 1, the last one partial
 SIZE = BLOCKS * BLOCK_BYTES
@@ -415,20 +414,12 @@ class ScrubMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.out: list[Effect] = []
-        first = Generation(1, 1, 1)
-        block = replace(
-            blank_superblock("vda", SIZE),
-            condition=Condition.CONSISTENT,
-            lineage=(first,),
-            map_base=first,
-            term=1,
-            peer_in_sync=True,
-        )
+        block = in_sync_block(SIZE)
         standing = Standing(0, block, lambda: 2, self.out)
         standing.prepare()
         standing.begun()
         standing.adopt()
-        assert standing.adopted(first)
+        assert standing.adopted(block.lineage[0])
         tracker = Tracker(BLOCKS, DirtyMap(BLOCKS), window_bytes=MIB)
         self.pacer = Pacer(NS_PER_MS, MIB)
         self.questions, fetcher = Questions(0, standing, self.out), Fetcher(0, standing, self.out)

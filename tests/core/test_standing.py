@@ -19,10 +19,10 @@ from pairsync.testing.manual import blank_superblock
 FIRST = Generation(1, 1, 0x11)
 
 
-def in_sync_block() -> Superblock:
+def in_sync_block(size_bytes: int = 1 << 20) -> Superblock:
     """Of a volume whose peer was in sync when it was last open."""
     return replace(
-        blank_superblock("vda", 1 << 20),
+        blank_superblock("vda", size_bytes),
         term=1,
         condition=Condition.CONSISTENT,
         lineage=(FIRST,),
