@@ -60,9 +60,13 @@ async def pair(directory: Path, witness: str = "builtin", *options: str) -> Asyn
     more = [f"--failover={FAILOVER_S:g}", f"--witness={witness}", *options]
     async with running_lab(directory, {"vda": 8 * MIB}, more=more) as lab:
         assert lab.ready["witness"]["address"].startswith("127.0.0.1:")
-        # a witness that was up a moment after the hosts has a vote a moment later
-        await lab.wait_status(lambda status: not status["guests"]["lab"]["sole"], "all three decide")
+        await all_three_decide(lab)
         yield lab
+
+
+async def all_three_decide(lab: RunningLab) -> None:
+    """A witness that is up a moment after a host has a vote a moment later; until then the owner decides alone."""
+    await lab.wait_status(lambda status: not status["guests"]["lab"]["sole"], "all three decide")
 
 
 async def test_the_active_host_is_killed_and_a_client_of_the_other_one_writes_on(tmp_path: Path) -> None:
@@ -115,8 +119,7 @@ async def test_an_active_host_that_stands_still_is_replaced_and_killed_by_its_gu
         mark = lab.mark()
         await lab.request("pause", host="a")
         await lab.wait_active("b")
-        ended = await lab.wait_event("host-ended", host="a", since=mark)
-        assert ended["code"] == -9
+        await lab.wait_event("host-ended", host="a", code=-9, since=mark)
         await lab.wait_in_sync()
         assert await lab.pid("a") != before  # it was started again, and is the standby
         assert (await lab.guest())["active"] == "b"
@@ -200,6 +203,7 @@ esac
 
 async def test_a_standby_has_a_silent_active_host_turned_off_and_takes_over(tmp_path: Path) -> None:
     async with running_lab(tmp_path / "lab", {"vda": 8 * MIB}, more=["--failover=10"]) as lab:
+        await all_three_decide(lab)
         await lab.kill("b")
         agent = tmp_path / "agent"
         agent.write_text(AGENT.replace("HERE", str(tmp_path)))
@@ -211,19 +215,17 @@ async def test_a_standby_has_a_silent_active_host_turned_off_and_takes_over(tmp_
         await lab.start("b")
         await lab.wait_in_sync()
         await lab.wait_event("fence", host="b", state="ready")
-        client = await lab.connect(host="a")
-        await client.write(0, b"x" * BLOCK)
-        mark = lab.mark()
-        await lab.cut("a-b")
-        await lab.cut("a-witness")
-        ended = await lab.wait_event("host-ended", host="a", since=mark)
-        assert ended["code"] == -9
-        await client.aclose()
+        await all_three_decide(lab)
+        async with await lab.connect(host="a") as client:
+            await client.write(0, b"x" * BLOCK)
+            mark = lab.mark()
+            await lab.cut("a-b")
+            await lab.cut("a-witness")
+            await lab.wait_event("host-ended", host="a", code=-9, since=mark)
         await lab.wait_event("fence", host="b", since=mark, state="proven")
         await lab.wait_active("b")
-        fresh = await lab.connect(host="b")
-        assert await fresh.read(0, BLOCK) == b"x" * BLOCK
-        await fresh.aclose()
+        async with await lab.connect(host="b") as fresh:
+            assert await fresh.read(0, BLOCK) == b"x" * BLOCK
         assert (await lab.status())["hosts"]["b"]["guest"]["fence"]["state"] == "proven"
         for cable in ("a-b", "a-witness"):
             await lab.heal(cable)
