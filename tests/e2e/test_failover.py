@@ -65,7 +65,7 @@ async def pair(directory: Path, witness: str = "builtin", *options: str) -> Asyn
 
 
 async def all_three_decide(lab: RunningLab) -> None:
-    """A witness that is up a moment after a host has a vote a moment later; until then the owner decides alone."""
+    """A witness that is up a moment late has a vote a moment late; until then the owner decides alone."""
     await lab.wait_status(lambda status: not status["guests"]["lab"]["sole"], "all three decide")
 
 
