@@ -11,6 +11,8 @@ import pytest
 from benchmarks.ours import Lab, find_command
 from benchmarks.procs import BenchError
 
+pytestmark = pytest.mark.usefixtures("interruptible")  # the double, or each test waits until it is killed
+
 _DOUBLE = '''#!{python}
 """Plays back what a lab says: DIR/../script.json maps a verb to lines of output."""
 import json, pathlib, sys, time
