@@ -18,7 +18,7 @@ from pairsync.core.units import BLOCK_BYTES, MIB
 from pairsync.errors import BackendError, ClosedError, ConfigError
 from pairsync.guest import door as door_module
 from pairsync.guest.door import Door
-from pairsync.guest.export import CONTEXT_DIRTY, STATE_DIRTY
+from pairsync.guest.export import CONTEXT_CHANGED, CONTEXT_DIRTY, STATE_CHANGED, STATE_DIRTY
 from pairsync.guest.guest import Guest, open_guest
 from pairsync.guest.volume import Volume
 from pairsync.nbd.constants import CONTEXT_ALLOCATION
@@ -118,12 +118,17 @@ async def test_many_requests_share_the_room_that_there_is(pair: Pair) -> None:
 
 
 async def test_block_status_of_a_host_that_does_not_own_is_never_wrong(pair: Pair) -> None:
-    async with doors(pair) as (here, there):
+    async with in_time(), pair.both() as (active, standby):
+        here, there = Door(active, "vda"), Door(standby, "vda")
         assert await here.block_status(CONTEXT_ALLOCATION, 0, 4096, 9) == [(4096, 3)]
         assert await there.block_status(CONTEXT_ALLOCATION, 0, 4096, 9) == [(4096, 0)]
         assert await there.block_status(CONTEXT_DIRTY, 0, 4096, 9) == [(4096, STATE_DIRTY)]
+        await active.volume("vda").make_point("monday")
+        for door, flags in ((here, 0), (there, STATE_CHANGED)):
+            monday = door.meta_contexts()[f"{CONTEXT_CHANGED}monday"]
+            assert await door.block_status(monday, 0, 4096, 9) == [(4096, flags)]
         with pytest.raises(ConfigError, match="no metadata context"):
-            await there.block_status("qemu:dirty", 0, 4096, 9)
+            await here.block_status("qemu:dirty", 0, 4096, 9)
 
 
 async def test_an_error_of_the_request_is_told_and_not_tried_again(

@@ -57,10 +57,9 @@ from pairsync.core.tracker import ops_bytes
 from pairsync.core.units import MIB, NS_PER_S
 from pairsync.core.window import FRAME_DATA_BYTES_MAX
 from pairsync.errors import ArbitrationError, BackendError, ClosedError
-from pairsync.nbd.constants import CONTEXT_ALLOCATION
 from pairsync.nbd.export import STALE_S, HungUp
 
-from .export import CONTEXT_DIRTY, STATE_DIRTY, VolumeExport
+from .export import VolumeExport, unknown_state
 from .pieces import Done, parts_of
 
 if TYPE_CHECKING:
@@ -227,14 +226,14 @@ class Door:
     async def block_status(
         self, context: str, offset: int, length: int, extents_max: int
     ) -> list[tuple[int, int]]:
-        """Extents from ``offset``.  Not on the owner: all data, all dirty, which is never wrong."""
+        """Extents from ``offset``.  Not on the owner: all data, dirty and changed, which is never wrong."""
         found: list[tuple[int, int]] = []
 
         async def ask() -> None:
             found.extend(await self._local.block_status(context, offset, length, extents_max))
 
         stretch = self._stretch
-        if self._here or context not in {CONTEXT_ALLOCATION, CONTEXT_DIRTY}:
+        if self._here:
             try:
                 if await self._leaving(ask):
                     return found
@@ -242,7 +241,7 @@ class Door:
                 if stretch == self._stretch:
                     raise
         await trio.lowlevel.checkpoint()
-        return [(length, STATE_DIRTY if context == CONTEXT_DIRTY else 0)]
+        return [(length, unknown_state(context))]
 
     # ------------------------------------------------------------------ writing
 

@@ -23,7 +23,7 @@ from .pieces import Done
 from .points import Point
 from .volume import Volume
 
-__all__ = ["CONTEXT_CHANGED", "CONTEXT_DIRTY", "STATE_CHANGED", "STATE_DIRTY", "VolumeExport"]
+__all__ = ["CONTEXT_CHANGED", "CONTEXT_DIRTY", "STATE_CHANGED", "STATE_DIRTY", "VolumeExport", "unknown_state"]
 
 CONTEXT_DIRTY = "pairsync:dirty"
 STATE_DIRTY = 1
@@ -33,6 +33,13 @@ CONTEXT_CHANGED = "pairsync:changed:"
 """The name of a point follows; here, behind a ``@``, its id."""
 STATE_CHANGED = 1
 """Flag of these contexts."""
+
+
+def unknown_state(context: str) -> int:
+    """The flags of a range of which a host knows nothing: it holds data, is dirty, and has changed."""
+    if context.startswith(CONTEXT_CHANGED):
+        return STATE_CHANGED
+    return STATE_DIRTY if context == CONTEXT_DIRTY else 0
 
 
 class VolumeExport:
