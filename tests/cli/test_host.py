@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tests.cli.conftest import Command, Ended
 
+from pairsync.cli import asking as asking_module
 from pairsync.cli import host as host_module
 
 SCRUBBED = {"bytes": 1 << 20, "seconds": 0.5, "findings": 1, "repaired": 1}
@@ -36,7 +37,7 @@ def test_host_init_says_what_to_do_next(tmp_path: Path, command: Command) -> Non
 
 
 def test_a_host_that_does_not_run_or_cannot(file: Path, command: Command) -> None:
-    for words in (["status"], ["wait", "--in-sync"], ["scrub"], ["grow", "vda", "2M"]):
+    for words in (["status"], ["wait", "--in-sync", "--timeout", "0.4"], ["scrub"], ["grow", "vda", "2M"]):
         name, *more = words
         done = command("host", name, str(file), *more)
         assert done == Ended(1, "", "pairsync: host alpha is not running\n")
@@ -50,6 +51,16 @@ def test_waiting_needs_to_know_for_what(file: Path, command: Command) -> None:
     assert command("host", "wait", str(file)).err == "pairsync: say what to wait for: --in-sync\n"
     done = command("host", "wait", str(file), "--in-sync", "--timeout", "0")
     assert done.err == "pairsync: --timeout must be positive\n"
+
+
+def test_waiting_includes_the_start_of_the_host(
+    file: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [None, None, {"ok": True}]
+    monkeypatch.setattr(asking_module, "LOOK_S", 0.01)
+    monkeypatch.setattr(asking_module, "ask_host", lambda *_, **__: answers.pop(0))
+    assert command("host", "wait", str(file), "--in-sync") == Ended(0, "", "")
+    assert not answers
 
 
 def _answering(

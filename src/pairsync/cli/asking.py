@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -17,6 +18,7 @@ __all__ = [
     "ask_host",
     "ask_running",
     "ask_socket",
+    "ask_when_running",
     "host_of_file",
     "hosts_of_lab",
 ]
@@ -104,3 +106,16 @@ def ask_running(
     if answer is None:
         raise ConfigError(f"host {host.name} is not running")
     return host, answer
+
+
+def ask_when_running(file: Path, request: Mapping[str, Any], *, seconds: float) -> dict[str, Any]:
+    """The answer of the host of ``file``, which may still be starting, or be started anew meanwhile."""
+    (host,) = host_of_file(file)
+    ends_s = time.monotonic() + seconds
+    while True:
+        answer = ask_host(host, request, seconds=max(round(ends_s - time.monotonic(), 1), LOOK_S))
+        if answer is not None:
+            return answer
+        if ends_s - time.monotonic() < LOOK_S:
+            raise ConfigError(f"host {host.name} is not running")
+        time.sleep(LOOK_S)

@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 
 from pairsync.errors import ConfigError
 
-from .asking import ask_running, host_of_file
+from .asking import ask_running, ask_when_running, host_of_file
 from .overlay import host_overlay
 from .point import host_point
 from .progress import Progress, show_progress
@@ -146,6 +146,8 @@ def host_wait(
 ) -> int:
     """Wait until the host of FILE (host.toml) is in a state; exit status 1 if it is not reached in time.
 
+    The host may still be starting.
+
     Parameters
     ----------
     file
@@ -153,7 +155,7 @@ def host_wait(
     """
     if not in_sync:
         raise ConfigError("say what to wait for: --in-sync")
-    ask_running(file, {"do": "wait-in-sync"}, seconds=checked_timeout(timeout))
+    ask_when_running(file, {"do": "wait-in-sync"}, seconds=checked_timeout(timeout))
     return 0
 
 

@@ -23,7 +23,14 @@ from .pieces import Done
 from .points import Point
 from .volume import Volume
 
-__all__ = ["CONTEXT_CHANGED", "CONTEXT_DIRTY", "STATE_CHANGED", "STATE_DIRTY", "VolumeExport", "unknown_state"]
+__all__ = [
+    "CONTEXT_CHANGED",
+    "CONTEXT_DIRTY",
+    "STATE_CHANGED",
+    "STATE_DIRTY",
+    "VolumeExport",
+    "unknown_state",
+]
 
 CONTEXT_DIRTY = "pairsync:dirty"
 STATE_DIRTY = 1
