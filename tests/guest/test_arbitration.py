@@ -6,6 +6,8 @@ leases reach the warden, memories are durable before anybody hears of them.
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import trio
 from tests.guest.halves import TIMING, Both, Half, agreed, noise, until
@@ -21,6 +23,7 @@ from pairsync.errors import ArbitrationError
 from pairsync.guest.arbitration import Arbitration
 from pairsync.guest.door import Door
 from pairsync.guest.standing import Standing
+from pairsync.storage.acceptorfile import AcceptorFile
 
 
 @pytest.fixture
@@ -307,6 +310,26 @@ async def test_what_was_read_while_the_lease_ran_out_is_not_told(both: Both) -> 
             assert content == bytes(BLOCK_BYTES)
             first.warden.valid = True
         assert (bytes(content), reads) == (noise(1), 2)
+
+
+async def test_an_end_while_it_writes_down_what_it_has_promised_is_no_failure(
+    both: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was not written down then, nobody was told."""
+    store = AcceptorFile.store
+    slow = False
+
+    def store_slowly(file: AcceptorFile, state: bytes) -> None:
+        if slow:
+            time.sleep(0.3)
+        store(file, state)
+
+    monkeypatch.setattr(AcceptorFile, "store", store_slowly)
+    monkeypatch.setattr(AcceptorFile, "may_block", True)
+    async with in_time(), both.whole() as (first, _):
+        slow = True
+        for _ in range(2):  # one is being written, and one waits behind it
+            first.arbitration.override("Dr Weber", b"o" * FORK_BYTES)
 
 
 async def test_after_its_end_it_asks_nobody_for_anything(both: Both) -> None:

@@ -38,7 +38,6 @@ from pairsync.core.arbitration import (
     TwoTruths,
     WitnessGet,
     WitnessSwap,
-    WitnessView,
     Yield,
 )
 from pairsync.core.claims import INSISTED, is_outdated
@@ -49,25 +48,20 @@ from pairsync.core.outlook import Outlook
 from pairsync.core.timingjudge import Measure
 from pairsync.core.units import NS_PER_S
 from pairsync.core.wishes import Step, Wish, end_within_ns, halt_within_ns, has_handed_over, step_of
-from pairsync.core.witness import Conflict, WitnessKey
+from pairsync.core.witness import WitnessKey
 from pairsync.errors import (
     ArbitrationError,
     BackendError,
+    ClosedError,
     ConfigError,
     InternalError,
     PeerError,
     ProtocolError,
 )
-from pairsync.io.witnessstore import WitnessStore
+from pairsync.io.witnessstore import WitnessStore, ask_witness
 from pairsync.storage.acceptorfile import AcceptorFile
 from pairsync.storage.lane import Lane, start_lane
-from pairsync.wire.arbitration import (
-    decode_message,
-    decode_view,
-    encode_acceptor,
-    encode_host_memory,
-    encode_message,
-)
+from pairsync.wire.arbitration import decode_message, encode_host_memory, encode_message
 
 from .guest import Guest
 from .punctuality import Punctuality
@@ -348,6 +342,8 @@ class Arbitration:
         return self._nursery, self._lane
 
     def _persisted(self, result: BaseException | None) -> None:
+        if isinstance(result, ClosedError):
+            return  # its life is over, and nobody was told what it did not write down
         if isinstance(result, BaseException):
             raise result  # who cannot remember what he promises must not promise
         self._act(self.arbiter.persisted(self._now_ns()))
@@ -369,20 +365,13 @@ class Arbitration:
         asked_ns = self._now_ns()
         try:
             with trio.fail_after(WITNESS_S):
-                view = await self._view(question)
+                view = await ask_witness(self._witnesses[name], self._key, question)
         except (PeerError, trio.TooSlowError) as error:
             _log.info("%s: witness %s: %s", self._guest.name, name, str(error) or "no answer")
             self._act(self.arbiter.unreachable(number, name, self._now_ns()))
         else:
             self._measured(Measure.WITNESS, asked_ns)
             self._act(self.arbiter.answered(number, name, view, self._now_ns()))
-
-    async def _view(self, question: WitnessGet | WitnessSwap) -> WitnessView:
-        store = self._witnesses[question.witness]
-        if isinstance(question, WitnessGet):
-            return decode_view(await store.get(self._key))
-        result = await store.swap(self._key, question.version, encode_acceptor(question.state))
-        return decode_view(result.current if isinstance(result, Conflict) else result)
 
     # ------------------------------------------------------------------ the guest's role
 

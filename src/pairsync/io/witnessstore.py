@@ -18,9 +18,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from pairsync.core.arbitration import WitnessGet, WitnessSwap, WitnessView
 from pairsync.core.witness import Conflict, Snapshot, WitnessKey
+from pairsync.wire.arbitration import decode_view, encode_acceptor
 
-__all__ = ["RegisterKeeper", "WitnessStore"]
+__all__ = ["RegisterKeeper", "WitnessStore", "ask_witness"]
 
 
 class WitnessStore(Protocol):
@@ -36,6 +38,19 @@ class WitnessStore(Protocol):
         Returns the register as it is now, or the `Conflict` that kept the swap from happening.
         """
         ...
+
+
+async def ask_witness(
+    store: WitnessStore, key: WitnessKey, question: WitnessGet | WitnessSwap
+) -> WitnessView:
+    """What the store holds, after the swap that was asked for; errors as the store's.
+
+    `ProtocolError` also if that is not what a host has written.
+    """
+    if isinstance(question, WitnessGet):
+        return decode_view(await store.get(key))
+    result = await store.swap(key, question.version, encode_acceptor(question.state))
+    return decode_view(result.current if isinstance(result, Conflict) else result)
 
 
 class RegisterKeeper(WitnessStore, Protocol):
