@@ -14,6 +14,8 @@ from pairsync.io.keys import (
     CERTIFICATE_BYTES_MAX,
     certificate_der,
     fingerprint_of,
+    host_name_of,
+    host_subject,
     load_identity,
     make_identity,
     open_identity,
@@ -34,6 +36,26 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
 
 def test_made_on_first_use_and_kept(tmp_path: Path) -> None:
     assert open_identity(tmp_path) == open_identity(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("subject", "name"),
+    [
+        (host_subject("alpha"), "alpha"),
+        (host_subject("pairsync host b"), "pairsync host b"),
+        ("w1.example", "w1.example"),
+    ],
+)
+def test_a_certificate_says_what_its_host_is_called(subject: str, name: str) -> None:
+    assert host_name_of(make_identity(subject).certificate_pem) == name
+
+
+@pytest.mark.parametrize("name", ["x" * 51, "two\nlines", "\udcff"])
+def test_a_name_that_does_not_fit_into_a_certificate_is_refused(tmp_path: Path, name: str) -> None:
+    open_identity(tmp_path / "fits", host_subject("x" * 50))
+    with pytest.raises(ConfigError, match="is no name for a certificate: at most 64 printable characters"):
+        open_identity(tmp_path / "keys", host_subject(name))
+    assert not (tmp_path / "keys").exists()
 
 
 def test_two_identities_differ() -> None:

@@ -13,10 +13,11 @@ import trio
 import trio.testing
 
 from pairsync.core.units import NS_PER_S
-from pairsync.errors import ArbitrationError, ClosedError, InternalError
+from pairsync.errors import ArbitrationError, ClosedError, ConfigError, InternalError
 from pairsync.guest.arbitration import Arbitration
 from pairsync.guest.guest import Guest
-from pairsync.node.homing import take_home
+from pairsync.io.keys import host_subject, make_identity
+from pairsync.node.homing import is_home, take_home
 
 AFTER_S = 10
 
@@ -46,6 +47,21 @@ class Pair:
 
         either = cast("Any", self)
         await take_home(cast("Arbitration", either), cast("Guest", either), AFTER_S * NS_PER_S, now_ns)
+
+
+def test_both_hosts_have_the_same_home() -> None:
+    alpha, beta = (make_identity(host_subject(each)).certificate_pem for each in ("alpha", "beta"))
+    assert is_home("alpha", alpha, beta)
+    assert not is_home("alpha", beta, alpha)
+    for own, peer in ((alpha, beta), (beta, alpha)):
+        with pytest.raises(ConfigError, match=r"\[register\]: home: 'alhpa' is neither this host, .*'beta'"):
+            is_home("alhpa", own, peer)
+
+
+def test_a_name_that_both_hosts_have_is_nobodys_home() -> None:
+    one, other = (make_identity(host_subject("node")).certificate_pem for _ in range(2))
+    with pytest.raises(ConfigError, match="both hosts have the name 'node'"):
+        is_home("node", one, other)
 
 
 async def test_a_move_that_fails_is_tried_again_later(

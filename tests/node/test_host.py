@@ -17,7 +17,7 @@ import trio
 
 from pairsync.core.events import InSyncEvent, PeerEvent, TroubleEvent
 from pairsync.core.messages import Role
-from pairsync.core.units import MIB
+from pairsync.core.units import MIB, NS_PER_S
 from pairsync.errors import BackendError, BusyError, ConfigError, MismatchError, PairsyncError
 from pairsync.guest.config import VolumeConfig
 from pairsync.guest.guest import Guest
@@ -26,7 +26,7 @@ from pairsync.io.config import PathConfig
 from pairsync.io.keys import make_identity
 from pairsync.node.control import Answer, Handler, ask
 from pairsync.node.host import event_line, run_host
-from pairsync.node.hostfile import HostFile, LinkFile, NbdFile
+from pairsync.node.hostfile import HostFile, LinkFile, NbdFile, RegisterFile
 from pairsync.testing.nbd_client import NbdClient
 
 PAIR_ID = bytes(range(16))
@@ -189,6 +189,18 @@ async def test_a_standby_opens_its_front_door_too_and_its_clients_wait(tmp_path:
                 pytest.fail("nobody owns")
         answer = await ask(host.control, {"do": "status"})
         assert answer["guest"]["volumes"][0]["state"] == "blank"
+
+
+async def test_a_home_that_neither_host_is_called_is_refused(tmp_path: Path) -> None:
+    def host(home: str) -> HostFile:
+        register = RegisterFile(memory=tmp_path / "register", failover_ns=5 * NS_PER_S, home=home)
+        return make_host(tmp_path, role=Role.STANDBY, link=make_link(tmp_path), register=register)
+
+    refused = await failure_of(host("aa"))
+    assert isinstance(refused, ConfigError)
+    assert "home: 'aa' is neither this host, 'a', nor the other one, 'peer'" in str(refused)
+    async with running(host("peer")):
+        pass  # what else is in its file is right
 
 
 async def test_a_wait_for_the_peer_ends_with_the_one_who_waits(tmp_path: Path) -> None:

@@ -71,7 +71,9 @@ def host_init(
     failover: Annotated[
         float, Parameter(help="Seconds from the end of one host until the other one serves.")
     ] = 5.0,
-    name: Annotated[str | None, Parameter(help="For people and logs; by default the host's name.")] = None,
+    name: Annotated[
+        str | None, Parameter(help="For people, logs and home; by default the machine's.")
+    ] = None,
     overwrite: Annotated[
         bool, Parameter(negative=(), help="Standby only: the existing volumes hold nothing of worth.")
     ] = False,

@@ -3,7 +3,8 @@
 There is no authority: each host makes its own Ed25519 key and a certificate around it, once, and the two
 hosts of a pair are given each other's certificate.  The certificate never expires and its validity begins in
 1970, because a host whose clock is wrong must be able to replicate; trust ends by removing the pin.  Ed25519
-is chosen for being small, fast, and the same length every time.
+is chosen for being small, fast, and the same length every time.  The name in it is the one that people use;
+who may connect does not depend on it.
 
 The key file is readable by its owner only (0600), and is written and renamed, so that a crash leaves either
 no identity or a whole one.
@@ -32,6 +33,8 @@ __all__ = [
     "HostIdentity",
     "certificate_der",
     "fingerprint_of",
+    "host_name_of",
+    "host_subject",
     "load_identity",
     "make_identity",
     "open_identity",
@@ -40,6 +43,9 @@ __all__ = [
 
 CERTIFICATE_BYTES_MAX = 16 * 1024
 """Size of a key or certificate file that is read; ours have 300 and 500 bytes."""
+
+_HOST_PREFIX = "pairsync host "
+_COMMON_NAME_MAX = 64  # RFC 5280 appendix A.1, ub-common-name
 
 _KEY_NAME = "host.key"
 _CERTIFICATE_NAME = "host.crt"
@@ -57,7 +63,11 @@ class HostIdentity:
 
 
 def make_identity(common_name: str = "pairsync host") -> HostIdentity:
-    """A new key and a certificate around it."""
+    """A new key and a certificate around it; `ConfigError` for a name that does not fit into one."""
+    if not 0 < len(common_name) <= _COMMON_NAME_MAX or not common_name.isprintable():
+        raise ConfigError(
+            f"{common_name!r} is no name for a certificate: at most {_COMMON_NAME_MAX} printable characters"
+        )
     key = Ed25519PrivateKey.generate()
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
     public = key.public_key()
@@ -78,6 +88,18 @@ def make_identity(common_name: str = "pairsync host") -> HostIdentity:
     )
     certificate_pem = certificate.public_bytes(serialization.Encoding.PEM)
     return HostIdentity(key_pem, certificate_pem, fingerprint_of(certificate_pem))
+
+
+def host_subject(name: str) -> str:
+    """The common name of the certificate of the host of that name."""
+    return _HOST_PREFIX + name
+
+
+def host_name_of(certificate_pem: bytes) -> str:
+    """The name that a host had when its key was made; empty if its certificate says none."""
+    certificate = x509.load_der_x509_certificate(certificate_der(certificate_pem))
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value).removeprefix(_HOST_PREFIX) if names else ""
 
 
 def certificate_der(certificate_pem: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 The trust store of either side is exactly the peer's certificate: no authority can vouch for a stranger, and
 after the handshake each side compares the fingerprint of what it was shown with the one that is pinned.
-Names and dates in certificates mean nothing here (``check_hostname`` off, time check off).  No session
+Names and dates in certificates mean nothing for that (``check_hostname`` off, time check off).  No session
 tickets: each connection proves the keys anew.
 
 In TLS 1.3 a client ends its handshake before the server has judged the client's certificate (RFC 8446

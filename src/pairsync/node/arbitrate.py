@@ -42,7 +42,7 @@ from .fence import PowerFence
 from .fencing import Fencer, fence_config
 from .guardclient import boottime_ns
 from .guardkeeper import GuardKeeper, keep_guard
-from .homing import take_home
+from .homing import is_home, take_home
 from .hostfile import HostFile, RegisterFile, WitnessFile
 from .ownwitness import open_own_store
 
@@ -172,6 +172,9 @@ async def open_arbitration(host: HostFile, link: LinkConfig, guest: Guest) -> As
     fence = None if host.fence is None else PowerFence(fence_config(host.fence))
     if register.watchdog is not None:
         _check_device(register.watchdog)
+    stays = register.home is None or is_home(
+        register.home, link.identity.certificate_pem, link.peer_certificate_pem
+    )
     async with AsyncExitStack() as stack:
         blank = any(each.superblock.condition is Condition.BLANK for each in guest.session.targets)
         empty = link.identity.fingerprint if blank else None
@@ -216,7 +219,7 @@ async def open_arbitration(host: HostFile, link: LinkConfig, guest: Guest) -> As
         if fence is not None:
             fencer = Fencer(arbitration, guest, fence, witnesses, key, boottime_ns)
             nursery.start_soon(fencer.run)
-        if register.home not in {None, host.name}:
+        if not stays:
             nursery.start_soon(take_home, arbitration, guest, register.home_after_ns, boottime_ns)
         yield Ballots(arbitration, timing, witnesses, fencer)
         # An orderly end: the guest's last writes are flushed while its lease is still renewed.

@@ -27,7 +27,7 @@ from pairsync.guest.door import Door
 from pairsync.guest.guest import Guest, open_guest
 from pairsync.guest.replica import open_replica
 from pairsync.io.config import LinkConfig, LinkTimings
-from pairsync.io.keys import open_identity
+from pairsync.io.keys import host_subject, open_identity
 from pairsync.io.network import describe_address
 from pairsync.nbd.export import Export
 from pairsync.nbd.listen import NbdListener, open_tcp_listeners, open_unix_listener
@@ -73,7 +73,7 @@ def _link_config(host: HostFile, link: LinkFile) -> LinkConfig:
     except OSError as error:
         raise ConfigError(f"{link.peer_certificate}: {error.strerror}") from error
     return LinkConfig(
-        identity=open_identity(host.identity, f"pairsync host {host.name}"),
+        identity=open_identity(host.identity, host_subject(host.name)),
         peer_certificate_pem=peer,
         pair_id=host.pair_id,
         listen=link.listen,

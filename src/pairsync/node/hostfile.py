@@ -17,7 +17,8 @@
     memory = "register"             # this host's own vote; made by `pairsync host init`
     failover_s = 5                  # from the end of one host until the other serves
     watchdog = "/dev/watchdog"      # absent: nothing resets a machine whose guard stands still
-    home = "a"                      # where the guest goes back to, by [host] name; absent: it stays
+    home = "a"                      # where the guest goes back to; absent: it stays.  The name that the host
+                                    # had when its key was made (`host init --name`); as in the other file
     home_after_s = 60               # once that host has been in sync for so long
 
     [[register.witnesses]]          # the preferred one first; none: the active host alone decides
@@ -136,7 +137,7 @@ class RegisterFile:
     witnesses: tuple[WitnessFile, ...] = ()
     watchdog: Path | None = None
     home: str | None = None
-    """The name of the host that the guest goes back to; None: it stays where it is."""
+    """The name of the host that the guest goes back to (`node.homing`); None: it stays where it is."""
     home_after_ns: int = HOME_AFTER_NS
 
 

@@ -19,7 +19,7 @@ from pairsync.core.timing import FAILOVER_NS_DEFAULT, stated_failover_ns
 from pairsync.core.units import NS_PER_S
 from pairsync.errors import BackendError, ConfigError
 from pairsync.guest.replica import create_replica
-from pairsync.io.keys import open_identity
+from pairsync.io.keys import host_subject, open_identity
 from pairsync.io.network import Address
 from pairsync.storage.acceptorfile import AcceptorFile
 from pairsync.storage.digests import digests_path
@@ -91,7 +91,7 @@ def init_host(directory: Path, plan: HostPlan) -> list[str]:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise BackendError(f"{directory}: {error.strerror}", error.errno or 5) from error
-    identity = open_identity(directory / "identity", f"pairsync host {plan.name}")
+    identity = open_identity(directory / "identity", host_subject(plan.name))
     with ExitStack() as undo:
         for name, what in plan.volumes.items():
             data, metadata = _places(directory, name, what)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pairsync.errors import BackendError, ConfigError
 from pairsync.guest.replica import create_replica
-from pairsync.io.keys import open_identity
+from pairsync.io.keys import host_subject, open_identity
 from pairsync.storage.acceptorfile import AcceptorFile
 from pairsync.storage.file import create_volume
 from pairsync.storage.metadata import metadata_path
@@ -58,7 +58,7 @@ def _prepare(directory: Path, lab: LabFile, made: list[Path]) -> None:
     for host in HOSTS:
         (directory / host).mkdir(mode=0o700, exist_ok=True)
     certificates = {
-        host: open_identity(directory / host / "identity", f"pairsync lab {host}").certificate_pem
+        host: open_identity(directory / host / "identity", host_subject(host)).certificate_pem
         for host in HOSTS
     }
     lab.save(directory)

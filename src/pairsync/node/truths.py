@@ -22,7 +22,7 @@ from pairsync.core.units import BLOCK_BYTES
 from pairsync.errors import ConfigError, InternalError
 from pairsync.guest.concede import Given, concede_replicas, introduction_of, look_at_concession
 from pairsync.guest.guest import Guest
-from pairsync.io.keys import open_identity
+from pairsync.io.keys import host_subject, open_identity
 from pairsync.storage.acceptorfile import AcceptorFile
 from pairsync.wire.arbitration import decode_host_memory
 from pairsync.wire.codec import decode, encode
@@ -99,7 +99,7 @@ def stopped_side(host: HostFile) -> Side:
             state = decode_host_memory(memory.state).acceptor
         finally:
             memory.close()
-        identity = open_identity(host.identity, f"pairsync host {host.name}")
+        identity = open_identity(host.identity, host_subject(host.name))
         grant = None if state.base is None else _grant(state.base, identity.fingerprint)
     introduction = introduction_of(host.volumes, host.pair_id, host.guest)
     return Side(running=False, introduction=introduction, peer=None, grant=grant)

@@ -19,7 +19,7 @@ import trio
 
 from pairsync.core.units import NS_PER_MS
 from pairsync.core.witness import WitnessKey
-from pairsync.io.keys import HostIdentity, make_identity
+from pairsync.io.keys import HostIdentity, host_subject, make_identity
 from pairsync.io.witness import WitnessClient, WitnessConfig, WitnessTimings, open_witness
 from pairsync.io.witnessstore import WitnessStore
 from pairsync.node.control import ask
@@ -46,7 +46,7 @@ class BuiltinBench(WitnessBench):
     def __init__(self, directory: Path, pair_id: bytes) -> None:
         super().__init__(pair_id)
         self.directory = directory
-        self.hosts = (make_identity("pairsync host a"), make_identity("pairsync host b"))
+        self.hosts = (make_identity(host_subject("a")), make_identity(host_subject("b")))
         self.ready: dict[str, Any] = {}
         """The line that the process printed."""
         self._process: trio.Process | None = None
