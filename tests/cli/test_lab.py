@@ -15,7 +15,8 @@ from tests.cli.conftest import Command, Ended
 from pairsync.cli import lab as lab_module
 from pairsync.errors import ConfigError
 from pairsync.node.control import serve_control
-from pairsync.node.labfile import DirectoryLock, LabFile, control_socket_of, sockets_of
+from pairsync.node.labfile import LabFile, control_socket_of, remove_sockets
+from pairsync.node.places import DirectoryLock, make_sockets
 
 LAB = LabFile({"vda": 1 << 20}, "sync", single=False, pair_id="0f" * 16, ports={"a": 1, "b": 2})
 DEADLINE_S = 60.0
@@ -90,13 +91,14 @@ class Supervisor:
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
+def directory(tmp_path: Path) -> Iterator[Path]:
     """A lab that was made and is not up."""
     directory = tmp_path / "lab"
     directory.mkdir()
-    sockets_of(directory).mkdir(parents=True, exist_ok=True)
+    make_sockets(directory)
     LAB.save(directory)
-    return directory
+    yield directory
+    remove_sockets(directory)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import trio
 
 from pairsync.core.units import MIB
 from pairsync.nbd import constants as c
-from pairsync.node.labfile import DirectoryLock
+from pairsync.node.places import DirectoryLock
 from pairsync.testing.lab import RunningLab, differences, running_lab
 from pairsync.testing.programs import ProgramError, is_alive, pairsync_command, run_program, wait_gone
 

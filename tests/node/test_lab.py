@@ -19,9 +19,10 @@ from pairsync.core.units import MIB
 from pairsync.errors import BackendError, ConfigError
 from pairsync.node.control import ask
 from pairsync.node.lab import Lab, run_lab
-from pairsync.node.labfile import LabFile, control_socket_of, nbd_socket_of, open_lab_file, sockets_of
+from pairsync.node.labfile import LabFile, control_socket_of, nbd_socket_of, open_lab_file
 from pairsync.node.labprepare import prepare
 from pairsync.node.labrequests import lab_handlers
+from pairsync.node.places import sockets_of
 from pairsync.testing.programs import is_alive, wait_gone
 
 DEADLINE_S = 60.0

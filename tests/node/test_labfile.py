@@ -1,31 +1,29 @@
-"""What a lab is made of: its file, its lock, its places; made once, completed later, never contradicted."""
+"""What a lab is made of: its file, its places; made once, completed later, never contradicted."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import socket
 from pathlib import Path
 
 import pytest
 
 from pairsync.core.messages import Condition
-from pairsync.errors import BackendError, BusyError, ConfigError
+from pairsync.errors import BackendError, ConfigError
 from pairsync.guest.replica import open_replica
 from pairsync.io.keys import load_identity
 from pairsync.node.hostfile import read_host_file
 from pairsync.node.labfile import (
-    DirectoryLock,
     LabFile,
     control_socket_of,
     free_ports,
     nbd_socket_of,
     open_lab_file,
     remove_sockets,
-    sockets_of,
 )
 from pairsync.node.labprepare import prepare, put_empty_disk
+from pairsync.node.places import sockets_of
 from pairsync.node.witnessdir import list_pairs
 
 SIZE = 1 << 20
@@ -217,13 +215,6 @@ def test_an_empty_disk_takes_the_place_of_a_replica(tmp_path: Path) -> None:
     replica.close()
 
 
-def test_one_supervisor_at_a_time(tmp_path: Path) -> None:
-    with DirectoryLock(tmp_path), pytest.raises(BusyError, match=f"the lab in {tmp_path} is up"):
-        DirectoryLock(tmp_path)
-    with DirectoryLock(tmp_path):
-        pass
-
-
 def test_sockets_lie_in_the_directory_if_its_name_is_short(tmp_path: Path) -> None:
     short = Path("/srv/lab")
     assert control_socket_of(short) == Path("/srv/lab/sockets/lab.control")
@@ -239,20 +230,6 @@ def test_sockets_lie_in_the_directory_if_its_name_is_short(tmp_path: Path) -> No
     assert not any(each.exists() for each in places)
     (tmp_path / "sockets").mkdir()
     remove_sockets(tmp_path)
-
-
-def test_sockets_lie_in_tmp_if_the_name_of_every_other_place_is_too_long(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("t" * 80)))
-    assert sockets_of(tmp_path / ("d" * 80)).parent == Path("/tmp")
-
-
-def test_sockets_of_somebody_else_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lab = open_lab_file(tmp_path, {"vda": SIZE}, None, single=True)
-    monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
-    with pytest.raises(ConfigError, match="belongs to somebody else"):
-        prepare(tmp_path, lab)
 
 
 def test_free_ports_differ_and_stay_free() -> None:

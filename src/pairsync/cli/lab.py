@@ -87,9 +87,10 @@ def up(
     import trio
 
     from pairsync.node.lab import run_lab
-    from pairsync.node.labfile import DirectoryLock, open_lab_file
+    from pairsync.node.labfile import open_lab_file
     from pairsync.node.labprepare import prepare
     from pairsync.node.lines import LineWriter
+    from pairsync.node.places import DirectoryLock
 
     volumes = parse_volumes(volume or [])
     try:
@@ -356,7 +357,8 @@ def wait(
 def check(directory: LabDirectory, /, *, json_: _Json = False) -> int:
     """Compare the volumes of both hosts byte by byte; the lab must be down.  Exit status 0 only if equal."""
     from pairsync.node.compare import compare_volumes
-    from pairsync.node.labfile import HOSTS, DirectoryLock, LabFile
+    from pairsync.node.labfile import HOSTS, LabFile
+    from pairsync.node.places import DirectoryLock
 
     what = LabFile.load(directory)
     if what.single:

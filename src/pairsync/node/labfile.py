@@ -1,16 +1,12 @@
-"""What a lab is: its file, its lock, and where its sockets are."""
+"""What a lab is: its file, and the names of its sockets."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
-import hashlib
 import json
-import os
 import secrets
 import shutil
 import socket
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -19,9 +15,10 @@ from typing import Self
 from urllib.parse import quote
 
 from pairsync.core.timing import stated_failover_ns
-from pairsync.errors import BackendError, BusyError, ConfigError
+from pairsync.errors import BackendError, ConfigError
 
 from .durable import write_durably
+from .places import sockets_of
 
 __all__ = [
     "ALL",
@@ -33,7 +30,6 @@ __all__ = [
     "STAYS",
     "WITNESS",
     "WITNESSES",
-    "DirectoryLock",
     "LabFile",
     "cables_of",
     "control_socket_of",
@@ -41,7 +37,6 @@ __all__ = [
     "nbd_socket_of",
     "open_lab_file",
     "remove_sockets",
-    "sockets_of",
     "uri_of",
 ]
 
@@ -79,9 +74,6 @@ PORT_MIN = 16384
 PORTS_TRIED = 1000
 """Ports that are looked at before giving up."""
 
-SOCKET_PATH_BYTES_MAX = 80
-"""Beyond this a directory is too deep for Unix sockets (108 bytes with the name and a temporary suffix)."""
-
 
 @dataclass(frozen=True, slots=True)
 class LabFile:
@@ -116,38 +108,6 @@ class LabFile:
             raise ConfigError(f"{directory} holds no lab (no lab.json)") from error
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{path} is damaged: {error}") from error
-
-
-class DirectoryLock:
-    """At most one supervisor, and no offline command beside it; ``who`` would hold it."""
-
-    def __init__(self, directory: Path, who: str = "lab") -> None:
-        self._fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._fd)
-            raise BusyError(f"the {who} in {directory} is up") from error
-
-    def close(self) -> None:
-        """Give it back."""
-        os.close(self._fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def sockets_of(directory: Path) -> Path:
-    """Where the sockets lie: in the directory, or, if its name is too long for that, in a short one."""
-    here = directory.absolute() / "sockets"
-    if len(str(here).encode()) <= SOCKET_PATH_BYTES_MAX:
-        return here
-    digest = hashlib.sha256(str(directory.absolute()).encode()).hexdigest()[:16]
-    short = Path(tempfile.gettempdir()) / f"pairsync-{os.getuid()}-{digest}"
-    return short if len(str(short).encode()) <= SOCKET_PATH_BYTES_MAX else Path("/tmp", short.name)  # noqa: S108
 
 
 def control_socket_of(directory: Path, host: str = "lab") -> Path:

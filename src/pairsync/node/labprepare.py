@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import glob
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from pairsync.errors import BackendError, ConfigError
+from pairsync.errors import BackendError
 from pairsync.guest.replica import create_replica
 from pairsync.io.keys import host_subject, open_identity
 from pairsync.storage.acceptorfile import AcceptorFile
@@ -20,7 +19,8 @@ from .arbitrate import create_memory, first_memory
 from .durable import write_durably
 from .etcdmain import etcd_endpoint
 from .hostinit import volume_id_of
-from .labfile import GUEST, HOSTS, STAYS, WITNESS, LabFile, control_socket_of, nbd_socket_of, sockets_of
+from .labfile import GUEST, HOSTS, STAYS, WITNESS, LabFile, control_socket_of, nbd_socket_of
+from .places import make_sockets
 from .witnessdir import add_pair, init_witness
 
 __all__ = ["prepare", "put_empty_disk"]
@@ -50,10 +50,7 @@ def prepare(directory: Path, lab: LabFile) -> None:
 
 
 def _prepare(directory: Path, lab: LabFile, made: list[Path]) -> None:
-    sockets = sockets_of(directory)
-    sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if sockets.stat().st_uid != os.getuid():
-        raise ConfigError(f"{sockets} belongs to somebody else")
+    make_sockets(directory)
     hosts = HOSTS[:1] if lab.single else HOSTS
     for host in HOSTS:
         (directory / host).mkdir(mode=0o700, exist_ok=True)

@@ -28,8 +28,8 @@ from pairsync.storage.linux import file_identity
 from pairsync.storage.registerfile import LOST_NAME, RegisterFile
 
 from .control import Answer, Handler, serve_control
-from .labfile import DirectoryLock
 from .memory import resident_bytes
+from .places import DirectoryLock, make_sockets
 from .registers import Registers
 from .witnessdir import control_path, read_roll, read_witness_file
 
@@ -72,7 +72,7 @@ async def serve_witness(
                 keeping = _Keeping(
                     directory, registers, server, listeners, identity.fingerprint, len(roll.pairs)
                 )
-                control_path(directory).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_sockets(directory)
                 await nursery.start(serve_control, control_path(directory), keeping.handlers())
                 nursery.start_soon(keeping.follow_hangups)
                 task_status.started(keeping.ready())

@@ -28,7 +28,7 @@ from pairsync.io.witnessserver import Roll
 
 from .durable import write_durably
 from .hostfile import parse_address
-from .labfile import sockets_of
+from .places import sockets_of
 
 __all__ = [
     "PAIRS_MAX",
