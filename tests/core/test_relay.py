@@ -31,6 +31,7 @@ from pairsync.core.units import MIB
 from pairsync.errors import InternalError, ProtocolError
 
 SIZE = 64 * MIB
+NAMES = ("guest", "vda")
 
 
 def data(offset: int = 0, length: int = 512) -> WriteOp:
@@ -38,7 +39,7 @@ def data(offset: int = 0, length: int = 512) -> WriteOp:
 
 
 def serving_client(term: int = 3) -> RelayClient:
-    client = RelayClient()
+    client = RelayClient(NAMES)
     client.heard(Serving(term, serves=True), term)
     return client
 
@@ -49,9 +50,9 @@ def told() -> tuple[list[Relayed | Relay | None], Answer]:
 
 
 def serving_server(term: int = 3) -> RelayServer:
-    server = RelayServer({0: SIZE}.get)
+    server = RelayServer(NAMES, {0: SIZE}.get)
     assert server.serve(term) == []
-    assert server.connected() == [Serving(term, serves=True)]
+    assert server.connected() == [Serving(term, serves=True, names=NAMES)]
     return server
 
 
@@ -79,12 +80,29 @@ def test_each_kind_of_request_there_and_back() -> None:
 
 
 def test_a_peer_of_an_older_term_does_not_serve() -> None:
-    client = RelayClient()
+    client = RelayClient(NAMES)
     client.heard(Serving(2, serves=True), 3)
     assert client.term is None
     assert not client.room(0)
     with pytest.raises(InternalError, match="does not serve"):
         client.flush(0, told()[1])
+
+
+@pytest.mark.parametrize(
+    ("names", "asked"),
+    [
+        (NAMES, True),
+        (None, True),  # of a version that does not say
+        (("other", "vda"), False),
+        (("guest", "vdb"), False),
+        (("guest", "vdb", "vda"), False),
+        (("guest",), False),
+    ],
+)
+def test_nobody_is_asked_who_numbers_other_volumes(names: tuple[str, ...] | None, asked: bool) -> None:
+    client = RelayClient(NAMES)
+    client.heard(Serving(3, serves=True, names=names), 3)
+    assert client.room(1) is asked
 
 
 @pytest.mark.parametrize("how", ["lost", "serves no more", "serves anew"])
@@ -192,7 +210,7 @@ def test_nobody_is_served_before_the_writes_of_an_earlier_session_have_ended() -
     server.lost()
     assert server.connected() == []
     assert server.take(Relay(3, 0, 3, [data()])) is None
-    assert server.ended(write, Relayed(1)) == [Serving(3, serves=True)]
+    assert server.ended(write, Relayed(1)) == [Serving(3, serves=True, names=NAMES)]
     assert server.ended(read, Relayed(2, (5,))) == []  # nobody waits for it
 
 
@@ -205,7 +223,7 @@ class RelayMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.client, self.server = RelayClient(), RelayServer({0: SIZE}.get)
+        self.client, self.server = RelayClient(NAMES), RelayServer(NAMES, {0: SIZE}.get)
         self.connected = False
         self.term = 0
         self.serves = False

@@ -50,7 +50,7 @@ SAMPLES: list[Message] = [
     Adopt(3, 0, (Generation(3, 1, 99),)),
     Leave("no more"),
     Marked(0, ((1, 5), (9, 10))),
-    Serving(3, serves=True),
+    Serving(3, serves=True, names=("g", "vda")),
     Relay(3, 0, 7, [WriteOp(OpKind.DATA, 4096, 5, b"hello"), WriteOp(OpKind.ZERO, 0, 4096)]),
     RelayRead(3, 0, 8, 4096, 512),
     RelayFlush(3, 0, 9),

@@ -7,12 +7,13 @@ import errno
 import pytest
 import trio
 import trio.testing
-from tests.guest.harness import Pair, in_time
+from tests.guest.harness import Pair, await_event, in_time
 
+from pairsync.core.events import RefusedEvent
 from pairsync.core.messages import OpKind, Relay, Relayed, Serving, WriteOp
 from pairsync.core.units import BLOCK_BYTES
 from pairsync.errors import BackendError, ClosedError, PairsyncError
-from pairsync.guest.guest import Guest
+from pairsync.guest.guest import Guest, open_guest
 from pairsync.guest.pieces import Done
 from pairsync.guest.relay import GuestRelay
 from pairsync.guest.volume import Volume
@@ -121,3 +122,21 @@ async def test_messages_of_the_relay_are_heard_by_a_host_that_takes_no_part(
         standby.received([Serving(1, serves=True)])
         assert await standby.relay.read_into(0, 0, memoryview(bytearray(5)))
         assert active.serves
+
+
+@pytest.mark.parametrize("names", [("vdb", "vda"), ("vda",)])
+async def test_clients_are_not_sent_to_a_host_that_numbers_other_volumes(
+    pair: Pair, names: tuple[str, ...]
+) -> None:
+    """Its file names them in another order, and not all of them: the other volume would be written."""
+    pair.create("vdb")
+    async with (
+        in_time(),
+        open_guest(pair.config("a", names=("vda", "vdb"))) as active,
+        open_guest(pair.config("b", names=names)) as standby,
+    ):
+        with standby.subscribe() as subscription:
+            await await_event(subscription, RefusedEvent)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert active.serves
+        assert not standby.relay.open

@@ -16,6 +16,7 @@ from pairsync.core.messages import (
     Message,
     Prove,
     Role,
+    Serving,
     VolumeState,
 )
 from pairsync.errors import ProtocolError
@@ -37,6 +38,7 @@ STATE = VolumeState("vda", bytes(16), 1 << 20, Condition.CONSISTENT, (GENERATION
         ),
         (Barrier(3, 0, 1, 2, milestone=9), Barrier(3, 0, 1, 2)),
         (Adopt(3, 0, (GENERATION,), milestone=9), Adopt(3, 0, (GENERATION,))),
+        (Serving(3, serves=True, names=("g", "vda")), Serving(3, serves=True)),
     ],
 )
 def test_a_peer_of_before_milestones_neither_gets_nor_gives_any(

@@ -310,10 +310,12 @@ class Serving:
     """The sender owns the guest under ``term`` and serves the other host's clients, or not any more.
 
     With ``serves`` false nothing that was asked for before will be answered: its outcome is unknown.
+    ``names``: of the guest, and of its volumes in the order in which requests number them; None: not said.
     """
 
     term: int
     serves: bool
+    names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,10 @@ been done, be on its way, or never happen.  The client's caller then asks again,
 *a server serves nobody before all writes that it has taken in earlier sessions have ended*: it says
 `Serving` only then.  (Copies at different owners: see ``guest.door``.)
 
+**Whose volumes.**  A request names its volume by its number, in the order of the two hosts' own files.  A
+client asks nobody who has not the same guest with the same volumes in the same order: the other host's file
+may say something else, and replication alone is refused then (`core.lineage`).
+
 **Bounds.**  The client has at most `RELAY_REQUESTS_MAX` requests and `RELAY_BYTES_MAX` of data open, of all
 volumes; the server takes a client that has more for broken.  This is their own share of either window
 (``guest.config``): replication and relay never wait for each other, only each for its own answers, and
@@ -74,7 +78,9 @@ class _Open(NamedTuple):
 class RelayClient:
     """The half that asks; see the module."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: tuple[str, ...]) -> None:
+        """``names`` as in `Serving`."""
+        self._names = names
         self.term: int | None = None
         """Under which the peer serves; None: it does not."""
         self._next_number = 1  # never repeats, in later sessions neither
@@ -115,7 +121,8 @@ class RelayClient:
 
     def heard(self, message: Serving, term: int) -> None:
         """Whether the peer serves; ``term`` is the highest that this host knows, a lower one is stale."""
-        self.term = message.term if message.serves and message.term >= term else None
+        same = message.names in {None, self._names}
+        self.term = message.term if message.serves and same and message.term >= term else None
         self._forget()
 
     def answered(self, message: Relayed | Relay) -> None:
@@ -168,8 +175,9 @@ class Job(NamedTuple):
 class RelayServer:
     """The half that is asked; see the module."""
 
-    def __init__(self, size_of: Callable[[int], int | None]) -> None:
-        """``size_of`` a volume in bytes; None if there is no such volume."""
+    def __init__(self, names: tuple[str, ...], size_of: Callable[[int], int | None]) -> None:
+        """``names`` as in `Serving`; ``size_of`` a volume in bytes, None if there is no such volume."""
+        self._names = names
         self._size_of = size_of
         self._connected = False
         self._own_term: int | None = None  # under which the guest is served here
@@ -215,7 +223,7 @@ class RelayServer:
         if not self._connected or self._own_term is None or self._told is not None or self._earlier_writes:
             return []
         self._told = self._own_term
-        return [Serving(self._told, serves=True)]
+        return [Serving(self._told, serves=True, names=self._names)]
 
     def take(self, request: RelayRequest) -> Job | None:
         """A request has come; None: it is not done, nobody is served (the peer hears of it, or has).

@@ -37,8 +37,9 @@ class GuestRelay:
 
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
-        self._client = RelayClient()
-        self._server = RelayServer(self._size_of)
+        names = (guest.name, *guest.volumes)
+        self._client = RelayClient(names)
+        self._server = RelayServer(names, self._size_of)
         self._room = trio.lowlevel.ParkingLot()  # reads and flushes that wait for room
         self._gathered: list[Message] | None = None  # to be sent together
 

@@ -123,6 +123,7 @@ _INTRODUCE: tuple[tuple[str, Shape[Any]], ...] = (
     ("term", _number),
 )
 _BARRIER = (("term", _number), ("volume", _volume), ("barrier", _number), ("point", _number))
+_SERVING: tuple[tuple[str, Shape[Any]], ...] = (("term", _number), ("serves", boolean))
 _ADOPT: tuple[tuple[str, Shape[Any]], ...] = (("term", _number), ("volume", _volume), ("lineage", _lineage))
 _MILESTONE = ("milestone", optional(_number))
 
@@ -191,7 +192,10 @@ TABLE: dict[int, tuple[type[Message], Shape[Any]]] = {
             ("errno", unsigned(0xFFFF)),
         ),
     ),
-    18: (Serving, structure(Serving, ("term", _number), ("serves", boolean))),
+    18: (
+        Serving,
+        structure(Serving, *_SERVING, ("names", optional(sequence(_name, 1 + VOLUMES_MAX)))),
+    ),
     19: (
         RelayRead,
         structure(
@@ -242,5 +246,6 @@ BEFORE_MILESTONES: dict[int, Shape[Any]] = {
     1: _introduce(*VOLUME_STATE),
     6: structure(Barrier, *_BARRIER),
     8: structure(Adopt, *_ADOPT),
+    18: structure(Serving, *_SERVING),
 }
 """The same in protocol versions before 3, where it was another one: what came later is left out."""

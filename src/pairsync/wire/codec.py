@@ -29,6 +29,7 @@ from pairsync.core.messages import (
     Message,
     OpKind,
     Relay,
+    Serving,
     Write,
     WriteOp,
 )
@@ -113,7 +114,7 @@ def _fields_of(message: Message, protocol: int) -> list[Any]:
         if type(message) is Introduce:
             names = [name for name, _ in VOLUME_STATE]
             fields[-1] = [[getattr(each, name) for name in names] for each in message.volumes]
-        elif type(message) in {Barrier, Adopt}:
+        elif type(message) in {Barrier, Adopt, Serving}:
             fields.pop()
     return fields
 

@@ -68,7 +68,7 @@ PROTOCOL_MIN = 1
 """Oldest version that this software speaks."""
 PROTOCOL_MAX = 3
 """Newest version that this software speaks.  2: votes of version 2 (`wire.arbitration`), and renewals.  3:
-milestones (``wire.codec``)."""
+milestones, and whose volumes are served (``wire.codec``)."""
 PROTOCOL_RENEWS = 2
 """From this version on a new session needs no new connections (``core.stream``)."""
 PROTOCOL_MILESTONES = 3
