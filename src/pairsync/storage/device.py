@@ -19,7 +19,7 @@ from pairsync.errors import InternalError
 
 from .blockfile import Allocation
 
-__all__ = ["Device"]
+__all__ = ["Device", "WrappedDevice"]
 
 
 class Device(abc.ABC):
@@ -115,3 +115,93 @@ class Device(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Give the device back; idempotent.  Nothing is flushed."""
+
+
+class WrappedDevice(Device):
+    """A device in front of another one, which it owns: what it does not do itself, that one does."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    @property
+    def path(self) -> str:
+        """As `Device.path`."""
+        return self._device.path
+
+    @property
+    def size_bytes(self) -> int:
+        """As `Device.size_bytes`."""
+        return self._device.size_bytes
+
+    @property
+    def may_block(self) -> bool:
+        """As `Device.may_block`."""
+        return self._device.may_block
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """As `Device.read_into`."""
+        self._device.read_into(offset, view)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """As `Device.read`."""
+        return self._device.read(offset, length)
+
+    def read_nowait(self, offset: int, view: memoryview) -> bool:
+        """As `Device.read_nowait`."""
+        return self._device.read_nowait(offset, view)
+
+    def apply(self, ops: Sequence[WriteOp]) -> None:
+        """As `Device.apply`."""
+        self._device.apply(ops)
+
+    def flush(self) -> None:
+        """As `Device.flush`."""
+        self._device.flush()
+
+    def extend(self, size_bytes: int) -> None:
+        """As `Device.extend`."""
+        self._device.extend(size_bytes)
+
+    def enlarge(self, size_bytes: int) -> None:
+        """As `Device.enlarge`."""
+        self._device.enlarge(size_bytes)
+
+    def begin_life(self, *, active: bool) -> None:
+        """As `Device.begin_life`."""
+        self._device.begin_life(active=active)
+
+    def end_life(self) -> None:
+        """As `Device.end_life`."""
+        self._device.end_life()
+
+    def seen(self, parts: Sequence[tuple[int, memoryview]]) -> Sequence[BadBlock]:
+        """As `Device.seen`."""
+        return self._device.seen(parts)
+
+    def mismatches(self, offset: int, view: memoryview) -> list[int]:
+        """As `Device.mismatches`."""
+        return self._device.mismatches(offset, view)
+
+    def save_digests(self, milestone: int | None = None) -> None:
+        """As `Device.save_digests`."""
+        self._device.save_digests(milestone)
+
+    def examine(self, level: int, first: int, stop: int, *, read: bool) -> Examined:
+        """As `Device.examine`."""
+        return self._device.examine(level, first, stop, read=read)
+
+    def allocation(self, offset: int, length: int) -> Allocation:
+        """As `Device.allocation`."""
+        return self._device.allocation(offset, length)
+
+    def hole_bytes(self, offset: int, length: int) -> int:
+        """As `Device.hole_bytes`."""
+        return self._device.hole_bytes(offset, length)
+
+    def cache(self, offset: int, length: int) -> None:
+        """As `Device.cache`."""
+        self._device.cache(offset, length)
+
+    def close(self) -> None:
+        """As `Device.close`."""
+        self._device.close()

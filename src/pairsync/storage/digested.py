@@ -16,8 +16,7 @@ from pairsync.core.questions import ANSWER_NODES_MAX, BAD_BLOCKS_MAX, BadBlock, 
 from pairsync.core.units import BLOCK_BYTES, MIB, extent_of
 from pairsync.errors import BackendError
 
-from .blockfile import Allocation
-from .device import Device
+from .device import Device, WrappedDevice
 from .digests import DigestTable
 
 __all__ = ["DigestedDevice"]
@@ -29,39 +28,17 @@ PAGES_MAX: Final = 2048
 """Pages of leaves looked at for one answer (4 GiB of volume): some 10 ms."""
 
 
-class DigestedDevice(Device):
+class DigestedDevice(WrappedDevice):
     """``device`` with its table; owns both.  See the module."""
 
     def __init__(self, device: Device, table: DigestTable) -> None:
-        self._device = device
+        super().__init__(device)
         self._table = table
-
-    @property
-    def path(self) -> str:
-        """As `Device.path`."""
-        return self._device.path
-
-    @property
-    def size_bytes(self) -> int:
-        """As `Device.size_bytes`."""
-        return self._device.size_bytes
 
     @property
     def may_block(self) -> bool:
         """As `Device.may_block`."""
         return self._device.may_block or self._table.may_block
-
-    def read_into(self, offset: int, view: memoryview) -> None:
-        """As `Device.read_into`."""
-        self._device.read_into(offset, view)
-
-    def read(self, offset: int, length: int) -> bytes:
-        """As `Device.read`."""
-        return self._device.read(offset, length)
-
-    def read_nowait(self, offset: int, view: memoryview) -> bool:
-        """As `Device.read_nowait`."""
-        return self._device.read_nowait(offset, view)
 
     def apply(self, ops: Sequence[WriteOp]) -> None:
         """As `Device.apply`."""
@@ -129,10 +106,6 @@ class DigestedDevice(Device):
         """As `Device.seen`."""
         return self._table.compare(parts)
 
-    def flush(self) -> None:
-        """As `Device.flush`."""
-        self._device.flush()
-
     def mismatches(self, offset: int, view: memoryview) -> list[int]:
         """As `Device.mismatches`."""
         return self._table.mismatches(offset, view)
@@ -160,18 +133,10 @@ class DigestedDevice(Device):
             raise BackendError(f"{self.path}: block {bad.block} cannot be read")
         return Examined(found.digests, [each.block for each in found.bad[:BAD_BLOCKS_MAX]])
 
-    def allocation(self, offset: int, length: int) -> Allocation:
-        """As `Device.allocation`."""
-        return self._device.allocation(offset, length)
-
     def hole_bytes(self, offset: int, length: int) -> int:
         """As `Device.hole_bytes`: what is recorded to hold anything has to be read, and compared."""
         hole = self._device.hole_bytes(offset, length)
         return self._table.zero_bytes(offset, hole) if hole else 0
-
-    def cache(self, offset: int, length: int) -> None:
-        """As `Device.cache`."""
-        self._device.cache(offset, length)
 
     def close(self) -> None:
         """As `Device.close`."""

@@ -40,14 +40,12 @@ from typing import Final
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.events import Event, NoWayBackEvent, OverlayDroppedEvent, OverlayKeptEvent
 from pairsync.core.messages import Condition, WriteOp
-from pairsync.core.questions import BadBlock
 from pairsync.core.superblock import Superblock
 from pairsync.core.units import KIB, MIB, block_count_of
 from pairsync.errors import BackendError, InternalError, MetadataError
 
 from .ahead import Ahead
-from .blockfile import Allocation
-from .device import Device
+from .device import Device, WrappedDevice
 from .overlay import Overlays
 from .overlayfile import OverlayInfo, OverlayState
 from .undolog import UndoLog
@@ -319,40 +317,18 @@ def _hangs(name: str) -> BackendError:
     return BackendError(f"volume {name}: keeping what is overwritten hangs", errno.ETIMEDOUT)
 
 
-class KeepingDevice(Device):
+class KeepingDevice(WrappedDevice):
     """``device``, whose ``keeper`` keeps what is overwritten; owns both.  See the module."""
 
     def __init__(self, device: Device, keeper: Keeper, *, may_block: bool) -> None:
-        self._device = device
+        super().__init__(device)
         self._keeper = keeper
         self._may_block = may_block  # whether the keeper's files do
-
-    @property
-    def path(self) -> str:
-        """As `Device.path`."""
-        return self._device.path
-
-    @property
-    def size_bytes(self) -> int:
-        """As `Device.size_bytes`."""
-        return self._device.size_bytes
 
     @property
     def may_block(self) -> bool:
         """As `Device.may_block`."""
         return self._may_block or self._device.may_block
-
-    def read_into(self, offset: int, view: memoryview) -> None:
-        """As `Device.read_into`."""
-        self._device.read_into(offset, view)
-
-    def read(self, offset: int, length: int) -> bytes:
-        """As `Device.read`."""
-        return self._device.read(offset, length)
-
-    def read_nowait(self, offset: int, view: memoryview) -> bool:
-        """As `Device.read_nowait`."""
-        return self._device.read_nowait(offset, view)
 
     def apply(self, ops: Sequence[WriteOp]) -> None:
         """As `Device.apply`."""
@@ -360,34 +336,10 @@ class KeepingDevice(Device):
             self._keeper.preserve(ops)
         self._device.apply(ops)
 
-    def extend(self, size_bytes: int) -> None:
-        """As `Device.extend`."""
-        self._device.extend(size_bytes)
-
     def enlarge(self, size_bytes: int) -> None:
         """As `Device.enlarge`."""
         self._device.enlarge(size_bytes)
         self._keeper.grow(size_bytes)
-
-    def seen(self, parts: Sequence[tuple[int, memoryview]]) -> Sequence[BadBlock]:
-        """As `Device.seen`."""
-        return self._device.seen(parts)
-
-    def flush(self) -> None:
-        """As `Device.flush`."""
-        self._device.flush()
-
-    def allocation(self, offset: int, length: int) -> Allocation:
-        """As `Device.allocation`."""
-        return self._device.allocation(offset, length)
-
-    def hole_bytes(self, offset: int, length: int) -> int:
-        """As `Device.hole_bytes`."""
-        return self._device.hole_bytes(offset, length)
-
-    def cache(self, offset: int, length: int) -> None:
-        """As `Device.cache`."""
-        self._device.cache(offset, length)
 
     def close(self) -> None:
         """As `Device.close`."""
