@@ -168,9 +168,7 @@ class TcpConnection:
 
     def close(self) -> None:
         """Hang up."""
-        if self._socket.fileno() != -1:
-            trio.lowlevel.notify_closing(self._socket)
-            self._socket.close()
+        _hang_up(self._socket)
 
 
 class TcpListener:
@@ -198,9 +196,7 @@ class TcpListener:
 
     def close(self) -> None:
         """Hang up."""
-        if self._socket.fileno() != -1:
-            trio.lowlevel.notify_closing(self._socket)
-            self._socket.close()
+        _hang_up(self._socket)
 
 
 class TcpNetwork:
@@ -249,6 +245,12 @@ async def _resolve(address: Address) -> tuple[socket.AddressFamily, tuple[str, i
     found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     family, _, _, _, where = found[0]
     return family, where  # type: ignore[return-value]  # IPv6 has two fields more, which connect accepts
+
+
+def _hang_up(sock: socket.socket) -> None:
+    if sock.fileno() != -1:
+        trio.lowlevel.notify_closing(sock)
+        sock.close()
 
 
 @contextlib.contextmanager

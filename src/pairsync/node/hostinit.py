@@ -20,7 +20,7 @@ from pairsync.core.units import NS_PER_S
 from pairsync.errors import BackendError, ConfigError
 from pairsync.guest.replica import create_replica
 from pairsync.io.keys import host_subject, open_identity
-from pairsync.io.network import Address
+from pairsync.io.network import Address, describe_address
 from pairsync.storage.acceptorfile import AcceptorFile
 from pairsync.storage.digests import digests_path
 from pairsync.storage.file import open_volume
@@ -149,14 +149,9 @@ def _parse_pair_id(text: str) -> bytes:
     return pair_id
 
 
-def _address(address: Address) -> str:
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def _host_toml(plan: HostPlan, pair_id: str) -> str:
     paths = ", ".join(
-        f'{{ name = "path{number}", peer = {json.dumps(_address(peer))} }}'
+        f'{{ name = "path{number}", peer = {json.dumps(describe_address(peer))} }}'
         for number, peer in enumerate(plan.peers, 1)
     )
     lines = [
@@ -173,7 +168,7 @@ def _host_toml(plan: HostPlan, pair_id: str) -> str:
         "",
         "[link]",
         'peer_certificate = "peer.pem"       # identity/host.crt of the other host',
-        f"listen = [{json.dumps(_address(plan.listen))}]",
+        f"listen = [{json.dumps(describe_address(plan.listen))}]",
         '# the other host\'s addresses, one for each network path: { name = "path1", peer = "ADDRESS:PORT" }',
         f"paths = [{paths}]",
         "",
@@ -196,7 +191,7 @@ def _witness_toml(plan: HostPlan) -> list[str]:
             "",
             "[[register.witnesses]]",
             f"name = {json.dumps(name):<29}# the same on both hosts",
-            f"address = {json.dumps(_address(address))}",
+            f"address = {json.dumps(describe_address(address))}",
             f"certificate = {json.dumps(name + '.pem'):<22}# identity/host.crt of that witness",
         ]
     return lines
@@ -217,7 +212,7 @@ def _what_next(
     if plan.pair_id is None:
         volumes = " ".join(f"--volume {name}={size}" for name, size in sizes.items())
         lines.append(f"  {number}. On the other host, with the address at which it reaches this one:")
-        more = "".join(f" --witness {_address(each)}" for each in plan.witnesses)
+        more = "".join(f" --witness {describe_address(each)}" for each in plan.witnesses)
         if plan.failover_s != FAILOVER_NS_DEFAULT / NS_PER_S:
             more += f" --failover {plan.failover_s:g}"  # what one host promises the other one relies on
         words = f"--pair {pair_id} {volumes} --peer ADDRESS{more}"
@@ -231,7 +226,7 @@ def _what_next(
     number += 1
     for name, address in zip(WITNESS_NAMES, plan.witnesses, strict=False):
         lines.append(
-            f"  {number}. Put identity/host.crt of the witness at {_address(address)} here as "
+            f"  {number}. Put identity/host.crt of the witness at {describe_address(address)} here as "
             f"{directory}/{name}.pem, and there:"
         )
         words = f"--pair {pair_id} --host A/host.crt --host B/host.crt"
