@@ -151,6 +151,28 @@ def test_what_a_proof_has_found_outlives_both_hosts_before_it_is_sent(behind: bo
     assert not pair.differing()
 
 
+def test_what_was_mirrored_while_digests_were_compared_is_the_peers_only_once_a_flush_covers_it() -> None:
+    """A difference sends nothing more until the standby has recorded that it is copied to: a flush that
+    closes a generation then is one of this host alone, and the standby may lose what it was sent before."""
+    pair = synced()
+    spoil(pair, 5)
+    pair.connect()
+    while phase_of(pair) is not Phase.ADOPTING:
+        assert pair.step()
+    pair.a.write("w1", a_write(30))
+    while phase_of(pair) is Phase.ADOPTING:
+        assert pair.step()
+    assert phase_of(pair) is Phase.PREPARING
+    pair.tick(6 * NS_PER_S)  # time to close the generation; the standby's answer is not heard yet
+    while pair.a.busy:
+        pair.a.complete(*pair.a.busy[0])
+    assert pair.a.session.sources[0].tracker.closing is None
+    assert pair.b.disks[0].found(30) == pair.a.disks[0].found(30)
+    pair.crash(pair.b, power=True)
+    assert 30 in pair.differing()
+    assert pair.forgotten() == []
+
+
 def test_a_walk_goes_to_its_end_before_what_differs_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """However scattered it is: a session gives up after a few proofs that find a difference."""
     monkeypatch.setattr(prover, "QUESTIONS_MAX", 1)  # so that a small volume is too large for one round

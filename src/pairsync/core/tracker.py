@@ -298,6 +298,9 @@ class Tracker:
     def flushed(self, *, peer: bool) -> dict[int, bytes]:
         """Local flush done; ``peer``: the peer's too, otherwise the blocks are still to be sent.
 
+        Those that it was sent included: a volume whose digests differ is not mirrored for a moment, and the
+        peer is not lost.
+
         Returns the bitmap pages that have to be durable before `released` (often none).
         """
         generation = self._closing_in(GenerationState.FLUSHING)
