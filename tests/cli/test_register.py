@@ -55,4 +55,9 @@ def test_what_was_done_is_said(
     assert json.loads(capsys.readouterr().out) == {"moved": True}
     assert host_override(tmp_path, operator="Dr Weber", above_term=7, yes=True) == 0
     assert "by the word of Dr Weber" in capsys.readouterr().out
-    assert asked == [{"do": "move"}, {"do": "override", "operator": "Dr Weber", "above": 7}]
+    assert host_override(tmp_path, operator="me", insist=True, yes=True) == 0
+    assert asked == [
+        {"do": "move"},
+        {"do": "override", "operator": "Dr Weber", "above": 7, "insist": False},
+        {"do": "override", "operator": "me", "above": 0, "insist": True},
+    ]

@@ -141,3 +141,6 @@ def test_a_side_that_was_picked(command: Command, tmp_path: Path, monkeypatch: p
     assert json.loads(command("lab", "truths", str(tmp_path), "--keep", "a", "--json").out) == answer
     done = command("lab", "override", str(tmp_path), "b", "--operator", "me")
     assert done.out == "host b owns the guest, by the word of me\n"
+    assert asked[-1] == {"do": "override", "host": "b", "operator": "me", "insist": False}
+    command("lab", "override", str(tmp_path), "b", "--operator", "me", "--insist")
+    assert asked[-1] == {"do": "override", "host": "b", "operator": "me", "insist": True}

@@ -13,6 +13,7 @@ from tests.guest.harness import Host, Pair, in_time
 
 from pairsync.core.acceptor import AcceptorState, HostMemory
 from pairsync.core.units import NS_PER_S
+from pairsync.errors import ArbitrationError
 from pairsync.storage.acceptorfile import AcceptorFile
 from pairsync.wire.arbitration import encode_host_memory
 
@@ -108,7 +109,11 @@ async def test_what_an_owner_was_told_outlives_it_and_the_grant(both: Both, tmp_
                 return "" if standing is None else standing.waits
 
             await stays_down(first, waits)
-            arbitration.override("Dr Weber", FORK)  # a person insists on what is there
+            before = arbitration.standing()
+            with pytest.raises(ArbitrationError, match=r"lack here .* vda was found to be older .*--insist"):
+                arbitration.override("Dr Weber", FORK)
+            assert arbitration.standing() == before
+            arbitration.override("Dr Weber", FORK, insist=True)  # a person insists on what is there
             await until(lambda: first.serves)
             assert await first.read(3) == noise(3)
             assert await first.read(4) != noise(4)

@@ -82,7 +82,7 @@ async def test_who_does_not_own_the_guest_does_so_by_somebodys_word(
     host = host_with_past(tmp_path / "a")
     lab = FakeLab(tmp_path, other(host, THERE, FIRST), guest, ran=False)
     assert (await picked(lab))["forced"]
-    assert lab.done == [("end", "a"), ("override", {"operator": "me", "above": 1})]
+    assert lab.done == [("end", "a"), ("override", {"operator": "me", "above": 1, "insist": True})]
 
 
 async def test_fixed_roles_are_nobodys_to_force(tmp_path: Path) -> None:

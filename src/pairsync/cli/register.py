@@ -59,6 +59,12 @@ def host_override(
     above_term: Annotated[
         int, Parameter(help="The other host has seen this term: be above it. `host concede` says so.")
     ] = 0,
+    insist: Annotated[
+        bool,
+        Parameter(
+            negative=(), help="Do so although this host was told that what the other one has is newer."
+        ),
+    ] = False,
     yes: Annotated[
         bool, Parameter(negative=(), help="Do it; without, it is only said what it means.")
     ] = False,
@@ -67,7 +73,8 @@ def host_override(
     """Make this host the owner of the guest, whatever was agreed: when those who should agree are gone.
 
     What the other host acknowledged and this one does not have is missing here afterwards. It is not
-    overwritten: when the other host is back, both replicas stand apart until somebody chooses one.
+    overwritten: when the other host is back, both replicas stand apart until somebody chooses one. A host
+    that was told that the other one has what is newer says so, and does it only with --insist.
 
     Parameters
     ----------
@@ -76,9 +83,9 @@ def host_override(
     """
     if not yes:
         print("Nothing was changed. Be sure that the guest does not run on the other host;")
-        print(f"then: pairsync host override {file} --yes")
+        print("then: the same command with --yes")
         return 1
     name = operator or getpass.getuser()
-    _ask(file, {"do": "override", "operator": name, "above": above_term}, ASK_S)
+    _ask(file, {"do": "override", "operator": name, "above": above_term, "insist": insist}, ASK_S)
     print(json.dumps({"operator": name}) if json_ else f"this host owns the guest now, by the word of {name}")
     return 0

@@ -35,6 +35,10 @@ KEEP_S = 120.0
 
 _Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON.")]
 _Operator = Annotated[str | None, Parameter(help="Who decides it; by default the user's name.")]
+_Insist = Annotated[
+    bool,
+    Parameter(negative=(), help="Do so although that host was told that what the other one has is newer."),
+]
 _Host = Annotated[Literal["a", "b"], Parameter(help="The host.")]
 _PeerFile = Annotated[
     Path | None, Parameter(help="host.toml of the other host, where its files can be read from here too.")
@@ -258,11 +262,17 @@ def _keep(directory: Path, host: str, operator: str, *, json_: bool) -> int:
 
 
 def lab_override(
-    directory: LabDirectory, host: _Host, /, *, operator: _Operator = None, json_: _Json = False
+    directory: LabDirectory,
+    host: _Host,
+    /,
+    *,
+    operator: _Operator = None,
+    insist: _Insist = False,
+    json_: _Json = False,
 ) -> int:
     """Make a host the owner of the guest, whatever was agreed: when those who should agree are gone."""
     name = operator or getpass.getuser()
-    answer = _ask_lab(directory, {"do": "override", "host": host, "operator": name}, ASK_S)
+    answer = _ask_lab(directory, {"do": "override", "host": host, "operator": name, "insist": insist}, ASK_S)
     print(json.dumps(answer) if json_ else f"host {host} owns the guest, by the word of {name}")
     return 0
 

@@ -273,11 +273,18 @@ class Arbitration:
                 raise ArbitrationError(f"guest {self._guest.name} has not moved: {why}")
             await trio.sleep(MOVE_LOOK_S)
 
-    def override(self, operator: str, fork: bytes, *, above: int = 0) -> None:
+    def override(self, operator: str, fork: bytes, *, above: int = 0, insist: bool = False) -> None:
         """Make this host the owner by the word of ``operator``, whatever was agreed.
 
-        Its term is higher than any known here, and than ``above``.  `ArbitrationError` if it cannot serve.
+        Its term is higher than any known here, and than ``above``.  `ArbitrationError` if it cannot serve, or
+        knows that the peer has what is newer, unless the operator, who knows it too, does ``insist``.
         """
+        older = self._guest.session.outdated
+        if older and not insist:
+            raise ArbitrationError(
+                f"guest {self._guest.name} would lack here what the other host has: {older}; nothing was "
+                "changed; --insist does it all the same"
+            )
         if why := obstacle(self._guest, INSISTED):
             raise ArbitrationError(f"guest {self._guest.name} cannot run here: {why}; nothing was changed")
         above = max(self._guest.session.term, above)

@@ -348,7 +348,8 @@ def arbitration_handlers(ballots: Ballots) -> dict[str, Handler]:
         above = request.get("above", 0)
         if type(above) is not int or not 0 <= above <= TERM_MAX:
             raise ConfigError(f"{above!r} is no term: 0 to {TERM_MAX}")
-        arbitration.override(name, secrets.token_bytes(FORK_BYTES), above=above)
+        insist = request.get("insist") is True
+        arbitration.override(name, secrets.token_bytes(FORK_BYTES), above=above, insist=insist)
         return {}
 
     async def cut(_: Mapping[str, Any]) -> Answer:

@@ -82,7 +82,7 @@ def _owner_handlers(lab: Lab) -> dict[str, Handler]:
 
     async def override(request: Mapping[str, Any]) -> Answer:
         host, operator = str(request.get("host")), str(request.get("operator", ""))
-        await lab.ask(host, "override", operator=operator)
+        await lab.ask(host, "override", operator=operator, insist=request.get("insist") is True)
         return {"host": host, "operator": operator}
 
     async def keep(request: Mapping[str, Any]) -> Answer:

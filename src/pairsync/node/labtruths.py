@@ -42,7 +42,7 @@ async def keep_side(lab: Lab, kept: str, operator: str) -> Answer:
         guest = (await lab.ask(kept, "status"))["guest"]
         forced = "grant" in guest and not _owns(guest, term)
         if forced:
-            await lab.ask(kept, "override", operator=operator, above=term)
+            await lab.ask(kept, "override", operator=operator, above=term, insist=True)
     finally:
         if ran:
             await lab.start(other)
