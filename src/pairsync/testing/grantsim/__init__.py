@@ -9,7 +9,7 @@ through all orders of events of the register alone, without time; this goes thro
 
 from __future__ import annotations
 
-from .coverage import missing, required
+from .coverage import required
 from .profile import BEYOND, FAULTS, GrantProfile, draw_profile
 from .registers import Floors, Operation, Registers, first_nonlinear
 from .world import GrantWorld, simulate
@@ -24,7 +24,6 @@ __all__ = [
     "Registers",
     "draw_profile",
     "first_nonlinear",
-    "missing",
     "required",
     "simulate",
 ]

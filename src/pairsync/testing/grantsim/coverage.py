@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from .profile import FAULTS
@@ -11,7 +10,7 @@ from .profile import FAULTS
 if TYPE_CHECKING:
     from .world import GrantWorld
 
-__all__ = ["STATES", "GrantCoverage", "missing", "required"]
+__all__ = ["STATES", "GrantCoverage", "required"]
 
 STATES = ("both", "both-sole", "alone", "changing")
 """Both are in sync, and two of three may go on; both, and the owner decides alone; one is; nobody serves."""
@@ -51,12 +50,6 @@ def required() -> list[str]:
     """What a set of seeds has to reach."""
     names = [f"{fault}@{state}" for fault in FAULTS for state in _WHERE.get(fault, STATES)]
     return [*names, *OUTCOMES]
-
-
-def missing(reached: Iterable[str]) -> list[str]:
-    """Of `required`, what is not there."""
-    found = set(reached)
-    return [name for name in required() if name not in found]
 
 
 class GrantCoverage:

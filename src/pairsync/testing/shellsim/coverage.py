@@ -7,13 +7,11 @@ simulator's matter; here it is what only the real shell has.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from pairsync.core.standing import Phase
 
 from .profile import FAULTS
 
-__all__ = ["missing", "required"]
+__all__ = ["required"]
 
 _ESSENTIAL = (Phase.ABSENT, Phase.SYNCING, Phase.IN_SYNC)
 
@@ -67,9 +65,3 @@ def required() -> list[str]:
     return [f"{fault}@{phase.value}" for fault in FAULTS for phase in _WHERE.get(fault, _ESSENTIAL)] + [
         *OTHERS
     ]
-
-
-def missing(reached: Iterable[str]) -> list[str]:
-    """Of `required`, what is not there."""
-    found = set(reached)
-    return [name for name in required() if name not in found]

@@ -15,7 +15,7 @@ phase* everything must become whole in bounded time (`world`).  A set of seeds m
 
 from __future__ import annotations
 
-from .coverage import missing, required
+from .coverage import required
 from .profile import FAULTS, Profile, Speeds, draw_profile
 from .runner import Summary, run_seeds
 from .world import Outcome, SimulationFailure, World, simulate
@@ -29,7 +29,6 @@ __all__ = [
     "Summary",
     "World",
     "draw_profile",
-    "missing",
     "required",
     "run_seeds",
     "simulate",

@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ class SimulatorCommand:
             run_seeds(seeds, jobs=options.jobs, progress=progress, run=self.simulate)
         except KeyboardInterrupt:
             interrupted = True
-        missing = self._missing(summary)
+        missing = self.missing(summary.coverage) if summary.seeds >= self.coverage_seeds else []
         if options.json:
             _say(json.dumps(self._as_json(summary, missing)))
         else:
@@ -74,6 +74,10 @@ class SimulatorCommand:
         if summary.failures:
             return 1
         return 2 if missing else 0
+
+    def missing(self, reached: Container[str]) -> list[str]:
+        """Of what is required, what is not there."""
+        return [name for name in self.required() if name not in reached]
 
     def replay_command(self, seed: int) -> str:
         """What runs that seed again."""
@@ -112,11 +116,6 @@ class SimulatorCommand:
             _say(self.report(outcome))
         if summary.seeds % SEEDS_A_LINE == 0:
             _say(_figures(summary))
-
-    def _missing(self, summary: Summary) -> list[str]:
-        if summary.seeds < self.coverage_seeds:
-            return []
-        return [name for name in self.required() if name not in summary.coverage]
 
     def _say_all(self, summary: Summary, missing: list[str]) -> None:
         for line in _table(summary):

@@ -8,7 +8,6 @@ every combination that `required` names has failed, and says which are missing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from pairsync.core.standing import Phase
@@ -18,7 +17,7 @@ from .profile import FAULTS
 if TYPE_CHECKING:
     from .world import World
 
-__all__ = ["Coverage", "missing", "required"]
+__all__ = ["Coverage", "required"]
 
 _ALL = tuple(Phase)
 _LASTING = (Phase.ABSENT, Phase.PREPARING, Phase.SYNCING, Phase.ADOPTING, Phase.IN_SYNC)
@@ -107,12 +106,6 @@ def required() -> list[str]:
     """What a set of seeds has to reach."""
     names = [f"{fault}@{phase.value}" for fault in FAULTS for phase in _WHERE.get(fault, _ALL)]
     return [*names, *MODES, *RULES, *GENERATIONS]
-
-
-def missing(reached: Iterable[str]) -> list[str]:
-    """Of `required`, what is not there."""
-    found = set(reached)
-    return [name for name in required() if name not in found]
 
 
 class Coverage:
