@@ -233,6 +233,16 @@ def test_what_contradicts_the_lab_is_refused(command: Command, directory: Path) 
     assert done.err.startswith(f"pairsync: {directory}/lab.json is damaged")
 
 
+def test_who_can_have_no_namespaces_is_told_and_nothing_is_made(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    done = command("lab", "up", str(tmp_path), "--volume", "vda=1M", "--network", "namespaces")
+    text = "pairsync: network namespaces need root (--network loopback needs nothing)\n"
+    assert done == Ended(1, "", text)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
 def test_lines_for_a_terminal() -> None:
     ready = {
         "event": "ready",

@@ -292,7 +292,7 @@ async def test_the_active_hosts_disk_fails_hangs_fills_up_and_is_replaced(tmp_pa
 async def test_an_etcd_cluster_is_as_good_a_witness(tmp_path: Path) -> None:
     async with pair(tmp_path / "lab", "etcd") as lab:
         port = int(lab.ready["witness"]["address"].rpartition(":")[2])
-        assert etcd_endpoint(port) in (tmp_path / "lab" / "a" / "host.toml").read_text()
+        assert etcd_endpoint(f"127.0.0.1:{port}") in (tmp_path / "lab" / "a" / "host.toml").read_text()
         await lab.kill("a")
         await lab.wait_active("b")
         await lab.kill("witness")

@@ -24,7 +24,7 @@ from pairsync.node.labfile import (
 )
 from pairsync.node.labprepare import prepare, put_empty_disk
 from pairsync.node.places import sockets_of
-from pairsync.node.witnessdir import list_pairs
+from pairsync.node.witnessdir import list_pairs, read_witness_file
 
 SIZE = 1 << 20
 
@@ -130,6 +130,46 @@ def test_ports_that_somebody_else_has_taken_are_replaced(tmp_path: Path) -> None
         again = open_lab_file(tmp_path, {}, None, single=False)
         assert again.ports["a"] != lab.ports["a"]
         assert dataclasses.replace(again, ports=lab.ports) == lab
+
+        prepare(tmp_path, again)
+    assert read_witness_file(tmp_path / "witness").listen == (("127.0.0.1", again.ports["witness"]),)
+
+
+def test_in_namespaces_everybody_is_found_on_the_cable_in_between(tmp_path: Path) -> None:
+    def places(network: str | None) -> dict[str, str]:
+        prepare(tmp_path, open_lab_file(tmp_path, {"vda": SIZE}, None, single=False, network=network))
+        found = {"witness": " ".join(name for name, _ in read_witness_file(tmp_path / "witness").listen)}
+        for name in "ab":
+            host = read_host_file(tmp_path / name / "host.toml")
+            assert host.link is not None
+            assert host.register is not None
+            (listen,), (path,), (witness,) = host.link.listen, host.link.paths, host.register.witnesses
+            assert witness.address is not None
+            found[name] = f"{path.name}: {listen[0]} to {path.peer[0]}, {witness.address[0]}"
+        return found
+
+    cables = {
+        "witness": "10.231.2.2 10.231.3.2",
+        "a": "a-b: 10.231.1.1 to 10.231.1.2, 10.231.2.2",
+        "b": "a-b: 10.231.1.2 to 10.231.1.1, 10.231.3.2",
+    }
+    loopback = {
+        "witness": "127.0.0.1",
+        "a": "loopback: 127.0.0.1 to 127.0.0.1, 127.0.0.1",
+        "b": "loopback: 127.0.0.1 to 127.0.0.1, 127.0.0.1",
+    }
+    assert places("namespaces") == cables
+    assert places(None) == cables, "as it was"
+    assert places("loopback") == loopback
+    assert places(None) == loopback
+
+
+def test_a_single_host_has_no_network(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a single host has no network"):
+        open_lab_file(tmp_path, {"vda": SIZE}, None, single=True, network="namespaces")
+    _new(tmp_path, single=True)
+    with pytest.raises(ConfigError, match="a single host has no network"):
+        open_lab_file(tmp_path, {}, None, single=False, network="namespaces")
 
 
 def test_a_single_host_has_neither_peer_nor_link(tmp_path: Path) -> None:

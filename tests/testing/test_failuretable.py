@@ -114,9 +114,14 @@ def test_a_report_names_who_runs_and_what_was_wrong() -> None:
     results[1].steps = [*results[0].steps, StepResult("host B", ["stops"], "stops", "stops")]
     results[1].returned_s, results[1].lost = 2.0, 0
     results[2].wrong = "two hosts have served at once"
-    text = as_markdown(results, 2.0)
+    text = as_markdown(results, 2.0, "namespaces")
+    assert text.startswith(
+        "In network namespaces, cables pulled for real. Failover time 2 s. 3 cells, 1 wrong."
+    )
+    assert as_markdown(results, 2.0, "loopback").startswith("Over loopback, ")
     (row,) = [line for line in text.splitlines() if line.startswith("| host A | B")]
     assert row.startswith("| host A | B, 1.23 s |  | nobody, back 2.0 s |")
     assert "| host A | WRONG |" in text
-    told = as_json(results, 2.0)
+    told = as_json(results, 2.0, "namespaces")
+    assert told["network"] == "namespaces"
     assert (told["lost"], told["unchecked"], told["wrong"]) == (0, 1, [cells[2].name])

@@ -49,6 +49,13 @@ _Level = Annotated[
         "one has, the other lagging by a bound."
     ),
 ]
+_Network = Annotated[
+    Literal["loopback", "namespaces"] | None,
+    Parameter(
+        help="Where they meet: on loopback (default), or each in a network namespace of its own, with cables "
+        "that `cut` pulls for real (as root)."
+    ),
+]
 _Cable = Annotated[Literal["a-b", "a-witness", "b-witness", "all"], Parameter(help="Which cable.")]
 
 
@@ -76,6 +83,7 @@ def up(
         Literal["a", "b", "stays"] | None,
         Parameter(help="Where the guest goes back to once that host is in sync again (stays)."),
     ] = None,
+    network: _Network = None,
     json_: Annotated[bool, Parameter(name="--json", negative=(), help="JSON also on a terminal.")] = False,
 ) -> int:
     """Start both hosts and their witness, and stay in the foreground.
@@ -87,9 +95,10 @@ def up(
     import trio
 
     from pairsync.node.lab import run_lab
-    from pairsync.node.labfile import open_lab_file
+    from pairsync.node.labfile import NAMESPACES, open_lab_file
     from pairsync.node.labprepare import prepare
     from pairsync.node.lines import LineWriter
+    from pairsync.node.namespaces import obstacle
     from pairsync.node.places import DirectoryLock
 
     volumes = parse_volumes(volume or [])
@@ -107,7 +116,10 @@ def up(
             witness=witness,
             failover_s=failover,
             home=home,
+            network=network,
         )
+        if what.network == NAMESPACES and (reason := obstacle()) is not None:
+            raise ConfigError(f"{reason} (--network loopback needs nothing)")
         prepare(directory, what)
         as_text = sys.stdout.isatty() and not json_
         lines = LineWriter(render=_as_text if as_text else None)

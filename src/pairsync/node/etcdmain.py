@@ -1,8 +1,9 @@
-"""``python -m pairsync.node.etcdmain DIRECTORY CLIENT_PORT PEER_PORT``: a lab's etcd, of one member.
+"""``python -m pairsync.node.etcdmain DIRECTORY PEER_PORT ADDRESS:PORT ...``: a lab's etcd, of one member.
 
-For labs only: who uses etcd in earnest has a cluster.  It runs Debian's ``etcd`` on loopback with its data in
-the directory, and says ``ready`` as the built-in witness does, once the cluster answers.  etcd dies with this
-process, however that ends.  ``--follow-stdin``: end when standard input ends.
+For labs only: who uses etcd in earnest has a cluster.  It runs Debian's ``etcd`` with its data in the
+directory, which serves clients at these addresses, and says ``ready`` as the built-in witness does, once it
+answers at the first.  etcd dies with this process, however that ends.  ``--follow-stdin``: end when standard
+input ends.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import trio
@@ -36,20 +38,20 @@ DIES_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 """Of util-linux, which every Debian has."""
 
 
-def etcd_endpoint(port: int) -> str:
-    """Where a lab's etcd answers its clients."""
-    return f"http://127.0.0.1:{port}"
+def etcd_endpoint(address: str) -> str:
+    """Where a lab's etcd answers its clients, at ``ADDRESS:PORT``."""
+    return f"http://{address}"
 
 
-def _command(directory: Path, client: str, peer: str) -> list[str]:
+def _command(directory: Path, clients: Sequence[str], peer: str) -> list[str]:
     program = shutil.which("etcd")
     if program is None:
         raise ConfigError("missing: etcd; on Debian: apt-get install etcd-server")
     words = {
         "--name": "lab",
         "--data-dir": str(directory / "etcd"),
-        "--listen-client-urls": client,
-        "--advertise-client-urls": client,
+        "--listen-client-urls": ",".join(clients),
+        "--advertise-client-urls": ",".join(clients),
         "--listen-peer-urls": peer,
         "--initial-advertise-peer-urls": peer,
         "--initial-cluster": f"lab={peer}",
@@ -59,18 +61,20 @@ def _command(directory: Path, client: str, peer: str) -> list[str]:
     return [program, *(word for pair in words.items() for word in pair)]
 
 
-async def _serve(directory: Path, client: str, peer: str, lines: LineWriter, *, follow: bool) -> None:
+async def _serve(
+    directory: Path, clients: Sequence[str], peer: str, lines: LineWriter, *, follow: bool
+) -> None:
     async with trio.open_nursery() as nursery:
         if follow:
             nursery.start_soon(follow_stdin, nursery.cancel_scope)
         await nursery.start(await_signal, nursery.cancel_scope)
         # Not by trio: it starts processes in threads, and the signal comes when the *thread* has ended.
         process = subprocess.Popen(  # noqa: ASYNC220, S603
-            [*DIES_WITH_PARENT, *_command(directory, client, peer)], stdin=subprocess.DEVNULL, stdout=2
+            [*DIES_WITH_PARENT, *_command(directory, clients, peer)], stdin=subprocess.DEVNULL, stdout=2
         )
         try:
-            await _await_ready(client)
-            lines({"event": "ready", "pid": os.getpid(), "address": client.removeprefix("http://")})
+            await _await_ready(clients[0])
+            lines({"event": "ready", "pid": os.getpid(), "address": clients[0].removeprefix("http://")})
             status = await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
             raise BackendError(f"etcd has ended with status {status}")
         finally:
@@ -93,17 +97,18 @@ async def _await_ready(client: str) -> None:
 def main() -> int:
     """The program."""
     words = [word for word in sys.argv[1:] if word != FLAG]
-    if len(words) != 3:
+    if len(words) < 3:
         sys.stderr.write(
-            f"usage: python -m pairsync.node.etcdmain DIRECTORY CLIENT_PORT PEER_PORT [{FLAG}]\n"
+            f"usage: python -m pairsync.node.etcdmain DIRECTORY PEER_PORT ADDRESS:PORT ... [{FLAG}]\n"
         )
         return 2
-    directory, (client, peer) = Path(words[0]), (etcd_endpoint(int(word)) for word in words[1:])
+    directory, peer = Path(words[0]), etcd_endpoint(f"127.0.0.1:{words[1]}")
+    clients = [etcd_endpoint(word) for word in words[2:]]
     lines = LineWriter()
     failures: list[PairsyncError] = []
 
     async def serve() -> None:
-        await _serve(directory, client, peer, lines, follow=FLAG in sys.argv[1:])
+        await _serve(directory, clients, peer, lines, follow=FLAG in sys.argv[1:])
 
     try:
         trio.run(serve)

@@ -7,6 +7,8 @@ For people, tests and benchmarks.  A directory holds everything::
     DIR/a/  DIR/b/          host.toml, identity, volumes and their metadata, log
     DIR/sockets or a short temporary directory: control and NBD sockets
 
+They meet on loopback, or in network namespaces of their own (``labcables``).
+
 The hosts are ordinary ``pairsync host run`` processes, except that their disks can be made to fail by
 command (``pairsync.testing.faultyhost``, which is named here and not imported).  They end when the
 supervisor ends, however it ends (their standard input is a pipe that it holds).  What other commands ask
@@ -28,16 +30,13 @@ import trio
 from pairsync.errors import ConfigError, PairsyncError, PeerLost
 
 from .control import Answer, ask, serve_control
+from .labcables import Cables, RealCables, ToldCables, open_network
 from .labfile import (
-    ALL,
-    CABLES,
     ETCD,
     GUEST,
     HOSTS,
-    LINK,
     WITNESS,
     LabFile,
-    cables_of,
     control_socket_of,
     remove_sockets,
     uri_of,
@@ -46,6 +45,7 @@ from .labprepare import put_empty_disk
 from .labprocess import ETCD_PROGRAM, HOST_PROGRAM, WITNESS_PROGRAM, LabProcess
 from .labrequests import lab_handlers
 from .labstatus import guest_of, runs
+from .namespaces import Namespaces
 
 __all__ = ["DISK_COMMANDS", "Lab", "run_lab"]
 
@@ -79,25 +79,30 @@ class _Host:
 
     def __init__(self, process: LabProcess) -> None:
         self.process = process
-        self.cut: set[str] = set()  # of its cables, those that it was told are cut
         self.disks: dict[str, str] = {}  # what was done to its disks, by volume; others are ok
 
 
 class Lab:
-    """The supervisor."""
+    """The supervisor; ``namespaces`` are those of a lab that has its own (`open_network`)."""
 
     def __init__(
-        self, directory: Path, lab: LabFile, tell: Callable[[Mapping[str, Any]], None], nursery: trio.Nursery
+        self,
+        directory: Path,
+        lab: LabFile,
+        tell: Callable[[Mapping[str, Any]], None],
+        nursery: trio.Nursery,
+        namespaces: Namespaces | None = None,
     ) -> None:
         self.directory = directory
         self._lab = lab
         self._tell = tell
         self._nursery = nursery
+        self._namespaces = namespaces
         self._hosts = {name: _Host(self._process(name)) for name in (HOSTS[:1] if lab.single else HOSTS)}
         self._witness = self._process(WITNESS) if lab.arbitrated and lab.witness != "none" else None
         self._ready = False  # the line that says so has been told
         self._early: deque[Mapping[str, Any]] = deque(maxlen=EARLY_LINES_MAX)  # to be told behind it
-        self._cut: set[str] = set()  # of `CABLES`, by command: so too for hosts that are started again
+        self._cables = self._lay_cables()
         self._down: set[str] = set()  # processes that were killed by command, or are being stopped
 
     # ------------------------------------------------------------------ processes
@@ -110,7 +115,14 @@ class Lab:
     def _process(self, name: str) -> LabProcess:
         log = self.directory / name / "log"
         called = name if name == WITNESS else f"host {name}"
-        return LabProcess(called, log, self._nursery, self._said, partial(self._gone, name))
+        before = () if self._namespaces is None else self._namespaces.inside(name)
+        return LabProcess(called, log, self._nursery, self._said, partial(self._gone, name), before)
+
+    def _lay_cables(self) -> Cables:
+        if self._namespaces is not None:
+            return RealCables(self._lab.cables, self._namespaces)
+        processes = {name: host.process for name, host in self._hosts.items()}
+        return ToldCables(self._lab.cables, processes, self.ask)
 
     def _said(self, line: Mapping[str, Any]) -> None:
         if self._ready:
@@ -165,22 +177,20 @@ class Lab:
                 await self._spawn(name)
         await process.until_ready()
         if name != WITNESS:
-            for cable in cables_of(name):  # cut or mended meanwhile
-                await self._turn(name, cable)
+            await self._cables.started(name)
 
     async def _spawn(self, name: str) -> None:
         if name == WITNESS:
-            place, ports = str(self.directory / name), self._lab.ports
+            place = str(self.directory / name)
             program = [*WITNESS_PROGRAM, place]
             if self._lab.witness == "etcd":
-                program = [*ETCD_PROGRAM, place, str(ports[WITNESS]), str(ports[ETCD])]
+                listens = [f"{address}:{port}" for address, port in self._lab.witness_listens]
+                program = [*ETCD_PROGRAM, place, str(self._lab.ports[ETCD]), *listens]
             await self._any(name).spawn([*program, "--follow-stdin"])
             return
         host = self._host(name)
-        words = [str(self.directory / name / "host.toml"), "--follow-stdin"]
-        words += ["--cut"] if LINK in self._cut else []
+        words = [str(self.directory / name / "host.toml"), "--follow-stdin", *self._cables.starting(name)]
         words += [f"--disk={volume}={state}" for volume, state in host.disks.items() if state != "ok"]
-        host.cut = {LINK} & self._cut
         await host.process.spawn([*HOST_PROGRAM, *words])
 
     async def kill(self, name: str) -> None:
@@ -353,34 +363,13 @@ class Lab:
                 "paused": self._witness.paused,
                 **self._describe_witness(),
             }
-        return {**status, "cut": sorted(self._cut)}
+        return {**status, "cut": self._cables.cut}
 
     async def cables(self, which: str, *, cut: bool) -> Answer:
-        """Cut or mend a cable, or all of them: as if it were pulled, on both its ends."""
-        if self._lab.single:
-            raise ConfigError("this lab has a single host and no link")
-        there = CABLES if self._witness is not None else (LINK,)
-        if which not in {*there, ALL}:
-            raise ConfigError(f"no cable {which!r}; there are {', '.join((*there, ALL))}")
-        cables = there if which == ALL else (which,)
-        self._cut = self._cut | set(cables) if cut else self._cut - set(cables)  # also for hosts that start
-        with trio.CancelScope(shield=True):  # all of it, even if who asked has hung up
-            for name, host in self._hosts.items():
-                if host.process.running and host.process.ready.is_set() and not host.process.paused:
-                    for cable in cables:
-                        await self._turn(name, cable)
-        for cable in cables:
+        """Cut or mend a cable, or all of them: as if it were pulled."""
+        for cable in await self._cables.turn(which, cut=cut):
             self._tell({"event": f"link-{'cut' if cut else 'heal'}", "cable": cable})
         return {}
-
-    async def _turn(self, name: str, cable: str) -> None:
-        """Have a host know whether that cable is cut, if it has an end of it."""
-        host = self._host(name)
-        if cable not in cables_of(name) or (cable in host.cut) is (cable in self._cut):
-            return
-        what = "cut" if cable in self._cut else "heal"
-        await self.ask(name, what if cable == LINK else f"{what}-witness")
-        host.cut ^= {cable}
 
     async def move(self) -> Answer:
         """Have the guest move to the other host, as planned."""
@@ -418,8 +407,8 @@ async def run_lab(directory: Path, lab: LabFile, tell: Callable[[Mapping[str, An
     The caller holds the directory's lock.  Raises `BackendError` if a host does not come up.
     """
     try:
-        async with trio.open_nursery() as nursery:
-            supervisor = Lab(directory, lab, tell, nursery)
+        async with open_network(lab) as namespaces, trio.open_nursery() as nursery:
+            supervisor = Lab(directory, lab, tell, nursery, namespaces)
             try:
                 with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
                     await _serve(supervisor, directory, nursery, signals)

@@ -27,12 +27,16 @@ __all__ = [
     "GUEST",
     "HOSTS",
     "LINK",
+    "LOOPBACK",
+    "NAMESPACES",
+    "NETWORKS",
     "STAYS",
     "WITNESS",
     "WITNESSES",
     "LabFile",
     "cables_of",
     "control_socket_of",
+    "ends_of",
     "free_ports",
     "nbd_socket_of",
     "open_lab_file",
@@ -58,6 +62,12 @@ WITNESS = "witness"
 WITNESSES = ("builtin", "etcd", "none")
 """What a lab can be given: a witness of its own, an etcd of one member, or none: the active host alone
 decides."""
+
+LOOPBACK = "loopback"
+NAMESPACES = "namespaces"
+NETWORKS = (LOOPBACK, NAMESPACES)
+"""Where the processes of a lab meet: on this machine's loopback, or each in a network namespace of its own,
+with real cables in between."""
 
 STAYS = "stays"
 """In place of a host: the guest has no home."""
@@ -88,11 +98,32 @@ class LabFile:
     witness: str = FIXED  # one of `WITNESSES`, or `FIXED` in labs of before: nobody takes over
     failover_s: float = 5.0
     home: str = STAYS  # a host, or `STAYS`: the guest does not go back by itself
+    network: str = LOOPBACK  # one of `NETWORKS`
 
     @property
     def arbitrated(self) -> bool:
         """Whether the hosts agree on who is active."""
         return not self.single and self.witness != FIXED
+
+    @property
+    def cables(self) -> tuple[str, ...]:
+        """Those of `CABLES` that there are."""
+        if self.single:
+            return ()
+        return CABLES if self.arbitrated and self.witness != "none" else (LINK,)
+
+    def address(self, name: str, other: str) -> str:
+        """Where that host, or the witness, is found by another one: on the cable between the two."""
+        if self.network == LOOPBACK:
+            return "127.0.0.1"
+        (cable,) = [each for each in CABLES if {name, other} == set(each.split("-"))]
+        return f"10.231.{CABLES.index(cable) + 1}.{cable.split('-').index(name) + 1}"
+
+    @property
+    def witness_listens(self) -> tuple[tuple[str, int], ...]:
+        """Addresses and ports of the witness, that of host a first."""
+        addresses = dict.fromkeys(self.address(WITNESS, host) for host in HOSTS)
+        return tuple((address, self.ports[WITNESS]) for address in addresses)
 
     def save(self, directory: Path) -> None:
         """Write it durably, whole or not at all."""
@@ -125,6 +156,7 @@ def open_lab_file(
     witness: str | None = None,
     failover_s: float | None = None,
     home: str | None = None,
+    network: str | None = None,
 ) -> LabFile:
     """What the lab is: as asked for the first time, as it was afterwards.
 
@@ -132,7 +164,10 @@ def open_lab_file(
     """
     if failover_s is not None:
         stated_failover_ns(failover_s)
-    if not (directory / "lab.json").exists():
+    lab = LabFile.load(directory) if (directory / "lab.json").exists() else None
+    if (single if lab is None else lab.single) and network == NAMESPACES:
+        raise ConfigError("a single host has no network")
+    if lab is None:
         if not volumes:
             raise ConfigError("a new lab needs at least one --volume NAME=SIZE")
         return LabFile(
@@ -145,8 +180,8 @@ def open_lab_file(
             witness or WITNESSES[0],
             failover_s or 5.0,
             home or STAYS,
+            network or LOOPBACK,
         )
-    lab = LabFile.load(directory)
     if witness is not None and witness != lab.witness:
         raise ConfigError(f"the lab in {directory} was made with witness {lab.witness}, not {witness}")
     if single and not lab.single:
@@ -165,6 +200,7 @@ def open_lab_file(
         digests=lab.digests if digests is None else digests,
         failover_s=failover_s or lab.failover_s,
         home=home or lab.home,
+        network=network or lab.network,
     )
 
 
@@ -176,6 +212,12 @@ def _draw_ports() -> dict[str, int]:
 def cables_of(name: str) -> tuple[str, ...]:
     """Those of `CABLES` that have an end at that host."""
     return tuple(cable for cable in CABLES if name in cable.split("-"))
+
+
+def ends_of(cable: str) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Who is at each end of one of `CABLES`, and who at the other one."""
+    first, second = cable.split("-")
+    return (first, second), (second, first)
 
 
 def free_ports(count: int) -> list[int]:

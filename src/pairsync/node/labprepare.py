@@ -19,9 +19,19 @@ from .arbitrate import create_memory, first_memory
 from .durable import write_durably
 from .etcdmain import etcd_endpoint
 from .hostinit import volume_id_of
-from .labfile import GUEST, HOSTS, STAYS, WITNESS, LabFile, control_socket_of, nbd_socket_of
+from .labfile import (
+    GUEST,
+    HOSTS,
+    LINK,
+    LOOPBACK,
+    STAYS,
+    WITNESS,
+    LabFile,
+    control_socket_of,
+    nbd_socket_of,
+)
 from .places import make_sockets
-from .witnessdir import add_pair, init_witness
+from .witnessdir import add_pair, init_witness, write_witness_file
 
 __all__ = ["prepare", "put_empty_disk"]
 
@@ -87,7 +97,8 @@ def _prepare_register(directory: Path, lab: LabFile, made: list[Path]) -> None:
         place = directory / WITNESS
         certificates = [directory / host / "identity" / "host.crt" for host in HOSTS]
         if not (place / "witness.toml").exists():
-            init_witness(place, [("127.0.0.1", lab.ports[WITNESS])])
+            init_witness(place, lab.witness_listens)
+        write_witness_file(place, lab.witness_listens)  # maybe not where it did last time
         add_pair(place, lab.pair_id, certificates, replace=True)
     elif lab.witness == "etcd":
         (directory / WITNESS).mkdir(mode=0o700, exist_ok=True)
@@ -156,12 +167,13 @@ def _host_toml(directory: Path, host: str, lab: LabFile) -> str:
         f"socket = {json.dumps(str(nbd_socket_of(directory, host)))}",
     ]
     if not lab.single:
+        path = LOOPBACK if lab.network == LOOPBACK else LINK
         lines += [
             "",
             "[link]",
             'peer_certificate = "peer.pem"',
-            f'listen = ["127.0.0.1:{lab.ports[host]}"]',
-            f'paths = [{{ name = "loopback", peer = "127.0.0.1:{lab.ports[peer]}" }}]',
+            f'listen = ["{lab.address(host, peer)}:{lab.ports[host]}"]',
+            f'paths = [{{ name = "{path}", peer = "{lab.address(peer, host)}:{lab.ports[peer]}" }}]',
         ]
     if lab.arbitrated:
         lines += ["", "[register]", f"failover_s = {lab.failover_s}"]
@@ -172,11 +184,11 @@ def _host_toml(directory: Path, host: str, lab: LabFile) -> str:
             "",
             "[[register.witnesses]]",
             f"name = {json.dumps(WITNESS)}",
-            f'address = "127.0.0.1:{lab.ports[WITNESS]}"',
+            f'address = "{lab.address(WITNESS, host)}:{lab.ports[WITNESS]}"',
             f"certificate = {json.dumps('../witness/identity/host.crt')}",
         ]
     if lab.arbitrated and lab.witness == "etcd":
-        endpoint = etcd_endpoint(lab.ports[WITNESS])
+        endpoint = etcd_endpoint(f"{lab.address(WITNESS, host)}:{lab.ports[WITNESS]}")
         lines += ["", "[[register.witnesses]]", f"name = {json.dumps(WITNESS)}", f'etcd = ["{endpoint}"]']
     for name in lab.volumes:
         lines += ["", "[[volumes]]", f"name = {json.dumps(name)}", f"path = {json.dumps(name + '.img')}"]

@@ -36,7 +36,11 @@ STOP_S = 40.0
 
 
 class LabProcess:
-    """See the module.  ``said`` hears every line but ``ready``; ``gone`` the exit status."""
+    """See the module.
+
+    ``said`` hears every line but ``ready``; ``gone`` the exit status.  ``before``: words in front of its
+    command line, such as those that enter a network namespace.
+    """
 
     def __init__(
         self,
@@ -45,6 +49,7 @@ class LabProcess:
         nursery: trio.Nursery,
         said: Callable[[Mapping[str, Any]], None],
         gone: Callable[[int], None],
+        before: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.log = log
@@ -60,6 +65,7 @@ class LabProcess:
         self._nursery = nursery
         self._said = said
         self._gone = gone
+        self._before = tuple(before)
 
     @property
     def running(self) -> bool:
@@ -78,7 +84,7 @@ class LabProcess:
             with self.log.open("ab") as log:
                 self._log_begin_bytes = log.tell()
                 process = await trio.lowlevel.open_process(
-                    [sys.executable, *words],
+                    [*self._before, sys.executable, *words],
                     stdin=-1,
                     stdout=-1,
                     stderr=log,

@@ -42,6 +42,7 @@ __all__ = [
     "read_roll",
     "read_witness_file",
     "remove_pair",
+    "write_witness_file",
 ]
 
 WITNESS_PORT = 10889
@@ -92,8 +93,7 @@ def init_witness(directory: Path, listen: Sequence[Address]) -> list[str]:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         (directory / "pairs").mkdir(mode=0o700, exist_ok=True)
         identity = open_identity(directory / "identity", "pairsync witness")
-        addresses = ", ".join(json.dumps(describe_address(each)) for each in listen)
-        write_durably(file, f"[witness]\nlisten = [{addresses}]\n".encode())
+        write_witness_file(directory, listen)
     except OSError as error:
         raise BackendError(f"{error.filename}: {error.strerror}", error.errno or 5) from error
     return [
@@ -106,6 +106,12 @@ def init_witness(directory: Path, listen: Sequence[Address]) -> list[str]:
         f"  2. Give both hosts its certificate (no secret): {directory}/identity/host.crt",
         f"  3. Run it: pairsync witness serve {directory}",
     ]
+
+
+def write_witness_file(directory: Path, listen: Sequence[Address]) -> None:
+    """Write down where the witness listens from its next start on; `OSError` if that cannot be."""
+    addresses = ", ".join(json.dumps(describe_address(each)) for each in listen)
+    write_durably(directory / _FILE, f"[witness]\nlisten = [{addresses}]\n".encode())
 
 
 def read_witness_file(directory: Path) -> WitnessFile:

@@ -15,6 +15,9 @@ from pathlib import Path
 
 import trio
 
+from pairsync.node.labfile import LOOPBACK, NAMESPACES, NETWORKS
+from pairsync.node.namespaces import obstacle
+
 from .cells import all_cells
 from .measure import measure
 from .report import as_markdown, write_report
@@ -31,6 +34,13 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--failover", type=float, default=2.0, help="seconds (default %(default)s)")
     parser.add_argument(
         "--output", type=Path, default=Path("build/failure-table"), help="directory of the report"
+    )
+    parser.add_argument(
+        "--network",
+        choices=NETWORKS,
+        default=LOOPBACK if obstacle() else NAMESPACES,
+        help="of the lab; namespaces, in which cables are pulled for real, need root and iproute2, and are the "
+        "default where there are both (here %(default)s)",
     )
     parser.add_argument("--only", help="cells whose name contains this")
     parser.add_argument("--kills", type=int, default=0, help="measure: kill the active host so many times")
@@ -59,6 +69,7 @@ def _run(options: argparse.Namespace, directory: Path) -> int:
             measure,
             directory,
             failover_s=options.failover,
+            network=options.network,
             kills=options.kills,
             moves=options.moves,
             tell=_say,
@@ -66,9 +77,10 @@ def _run(options: argparse.Namespace, directory: Path) -> int:
         _say(json.dumps(trio.run(work)))
         return 0
     cells = [cell for cell in all_cells() if options.only is None or options.only in cell.name]
-    results = trio.run(partial(run_cells, directory, cells, failover_s=options.failover, tell=_say))
-    write_report(options.output, results, options.failover)
-    _say(as_markdown(results, options.failover))
+    where = {"failover_s": options.failover, "network": options.network}
+    results = trio.run(partial(run_cells, directory, cells, **where, tell=_say))
+    write_report(options.output, results, **where)
+    _say(as_markdown(results, **where))
     return 1 if any(each.wrong for each in results) else 0
 
 

@@ -29,7 +29,7 @@ ANSWER_S = 60.0
 
 
 async def measure(
-    directory: Path, *, failover_s: float, kills: int, moves: int, tell: Callable[[str], None]
+    directory: Path, *, failover_s: float, network: str, kills: int, moves: int, tell: Callable[[str], None]
 ) -> dict[str, object]:
     """Kill the active host so many times, and move the guest; times in seconds.
 
@@ -38,7 +38,7 @@ async def measure(
     """
     killed: list[float] = []
     moved: dict[str, list[float]] = {"new": [], "old": []}
-    async with watched_lab(directory, failover_s, SEED) as (lab, watch, runner):
+    async with watched_lab(directory, failover_s, SEED, network) as (lab, watch, runner):
         for _ in range(moves):
             active, other = await _whole(runner)
             watch.forget()
@@ -53,6 +53,7 @@ async def measure(
             tell(f"killed: {killed[-1]:.3f} s")
     return {
         "failover_s": failover_s,
+        "network": network,
         "killed_s": _summary(killed),
         "moved_s": {name: _summary(values) for name, values in moved.items()},
     }

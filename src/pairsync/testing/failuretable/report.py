@@ -8,10 +8,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pairsync.node.labfile import LOOPBACK, NAMESPACES
+
 from .cells import Fault
 from .runner import CellResult, StepResult
 
 __all__ = ["as_json", "as_markdown", "line_of", "percentile", "write_report"]
+
+
+_WHERE = {
+    LOOPBACK: "Over loopback, cables cut inside the hosts.",
+    NAMESPACES: "In network namespaces, cables pulled for real.",
+}
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -36,10 +44,11 @@ def line_of(result: CellResult) -> str:
     )
 
 
-def as_json(results: Sequence[CellResult], failover_s: float) -> dict[str, Any]:
+def as_json(results: Sequence[CellResult], failover_s: float, network: str) -> dict[str, Any]:
     """Everything."""
     return {
         "failover_s": failover_s,
+        "network": network,
         "cells": [asdict(result) for result in results],
         "lost": sum(result.lost or 0 for result in results),
         "unchecked": sum(result.lost is None for result in results),
@@ -48,14 +57,14 @@ def as_json(results: Sequence[CellResult], failover_s: float) -> dict[str, Any]:
     }
 
 
-def as_markdown(results: Sequence[CellResult], failover_s: float) -> str:
+def as_markdown(results: Sequence[CellResult], failover_s: float, network: str) -> str:
     """The table: rows are first failures, columns second ones."""
     by_name = {result.name: result for result in results}
     wrong, lost = sum(bool(each.wrong) for each in results), sum(each.lost or 0 for each in results)
     errors = sum(each.errors for each in results)
     answered = f"Acknowledged writes lost: {lost}. Errors, of owners whose disk failed when alone: {errors}."
     lines = [
-        f"Failover time {failover_s:g} s. {len(results)} cells, {wrong} wrong. {answered}",
+        f"{_WHERE[network]} Failover time {failover_s:g} s. {len(results)} cells, {wrong} wrong. {answered}",
         _said_otherwise(results),
         "",
         "| first | alone | " + " | ".join(f"then {fault.value}" for fault in Fault) + " |",
@@ -99,9 +108,9 @@ def _cell(result: CellResult | None) -> str:
     return _outcome(step)
 
 
-def write_report(directory: Path, results: Sequence[CellResult], failover_s: float) -> None:
+def write_report(directory: Path, results: Sequence[CellResult], failover_s: float, network: str) -> None:
     """``failure-table.json`` and ``failure-table.md`` in that directory."""
     directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(as_json(results, failover_s), indent=1)
+    text = json.dumps(as_json(results, failover_s, network), indent=1)
     (directory / "failure-table.json").write_text(text + "\n")
-    (directory / "failure-table.md").write_text(as_markdown(results, failover_s))
+    (directory / "failure-table.md").write_text(as_markdown(results, failover_s, network))

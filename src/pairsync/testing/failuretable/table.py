@@ -24,10 +24,11 @@ SEED = 4
 
 @asynccontextmanager
 async def watched_lab(
-    directory: Path, failover_s: float, seed: int
+    directory: Path, failover_s: float, seed: int, network: str
 ) -> AsyncIterator[tuple[RunningLab, Watch, Runner]]:
-    """A lab that is whole, with a writer at each door."""
-    async with running_lab(directory, {"vda": SIZE_BYTES}, more=[f"--failover={failover_s:g}"]) as lab:
+    """A lab that is whole, with a writer at each door; ``network``: one of `labfile.NETWORKS`."""
+    options = [f"--failover={failover_s:g}", f"--network={network}"]
+    async with running_lab(directory, {"vda": SIZE_BYTES}, more=options) as lab:
         watch = Watch(places_of_lab(directory), seed)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch.run)
@@ -38,11 +39,11 @@ async def watched_lab(
 
 
 async def run_cells(
-    directory: Path, cells: Sequence[Cell], *, failover_s: float, tell: Callable[[str], None]
+    directory: Path, cells: Sequence[Cell], *, failover_s: float, network: str, tell: Callable[[str], None]
 ) -> list[CellResult]:
     """Run these in one lab; ``tell`` hears a line each.  `ProgramError` where the lab does not recover."""
     results: list[CellResult] = []
-    async with watched_lab(directory, failover_s, SEED) as (lab, watch, runner):
+    async with watched_lab(directory, failover_s, SEED, network) as (lab, watch, runner):
         for cell in cells:
             results.append(await runner.run(cell))
             tell(line_of(results[-1]))
