@@ -39,8 +39,8 @@ def _arguments() -> argparse.ArgumentParser:
         "--network",
         choices=NETWORKS,
         default=LOOPBACK if obstacle() else NAMESPACES,
-        help="of the lab; namespaces, in which cables are pulled for real, need root and iproute2, and are the "
-        "default where there are both (here %(default)s)",
+        help="of the lab; namespaces, in which cables are pulled for real, need root and iproute2, and are "
+        "the default where there are both (here %(default)s)",
     )
     parser.add_argument("--only", help="cells whose name contains this")
     parser.add_argument("--kills", type=int, default=0, help="measure: kill the active host so many times")
