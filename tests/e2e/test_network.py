@@ -6,7 +6,6 @@ verifies what it wrote, and a client counts every answer: none is an error, none
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +18,7 @@ import trio
 
 from pairsync.core.units import MIB
 from pairsync.node.control import ask
+from pairsync.node.namespaces import Cable, Namespaces, open_namespaces
 from pairsync.testing.ledger import BLOCK, Ledger
 from pairsync.testing.nbd_client import NbdClient
 from pairsync.testing.programs import EventStream, pairsync_command, run_program, running_service
@@ -31,23 +31,28 @@ ALONE_S = 20.0
 """A write may wait for the silence limit of the link (2 s); the rest is for a busy machine."""
 
 
+CABLES = [
+    Cable(f"cable{number}", {"a": f"10.231.{number}.1/24", "b": f"10.231.{number}.2/24"}) for number in (1, 2)
+]
+
+
 @dataclass
 class Site:
     """One host: its namespace, its directory, its process."""
 
     name: str
-    namespace: str
+    space: Namespaces
     directory: Path
     stream: EventStream | None = None
 
     @property
     def inside(self) -> tuple[str, ...]:
         """What enters the namespace."""
-        return ("ip", "netns", "exec", self.namespace)
+        return self.space.inside(self.name)
 
     async def link(self, cable: str, state: str) -> None:
-        """Unplug a cable here, or plug it in."""
-        await run_program("ip", "-n", self.namespace, "link", "set", cable, state)
+        """Switch a cable off here, or on."""
+        await run_program(*self.inside, "ip", "link", "set", cable, state)
 
     async def firewall(self, *words: str) -> None:
         """Change what the namespace lets through."""
@@ -57,20 +62,6 @@ class Site:
         """What the host says of itself."""
         answer = await ask(self.directory / "control.sock", {"do": "status"})
         return dict(answer["guest"])
-
-
-async def plug(a: Site, b: Site) -> None:
-    for site in (a, b):
-        await run_program("ip", "netns", "add", site.namespace)
-    for number in (1, 2):
-        cable = f"cable{number}"
-        words = ["ip", "-n", a.namespace, "link", "add", cable, "type", "veth"]
-        await run_program(*words, "peer", "name", cable, "netns", b.namespace)
-        for site, address in ((a, 1), (b, 2)):
-            await run_program(
-                "ip", "-n", site.namespace, "address", "add", f"10.231.{number}.{address}/24", "dev", cable
-            )
-            await site.link(cable, "up")
 
 
 async def init(a: Site, b: Site) -> None:
@@ -88,10 +79,9 @@ async def init(a: Site, b: Site) -> None:
 
 @asynccontextmanager
 async def two_sites(directory: Path) -> AsyncIterator[tuple[Site, Site]]:
-    """Both hosts up and in sync; the namespaces are gone afterwards."""
-    a, b = (Site(name, f"pairsync-{os.getpid()}-{name}", directory / name) for name in ("a", "b"))
-    try:
-        await plug(a, b)
+    """Both hosts up and in sync."""
+    async with open_namespaces(CABLES) as space:
+        a, b = (Site(name, space, directory / name) for name in "ab")
         await init(a, b)
         async with (
             running_service("host", "run", b.directory / "host.toml", before=b.inside) as b.stream,
@@ -99,10 +89,6 @@ async def two_sites(directory: Path) -> AsyncIterator[tuple[Site, Site]]:
         ):
             await a.stream.wait_event("in-sync")
             yield a, b
-    finally:
-        with trio.CancelScope(shield=True):
-            for site in (a, b):
-                await run_program("ip", "netns", "delete", site.namespace, status=None)
 
 
 async def verify(site: Site, over: Callable[[], bool]) -> None:
@@ -134,7 +120,7 @@ async def wait_paths(site: Site, number: int) -> None:
 async def unplug_one_after_the_other(a: Site, b: Site, ledger: Ledger) -> None:
     assert a.stream is not None
     mark = a.stream.mark()
-    await a.link("cable1", "down")
+    await a.space.plug("cable1", up=False)
     await a.stream.wait_event("path", since=mark, up=False)
     await ledger.wait_acknowledged(50)
     status = await a.guest()
@@ -142,17 +128,17 @@ async def unplug_one_after_the_other(a: Site, b: Site, ledger: Ledger) -> None:
     assert len(status["link"]["paths"]) == 1
     assert not a.stream.seen("peer-lost", since=mark)  # one of two: replication runs on
 
-    await a.link("cable2", "down")
+    await a.space.plug("cable2", up=False)
     await a.stream.wait_event("alone", since=mark)
     await ledger.wait_acknowledged(50)
 
     mark = a.stream.mark()
-    await a.link("cable1", "up")
-    await a.link("cable2", "up")
+    for cable in CABLES:
+        await a.space.plug(cable.name, up=True)
     await a.stream.wait_event("in-sync", since=mark)
     await wait_paths(a, 2)
 
-    mark = a.stream.mark()  # the other one first, and at the other end
+    mark = a.stream.mark()  # the other one first, and by a person who switches one end off
     await b.link("cable2", "down")
     await a.stream.wait_event("path", since=mark, up=False)
     await ledger.wait_acknowledged(50)
