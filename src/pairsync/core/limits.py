@@ -27,7 +27,8 @@ class VolumeOptions:
 
     ``level``
         ``sync``: a write is acknowledged when both hosts have it.  ``async``: when this host has it; the
-        peer lags by at most ``lag_bytes`` and ``lag_ns``.
+        peer lags by at most ``lag_bytes`` and ``lag_ns``, and by what was let in just before: one batch
+        (`guest.config.PART_BYTES_MAX` at most), half a second.
     ``at_bound``
         What happens when it would lag by more: ``throttle`` makes the writer wait, ``fall-behind`` lets
         the writer go on, keeps the blocks in the dirty map and copies them when the link allows.
