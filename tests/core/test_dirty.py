@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tracemalloc
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +17,6 @@ from pairsync.core.dirty import (
     PAGE_BYTES,
     DirtyMap,
     IntentSet,
-    load_pages,
 )
 from pairsync.core.units import BLOCK_BYTES, MIB, TIB, Extent
 from pairsync.errors import InternalError
@@ -37,6 +36,14 @@ def runs_of(blocks: Iterable[int]) -> list[Extent]:
         else:
             found.append(Extent(block, block + 1))
     return found
+
+
+def loaded(block_count: int, pages: Mapping[int, bytes]) -> DirtyMap:
+    """A map from saved pages."""
+    result = DirtyMap(block_count)
+    for number, content in pages.items():
+        result.load_page(number, content)
+    return result
 
 
 @st.composite
@@ -118,8 +125,7 @@ class DirtyMapMachine(RuleBasedStateMachine):
     def save_and_load(self, which: int) -> None:
         saved = {number: self.maps[which].page_bytes(number) for number in self.maps[which].page_numbers()}
         assert all(len(content) == PAGE_BYTES for content in saved.values())
-        assert load_pages(self.block_count, saved) == self.maps[which]
-        assert load_pages(self.block_count, saved.items()) == self.maps[which]
+        assert loaded(self.block_count, saved) == self.maps[which]
 
     @rule(data=st.data(), which=st.integers(0, 1))
     def load_one_page_into_the_other(self, data: st.DataObject, which: int) -> None:
@@ -334,7 +340,7 @@ def test_a_map_of_a_tebibyte_takes_32_mib_at_most_and_a_clean_or_full_one_next_t
         other = DirtyMap(HUGE_BLOCKS)
         other.merge(marked)
         saved = {number: other.page_bytes(number) for number in other.page_numbers()}
-        assert load_pages(HUGE_BLOCKS, saved) == marked
+        assert loaded(HUGE_BLOCKS, saved) == marked
         assert tracemalloc.get_traced_memory()[0] < 2 * MIB
         del other, saved
         for block in range(0, HUGE_BLOCKS, PAGE_BLOCKS):

@@ -6,9 +6,9 @@ import tracemalloc
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.core.test_dirty import HUGE_BLOCKS, SIZES, ranges, runs_of
+from tests.core.test_dirty import HUGE_BLOCKS, SIZES, loaded, ranges, runs_of
 
-from pairsync.core.dirty import PAGE_BLOCKS, PAGE_BYTES, DirtyMap, IntentSet, load_pages
+from pairsync.core.dirty import PAGE_BLOCKS, PAGE_BYTES, DirtyMap, IntentSet
 from pairsync.core.dirtyview import DirtyView
 from pairsync.core.units import Extent
 
@@ -31,7 +31,7 @@ def test_a_view_shows_the_union_of_maps_and_intents(block_count: int, data: st.D
     assert list(view.runs(start, stop)) == runs_of(b for b in wanted if start <= b < stop)
     assert all((block in view) == (block in wanted) for block in {start, max(stop - 1, 0)})
     assert set(view.page_numbers()) == {block // PAGE_BLOCKS for block in wanted}
-    assert load_pages(block_count, {n: view.page_bytes(n) for n in view.page_numbers()}).count == len(wanted)
+    assert loaded(block_count, {n: view.page_bytes(n) for n in view.page_numbers()}).count == len(wanted)
     assert all(view.page_bytes(n) == bytes(PAGE_BYTES) for n in {0, 1, 2} - set(view.page_numbers()))
     assert view.describe().startswith(f"{len(wanted)}[")
 

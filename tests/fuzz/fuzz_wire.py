@@ -28,16 +28,16 @@ from pairsync.errors import ProtocolError
 from pairsync.wire.codec import decode, encode
 from pairsync.wire.frames import make_frame, pack_record, parse_frames, parse_record
 from pairsync.wire.hello import (
-    ControlDecoder,
+    CONTROL,
     Hello,
     LaneOffer,
     Ping,
     Refuse,
-    encode_control,
     pack_lane_preamble,
     parse_lane_preamble,
 )
 from pairsync.wire.seals import LENGTH_BYTES, Opener, Sealer, record_length
+from pairsync.wire.vocabulary import StreamDecoder
 
 SECRET = bytes(32)
 SAMPLES: list[Message] = [
@@ -125,7 +125,7 @@ def fuzz_control(data: bytes) -> None:
     """The byte stream of a control connection, whole and byte by byte: the same messages or refusal."""
     results: list[object] = []
     for pieces in ([data], [data[index : index + 1] for index in range(len(data))]):
-        decoder = ControlDecoder()
+        decoder = StreamDecoder(CONTROL)
         messages: list[object] = []
         refused = False
         for piece in pieces:
@@ -142,11 +142,11 @@ def fuzz_control(data: bytes) -> None:
 def seeds_control() -> Iterable[bytes]:
     """The beginning of a dialer's conversation, and a refusal."""
     yield (
-        encode_control(Hello(1, 1, "pairsync", b"p" * 16, b"f" * 32, "path", 0))
-        + encode_control(LaneOffer(b"l" * 16, b"s" * 16, False, b"x" * 32))
-        + encode_control(Ping(1))
+        CONTROL.encode(Hello(1, 1, "pairsync", b"p" * 16, b"f" * 32, "path", 0))
+        + CONTROL.encode(LaneOffer(b"l" * 16, b"s" * 16, False, b"x" * 32))
+        + CONTROL.encode(Ping(1))
     )
-    yield encode_control(Refuse("no"))
+    yield CONTROL.encode(Refuse("no"))
 
 
 def fuzz_preamble(data: bytes) -> None:

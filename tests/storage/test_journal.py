@@ -121,13 +121,13 @@ def test_misuse_is_our_own_bug() -> None:
 def test_room() -> None:
     medium = _medium()
     journal, _ = _replayed(medium)
-    assert journal.room(0) == (8, 8 * EXTENTS_PER_RECORD, SEGMENT_BYTES)
+    assert journal.room(0) == 8
     journal.append(0, 1, [])  # costs nothing
     journal.append(0, 1, [(1, 2)])
-    assert journal.room(0).append_count == 7
+    assert journal.room(0) == 7
     many = [(2 * i, 2 * i + 1) for i in range(2 * EXTENTS_PER_RECORD + 1)]
     journal.append(0, 1, many)
-    assert journal.room(0).append_count == 4
+    assert journal.room(0) == 4
     with pytest.raises(InternalError, match="has room for 4 records, not 5"):
         journal.append(0, 1, [(1, 2)] * (4 * EXTENTS_PER_RECORD + 1))
     journal.append(0, 1, [(4000, 4001)] * (4 * EXTENTS_PER_RECORD))
@@ -313,7 +313,7 @@ class JournalMachine(RuleBasedStateMachine):
             self.journal.open_segment(segment, self.generation)
             self.generation += 1
             self.writable[segment] = True
-        if self.journal.room(segment).append_count == 0:
+        if self.journal.room(segment) == 0:
             return
         extents = [(start, start + length) for start in starts]
         if tear:

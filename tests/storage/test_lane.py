@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import trio
 
 from pairsync.errors import BackendError, BusyError, ClosedError, InternalError
 from pairsync.storage import lane as lane_module
-from pairsync.storage.lane import InlineLane, IoLane, Lane, open_lane
+from pairsync.storage.lane import InlineLane, IoLane, Lane, start_lane
 
 BOTH = pytest.mark.parametrize("may_block", [True, False], ids=["thread", "inline"])
 
@@ -23,6 +24,15 @@ def _boom(error: BaseException) -> Callable[[], None]:
         raise error
 
     return job
+
+
+@asynccontextmanager
+async def open_lane(name: str, *, may_block: bool) -> AsyncIterator[Lane]:
+    """A served lane; drained and closed at the end of the block."""
+    async with trio.open_nursery() as nursery:
+        lane = await start_lane(nursery, name, may_block=may_block)
+        yield lane
+        await lane.aclose()
 
 
 async def _backlog_gone(lane: Lane) -> None:

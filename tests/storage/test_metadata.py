@@ -115,7 +115,7 @@ def test_made_opened_written_and_opened_again(tmp_path: Path, make_superblock: A
     again.store.release_segment(0)
     again.store.release_segment(1)
     again.store.open_segment(0, 2)
-    assert again.store.segment_room(0).append_count == 2048
+    assert again.store.segment_room(0) == 2048
     assert {page.number for page in again.store.read_bitmap()} == {0, 1}
     again.store.close()
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from pairsync.errors import InternalError, ProtocolError, RefusedError
 from pairsync.wire.hello import (
+    CONTROL,
     LANE_PREAMBLE_BYTES,
     Bye,
-    ControlDecoder,
     ControlMessage,
     Hello,
     LaneAccept,
@@ -25,13 +25,13 @@ from pairsync.wire.hello import (
     Pong,
     Refuse,
     Welcome,
-    encode_control,
     negotiate,
     pack_lane_preamble,
     parse_lane_preamble,
     shorten,
 )
 from pairsync.wire.limits import CONTROL_MESSAGE_BYTES_MAX, PATHS_MAX, REASON_BYTES_MAX
+from pairsync.wire.vocabulary import StreamDecoder
 
 MESSAGES: list[ControlMessage] = [
     Hello(1, 2, "pairsync 0.1", b"p" * 16, b"f" * 32, "copper", 0),
@@ -48,9 +48,9 @@ MESSAGES: list[ControlMessage] = [
 
 @given(st.lists(st.sampled_from(MESSAGES), max_size=8), st.data())
 def test_any_pieces_give_the_same_messages(messages: list[ControlMessage], data: st.DataObject) -> None:
-    stream = b"".join(encode_control(message) for message in messages)
+    stream = b"".join(CONTROL.encode(message) for message in messages)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=10)))
-    decoder = ControlDecoder()
+    decoder = StreamDecoder(CONTROL)
     found: list[ControlMessage] = []
     for start, stop in itertools.pairwise([0, *cuts, len(stream)]):
         found += decoder.feed(stream[start:stop])
@@ -123,14 +123,14 @@ def framed(fields: object) -> bytes:
 )
 def test_what_is_no_message_is_refused(data: bytes) -> None:
     with pytest.raises(ProtocolError):
-        ControlDecoder().feed(data)
+        StreamDecoder(CONTROL).feed(data)
 
 
 def test_our_own_messages_are_checked_before_they_leave() -> None:
     with pytest.raises(InternalError, match="cannot be sent"):
-        encode_control(Ping(-1))
+        CONTROL.encode(Ping(-1))
     with pytest.raises(InternalError, match="not a control message"):
-        encode_control("Hello")  # type: ignore[arg-type]
+        CONTROL.encode("Hello")  # type: ignore[arg-type]
 
 
 def test_the_lane_preamble() -> None:
@@ -145,7 +145,7 @@ def test_the_lane_preamble() -> None:
 
 @given(st.text(max_size=2000))
 def test_a_shortened_reason_can_be_sent(reason: str) -> None:
-    assert ControlDecoder().feed(encode_control(Bye(shorten(reason)))) == [Bye(shorten(reason))]
+    assert StreamDecoder(CONTROL).feed(CONTROL.encode(Bye(shorten(reason)))) == [Bye(shorten(reason))]
 
 
 def test_shortening_keeps_what_fits() -> None:
@@ -156,7 +156,7 @@ def test_shortening_keeps_what_fits() -> None:
 
 @given(st.lists(st.binary(max_size=100), max_size=5))
 def test_arbitrary_bytes_are_messages_or_refused(pieces: list[bytes]) -> None:
-    decoder = ControlDecoder()
+    decoder = StreamDecoder(CONTROL)
     with contextlib.suppress(ProtocolError):
         for piece in pieces:
             decoder.feed(piece)

@@ -19,7 +19,7 @@ already is not written again.  Ranges outside the volume are the caller's mistak
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 from bitarray import bitarray, frozenbitarray
 
@@ -35,7 +35,6 @@ __all__ = [
     "DirtyMap",
     "IntentSet",
     "describe_runs",
-    "load_pages",
 ]
 
 PAGE_BYTES = 4096
@@ -355,11 +354,3 @@ def _runs_of(blocks: Iterable[int]) -> Iterator[Extent]:
         start, stop = block, block + 1
     if start >= 0:
         yield Extent(start, stop)
-
-
-def load_pages(block_count: int, pages: Mapping[int, bytes] | Iterable[tuple[int, bytes]]) -> DirtyMap:
-    """A map from saved pages."""
-    result = DirtyMap(block_count)
-    for number, content in pages.items() if isinstance(pages, Mapping) else pages:
-        result.load_page(number, content)
-    return result

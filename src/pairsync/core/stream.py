@@ -129,11 +129,6 @@ class StreamSender(Generic[F]):
         """Number of the oldest frame that is not acknowledged; what it waits for is progress."""
         return self._base
 
-    @property
-    def next_number(self) -> int:
-        """Number of the frame that `take` hands out next: what a record without frames carries as first."""
-        return self._base + len(self._sent)
-
     def push(self, frame: F) -> None:
         """Append a frame to the stream.
 

@@ -40,7 +40,6 @@ _SECTOR_BYTES: Final = 512
 _BITS_BYTES: Final = 456  # of a page, in each sector; the last holds 448
 _SECTORS: Final = 9
 _DIGEST_AT: Final = 504
-_PAD: Final = bytes(_DIGEST_AT - _BITS_BYTES)
 _ZERO_SECTOR: Final = bytes(_SECTOR_BYTES)
 _ALL_DIRTY: Final = b"\xff" * _BITS_BYTES
 

@@ -52,7 +52,6 @@ _PIECE_BYTES: Final = 128 * KIB
 _PAGE_SHIFT: Final = LEAVES_PER_NODE.bit_length() - 1
 _PAGE_MASK: Final = LEAVES_PER_NODE - 1
 _UNKNOWN_LEAF: Final = UNKNOWN_DIGEST.to_bytes(LEAF_BYTES, "little")
-_ZERO_LEAF: Final = bytes(LEAF_BYTES)
 _ZERO_PAGE: Final = bytes(PAGE_BYTES)
 
 

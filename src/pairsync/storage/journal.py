@@ -36,21 +36,13 @@ from .blockfile import BlockFile
 from .records import EXTENTS_PER_RECORD, RECORD_BYTES, Record, decode_record, encode_record, pack_extents
 from .slots import DualSlot
 
-__all__ = ["SEGMENT_COUNT", "Journal", "Replay", "SegmentRoom", "decode_release_mark", "encode_release_mark"]
+__all__ = ["SEGMENT_COUNT", "Journal", "Replay", "decode_release_mark", "encode_release_mark"]
 
 SEGMENT_COUNT: Final = 2
 
 _ZERO_PIECE: Final = bytes(MIB)
 _PENDING_EXTENTS_MAX: Final = 65536  # merged beyond this while replaying: bounds memory (about 8 MiB)
 _MARK: Final = struct.Struct(f"<{SEGMENT_COUNT}Q")
-
-
-class SegmentRoom(NamedTuple):
-    """What a segment still takes: appends of few extents, or extents in one append."""
-
-    append_count: int
-    extent_count: int
-    bytes: int
 
 
 class Replay(NamedTuple):
@@ -155,10 +147,9 @@ class Journal:
         filling.live = filling.writable = False
         filling.record_count = 0
 
-    def room(self, segment: int) -> SegmentRoom:
-        """What the segment takes before it is full (a released one: when it is opened again)."""
-        records = self._records_max - self._segments[segment].record_count
-        return SegmentRoom(records, records * EXTENTS_PER_RECORD, records * RECORD_BYTES)
+    def room(self, segment: int) -> int:
+        """How many appends of few extents the segment takes (a released one: when it is opened again)."""
+        return self._records_max - self._segments[segment].record_count
 
     def format(self) -> None:
         """Write the mark and the zeroes of a new file; the caller flushes."""

@@ -29,8 +29,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, Final, TypeVar
 
 import trio
@@ -38,7 +38,7 @@ import trio
 from pairsync.core.units import NS_PER_S
 from pairsync.errors import BackendError, BusyError, ClosedError, InternalError
 
-__all__ = ["LANE_JOBS_MAX", "InlineLane", "IoLane", "Lane", "open_lane", "start_lane"]
+__all__ = ["LANE_JOBS_MAX", "InlineLane", "IoLane", "Lane", "start_lane"]
 
 LANE_JOBS_MAX: Final = 131_072
 """Jobs waiting in one lane, some 300 bytes each.  Callers bound their own work below: a standby takes at most
@@ -325,15 +325,3 @@ async def start_lane(nursery: trio.Nursery, name: str, *, may_block: bool) -> La
     lane: Lane = IoLane(name) if may_block else InlineLane(name)
     await nursery.start(lane.serve)
     return lane
-
-
-@asynccontextmanager
-async def open_lane(name: str, *, may_block: bool) -> AsyncIterator[Lane]:
-    """A served lane of the right kind for a device; drained and closed at the end of the block.
-
-    It holds a nursery, so what the block raises comes out in an exception group.
-    """
-    async with trio.open_nursery() as nursery:
-        lane = await start_lane(nursery, name, may_block=may_block)
-        yield lane
-        await lane.aclose()

@@ -48,7 +48,7 @@ from pairsync.errors import BackendError, ConfigError, InternalError, MetadataEr
 
 from .bitmap import Bitmap, BitmapPage, bitmap_area_bytes
 from .blockfile import BlockFile, OpenFile, enlarge_file
-from .journal import SEGMENT_COUNT, Journal, SegmentRoom
+from .journal import SEGMENT_COUNT, Journal
 from .osfile import OsFile
 from .slots import DualSlot
 from .superblock import Layout, decode_superblock, encode_superblock
@@ -191,8 +191,8 @@ class MetadataStore:
         """
         self._journal.release(segment)
 
-    def segment_room(self, segment: int) -> SegmentRoom:
-        """What the segment takes before it is full."""
+    def segment_room(self, segment: int) -> int:
+        """How many appends of few extents the segment takes before it is full."""
         return self._journal.room(segment)
 
     def write_bitmap(self, pages: Mapping[int, bytes]) -> None:

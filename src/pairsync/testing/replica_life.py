@@ -147,7 +147,7 @@ class ReplicaLife:
         self._judge("writing data", next(filter(None, errnos or ()), 0))
 
     def _make_room(self) -> None:
-        if self.store.segment_room(self.tracker.open.segment).append_count < 2 or self.tracker.full:
+        if self.store.segment_room(self.tracker.open.segment) < 2 or self.tracker.full:
             if self.tracker.closing is not None:
                 self.finish()
             self.tracker.cut()

@@ -35,7 +35,7 @@ from .limits import (
 )
 from .seals import FINGERPRINT_BYTES, LANE_ID_BYTES, SECRET_BYTES, SESSION_ID_BYTES
 from .shapes import Shape, binary, boolean, bounded_binary, structure, text, unsigned
-from .vocabulary import StreamDecoder, Vocabulary
+from .vocabulary import Vocabulary
 
 __all__ = [
     "CONTROL",
@@ -46,7 +46,6 @@ __all__ = [
     "PROTOCOL_MIN",
     "PROTOCOL_RENEWS",
     "Bye",
-    "ControlDecoder",
     "ControlMessage",
     "Hello",
     "LaneAccept",
@@ -57,7 +56,6 @@ __all__ = [
     "Refuse",
     "Vote",
     "Welcome",
-    "encode_control",
     "negotiate",
     "pack_lane_preamble",
     "parse_lane_preamble",
@@ -261,21 +259,6 @@ CONTROL: Vocabulary[ControlMessage] = Vocabulary(
     "control message", _TABLE, bytes_max=CONTROL_MESSAGE_BYTES_MAX, fields_max=_FIELDS_MAX
 )
 """All of them, to encode and to decode."""
-
-
-def encode_control(message: ControlMessage) -> bytes:
-    """The bytes of one message, length included.
-
-    Raises `InternalError` for one that the protocol does not allow.
-    """
-    return CONTROL.encode(message)
-
-
-class ControlDecoder(StreamDecoder[ControlMessage]):
-    """Cuts the byte stream of a control connection into messages."""
-
-    def __init__(self) -> None:
-        super().__init__(CONTROL)
 
 
 def pack_lane_preamble(lane_id: bytes) -> bytes:
