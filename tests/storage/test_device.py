@@ -9,46 +9,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.storage.oracle import apply_to_oracle, op_batches, read_all
 
-from pairsync.core.messages import OpKind, WriteOp
+from pairsync.core.messages import WriteOp
 from pairsync.storage.device import Device
 from pairsync.storage.file import create_volume, open_volume
 from pairsync.testing.disks import SimDisk, SimMedium
 
 SIZE = 5_100  # not a multiple of 4096, nor of 512
-
-
-def _op(kind: OpKind, offset: int, length: int, fill: int, fua: bool) -> WriteOp:
-    data = bytes([fill]) * length if kind is OpKind.DATA else None
-    return WriteOp(kind, offset, length, data, fua)
-
-
-@st.composite
-def op_batches(draw: st.DrawFn) -> list[WriteOp]:
-    """Batches in which neighbours touch often."""
-    ops: list[WriteOp] = []
-    at = 0
-    for _ in range(draw(st.integers(1, 8))):
-        if draw(st.booleans()):
-            at = draw(st.integers(0, SIZE))
-        length = draw(st.sampled_from([0, 1, 100, 511, 512, 4096, 5000]))
-        length = min(length, SIZE - at)
-        ops.append(
-            _op(draw(st.sampled_from(OpKind)), at, length, draw(st.integers(1, 255)), draw(st.booleans()))
-        )
-        at += length
-    return ops
-
-
-def _apply_to_oracle(oracle: bytearray, ops: list[WriteOp]) -> None:
-    for op in ops:
-        oracle[op.offset : op.offset + op.length] = op.data if op.data is not None else bytes(op.length)
-
-
-def _read_all(device: Device) -> bytes:
-    buffer = bytearray(device.size_bytes)
-    device.read_into(0, memoryview(buffer))
-    return bytes(buffer)
 
 
 @pytest.fixture(scope="module", params=["disk", "memory", "simulated"])
@@ -81,7 +49,7 @@ def device(
     directory.rmdir()
 
 
-@given(batches=st.lists(op_batches(), max_size=6))
+@given(batches=st.lists(op_batches(SIZE), max_size=6))
 def test_the_device_holds_what_the_oracle_holds(
     device: Callable[[], Device], batches: list[list[WriteOp]]
 ) -> None:
@@ -89,8 +57,8 @@ def test_the_device_holds_what_the_oracle_holds(
     oracle = bytearray(SIZE)
     for ops in batches:
         raw.apply(ops)
-        _apply_to_oracle(oracle, ops)
-        assert _read_all(raw) == oracle
+        apply_to_oracle(oracle, ops)
+        assert read_all(raw) == oracle
     raw.flush()
     runs = raw.allocation(0, SIZE)
     assert sum(length for length, _ in runs) == SIZE
@@ -103,7 +71,7 @@ def test_the_device_holds_what_the_oracle_holds(
 # -- durability ----------------------------------------------------------------------------------------------
 
 
-@given(batches=st.lists(st.tuples(op_batches(), st.booleans()), max_size=5), data=st.data())
+@given(batches=st.lists(st.tuples(op_batches(SIZE), st.booleans()), max_size=5), data=st.data())
 def test_a_power_cut_keeps_fua_and_what_was_flushed(
     batches: list[tuple[list[WriteOp], bool]], data: st.DataObject
 ) -> None:
@@ -118,7 +86,7 @@ def test_a_power_cut_keeps_fua_and_what_was_flushed(
                 may_hold[at] = {fill} if op.fua else may_hold[at] | {fill}
         if flush:
             disk.flush()
-            may_hold = [{byte} for byte in _read_all(disk)]
+            may_hold = [{byte} for byte in read_all(disk)]
     rng = data.draw(st.randoms(use_true_random=False))
     medium.power_cut(rng.randrange)
     survived = medium.content("vda")

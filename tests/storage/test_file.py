@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
+from tests.storage.oracle import apply_to_oracle, op_batches, read_all
 
 from pairsync.core.messages import OpKind, WriteOp
 from pairsync.core.units import TIB
@@ -21,39 +21,6 @@ from pairsync.storage.file import FUA_RUNS_MAX, RawFile, create_volume, merge_op
 from pairsync.testing.disks import SimAction, SimDisk, SimMedium, SimOperation
 
 SIZE = 10_000  # not a multiple of 4096, nor of 512
-
-
-def _op(kind: OpKind, offset: int, length: int, fill: int, fua: bool) -> WriteOp:
-    data = bytes([fill]) * length if kind is OpKind.DATA else None
-    return WriteOp(kind, offset, length, data, fua)
-
-
-@st.composite
-def op_batches(draw: st.DrawFn) -> list[WriteOp]:
-    """Batches in which neighbours touch often."""
-    ops: list[WriteOp] = []
-    at = 0
-    for _ in range(draw(st.integers(1, 8))):
-        if draw(st.booleans()):
-            at = draw(st.integers(0, SIZE))
-        length = draw(st.sampled_from([0, 1, 100, 511, 512, 4096, 5000]))
-        length = min(length, SIZE - at)
-        ops.append(
-            _op(draw(st.sampled_from(OpKind)), at, length, draw(st.integers(1, 255)), draw(st.booleans()))
-        )
-        at += length
-    return ops
-
-
-def _apply_to_oracle(oracle: bytearray, ops: list[WriteOp]) -> None:
-    for op in ops:
-        oracle[op.offset : op.offset + op.length] = op.data if op.data is not None else bytes(op.length)
-
-
-def _read_all(device: RawFile) -> bytes:
-    buffer = bytearray(device.size_bytes)
-    device.read_into(0, memoryview(buffer))
-    return bytes(buffer)
 
 
 def recorder(seen: list[SimOperation]) -> Callable[[SimOperation], None]:
@@ -65,10 +32,10 @@ def recorder(seen: list[SimOperation]) -> Callable[[SimOperation], None]:
     return note
 
 
-@given(ops=op_batches())
+@given(ops=op_batches(SIZE))
 def test_merging_keeps_order_and_content(ops: list[WriteOp]) -> None:
     expected = bytearray(b"?" * SIZE)
-    _apply_to_oracle(expected, ops)
+    apply_to_oracle(expected, ops)
     merged = bytearray(b"?" * SIZE)
     runs = merge_ops(ops, SIZE)
     for run in runs:
@@ -101,7 +68,7 @@ def test_an_op_that_makes_no_sense_touches_nothing(op: WriteOp) -> None:
     disk = SimDisk(SimMedium(), "vda", SIZE)
     with pytest.raises(InternalError):
         disk.apply([WriteOp(OpKind.DATA, 0, 1, b"x"), op])
-    assert not any(_read_all(disk))
+    assert not any(read_all(disk))
 
 
 def test_reads_outside_the_volume_are_our_own_bug() -> None:
@@ -171,7 +138,7 @@ def test_a_volume_of_any_size(tmp_path: Path, size: int) -> None:
     volume.apply([WriteOp(OpKind.DATA, size - 1, 1, b"x", True)])
     volume.apply([WriteOp(OpKind.TRIM, 0, size)])
     volume.cache(0, size)
-    assert _read_all(volume) == bytes(size)
+    assert read_all(volume) == bytes(size)
     volume.close()
     assert path.stat().st_mode & 0o777 == 0o600
 
@@ -286,9 +253,9 @@ def test_a_block_device(loop_device: str, tmp_path: Path) -> None:
         WriteOp(OpKind.DATA, 500_001, 5, b"hello"),
     ]
     volume.apply(ops)
-    _apply_to_oracle(oracle, ops)
+    apply_to_oracle(oracle, ops)
     volume.flush()
-    assert _read_all(volume) == oracle
+    assert read_all(volume) == oracle
     assert volume.allocation(5, 100) == [(100, False)]
     allocated = (tmp_path / "backing").stat().st_blocks
     volume.apply([WriteOp(OpKind.TRIM, 501_003, 400_000, None, True)])
@@ -377,5 +344,5 @@ def test_a_killed_process_leaves_all_that_it_applied(tmp_path: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", script, path])
     assert killed.returncode == -9
     volume = open_volume(path)  # the lock died with the process
-    assert _read_all(volume)[76:83] == b"\0hello\0"
+    assert read_all(volume)[76:83] == b"\0hello\0"
     volume.close()
