@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import trio
-from tests.guest.harness import PAIR_ID, Host, Pair
+from tests.guest.harness import PAIR_ID, Host, Pair, noise
 
 from pairsync.core.acceptor import AcceptorState, HostMemory
 from pairsync.core.arbiter import Arbiter
@@ -96,10 +96,6 @@ class Half:
 
     async def read(self, block: int) -> bytes:
         return await self.guest.volume("vda").read(block * BLOCK_BYTES, BLOCK_BYTES)
-
-
-def noise(seed: int) -> bytes:
-    return random.Random(seed).randbytes(BLOCK_BYTES)
 
 
 class Both:

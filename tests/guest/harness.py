@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import trio
 
 from pairsync.core.limits import VolumeOptions
 from pairsync.core.messages import Role
-from pairsync.core.units import MIB, NS_PER_MS
+from pairsync.core.units import BLOCK_BYTES, MIB, NS_PER_MS
 from pairsync.guest.config import GuestConfig, VolumeConfig
 from pairsync.guest.events import Subscription
 from pairsync.guest.guest import Guest, open_guest
@@ -114,3 +115,14 @@ class Pair:
     def same(self, name: str = "vda") -> bool:
         """Whether the two replicas are equal byte for byte."""
         return self.image("a", name).read_bytes() == self.image("b", name).read_bytes()
+
+
+def noise(seed: int, size: int = BLOCK_BYTES) -> bytes:
+    """Bytes that tell whose they are."""
+    return random.Random(seed).randbytes(size)
+
+
+async def move(source: Guest, target: Guest, term: int) -> None:
+    """A planned switch-over."""
+    await source.become(Role.STANDBY, term, in_order=True)
+    await target.become(Role.ACTIVE, term, in_order=True)

@@ -10,8 +10,8 @@ import time
 
 import pytest
 import trio
-from tests.guest.halves import TIMING, Both, Half, agreed, noise, until
-from tests.guest.harness import Host, Pair, await_event, in_time
+from tests.guest.halves import TIMING, Both, Half, agreed, until
+from tests.guest.harness import Host, Pair, await_event, in_time, noise
 
 from pairsync.core.events import DiscordEvent, GrantEvent, TimingEvent
 from pairsync.core.grants import FORK_BYTES

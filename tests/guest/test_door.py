@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 import trio.testing
-from tests.guest.harness import Pair, in_time
+from tests.guest.harness import Pair, in_time, noise
 from tests.guest.test_roles import Asked
 
 from pairsync.core.messages import OpKind, Relayed, Role, Serving, WriteOp
@@ -19,16 +19,12 @@ from pairsync.errors import BackendError, ClosedError, ConfigError
 from pairsync.guest import door as door_module
 from pairsync.guest.door import Door
 from pairsync.guest.export import CONTEXT_CHANGED, CONTEXT_DIRTY, STATE_CHANGED, STATE_DIRTY
-from pairsync.guest.guest import Guest, open_guest
+from pairsync.guest.guest import open_guest
 from pairsync.guest.volume import Volume
 from pairsync.nbd.constants import CONTEXT_ALLOCATION
 from pairsync.nbd.export import STALE_S, Export
 
 BLOCKS = 64
-
-
-def noise(seed: int, size: int = BLOCK_BYTES) -> bytes:
-    return random.Random(seed).randbytes(size)
 
 
 async def write(door: Door, ops: list[WriteOp]) -> list[int] | None:
@@ -61,11 +57,6 @@ async def relaying(door: Door) -> None:
     """Return when the peer serves."""
     while not door._guest.relay.open:
         await trio.sleep(0.005)
-
-
-async def move(source: Guest, target: Guest, term: int) -> None:
-    await source.become(Role.STANDBY, term, in_order=True)
-    await target.become(Role.ACTIVE, term, in_order=True)
 
 
 @asynccontextmanager

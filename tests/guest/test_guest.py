@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 import shutil
 
 import pytest
 import trio
 from tests.conftest import LeakGuard
-from tests.guest.harness import Pair, await_event, in_time
+from tests.guest.harness import Pair, await_event, in_time, noise
 
 from pairsync.core.events import AloneEvent, PeerEvent, RefusedEvent, ResyncEvent
 from pairsync.core.limits import VolumeOptions
@@ -19,13 +18,9 @@ from pairsync.errors import ArbitrationError, BackendError, BusyError, ClosedErr
 from pairsync.guest.guest import Guest, open_guest
 
 
-def _noise(seed: int, size: int = BLOCK_BYTES) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
 async def _write_blocks(guest: Guest, blocks: range, seed: int = 0) -> None:
     for block in blocks:
-        await guest.volume("vda").write(block * BLOCK_BYTES, _noise(seed + block))
+        await guest.volume("vda").write(block * BLOCK_BYTES, noise(seed + block))
 
 
 def _crash_image(pair: Pair, name: str = "vda") -> Pair:
@@ -61,7 +56,7 @@ async def test_what_was_written_alone_is_copied_when_a_peer_comes(pair: Pair) ->
             assert active.in_sync
             assert standby.in_sync
     assert pair.same()
-    assert pair.image("a").read_bytes()[: 10 * BLOCK_BYTES] == b"".join(_noise(n) for n in range(10))
+    assert pair.image("a").read_bytes()[: 10 * BLOCK_BYTES] == b"".join(noise(n) for n in range(10))
 
 
 # -- together ------------------------------------------------------------------------------------------------
@@ -70,7 +65,7 @@ async def test_what_was_written_alone_is_copied_when_a_peer_comes(pair: Pair) ->
 async def test_a_write_is_on_both_hosts_when_it_is_acknowledged(pair: Pair) -> None:
     async with in_time(), pair.both() as (active, _):
         for number in range(5):
-            content = _noise(number, 10_000)
+            content = noise(number, 10_000)
             await active.volume("vda").write(number * 20_000, content)
             for host in ("a", "b"):
                 on_disk = pair.image(host).read_bytes()
@@ -96,7 +91,7 @@ async def test_several_volumes_in_one_order(files: Pair) -> None:
     ):
         await active.wait_in_sync()
         for number in range(30):
-            await active.volume(names[number % 3]).write(number * BLOCK_BYTES, _noise(number))
+            await active.volume(names[number % 3]).write(number * BLOCK_BYTES, noise(number))
         assert [volume.name for volume in standby.statistics().volumes] == list(names)
         with pytest.raises(ConfigError, match="guest guest has no volume 'vdc'; it has vda, vdb, data"):
             active.volume("vdc")
@@ -160,14 +155,14 @@ async def test_the_active_host_is_killed_and_comes_back(pair: Pair) -> None:
                 await active.wait_in_sync()
                 await _write_blocks(active, range(40, 50))
     assert crashed.same()
-    assert crashed.image("a").read_bytes()[:BLOCK_BYTES] == _noise(0)
+    assert crashed.image("a").read_bytes()[:BLOCK_BYTES] == noise(0)
 
 
 async def test_the_standby_is_killed_in_a_resync(files: Pair) -> None:
     files.create(size_bytes=64 * MIB)
     async with in_time(), open_guest(files.config("a")) as active:
         for at in range(0, 64 * MIB, MIB):
-            await active.volume("vda").write(at, _noise(at, MIB))
+            await active.volume("vda").write(at, noise(at, MIB))
         for _ in range(3):
             with active.subscribe() as events:
                 async with open_guest(files.config("b")):
@@ -190,7 +185,7 @@ async def test_roles_may_be_changed_by_a_person_with_a_higher_term(pair: Pair) -
             assert standby.statistics().role == "standby"
             assert standby.statistics().term == 2
     assert pair.same()
-    assert pair.image("a").read_bytes()[9 * BLOCK_BYTES :][:BLOCK_BYTES] == _noise(9)
+    assert pair.image("a").read_bytes()[9 * BLOCK_BYTES :][:BLOCK_BYTES] == noise(9)
 
 
 # -- refusals ------------------------------------------------------------------------------------------------
@@ -294,7 +289,7 @@ async def test_a_half_overwritten_replica_is_never_active(files: Pair) -> None:
     async with in_time():
         async with open_guest(files.config("a")) as active:
             for at in range(0, 64 * MIB, MIB):
-                await active.volume("vda").write(at, _noise(at, MIB))
+                await active.volume("vda").write(at, noise(at, MIB))
             async with open_guest(files.config("b")) as standby:
                 with standby.subscribe() as events:
                     await await_event(events, ResyncEvent)
@@ -344,7 +339,7 @@ async def test_closing_answers_what_is_in_flight(pair: Pair) -> None:
 
     async def write(guest: Guest, block: int) -> None:
         try:
-            await guest.volume("vda").write(block * BLOCK_BYTES, _noise(block))
+            await guest.volume("vda").write(block * BLOCK_BYTES, noise(block))
         except ClosedError:
             answers.append("closed")
         else:

@@ -9,8 +9,8 @@ from functools import partial
 
 import pytest
 import trio
-from tests.guest.harness import PAIR_ID, Host, Pair, in_time
-from tests.guest.test_door import Client, get, noise, write
+from tests.guest.harness import PAIR_ID, Host, Pair, in_time, noise
+from tests.guest.test_door import Client, get, write
 
 from pairsync.core.limits import VolumeOptions
 from pairsync.core.messages import OpKind, Role, WriteOp

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from tests.guest.halves import FORK, TIMING, Both, Half, agreed, noise, until
-from tests.guest.harness import Host, Pair, in_time
+from tests.guest.halves import FORK, TIMING, Both, Half, agreed, until
+from tests.guest.harness import Host, Pair, in_time, noise
 
 from pairsync.core.acceptor import AcceptorState, HostMemory
 from pairsync.core.units import NS_PER_S

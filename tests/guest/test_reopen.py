@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from tests.guest.harness import PAIR_ID, Pair, await_event, in_time
+from tests.guest.harness import PAIR_ID, Pair, await_event, in_time, noise
 
 from pairsync.core.events import Event, PeerEvent, TroubleEvent
 from pairsync.core.limits import VolumeOptions
@@ -38,10 +37,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "PROBE_NS", 300 * NS_PER_MS)
 
 
-def _noise(seed: int, size: int = BLOCK_BYTES) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
 class Sick:
     """Both hosts in one process, with a switch for the standby's disk."""
 
@@ -56,7 +51,7 @@ class Sick:
         for _ in range(count):
             self.number += 1
             offset = at + self.number % 64 * BLOCK_BYTES
-            await self.active.volume("vda").write(offset, _noise(self.number))
+            await self.active.volume("vda").write(offset, noise(self.number))
 
     async def turn(self, state: DiskState) -> None:
         """As a command does it while the guest runs."""
@@ -299,7 +294,7 @@ async def test_what_is_opened_anew_waits_for_what_hangs(pair: Pair) -> None:
         await standby.use_threads("vda")
         with standby.subscribe() as events:
             disk.set(DiskState.HANG)
-            await active.volume("vda").write(0, _noise(1))
+            await active.volume("vda").write(0, noise(1))
             await await_event(events, TroubleEvent)
         await trio.sleep(1.0)  # four times the longest first wait: it would have been tried
         assert opened == 1

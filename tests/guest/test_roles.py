@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import trio
 import trio.testing
-from tests.guest.harness import Pair, in_time
+from tests.guest.harness import Pair, in_time, move, noise
 
 from pairsync.core.messages import Role
 from pairsync.core.units import BLOCK_BYTES
@@ -36,16 +34,6 @@ class Asked:
 
     def disk_failed(self) -> str:
         return "nobody is asked"
-
-
-def noise(seed: int) -> bytes:
-    return random.Random(seed).randbytes(BLOCK_BYTES)
-
-
-async def move(source: Guest, target: Guest, term: int) -> None:
-    """A planned switch-over."""
-    await source.become(Role.STANDBY, term, in_order=True)
-    await target.become(Role.ACTIVE, term, in_order=True)
 
 
 async def test_a_guest_moves_to_the_other_host_and_back(pair: Pair) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 import trio
-from tests.guest.harness import Pair, await_event, in_time
+from tests.guest.harness import Pair, await_event, in_time, noise
 
 from pairsync.core.events import TroubleEvent
 from pairsync.core.limits import VolumeOptions
@@ -23,10 +23,6 @@ from pairsync.guest.guest import open_guest
 from pairsync.guest.volume import Volume
 
 SIZE = 8 * MIB
-
-
-def _noise(seed: int, size: int) -> bytes:
-    return random.Random(seed).randbytes(size)
 
 
 def _data(offset: int, content: bytes, *, fua: bool = False) -> WriteOp:
@@ -59,7 +55,7 @@ async def test_any_sequence_of_requests_against_plain_bytes(pair: Pair) -> None:
             length = min(rng.choice([1, 511, 4096, 10_000, 300_000]), SIZE - offset)
             match rng.randrange(6):
                 case 0 | 1:
-                    content = _noise(number, length)
+                    content = noise(number, length)
                     await volume.write(offset, content, fua=bool(number % 2))
                     oracle[offset : offset + length] = content
                 case 2:
@@ -80,7 +76,7 @@ async def test_sparse_stays_sparse_and_trim_gives_space_back(files: Pair) -> Non
     files.create(size_bytes=64 * MIB)
     async with in_time(), files.both() as (active, _):
         volume = active.volume("vda")
-        await volume.write(0, _noise(1, 4 * MIB))
+        await volume.write(0, noise(1, 4 * MIB))
         await volume.zero(8 * MIB, 32 * MIB)
         await volume.trim(1 * MIB, 2 * MIB)
         await volume.flush()
@@ -94,7 +90,7 @@ async def test_sparse_stays_sparse_and_trim_gives_space_back(files: Pair) -> Non
 
 async def test_a_request_of_40_mib_is_cut_and_answered_once(files: Pair) -> None:
     files.create(size_bytes=64 * MIB)
-    content = _noise(3, 40 * MIB)
+    content = noise(3, 40 * MIB)
     async with in_time(), files.both() as (active, _):
         volume = active.volume("vda")
         await volume.write(5000, content)
@@ -263,7 +259,7 @@ async def test_the_standby_reads_and_refuses_to_write(pair: Pair) -> None:
 async def test_many_writers_at_once(disk_pair: Pair) -> None:
     async def write(volume: Volume, number: int) -> None:
         for turn in range(5):
-            await volume.write(number * BLOCK_BYTES, _noise(number * 10 + turn, BLOCK_BYTES))
+            await volume.write(number * BLOCK_BYTES, noise(number * 10 + turn, BLOCK_BYTES))
 
     async with in_time(), disk_pair.both() as (active, _):
         async with trio.open_nursery() as nursery:
@@ -271,7 +267,7 @@ async def test_many_writers_at_once(disk_pair: Pair) -> None:
                 nursery.start_soon(write, active.volume("vda"), number)
         for number in range(64):
             found = await active.volume("vda").read(number * BLOCK_BYTES, BLOCK_BYTES)
-            assert found == _noise(number * 10 + 4, BLOCK_BYTES)
+            assert found == noise(number * 10 + 4, BLOCK_BYTES)
     assert disk_pair.same()
 
 
@@ -282,7 +278,7 @@ async def test_data_in_flight_is_bounded(files: Pair) -> None:
 
     async def write(volume: Volume, at: int) -> None:
         nonlocal highest
-        await volume.write(at, _noise(at, MIB))
+        await volume.write(at, noise(at, MIB))
         highest = max(highest, active.statistics().volumes[0].inflight_bytes)
 
     async with in_time(), files.both(options=options) as (active, _), trio.open_nursery() as nursery:
@@ -307,7 +303,7 @@ async def test_a_large_batch_goes_on_in_parts(files: Pair, monkeypatch: pytest.M
 
         monkeypatch.setattr(source, "write", write)
         for count in (4, 5, 17):
-            await _submitted(volume, [_data(at * MIB, _noise(at, MIB)) for at in range(count)])
+            await _submitted(volume, [_data(at * MIB, noise(at, MIB)) for at in range(count)])
     assert parts == [4 * MIB, 4 * MIB, 1 * MIB, 4 * MIB, 4 * MIB, 4 * MIB, 4 * MIB, 1 * MIB]
     assert max(parts) == PART_BYTES_MAX
     assert files.same()
@@ -339,7 +335,7 @@ async def test_a_cancelled_write_harms_nobody(pair: Pair) -> None:
         volume = active.volume("vda")
         for number in range(50):
             with trio.move_on_after(0):
-                await volume.write(number * BLOCK_BYTES, _noise(number, BLOCK_BYTES))
+                await volume.write(number * BLOCK_BYTES, noise(number, BLOCK_BYTES))
         with trio.move_on_after(0):
             await volume.flush()
         await volume.write(7, b"after")
@@ -352,10 +348,10 @@ async def test_a_write_that_was_begun_happens_though_it_is_cancelled(pair: Pair)
     async with in_time(), pair.both() as (active, _):
         volume = active.volume("vda")
         with trio.move_on_after(0) as scope:
-            await volume.write(0, _noise(1, MIB))
+            await volume.write(0, noise(1, MIB))
         assert scope.cancelled_caught
         await volume.flush()
-        assert await volume.read(0, MIB) == _noise(1, MIB)
+        assert await volume.read(0, MIB) == noise(1, MIB)
     assert pair.same()
 
 
@@ -380,7 +376,7 @@ async def test_without_room_the_writer_is_told_and_nothing_is_lost(files: Pair) 
         await volume.write(0, b"kept")
         with _file_size_limit(64 * MIB):
             with pytest.raises(BackendError, match="volume vda: write of 4096 bytes at 104857600") as failure:
-                await volume.write(100 * MIB, _noise(1, BLOCK_BYTES))
+                await volume.write(100 * MIB, noise(1, BLOCK_BYTES))
             assert failure.value.errno in {errno.EFBIG, errno.ENOSPC}
             await volume.write(4096, b"there is room here")
             await volume.flush()

@@ -413,3 +413,10 @@ def _quiet() -> Iterator[None]:
         yield
     except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
         pass
+
+
+def connections(capacity_bytes: int = 1 << 20) -> tuple[MemoryConnection, MemoryConnection]:
+    """Both ends of a connection in memory."""
+    near, far = MemoryConnection(("a", 1), capacity_bytes), MemoryConnection(("b", 2), capacity_bytes)
+    near.peer, far.peer = far, near
+    return near, far

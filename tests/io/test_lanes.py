@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import trio
-from tests.io.harness import MemoryConnection
+from tests.io.harness import connections
 
 from pairsync.errors import PeerLost, ProtocolError
 from pairsync.io.gate import Gate
@@ -24,12 +24,6 @@ TERMS = LaneTerms(
     dialer_secret=b"1" * 32,
     listener_secret=b"2" * 32,
 )
-
-
-def connections(capacity_bytes: int = 1 << 20) -> tuple[MemoryConnection, MemoryConnection]:
-    near, far = MemoryConnection(("a", 1), capacity_bytes), MemoryConnection(("b", 2), capacity_bytes)
-    near.peer, far.peer = far, near
-    return near, far
 
 
 async def test_both_ends_open_what_the_other_sealed() -> None:

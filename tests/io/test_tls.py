@@ -6,18 +6,12 @@ import ssl
 
 import pytest
 import trio
-from tests.io.harness import MemoryConnection, Pair
+from tests.io.harness import MemoryConnection, Pair, connections
 
 from pairsync.errors import ConfigError, InternalError, PeerLost, RefusedError
 from pairsync.io.gate import Gate
 from pairsync.io.keys import HostIdentity, certificate_der, make_identity
 from pairsync.io.tls import ListenerPins, Pins, TlsContexts, TlsStream
-
-
-def connections(capacity_bytes: int = 1 << 20) -> tuple[MemoryConnection, MemoryConnection]:
-    near, far = MemoryConnection(("a", 1), capacity_bytes), MemoryConnection(("b", 2), capacity_bytes)
-    near.peer, far.peer = far, near
-    return near, far
 
 
 async def shake(dialer: Pins, listener: Pins) -> tuple[str, str]:

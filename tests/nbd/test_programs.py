@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import trio
+from tests.nbd.outside import run
 
 from pairsync.core.units import KIB, MIB
 from pairsync.nbd import NbdLimits, open_tcp_listeners
@@ -23,20 +22,6 @@ from pairsync.testing.nbd_service import NbdService, serving_nbd
 
 DEADLINE_S = 60.0
 SYSTEM_PYTHON = "/usr/bin/python3"  # has libnbd's binding, which is not on PyPI
-
-
-async def run(*command: str | Path, check: bool = True) -> str:
-    """What the program prints, both outputs; it must succeed unless told otherwise."""
-    with trio.fail_after(DEADLINE_S):
-        done = await trio.run_process(
-            [str(part) for part in command],
-            capture_stdout=True,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
-    output: str = done.stdout.decode()
-    assert not check or done.returncode == 0, f"{command}: {done.returncode}\n{output}"
-    return output
 
 
 def fill(disk: MemoryExport, seed: int = 1) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import ssl
-import subprocess
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 import trio
+from tests.nbd.outside import run
 
 from pairsync.core.units import MIB
 from pairsync.errors import PeerLost
@@ -44,16 +44,6 @@ async def _encrypted_client(service: NbdService, credentials: Credentials) -> Nb
     await client.greet()
     await _start_tls(client, credentials.client())
     return client
-
-
-async def _run(*command: str | Path, check: bool = True) -> str:
-    with trio.fail_after(DEADLINE_S):
-        done = await trio.run_process(
-            [str(part) for part in command], capture_stdout=True, stderr=subprocess.STDOUT, check=False
-        )
-    output: str = done.stdout.decode()
-    assert not check or done.returncode == 0, f"{command}: {done.returncode}\n{output}"
-    return output
 
 
 @pytest.mark.parametrize("mode", [TlsMode.ALLOW, TlsMode.REQUIRE])
@@ -175,16 +165,16 @@ async def test_libnbd(disk: MemoryExport, tmp_path: Path, credentials: Credentia
         tmp_path, [disk], listeners=[listener], tls=credentials.server(), tls_mode=TlsMode.REQUIRE
     ) as service:
         uri = f"nbds://localhost:{listener.port}/vda?tls-certificates={credentials.directory}"
-        info = json.loads(await _run("nbdinfo", "--json", uri))
+        info = json.loads(await run("nbdinfo", "--json", uri))
         assert info["TLS"] is True
         assert info["exports"][0]["export-size"] == disk.size_bytes
         image = tmp_path / "image"
-        await _run("nbdcopy", uri, image)
+        await run("nbdcopy", uri, image)
         assert image.read_bytes() == disk.peek(0, disk.size_bytes)
         image.write_bytes(b"\xa5" * disk.size_bytes)
-        await _run("nbdcopy", image, uri)
+        await run("nbdcopy", image, uri)
         assert disk.peek(0, disk.size_bytes) == b"\xa5" * disk.size_bytes
-        refused = await _run("nbdinfo", service.uri("vda"), check=False)
+        refused = await run("nbdinfo", service.uri("vda"), check=False)
         assert "TLS" in refused
 
 
@@ -201,6 +191,6 @@ async def test_qemu(disk: MemoryExport, tmp_path: Path, credentials: Credentials
         target = f"driver=nbd,host=localhost,port={listener.port},export=small,tls-creds=tls0"
         source = f"driver=raw,file.filename={image}"
         options = ["--object", creds, "--image-opts", source, "--target-image-opts", target]
-        await _run("qemu-img", "convert", "-n", *options)
+        await run("qemu-img", "convert", "-n", *options)
     assert small.peek(0, MIB) == b"\x5a" * MIB
     small.close()
