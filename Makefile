@@ -28,8 +28,8 @@ BENCH_ARGS ?=
 COMPUTING := $(wildcard tests/core tests/wire tests/testing tests/sim tests/fuzz tests/storage tests/cli tests/nbd \
 	tests/test_*.py)
 WAITING := tests/benchmarks tests/guest tests/io tests/node $(wildcard $(foreach name,crash_points databases \
-	disk_faults filesystems lab_disk lab_form lab_grow lab_network lab_overlay lab_point lost_host programs scrub \
-	truths, tests/e2e/test_$(name).py))
+	demonstration disk_faults filesystems lab_disk lab_form lab_grow lab_network lab_overlay lab_point lost_host \
+	programs scrub sick_start truths, tests/e2e/test_$(name).py))
 
 # pip must not ask, nor tell of newer releases of itself; -qq below leaves its errors
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
