@@ -268,7 +268,7 @@ def test_every_pair_up_to_length_four_with_every_order_of_milestones() -> None:
     for mine, theirs in itertools.product(every, repeat=2):
         base = mine[0] if mine else None
         for reached, given in itertools.product((None, 0, 1, 2, 3, 4), repeat=2):
-            active = replace(state(mine), map_base=base, reached=reached, given=9)
+            active = replace(state(mine), map_base=base, reached=reached)
             standby = replace(state(theirs), reached=9, given=given or 0)
             rule = forgotten(mine, theirs, reached, standby.given) if mine else None
             rules[rule] += 1
@@ -313,6 +313,33 @@ def test_a_resync_towards_what_the_active_has_forgotten_is_not_begun_anew() -> N
             assert plan_volume(known, standby).rule == "resume-interrupted"
             for blank in (replace(standby, lineage=()), replace(standby, sync_target=None)):
                 assert plan_volume(active, blank).rule == "interrupted-for-another"
+
+
+def test_the_newer_generation_of_a_disk_that_was_put_back_does_not_make_it_newer() -> None:
+    """It went on alone from the middle of the one before: neither host has all, and neither is outdated.
+
+    So the other host sees it, in whichever role; it took itself to be outdated, and nobody could serve.
+    """
+    rules: Counter[str] = Counter()
+    for mine, theirs in itertools.product(histories(LENGTH_MAX), repeat=2):
+        if not mine or mine == theirs or not is_prefix(mine, theirs):
+            continue
+        for given in range(5):
+            active, standby = replace(state(mine), given=given), replace(state(theirs), reached=4)
+            apart = forgotten(theirs, mine, 4, given) is not None
+            rule = "rolled-back-apart" if apart else "active-behind"
+            rules[rule] += 1
+            for condition in (Condition.CONSISTENT, Condition.SYNCING):
+                decision = plan_volume(active, replace(standby, condition=condition))
+                assert decision.verdict is Verdict.REFUSE
+                if condition is Condition.CONSISTENT or apart:
+                    assert decision.rule == rule
+            for role in Role:
+                one, other = introduction(role, active), introduction(Role.STANDBY, standby)
+                assert bool(outdated_by(one, other)) is not apart
+                assert not outdated_by(other, one)
+    assert rules["rolled-back-apart"] > 100
+    assert rules["active-behind"] > 100
 
 
 def test_two_replicas_never_outlive_each_other() -> None:

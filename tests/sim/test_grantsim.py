@@ -30,6 +30,7 @@ FAILED_BEFORE = (
     296907,
     300048,
     300504,
+    1013419,
 )
 """Beyond CI's.  In these the core was wrong, or its shell, which the simulator does alike:
 
@@ -39,6 +40,7 @@ FAILED_BEFORE = (
 and served from it;
 231857: a host that had been overruled while its disks were opened began to serve;
 223968: who ended in order while a disk hung kept the other host from taking over for 30 s;
+1013419: who had everything took itself to be outdated by a disk that was put back and written alone since;
 212657: the preferred witness was not looked for while the alternate owed an answer, and ever more rarely.
 
 In these the simulator was:

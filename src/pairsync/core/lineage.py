@@ -13,7 +13,8 @@ once it holds everything the list stands for.  So of two replicas of one volume:
 tell (``core.states``).  A standby that was given a higher one than its owner has reached, or had reached when
 it went on alone from that generation, holds writes that the owner has forgotten: see `outlived`.  So does one
 that was being brought to a generation of which the owner knows nothing: half a resync counts like a whole
-replica here, for it can be put back to what it was before (``storage.kept``).
+replica here, for it can be put back to what it was before (``storage.kept``).  One that has forgotten and was
+written alone since has a newer generation, and is not newer for that: the two are apart, whoever asks.
 
 A label never makes a replica clean.  The relation decides the *direction*; how much is copied is decided by
 the dirty map, and only if that map reaches back far enough (``map_base``), otherwise everything is copied.
@@ -190,6 +191,8 @@ def _plan_content(active: VolumeState, standby: VolumeState) -> Decision:
     relation, rule, common = compare(active.lineage, standby.lineage)
     if common is not None and outlived(active, standby):
         return _refuse_rolled_back(active, standby, relation)
+    if relation is Relation.BEHIND and outlived(standby, active):  # the newer name of older content
+        return _refuse_apart(name, "the standby's", "the active host")
     if standby.condition is Condition.SYNCING:
         return _plan_interrupted(active, standby, relation, rule)
     if relation is Relation.SAME or relation is Relation.AHEAD:
@@ -240,10 +243,14 @@ def _refuse_rolled_back(active: VolumeState, standby: VolumeState, relation: Rel
             f"the standby's replica of {active.name!r} is newer than the active host's, which was put back "
             f"to an older state (it {told})",
         )
+    return _refuse_apart(active.name, "the active host's", "the standby")
+
+
+def _refuse_apart(name: str, whose: str, other: str) -> Decision:
     return _refuse(
         ROLLED_BACK_APART,
-        f"the active host's replica of {active.name!r} was put back to an older state, and written since: "
-        "the standby has what was forgotten",
+        f"{whose} replica of {name!r} was put back to an older state, and written since: {other} has what "
+        "was forgotten",
     )
 
 
