@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from pairsync.node import lines
 from pairsync.node.lines import LINES_MAX, LineWriter, LogStream
 
 
@@ -28,6 +30,20 @@ class _Gate(io.StringIO):
         self.entered.set()
         assert self.open.wait(60)
         return super().write(text)
+
+
+class _FullDisk(io.StringIO):
+    """A file that has no room for some attempts."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.left = 3
+        self.number = number
+
+    def flush(self) -> None:
+        self.left -= 1
+        if self.left >= 0:
+            raise OSError(self.number, "no")
 
 
 def _lines(stream: io.StringIO) -> list[dict[str, Any]]:
@@ -143,3 +159,22 @@ def test_a_process_goes_on_whose_log_is_not_read() -> None:
         assert "WARNING pairsync xxx" in process.stderr.read()
         assert process.wait() == 0
         timer.cancel()
+
+
+def test_a_log_goes_on_when_its_disk_has_room_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "RETRY_S", 0.01)
+    stream = _FullDisk(errno.ENOSPC)
+    writer = LineWriter(stream)
+    for number in range(3):
+        writer({"number": number})
+    writer.close()
+    assert [line["number"] for line in _lines(stream)] == [0, 1, 2]
+
+
+def test_a_log_ends_where_nobody_reads_any_more() -> None:
+    stream = _FullDisk(errno.EPIPE)
+    writer = LineWriter(stream)
+    for number in range(3):
+        writer({"number": number})
+    writer.close()
+    assert [line["number"] for line in _lines(stream)] == [0]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import gc
+import resource
 import subprocess
 import sys
 
+import pytest
 import trio
 import trio.testing
 
 from pairsync.core.units import MIB
-from pairsync.node.memory import TRIM_ABOVE_BYTES, resident_bytes, trim_memory
+from pairsync.node.memory import TRIM_ABOVE_BYTES, held, resident_bytes, trim_memory
 
 
 class Process:
@@ -65,24 +67,40 @@ async def test_what_is_in_use_is_left_alone_more_and_more(autojump_clock: trio.t
         nursery.cancel_scope.cancel()
 
 
-async def test_a_look_that_fails_is_left_out(autojump_clock: trio.testing.MockClock) -> None:
+@pytest.mark.parametrize("when", ["before a trim", "after it"])
+async def test_a_look_that_fails_is_left_out(autojump_clock: trio.testing.MockClock, when: str) -> None:
     process = Process()
-    looks = 0
+    failures = 0
 
     def resident() -> int:
-        nonlocal looks
-        looks += 1
-        if looks == 3:
+        nonlocal failures
+        if not failures and (process.trims or (when == "before a trim" and trio.current_time() > began)):
+            failures += 1
             raise OSError(errno.EMFILE, "Too many open files")
         return process.resident()
 
+    began = trio.current_time()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lambda: trim_memory(resident=resident, trim=process.trim))
         await trio.sleep(10)
         process.free = TRIM_ABOVE_BYTES + MIB
         await trio.sleep(10)
         assert process.free == 0
+        assert failures == 1
         nursery.cancel_scope.cancel()
+
+
+def test_a_process_without_descriptors_still_says_what_it_holds() -> None:
+    now = held()
+    assert 0 < now["descriptors"] < 1000
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        without = held()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert without["descriptors"] == 3
+    assert without["resident_bytes"] >= now["resident_bytes"] // 2
 
 
 async def test_the_library_returns_free_pages() -> None:

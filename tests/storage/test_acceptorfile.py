@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import resource
 import shutil
 from pathlib import Path
 from unittest.mock import Mock
@@ -124,3 +125,18 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\xff" * 8192)
     with pytest.raises(MetadataError, match="neither copy of the register memory"):
         AcceptorFile.open(path)
+
+
+def test_a_host_without_descriptors_says_so(tmp_path: Path) -> None:
+    """The file made ahead is open already; only its directory is to be opened."""
+    path = tmp_path / "register"
+    AcceptorFile.create(path, b"first")
+    file = AcceptorFile.open(path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(BackendError, match="fsync of the directory: Too many open files"):
+            file.store(b"second")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    file.close()

@@ -38,7 +38,7 @@ from . import ending
 from .arbitrate import Ballots, arbitration_handlers, open_arbitration
 from .control import Answer, Handler, serve_control
 from .hostfile import HostFile, LinkFile, NbdFile
-from .memory import resident_bytes, trim_memory
+from .memory import held, trim_memory
 from .overlays import overlay_handlers
 from .points import point_handlers
 from .truths import truth_handlers
@@ -180,11 +180,7 @@ def _handlers(guest: Guest, votes: Ballots | None) -> dict[str, Handler]:
 
 def _process_status() -> dict[str, int]:
     """What this process holds: where something leaks, it shows here first."""
-    return {
-        "tasks": trio.lowlevel.current_statistics().tasks_living,
-        "descriptors": len(list(Path("/proc/self/fd").iterdir())),
-        "resident_bytes": resident_bytes(),
-    }
+    return {"tasks": trio.lowlevel.current_statistics().tasks_living, **held()}
 
 
 def _link_of(guest: Guest) -> Any:

@@ -3,16 +3,18 @@
 A terminal that is paused, a script that reads only the first line or a log service that hangs leaves a pipe
 full; a process that writes into it stops, and its guard kills its guest for that.  So a thread of its own
 writes, from a bounded queue, and what finds it full is dropped (and counted in the next line that gets
-through).
+through).  So too where they go to a file whose disk is full: it is written on when there is room again.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
@@ -20,6 +22,11 @@ __all__ = ["LINES_MAX", "LineWriter", "LogStream", "log_to_stderr"]
 
 LINES_MAX = 1000
 """Lines that wait for the reader."""
+
+RETRY_S = 1.0
+"""Between two attempts to write where the disk is full, or fails."""
+
+_NOBODY_READS = frozenset({errno.EPIPE, errno.EBADF})
 
 END_S = 1.0
 """How long the last lines may take when the program ends."""
@@ -60,10 +67,25 @@ class LineWriter:
     def _write(self) -> None:
         while (text := self._queue.get()) is not None:
             try:
-                self._stream.write(text + "\n")
-                self._stream.flush()
+                self._put(text)
             except (OSError, ValueError):
                 return  # nobody reads any more
+
+    def _put(self, text: str) -> None:
+        _done(lambda: self._stream.write(text + "\n"))  # what the stream does not keep of it is lost
+        while not _done(self._stream.flush):
+            time.sleep(RETRY_S)
+
+
+def _done(write: Callable[[], object]) -> bool:
+    """Whether it could be done now; raises where that makes no sense any more."""
+    try:
+        write()
+    except OSError as error:
+        if error.errno in _NOBODY_READS:
+            raise
+        return False
+    return True
 
 
 class LogStream:

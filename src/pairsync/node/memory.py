@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import resource
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -20,9 +21,9 @@ from typing import TypeAlias
 
 import trio
 
-from pairsync.core.units import MIB
+from pairsync.core.units import KIB, MIB
 
-__all__ = ["TRIM_ABOVE_BYTES", "keep_freed_memory", "resident_bytes", "trim_memory"]
+__all__ = ["TRIM_ABOVE_BYTES", "held", "keep_freed_memory", "resident_bytes", "trim_memory"]
 
 TRIM_ABOVE_BYTES = 32 * MIB
 """Trim if so much more is resident than ever after a trim: less is not worth the page faults that follow."""
@@ -35,6 +36,15 @@ LOOK_S_MAX = 60.0
 def resident_bytes() -> int:
     """Resident memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+def held() -> dict[str, int]:
+    """Resident memory and open descriptors; where none is left to look with, the peak and all that may be."""
+    try:
+        return {"resident_bytes": resident_bytes(), "descriptors": len(list(Path("/proc/self/fd").iterdir()))}
+    except OSError:
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
+        return {"resident_bytes": peak_bytes, "descriptors": resource.getrlimit(resource.RLIMIT_NOFILE)[0]}
 
 
 _M_TRIM_THRESHOLD = -1
@@ -73,11 +83,11 @@ async def trim_memory(*, resident: Callable[[], int] = resident_bytes, trim: Tri
         await trio.sleep(wait_s)
         try:
             now = resident()
+            if now > least + TRIM_ABOVE_BYTES:
+                wait_s = min(wait_s * 2, LOOK_S_MAX)
+                await trim()
+                now = resident()
         except OSError:  # no descriptor to look with: that is no reason to end
             continue
-        if now > least + TRIM_ABOVE_BYTES:
-            await trim()
-            now = resident()
-            wait_s = min(wait_s * 2, LOOK_S_MAX)
         if now <= least + TRIM_ABOVE_BYTES:
             least, wait_s = min(least, now), LOOK_S_MIN

@@ -28,7 +28,7 @@ from pairsync.storage.linux import file_identity
 from pairsync.storage.registerfile import LOST_NAME, RegisterFile
 
 from .control import Answer, Handler, serve_control
-from .memory import resident_bytes
+from .memory import held
 from .places import DirectoryLock, make_sockets
 from .registers import Registers
 from .witnessdir import control_path, read_roll, read_witness_file
@@ -163,8 +163,7 @@ class _Keeping:
             "failed": now.failed,
             "batches": self._registers.batches,
             "refusals": dict(now.refusals),
-            "resident_bytes": resident_bytes(),
-            "descriptors": len(list(Path("/proc/self/fd").iterdir())),
+            **held(),
         }
 
     async def _read_roll(self) -> int:

@@ -6,7 +6,7 @@
     0        4 KiB  state, slot 0                            slots
     4 KiB    4 KiB  state, slot 1
 
-A slot's payload is the identity of the file (`linux.file_identity`), 32 bytes, and the state as ``wire``
+A slot's payload is the identity of the file (`linux.identity_of`), 32 bytes, and the state as ``wire``
 encodes it.  Both slots of a file hold the same, and are written once: **each state has a file of its own**,
 which takes the name of the one before.  So a file that was restored from a backup, or copied, has another
 identity than it says, and so has an older state that was put back into the file that is there: what was
@@ -28,7 +28,7 @@ from typing import Final, Self
 from pairsync.core.units import KIB
 from pairsync.errors import BackendError, ConfigError
 
-from .linux import file_identity, same_file
+from .linux import same_file
 from .osfile import OsFile, backend_error
 from .slots import DualSlot
 
@@ -84,7 +84,7 @@ class AcceptorFile:
             slots = _slots(file)
             payload, _ = slots.load()
             slots.settle()
-            identity = file_identity(file.path)
+            identity = file.identity()
         except BaseException:
             file.close()
             raise
@@ -140,7 +140,7 @@ def _blank(target: Path) -> OsFile:
 
 def _fill(file: OsFile, state: bytes) -> None:
     """Make it hold ``state``, durably."""
-    _slots(file).format(file_identity(file.path) + state)
+    _slots(file).format(file.identity() + state)
     file.flush()
 
 

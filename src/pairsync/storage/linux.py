@@ -24,6 +24,7 @@ __all__ = [
     "fallocate",
     "file_identity",
     "file_size_bytes",
+    "identity_of",
     "is_memory_backed",
     "logical_block_bytes",
     "same_file",
@@ -76,20 +77,25 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 
 
 def file_identity(path: str) -> bytes:
-    """32 bytes that name this very file: not its name, not its content, and not a copy of it.
+    """`identity_of` the file of that name; `OSError`."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return identity_of(fd)
+    finally:
+        os.close(fd)
+
+
+def identity_of(fd: int) -> bytes:
+    """32 bytes that name this very file: not its name, not its content, and not a copy of it; `OSError`.
 
     File system (``statvfs``, a number made of its UUID where the kernel does so), inode, time of birth where
     the file system keeps it, and generation of the inode.  A file that was deleted and made again, copied,
     or restored from a backup has another one.  Renaming keeps it, and so does writing into it.  `same_file`
     compares.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        about = os.fstat(fd)
-        parts = (os.fstatvfs(fd).f_fsid & _WORD, about.st_ino, _birth_ns(fd), _inode_generation(fd))
-    finally:
-        os.close(fd)
-    return _IDENTITY.pack(*parts)
+    about = os.fstat(fd)
+    file_system = os.fstatvfs(fd).f_fsid & _WORD
+    return _IDENTITY.pack(file_system, about.st_ino, _birth_ns(fd), _inode_generation(fd))
 
 
 def same_file(written: bytes, found: bytes) -> bool:

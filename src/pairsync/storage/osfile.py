@@ -30,6 +30,7 @@ from .linux import (
     ZERO_RANGE,
     fallocate,
     file_size_bytes,
+    identity_of,
     is_memory_backed,
     logical_block_bytes,
 )
@@ -294,6 +295,10 @@ class OsFile(BlockFile):
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise self._error(f"reserving {self.size_bytes} bytes", error) from error
+
+    def identity(self) -> bytes:
+        """As `linux.identity_of`."""
+        return self._call("looking which file it is", lambda: identity_of(self._fd))
 
     def rename(self, name: Path) -> None:
         """Give the file another name in the same directory, durably; it stays open and locked."""
