@@ -51,12 +51,23 @@ def test_what_is_foreseen_of_whole_pairs_is_what_they_say_of_themselves() -> Non
         (Fault.B_WITNESS, Fault.DISK_A, Fate.MOVES),  # A itself hands over
         (Fault.PAUSE, Fault.HOST_A, Fate.GOES_ON),  # A is back, and a standby
         (Fault.PAUSE, Fault.HOST_B, Fate.MOVES),
+        (Fault.POWER_A, Fault.POWER_B, Fate.STOPS),
+        (Fault.POWER_A, Fault.HOST_B, Fate.STOPS),
+        (Fault.POWER_B, Fault.WITNESS, Fate.GOES_ON),
+        (Fault.DISK_A, Fault.POWER_A, Fate.GOES_ON),
         (Fault.LINK, Fault.PAUSE, Fate.STOPS),
         (Fault.B_WITNESS, Fault.PAUSE, Fate.STOPS),
     ],
 )
 def test_cables_of_the_witness_and_pauses(first: Fault, second: Fault, fate: Fate) -> None:
     assert fates(first, second)[1] is fate
+
+
+def test_without_power_a_host_is_as_gone_as_without_its_process() -> None:
+    for power, host in ((Fault.POWER_A, Fault.HOST_A), (Fault.POWER_B, Fault.HOST_B)):
+        for other in {*Fault} - {power, host}:
+            assert fates(power, other) == fates(host, other)
+            assert fates(other, power) == fates(other, host)
 
 
 def test_a_paused_owner_is_restarted_where_it_had_a_lease() -> None:
@@ -68,8 +79,10 @@ def test_a_paused_owner_is_restarted_where_it_had_a_lease() -> None:
 
 def test_the_table_holds_every_pair_once() -> None:
     cells = all_cells()
-    assert len({cell.name for cell in cells}) == len(cells) == 9 + 9 * 8 + 2 * 7
-    assert len(sample(1, 5)) == 9 + 5
+    assert len({cell.name for cell in cells}) == len(cells) == 11 + 11 * 10 - 4 + 4 * 7
+    assert len(sample(1, 5)) == 11 + 5
+    gone = {Fault.HOST_B, Fault.POWER_B}  # the same host, and gone already
+    assert not any({*cell.faults} == gone for cell in cells)
     assert sample(1, 5) == sample(1, 5) != sample(2, 5)
 
 

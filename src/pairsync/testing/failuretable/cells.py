@@ -25,10 +25,16 @@ __all__ = ["DELAYS_MS", "WHOLE", "Cell", "Fault", "Step", "World", "all_cells", 
 
 
 class Fault(enum.Enum):
-    """What is made to fail."""
+    """What is made to fail.
+
+    A **host** is its process, which is killed: its connections end, and its peer knows at once.  The
+    **power** of a host takes its cables with it: it is silent, and others learn of it only as that lasts.
+    """
 
     HOST_A = "host A"
     HOST_B = "host B"
+    POWER_A = "power of A"
+    POWER_B = "power of B"
     WITNESS = "witness"
     LINK = "link A-B"
     A_WITNESS = "link A-witness"
@@ -39,7 +45,7 @@ class Fault(enum.Enum):
 
 
 DELAYS_MS = (0, 50, 100, 200, 300, 400, 500)
-"""The witness is killed so long after a host was."""
+"""The witness is killed so long after a host was, or lost its power."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,9 @@ class World:
         return "B" if self.active == "A" else "A"
 
 
+_ENDS = {"A": (Fault.HOST_A, Fault.POWER_A), "B": (Fault.HOST_B, Fault.POWER_B)}
+"""What a host is gone after; it cannot be twice."""
+
 WHOLE = World("A", State(in_sync=True, sole=False))
 """Nothing has failed."""
 
@@ -106,8 +115,8 @@ def step(world: World, fault: Fault) -> Step:
             else:
                 then = replace(state, standby_asks=False)
             return Step(None, frozenset({Fate.GOES_ON}), World(active, then))
-        case Fault.HOST_A | Fault.HOST_B:
-            owns = fault is (Fault.HOST_A if active == "A" else Fault.HOST_B)
+        case Fault.HOST_A | Fault.HOST_B | Fault.POWER_A | Fault.POWER_B:
+            owns = fault in _ENDS[active]
             failure = Failure.OWNER if owns else Failure.STANDBY
         case Fault.DISK_A | Fault.DISK_B:
             owns = fault is (Fault.DISK_A if active == "A" else Fault.DISK_B)
@@ -148,10 +157,11 @@ def foreseen(cell: Cell) -> list[Step]:
 def all_cells() -> list[Cell]:
     """The whole table: singles, ordered pairs, and those with the witness killed soon after a host."""
     singles = [Cell((fault,)) for fault in Fault]
-    pairs = [Cell(faults) for faults in permutations(Fault, 2)]
+    pairs = [Cell(faults) for faults in permutations(Fault, 2) if {*faults} not in map(set, _ENDS.values())]
     soon = [
-        Cell((host, Fault.WITNESS), delay_ms)
-        for host in (Fault.HOST_B, Fault.HOST_A)
+        Cell((gone, Fault.WITNESS), delay_ms)
+        for host in ("B", "A")
+        for gone in _ENDS[host]
         for delay_ms in DELAYS_MS
     ]
     return [*singles, *pairs, *soon]

@@ -15,7 +15,7 @@ import trio
 
 from pairsync.core.outlook import Failure, Fate, State, after
 from pairsync.errors import ConfigError, PairsyncError
-from pairsync.node.labfile import HOSTS
+from pairsync.node.labfile import HOSTS, cables_of
 from pairsync.testing.lab import RunningLab
 from pairsync.testing.programs import ProgramError
 
@@ -178,6 +178,12 @@ class Runner:
                 name = names[fault]
                 self._mend.append(lambda: lab.request("start", host=name))
                 await lab.kill(name)
+            case Fault.POWER_A | Fault.POWER_B:
+                name = hosts["A" if fault is Fault.POWER_A else "B"]
+                self._mend.append(lambda: self._switch_on(name))
+                for cable in cables_of(name):  # first: nothing of its end is to reach anybody
+                    await lab.cut(cable)
+                await lab.kill(name)
             case Fault.DISK_A | Fault.DISK_B:
                 name = hosts["A" if fault is Fault.DISK_A else "B"]
                 self._mend.append(lambda: lab.request("disk", host=name, volume="vda", disk="ok"))
@@ -191,6 +197,11 @@ class Runner:
                 cable = self._cables()[fault]
                 self._mend.append(lambda: lab.heal(cable))
                 await lab.cut(cable)
+
+    async def _switch_on(self, name: str) -> None:
+        for cable in cables_of(name):
+            await self._lab.heal(cable)
+        await self._lab.request("start", host=name)
 
     async def _recover(self, result: CellResult) -> None:
         """Mend the last failure first, and wait until the pair is whole and nothing is missing."""
