@@ -14,7 +14,7 @@ import pairsync
 import pairsync.errors
 
 SRC = Path(__file__).resolve().parent.parent / "src"
-MAX_EXPORTS = 30  # DESIGN section 6: what an embedder has to learn
+MAX_EXPORTS = 30  # DESIGN section 5: what an embedder has to learn
 
 MODULES = sorted(
     ".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__")

@@ -17,7 +17,7 @@ def test_memory_export_is_an_export(disk: MemoryExport) -> None:
 
 
 def test_only_what_may_wait_is_async() -> None:
-    """The data plane of cached reads and writes has no task switch in it (DESIGN section 7)."""
+    """The data plane of cached reads and writes has no task switch in it."""
     functions = {name: value for name, value in vars(Export).items() if inspect.isfunction(value)}
     plain = {name for name, value in functions.items() if not inspect.iscoroutinefunction(value)}
     assert {name for name in plain if not name.startswith("_")} == {"meta_contexts", "read_nowait", "submit"}
