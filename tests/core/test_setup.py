@@ -1,4 +1,4 @@
-"""How a volume's machines are put together: what a host says of itself is what its superblock says."""
+"""With which numbers a volume goes on."""
 
 from __future__ import annotations
 
@@ -8,30 +8,11 @@ import pytest
 
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.limits import VolumeOptions
-from pairsync.core.messages import Condition, Generation
-from pairsync.core.setup import VolumeSetup, state_of
+from pairsync.core.messages import Generation
+from pairsync.core.setup import VolumeSetup
 from pairsync.testing.manual import blank_superblock
 
 FIRST, SECOND = Generation(1, 1, 7), Generation(1, 2, 8)
-
-
-def test_a_host_introduces_its_replica_as_it_is_recorded() -> None:
-    block = replace(
-        blank_superblock("vda", 1 << 20),
-        condition=Condition.SYNCING,
-        lineage=(SECOND, FIRST),
-        sync_target=SECOND,
-        map_base=FIRST,
-    )
-    dirty = DirtyMap(256)
-    dirty.mark(3, 7)
-    state = state_of(block, dirty, VolumeOptions(digests=False), reached=7, given=5)
-    assert (state.name, state.size_bytes, state.volume_id) == ("vda", 1 << 20, block.volume_id)
-    assert (state.condition, state.lineage) == (Condition.SYNCING, (SECOND, FIRST))
-    assert (state.sync_target, state.map_base) == (SECOND, FIRST)
-    assert state.dirty_blocks == 4
-    assert not state.proves
-    assert (state.reached, state.given) == (7, 5)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from tests.guest.harness import PAIR_ID, Pair, await_event, in_time
 
+from pairsync.core.assembly import state_of
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.events import TroubleEvent
 from pairsync.core.limits import VolumeOptions
 from pairsync.core.messages import Condition, Generation, Introduce, Role, VolumeState
-from pairsync.core.setup import state_of
 from pairsync.core.superblock import Superblock
 from pairsync.core.truths import Concession, concession
 from pairsync.core.units import BLOCK_BYTES, MIB

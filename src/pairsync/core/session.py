@@ -31,6 +31,7 @@ from dataclasses import replace
 
 from pairsync.errors import ArbitrationError, ProtocolError
 
+from .assembly import make_source, make_target, source_state, target_state
 from .effects import DropSession, Effect, Emit, Send
 from .events import PeerEvent, RefusedEvent
 from .intake import Intake
@@ -65,7 +66,7 @@ from .messages import (
 )
 from .permit import Permit
 from .reports import Reports
-from .setup import VolumeSetup, make_source, make_target, source_state, target_state
+from .setup import VolumeSetup
 from .source import VolumeSource
 from .standing import Phase, Standing
 from .target import VolumeTarget

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from pairsync.errors import ArbitrationError, InternalError, ProtocolError
 
@@ -49,14 +49,12 @@ from .messages import (
 )
 from .points import TargetPoints
 from .questions import DIGEST_BYTES, QUESTIONS_MAX, Examined, node_count
+from .setup import VolumeSetup
 from .standing import SuperblockWriter
 from .superblock import STILL_COUNTS, Superblock
 from .tracker import ops_bytes
 from .trouble import errno_name
 from .units import block_count_of, bounded_runs
-
-if TYPE_CHECKING:
-    from .setup import VolumeSetup
 
 __all__ = [
     "BARRIERS_MAX",

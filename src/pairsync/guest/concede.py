@@ -17,9 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from pairsync.core.assembly import state_of
 from pairsync.core.dirty import DirtyMap
 from pairsync.core.messages import Condition, Introduce, Role, VolumeState
-from pairsync.core.setup import VolumeSetup, state_of
+from pairsync.core.setup import VolumeSetup
 from pairsync.core.superblock import Superblock
 from pairsync.core.truths import Concession, concession, concession_since
 from pairsync.core.units import block_count_of
