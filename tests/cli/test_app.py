@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -161,6 +162,14 @@ def test_statuses_are_those_of_the_process() -> None:
         (["lab", "up", "lab", "--volume", "vda"], "NAME=SIZE"),
         (["lab", "up", "lab", "--volume", "vda=much"], "'much' is not a size"),
         (["lab", "up", "FILE/lab", "--volume", "vda=1M"], "FILE"),
+        (["lab", "up", "lab", "--volume", f"vda={'9' * 5000}"], "is not a size"),
+        (["lab", "up", "FILE", "--volume", "vda=1M"], "FILE: File exists"),
+        (["lab", "up", "ODD", "--volume", "vda=1M"], "ODD/lock: Is a directory"),
+        (["lab", "status", "FILE"], "FILE holds no lab"),
+        (["lab", "status", "ODD"], r"ODD/lab\.json: Is a directory"),
+        (["witness", "serve", "FILE"], r": FILE/witness\.toml: Not a directory$"),
+        (["host", "override", "NOWHERE"], "NOWHERE: No such file"),
+        (["host", "init", "host", "--volume", "vda=1M", "--name", "x" * 51], "no name for a certificate"),
         (["host", "run", "NOWHERE"], "NOWHERE: No such file"),
         (["host", "run", "FILE"], "FILE: "),
         (["host", "status", "NOWHERE"], "NOWHERE: No such file"),
@@ -178,6 +187,8 @@ def test_what_cannot_be_done_is_one_line_and_status_1(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], finding: str
 ) -> None:
     (tmp_path / "FILE").write_text("neither a directory nor a host's file")
+    for name in ("lock", "lab.json"):
+        (tmp_path / "ODD" / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     done = command(*words)
     assert (done.status, done.out) == (1, "")
@@ -195,6 +206,18 @@ def test_several_errors_are_a_line_each(command: Command, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(app_module, "app", fail)
     assert command() == Ended(1, "", "pairsync: one\npairsync: two\n")
+
+
+def test_a_place_that_cannot_be_had_is_named(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise wrong
+
+    monkeypatch.setattr(app_module, "app", fail)
+    wrong = OSError(errno.EACCES, "Permission denied", "host.toml")
+    assert command() == Ended(1, "", "pairsync: host.toml: Permission denied\n")
+    wrong = OSError(errno.EBADF, "Bad file descriptor")
+    with pytest.raises(ExceptionGroup):
+        app_module.run()
 
 
 def test_our_own_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,8 +37,10 @@ def test_fixed_roles_do_not_move(tmp_path: Path) -> None:
 
 
 def test_an_override_is_explained_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert host_override(tmp_path / "host.toml") == 1
+    assert host_override(host(tmp_path)) == 1
     assert "Nothing was changed" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="none: No such file"):
+        host_override(tmp_path / "none")
 
 
 def test_what_was_done_is_said(
@@ -46,16 +48,17 @@ def test_what_was_done_is_said(
 ) -> None:
     asked: list[dict[str, object]] = []
 
-    def ask(file: Path, request: dict[str, object], seconds: float) -> dict[str, object]:
+    def ask(_: Path, request: dict[str, object], *, seconds: float) -> None:
+        assert seconds > 0
         asked.append(request)
-        return {}
 
-    monkeypatch.setattr(register, "_ask", ask)
-    assert host_move(tmp_path, json_=True) == 0
+    monkeypatch.setattr(register, "ask_running", ask)
+    file = host(tmp_path)
+    assert host_move(file, json_=True) == 0
     assert json.loads(capsys.readouterr().out) == {"moved": True}
-    assert host_override(tmp_path, operator="Dr Weber", above_term=7, yes=True) == 0
+    assert host_override(file, operator="Dr Weber", above_term=7, yes=True) == 0
     assert "by the word of Dr Weber" in capsys.readouterr().out
-    assert host_override(tmp_path, operator="me", insist=True, yes=True) == 0
+    assert host_override(file, operator="me", insist=True, yes=True) == 0
     assert asked == [
         {"do": "move"},
         {"do": "override", "operator": "Dr Weber", "above": 7, "insist": False},

@@ -312,6 +312,19 @@ async def test_what_was_read_while_the_lease_ran_out_is_not_told(both: Both) -> 
         assert (bytes(content), reads) == (noise(1), 2)
 
 
+async def test_an_orderly_end_is_not_told_as_another(both: Both, caplog: pytest.LogCaptureFixture) -> None:
+    async with in_time():
+        async with both.whole() as (first, _):
+            await first.write(3)
+            await first.arbitration.end()
+        assert "not closed in order" not in caplog.text
+        async with both.host("a") as first:
+            await until(lambda: first.serves)
+            first.guest.session.sources[0].abandon("its disk fails")
+            await first.arbitration.end()
+        assert caplog.text.count("not closed in order") == 1
+
+
 async def test_an_end_while_it_writes_down_what_it_has_promised_is_no_failure(
     both: Both, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -221,6 +221,9 @@ async def test_what_stands_in_the_way_is_named(tmp_path: Path) -> None:
     missing = await failure_of(replace(host, link=replace(link, peer_certificate=tmp_path / "none.pem")))
     assert isinstance(missing, ConfigError)
     assert "none.pem" in str(missing)
+    (tmp_path / "damaged.pem").write_text("no certificate")
+    damaged = await failure_of(replace(host, link=replace(link, peer_certificate=tmp_path / "damaged.pem")))
+    assert str(damaged) == f"{tmp_path}/damaged.pem: not a PEM certificate"
     exposed = await failure_of(replace(host, nbd=NbdFile(listen=("0.0.0.0", 0))))
     assert isinstance(exposed, ConfigError)
     assert "TLS" in str(exposed)

@@ -210,7 +210,14 @@ def test_a_failover_time_that_no_host_takes_is_refused_before_it_is_written_down
 def test_a_new_lab_needs_volumes(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least one --volume"):
         open_lab_file(tmp_path, {}, None, single=False)
-    with pytest.raises(ConfigError, match="holds no lab"):
+
+
+def test_what_is_no_lab_is_named(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "none", Path(__file__)):
+        with pytest.raises(ConfigError, match="holds no lab"):
+            LabFile.load(place)
+    (tmp_path / "lab.json").mkdir()
+    with pytest.raises(ConfigError, match=r"lab\.json: Is a directory"):
         LabFile.load(tmp_path)
 
 

@@ -76,8 +76,8 @@ def test_mistakes_are_named(place: Path, certificates: list[Path], tmp_path: Pat
         ("0011", certificates, "no pair id"),
         (PAIR_ID, certificates[:1], "give --host twice"),
         (PAIR_ID, [certificates[0]] * 2, "are the same"),
-        (PAIR_ID, [certificates[0], nonsense], "not a PEM certificate"),
-        (PAIR_ID, [certificates[0], both], "expected one certificate"),
+        (PAIR_ID, [certificates[0], nonsense], "nonsense.crt: not a PEM certificate"),
+        (PAIR_ID, [certificates[0], both], "both.crt: expected one certificate"),
         (PAIR_ID, [certificates[0], huge], "huge.crt: larger than"),
         (PAIR_ID, [certificates[0], tmp_path / "none"], "none: No such file"),
     ):

@@ -76,6 +76,12 @@ def _plain_errors() -> Iterator[None]:
     except* BrokenPipeError:  # whoever read what is printed has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = status or 141
+    except* OSError as group:  # of a place that a person named, or that is not theirs
+        for error in _leaves(group):
+            if error.filename is None:
+                raise
+            print(f"pairsync: {os.fsdecode(error.filename)}: {error.strerror}", file=sys.stderr)
+        status = 1
     if status:
         raise SystemExit(status)
 

@@ -179,9 +179,10 @@ def host_scrub(
 ) -> int:
     """Have both hosts read everything and compare it with their digests, and with each other's.
 
-    To be called on the active host. Runs beside the guest, which comes first. What is wrong is told with its
-    place and whose it is: here, peer, both, or different (each is what its own digest says). Exit status 0 if
-    nothing is wrong, or everything was mended.
+    To be called on the active host. Runs beside the guest, which comes first, and waits while the other
+    host is not in sync. What is wrong is told with its place and whose it is: here, peer, both, or
+    different (each is what its own digest says). Exit status 0 if nothing is wrong, or everything was
+    mended.
 
     Parameters
     ----------

@@ -102,10 +102,7 @@ def up(
     from pairsync.node.places import DirectoryLock
 
     volumes = parse_volumes(volume or [])
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{directory}: {error.strerror}") from error
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     with DirectoryLock(directory):
         what = open_lab_file(
             directory,
@@ -303,9 +300,10 @@ def scrub(
 ) -> int:
     """Have both hosts read everything and compare it with their digests, and with each other's.
 
-    Runs beside the guest, which comes first. What is wrong is told with its place and the host that is wrong:
-    here (the active one), peer (the standby), both, or different (each is what its own digest says). Exit
-    status 0 if nothing is wrong, or everything was mended.
+    Runs beside the guest, which comes first, and waits while the other host is not in sync. What is wrong
+    is told with its place and the host that is wrong: here (the active one), peer (the standby), both, or
+    different (each is what its own digest says). Exit status 0 if nothing is wrong, or everything was
+    mended.
     """
     from pairsync.node.labfile import LabFile
 

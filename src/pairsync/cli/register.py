@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import getpass
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -22,13 +21,12 @@ MOVE_S = 60.0
 ASK_S = 10.0
 
 
-def _ask(file: Path, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+def _check(file: Path) -> None:
+    """`ConfigError` if there is no such host, or nobody can say who owns its guest."""
     from pairsync.node.hostfile import read_host_file
 
     if read_host_file(file).register is None:
         raise ConfigError(f"{file}: the roles of this host are fixed (no [register])")
-    _, answer = ask_running(file, request, seconds=seconds)
-    return answer
 
 
 def host_move(
@@ -46,7 +44,8 @@ def host_move(
     file
         The host's file.
     """
-    _ask(file, {"do": "move"}, MOVE_S)
+    _check(file)
+    ask_running(file, {"do": "move"}, seconds=MOVE_S)
     print(json.dumps({"moved": True}) if json_ else "the other host owns the guest now")
     return 0
 
@@ -81,11 +80,13 @@ def host_override(
     file
         The host's file; the host must be running.
     """
+    _check(file)
     if not yes:
         print("Nothing was changed. Be sure that the guest does not run on the other host;")
         print("then: the same command with --yes")
         return 1
     name = operator or getpass.getuser()
-    _ask(file, {"do": "override", "operator": name, "above": above_term, "insist": insist}, ASK_S)
+    request = {"do": "override", "operator": name, "above": above_term, "insist": insist}
+    ask_running(file, request, seconds=ASK_S)
     print(json.dumps({"operator": name}) if json_ else f"this host owns the guest now, by the word of {name}")
     return 0

@@ -16,7 +16,7 @@ __all__ = ["LabDirectory", "checked_timeout", "parse_places", "parse_size", "par
 LabDirectory = Annotated[Path, Parameter(help="The lab's directory, as `lab up` was given it.")]
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SIZE_BYTES_MAX = 1 << 62
 """More than a file offset can say is a mistake in typing."""

@@ -129,7 +129,8 @@ class Session(Reports):
         self._arbitrated = arbitrated
         self._permit = Permit(self._out, alone=not arbitrated)
         self._given = [setup.given for setup in volumes]
-        self._abandoned = False  # the guest does not run here any more
+        self.abandoned = False
+        """The guest does not run here any more: see `abandon`."""
         windows: list[Window] = []  # of all volumes, whose messages share the stream
         intake = Intake()  # of all volumes, which share this host's memory
         for index, setup in enumerate(volumes):
@@ -392,7 +393,7 @@ class Session(Reports):
 
     def permitted(self, now_ns: int, *, alone: bool) -> None:
         """The grant register: may this host acknowledge without its peer (see `core.permit`)?"""
-        if self._abandoned:
+        if self.abandoned:
             return  # whoever takes the guest up again, here too, does so with another session machine
         self._permit.give(alone=alone)
         if alone:
@@ -402,7 +403,7 @@ class Session(Reports):
     def abandon(self, reason: str) -> None:
         """The guest does not run here any more: nothing is served, whatever was asked for ends with EIO."""
         self._permit.give(alone=False)  # no generation is opened any more: the next owner's is the next
-        self._abandoned = True
+        self.abandoned = True
         for source in self.sources:
             source.abandon(reason)
 

@@ -69,8 +69,10 @@ async def meet(guest: Guest, arbiter: Arbiter) -> None:
 async def finish(guest: Guest, within_s: float = CLOSE_S) -> bool:
     """Let what was taken end, flush, and write the exact dirty map; nothing new is taken any more.
 
-    Whether that was done in time.
+    Whether that was done in time.  A guest that was halted has nothing to end any more.
     """
+    if guest.session.abandoned:
+        return True
     now_ns = guest.now_ns()
     sources = guest.session.sources
     for volume in guest.volumes.values():

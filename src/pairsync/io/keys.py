@@ -38,6 +38,7 @@ __all__ = [
     "load_identity",
     "make_identity",
     "open_identity",
+    "read_certificate",
     "save_identity",
 ]
 
@@ -107,10 +108,23 @@ def certificate_der(certificate_pem: bytes) -> bytes:
     try:
         found = x509.load_pem_x509_certificates(certificate_pem)
     except ValueError as error:
-        raise ConfigError(f"not a PEM certificate: {error}") from error
+        raise ConfigError("not a PEM certificate") from error
     if len(found) != 1:
         raise ConfigError(f"expected one certificate, found {len(found)}")
     return found[0].public_bytes(serialization.Encoding.DER)
+
+
+def read_certificate(path: Path) -> bytes:
+    """The one certificate (PEM) in a file; `ConfigError` or `BackendError` that names the file."""
+    try:
+        pem = _read(path, private=False)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    try:
+        certificate_der(pem)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return pem
 
 
 def fingerprint_of(certificate_pem: bytes) -> bytes:
@@ -140,7 +154,7 @@ def load_identity(directory: Path) -> HostIdentity:
     except FileNotFoundError as error:
         raise ConfigError(f"no identity in {directory}: {error.filename} is missing") from error
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"the key in {directory} is damaged: {error}") from error
+        raise ConfigError(f"the key in {directory} is damaged") from error
     fingerprint = fingerprint_of(certificate_pem)
     certificate = x509.load_pem_x509_certificate(certificate_pem)
     spki = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
@@ -167,7 +181,7 @@ def _read(path: Path, *, private: bool) -> bytes:
             raise ConfigError(f"{path} may be read by others (mode {mode & 0o777:04o}); it must be 0600")
         content = file.read(CERTIFICATE_BYTES_MAX + 1)
     if len(content) > CERTIFICATE_BYTES_MAX:
-        raise ConfigError(f"{path} is larger than {CERTIFICATE_BYTES_MAX} bytes")
+        raise ConfigError(f"{path}: larger than {CERTIFICATE_BYTES_MAX} bytes, what is no certificate")
     return content
 
 

@@ -31,7 +31,7 @@ from pairsync.guest.guest import Guest
 from pairsync.io.config import LinkConfig
 from pairsync.io.etcd import EtcdConfig, etcd_tls, open_etcd
 from pairsync.io.gate import Gate
-from pairsync.io.keys import fingerprint_of
+from pairsync.io.keys import fingerprint_of, read_certificate
 from pairsync.io.witness import WitnessConfig, open_witness
 from pairsync.io.witnessstore import WitnessStore
 from pairsync.storage.acceptorfile import AcceptorFile
@@ -312,13 +312,9 @@ class _Cable:
 def _witness(witness: WitnessFile, link: LinkConfig) -> WitnessConfig:
     if witness.address is None or witness.certificate is None:
         raise ConfigError(f"witness {witness.name}: no address")
-    try:
-        certificate = witness.certificate.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"witness {witness.name}: {witness.certificate}: {error.strerror}") from error
     return WitnessConfig(
         address=witness.address,
-        certificate_pem=certificate,
+        certificate_pem=read_certificate(witness.certificate),
         identity=link.identity,
         pair_id=link.pair_id,
     )

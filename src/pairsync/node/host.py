@@ -27,7 +27,7 @@ from pairsync.guest.door import Door
 from pairsync.guest.guest import Guest, open_guest
 from pairsync.guest.replica import open_replica
 from pairsync.io.config import LinkConfig, LinkTimings
-from pairsync.io.keys import host_subject, open_identity
+from pairsync.io.keys import host_subject, open_identity, read_certificate
 from pairsync.io.network import describe_address
 from pairsync.nbd.export import Export
 from pairsync.nbd.listen import NbdListener, open_tcp_listeners, open_unix_listener
@@ -64,17 +64,13 @@ def status_of(guest: Guest) -> dict[str, Any]:
 
 
 def _link_config(host: HostFile, link: LinkFile) -> LinkConfig:
-    try:
-        peer = link.peer_certificate.read_bytes()
-    except FileNotFoundError as error:
+    if not link.peer_certificate.exists():
         raise ConfigError(
             f"{link.peer_certificate} is missing: copy identity/host.crt of the other host there"
-        ) from error
-    except OSError as error:
-        raise ConfigError(f"{link.peer_certificate}: {error.strerror}") from error
+        )
     return LinkConfig(
         identity=open_identity(host.identity, host_subject(host.name)),
-        peer_certificate_pem=peer,
+        peer_certificate_pem=read_certificate(link.peer_certificate),
         pair_id=host.pair_id,
         listen=link.listen,
         paths=link.paths,

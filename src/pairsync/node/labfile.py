@@ -135,8 +135,10 @@ class LabFile:
         path = directory / "lab.json"
         try:
             return cls(**json.loads(path.read_text()))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise ConfigError(f"{directory} holds no lab (no lab.json)") from error
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror}") from error
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{path} is damaged: {error}") from error
 

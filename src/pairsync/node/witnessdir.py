@@ -22,7 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pairsync.errors import BackendError, ConfigError
-from pairsync.io.keys import CERTIFICATE_BYTES_MAX, certificate_der, fingerprint_of, open_identity
+from pairsync.io.keys import (
+    CERTIFICATE_BYTES_MAX,
+    certificate_der,
+    fingerprint_of,
+    open_identity,
+    read_certificate,
+)
 from pairsync.io.network import Address, describe_address
 from pairsync.io.witnessserver import Roll
 
@@ -121,7 +127,9 @@ def read_witness_file(directory: Path) -> WitnessFile:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"no witness in {directory}: make one with pairsync witness init") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{file}: {error}") from error
     table = content.pop("witness", None)
     if content or not isinstance(table, dict) or set(table) != {"listen"}:
@@ -209,7 +217,7 @@ def add_pair(
         raise ConfigError(f"pair {path.stem} is served already; to give it other certificates say --replace")
     if not path.exists() and len(_pair_files(directory)) >= PAIRS_MAX:
         raise ConfigError(f"{directory}: {PAIRS_MAX} pairs are served, one witness serves no more")
-    pems = [_read(each, CERTIFICATE_BYTES_MAX) for each in certificates]
+    pems = [read_certificate(each) for each in certificates]
     fingerprints = tuple(fingerprint_of(pem).hex() for pem in pems)
     if len(set(fingerprints)) != HOSTS:
         raise ConfigError("both certificates are the same: give that of each host")
