@@ -16,7 +16,7 @@ import pytest
 from pairsync.errors import BackendError, BusyError, ClosedError
 from pairsync.storage import osfile
 from pairsync.storage.linux import IOVECS_MAX
-from pairsync.storage.osfile import OsFile
+from pairsync.storage.osfile import OsFile, whole_file
 
 MakeOsFile = Callable[..., OsFile]
 
@@ -272,3 +272,25 @@ def test_allocation_is_bounded(os_file: MakeOsFile, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "lseek", lambda fd, offset, whence: offset + (whence == os.SEEK_HOLE) * 10)
     runs = file.allocation(0, 100)
     assert runs == [(10, False)] * 3
+
+
+def test_a_whole_file_is_there_with_all_its_content_or_not_at_all(tmp_path: Path) -> None:
+    path, aside = tmp_path / "file", tmp_path / "file.part"
+    aside.write_bytes(b"what was left" * 100)
+
+    def make(*, fails: bool) -> None:
+        with whole_file(path, ".part") as file:
+            assert file.size_bytes == 0
+            with pytest.raises(BusyError):
+                OsFile(aside)
+            file.resize(4)
+            if fails:
+                raise BackendError("full", errno.ENOSPC)
+
+    with pytest.raises(BackendError):
+        make(fails=True)
+    assert list(tmp_path.iterdir()) == []
+    path.write_bytes(b"the one before")
+    make(fails=False)
+    assert path.read_bytes() == bytes(4)
+    assert list(tmp_path.iterdir()) == [path]

@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +40,7 @@ from .digestheader import HeaderKeeper
 from .digeststate import TableState
 from .digesttable import DigestTable
 from .digestwalk import Examined
-from .osfile import OsFile, backend_error, sync_directory
+from .osfile import OsFile, backend_error, sync_directory, whole_file
 from .slots import DualSlot
 
 __all__ = [
@@ -93,19 +92,9 @@ def create_digests(path: str | os.PathLike[str], *, volume_id: bytes, size_bytes
 
     `BusyError` if it is being made or in use, else `BackendError`.
     """
-    final = Path(path).absolute()
-    file = OsFile(final.with_name(final.name + ".new"), create=True)
-    try:
-        file.resize(0)  # what a creation that was cut short has left
+    with whole_file(Path(path).absolute()) as file:
         file.resize(digests_bytes(size_bytes))
         format_digests(file, volume_id=volume_id, size_bytes=size_bytes, blank=blank)
-        file.rename(final)
-    except BaseException:
-        with suppress(OSError):
-            Path(file.path).unlink()
-        raise
-    finally:
-        file.close()
 
 
 def discard_digests(path: str | os.PathLike[str]) -> None:

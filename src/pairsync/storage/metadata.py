@@ -34,7 +34,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -49,7 +48,7 @@ from pairsync.errors import BackendError, ConfigError, InternalError, MetadataEr
 from .bitmap import Bitmap, BitmapPage, bitmap_area_bytes
 from .blockfile import BlockFile, OpenFile, enlarge_file
 from .journal import SEGMENT_COUNT, Journal
-from .osfile import OsFile
+from .osfile import OsFile, whole_file
 from .slots import DualSlot
 from .superblock import Layout, decode_superblock, encode_superblock
 
@@ -338,18 +337,9 @@ def create_metadata(
     `ConfigError` if it exists, `BusyError` if it is being made, `BackendError` (ENOSPC, ...) otherwise.
     """
     final = Path(path).absolute()
-    file = OsFile(final.with_name(final.name + ".new"), create=True)
-    try:
+    with whole_file(final) as file:
         if final.exists():
-            raise ConfigError(f"{final}: exists already; nothing was changed")  # noqa: TRY301
-        file.resize(0)  # what a creation that was cut short has left
+            raise ConfigError(f"{final}: exists already; nothing was changed")
         file.resize(metadata_bytes(superblock.size_bytes, segment_bytes))
         file.reserve()
         format_metadata(file, superblock, segment_bytes=segment_bytes)
-        file.rename(final)
-    except BaseException:
-        with suppress(OSError):
-            Path(file.path).unlink()
-        raise
-    finally:
-        file.close()

@@ -14,7 +14,8 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,7 +36,7 @@ from .linux import (
     logical_block_bytes,
 )
 
-__all__ = ["OsFile", "backend_error", "sync_directory"]
+__all__ = ["OsFile", "backend_error", "sync_directory", "whole_file"]
 
 ZERO_PIECE_BYTES = MIB
 """Zeroes written in one call where nothing cheaper zeroes a range: large enough to cost little, small
@@ -355,3 +356,23 @@ def _open(path: str, *, create: bool) -> int:
         if error.errno == errno.EBUSY:
             raise BusyError(f"{path}: the device is in use, perhaps mounted") from error
         raise backend_error(f"{path}: open", error) from error
+
+
+@contextmanager
+def whole_file(path: Path, suffix: str = ".new") -> Iterator[OsFile]:
+    """A file that has that name, durably, once the block has ended, and is not there if it raises.
+
+    It is made beside that name, where one that an earlier attempt has left is emptied first; what has to be
+    durable of its content the block flushes.  `BusyError` if somebody else makes it, else `BackendError`.
+    """
+    file = OsFile(path.with_name(path.name + suffix), create=True)
+    try:
+        file.resize(0)
+        yield file
+        file.rename(path)
+    except BaseException:
+        with suppress(OSError):
+            Path(file.path).unlink()
+        raise
+    finally:
+        file.close()

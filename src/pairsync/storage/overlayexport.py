@@ -7,7 +7,6 @@ all.  What reads as zero is left out as far as it is found cheaply: holes, and w
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +16,7 @@ from pairsync.errors import ConfigError, MetadataError, MismatchError
 
 from .device import Device
 from .directory import OsDirectory
-from .osfile import OsFile
+from .osfile import OsFile, whole_file
 from .overlayfile import OverlayState
 from .overlaylog import Damage, OverlayLog, open_log, write_ops
 
@@ -47,9 +46,7 @@ def write_image(
     final = path.absolute()
     if final.exists():
         raise ConfigError(f"{final}: exists already; nothing was changed")
-    file = OsFile(final.with_name(final.name + UNFINISHED_SUFFIX), create=True)
-    try:
-        file.resize(0)  # what an export that was cut short has left
+    with whole_file(final, UNFINISHED_SUFFIX) as file:
         file.resize(device.size_bytes)
         base_bytes = 0 if only else device.size_bytes
         total_bytes = base_bytes + log.stop
@@ -69,15 +66,8 @@ def write_image(
                     file.zero(op.offset, op.length, keep_space=False)
             progress(base_bytes + record.stop, total_bytes)
         if damage and not salvage:
-            raise MetadataError(damage[0].what)  # noqa: TRY301
+            raise MetadataError(damage[0].what)
         file.flush()
-        file.rename(final)
-    except BaseException:
-        with suppress(OSError):
-            Path(file.path).unlink()
-        raise
-    finally:
-        file.close()
     return damage
 
 
