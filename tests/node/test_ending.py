@@ -1,16 +1,14 @@
-"""How a process ends: by a signal, with its parent, and with every error that was in a group."""
+"""How a process ends: by a signal, and with its parent."""
 
 from __future__ import annotations
 
 import os
 import signal
-from typing import Any
 
 import pytest
 import trio
 
-from pairsync.errors import ConfigError, PairsyncError, PeerLost
-from pairsync.node.ending import await_signal, follow_stdin, leaves
+from pairsync.node.ending import await_signal, follow_stdin
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -33,10 +31,3 @@ async def test_a_parent_that_is_gone_ends_it(monkeypatch: pytest.MonkeyPatch) ->
                 await trio.testing.wait_all_tasks_blocked()
                 os.close(theirs)
                 await trio.sleep_forever()
-
-
-def test_every_error_of_a_group_is_found() -> None:
-    one, two = ConfigError("one"), PeerLost("two")
-    inner: Any = ExceptionGroup("some", [two])
-    group: ExceptionGroup[PairsyncError] = ExceptionGroup("all", [one, inner])
-    assert list(leaves(group)) == [one, two]

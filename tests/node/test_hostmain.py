@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import json
 import resource
@@ -15,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from pairsync.core.units import MIB
-from pairsync.errors import BackendError
 from pairsync.guest.replica import create_replica
 from pairsync.node.hostmain import GC_YOUNG_OBJECTS, main, run_host_file
 
@@ -111,19 +109,6 @@ def test_what_is_wrong_is_one_line(
     assert len(said) == 1
     assert said[0].startswith("pairsync: ")
     assert "has 5 bytes" in said[0]
-
-
-def test_what_is_wrong_is_told_beside_a_bug_too(
-    file: Path, capsys: pytest.CaptureFixture[str], same_collector: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def run_host(*_: object, **__: object) -> None:
-        raise ExceptionGroup("both", [BackendError("the disk is gone", errno.EIO), ValueError("a bug")])
-
-    monkeypatch.setattr("pairsync.node.hostmain.run_host", run_host)
-    with pytest.raises(ExceptionGroup) as caught:
-        run_host_file(file)
-    assert [str(error) for error in caught.value.exceptions] == ["a bug"]
-    assert "pairsync: the disk is gone" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [[], ["one", "two"], ["--cut"], ["one", "--unknown"]])

@@ -1,16 +1,13 @@
-"""How a process of ours ends: signals, a parent that is gone, and what it says of what went wrong."""
+"""What ends a process of ours in order: a signal, or that its parent is gone."""
 
 from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
 
 import trio
 
-from pairsync.errors import PairsyncError
-
-__all__ = ["await_signal", "follow_stdin", "leaves"]
+__all__ = ["await_signal", "follow_stdin"]
 
 STDIN_BYTES = 4096
 """Nobody writes there; whatever comes is dropped."""
@@ -33,12 +30,3 @@ async def follow_stdin(scope: trio.CancelScope) -> None:
     while await stream.receive_some(STDIN_BYTES):
         pass
     scope.cancel()
-
-
-def leaves(group: BaseExceptionGroup[PairsyncError]) -> Iterator[PairsyncError]:
-    """The errors in an exception group, in order."""
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from leaves(error)
-        else:
-            yield error

@@ -14,16 +14,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from pairsync.core.witness import WitnessKey
-from pairsync.errors import BackendError, ConfigError, PairsyncError, PeerError
+from pairsync.errors import BackendError, ConfigError, PeerError
 from pairsync.io.etcd import EtcdConfig, open_etcd
 
-from .ending import await_signal, follow_stdin, leaves
+from .ending import await_signal, follow_stdin
 from .lines import LineWriter
+from .process import run_process
 
 __all__ = ["etcd_endpoint", "main"]
 
@@ -104,21 +106,7 @@ def main() -> int:
         return 2
     directory, peer = Path(words[0]), etcd_endpoint(f"127.0.0.1:{words[1]}")
     clients = [etcd_endpoint(word) for word in words[2:]]
-    lines = LineWriter()
-    failures: list[PairsyncError] = []
-
-    async def serve() -> None:
-        await _serve(directory, clients, peer, lines, follow=FLAG in sys.argv[1:])
-
-    try:
-        trio.run(serve)
-    except* PairsyncError as group:
-        failures = list(leaves(group))
-    finally:
-        lines.close()
-        for error in failures:
-            sys.stderr.write(f"pairsync: {error}\n")
-    return 1 if failures else 0
+    return run_process(partial(_serve, directory, clients, peer, follow=FLAG in sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -10,22 +10,17 @@ from __future__ import annotations
 
 import gc
 import sys
-from functools import partial
 from pathlib import Path
 
-import trio
-
-from pairsync.errors import PairsyncError
 from pairsync.guest.disks import Opener
 from pairsync.guest.replica import open_replica
 from pairsync.polling import BusyPolling
 
-from .descriptors import raise_descriptor_limit
-from .ending import leaves
 from .host import More, no_more, run_host
 from .hostfile import read_host_file
-from .lines import LineWriter, log_to_stderr
+from .lines import LineWriter
 from .memory import keep_freed_memory
+from .process import run_process
 
 __all__ = ["FLAGS", "main", "run_host_file"]
 
@@ -44,23 +39,14 @@ def run_host_file(
     more: More = no_more,
 ) -> int:
     """Run the host of a file until a signal; the exit status.  For the options see `run_host`."""
-    log = log_to_stderr()
-    raise_descriptor_limit()
     _calm_collector()
     keep_freed_memory()
-    lines = LineWriter()
-    failures: list[PairsyncError] = []
-    try:
-        host = partial(run_host, read_host_file(path), lines, follow_stdin=follow_stdin, cut=cut)
-        trio.run(partial(host, opener=opener, more=more), instruments=[BusyPolling()])
-    except* PairsyncError as group:  # what else is in it goes on as a traceback
-        failures = list(leaves(group))
-    finally:
-        lines.close()
-        log.close()
-        for error in failures:
-            sys.stderr.write(f"pairsync: {error}\n")
-    return 1 if failures else 0
+
+    async def serve(lines: LineWriter) -> None:
+        host = read_host_file(path)
+        await run_host(host, lines, follow_stdin=follow_stdin, cut=cut, opener=opener, more=more)
+
+    return run_process(serve, [BusyPolling()])
 
 
 def _calm_collector() -> None:

@@ -15,13 +15,12 @@ from pathlib import Path
 
 import trio
 
-from pairsync.errors import PairsyncError
 from pairsync.io.network import Address
 
-from .descriptors import raise_descriptor_limit
-from .ending import await_signal, follow_stdin, leaves
-from .lines import LineWriter, log_to_stderr
+from .ending import await_signal, follow_stdin
+from .lines import LineWriter
 from .memory import trim_memory
+from .process import run_process
 from .witness import serve_witness
 
 __all__ = ["main", "run_witness"]
@@ -31,12 +30,8 @@ FLAG = "--follow-stdin"
 
 def run_witness(directory: Path, *, listen: Sequence[Address] | None = None, follow: bool = False) -> int:
     """Run the witness of a directory until a signal; the exit status.  ``follow``: or until stdin ends."""
-    log = log_to_stderr()
-    raise_descriptor_limit()
-    lines = LineWriter()
-    failures: list[PairsyncError] = []
 
-    async def serve() -> None:
+    async def serve(lines: LineWriter) -> None:
         async with trio.open_nursery() as nursery:
             if follow:
                 nursery.start_soon(follow_stdin, nursery.cancel_scope)
@@ -44,16 +39,7 @@ def run_witness(directory: Path, *, listen: Sequence[Address] | None = None, fol
             nursery.start_soon(trim_memory)
             lines(await nursery.start(partial(serve_witness, directory, listen=listen)))
 
-    try:
-        trio.run(serve)
-    except* PairsyncError as group:  # what else is in it goes on as a traceback
-        failures = list(leaves(group))
-    finally:
-        lines.close()
-        log.close()
-        for error in failures:
-            sys.stderr.write(f"pairsync: {error}\n")
-    return 1 if failures else 0
+    return run_process(serve)
 
 
 def main() -> int:
