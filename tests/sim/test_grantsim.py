@@ -31,6 +31,7 @@ FAILED_BEFORE = (
     300048,
     300504,
     1013419,
+    2002598,
 )
 """Beyond CI's.  In these the core was wrong, or its shell, which the simulator does alike:
 
@@ -55,7 +56,8 @@ know of them;
 287075: disks were put back of volumes without digests, where nobody can tell;
 296907: a guest that moved while its disk hung left it in sync, which the host does not;
 300048: an owner whose disk was put back was to have met a standby that died meanwhile, and was just back;
-300504: a host that was to serve, and whose disk hung, was to have given way before a deadline had passed.
+300504: a host that was to serve, and whose disk hung, was to have given way before a deadline had passed;
+2002598: a host went on from old disks, wrote nothing, and gave way: what it held was owed by the other one.
 """
 
 

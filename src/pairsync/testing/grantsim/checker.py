@@ -154,8 +154,10 @@ class GrantChecker:
         elif grant is not None and self._was_unseen(host, grant):
             world.coverage.reach("rolled-back-unseen")  # a person has to pick a side when they meet
             world.overridden = True
-            world.guest.overruled(grant.fork, host.content())
+            world.guest.forgotten(grant.fork, host.content())
         elif world.guest.counts(host):
+            if moves:
+                world.guest.remembered()
             self._owes(host, "lost-write")
             if world.guest.lags and moves:
                 world.guest.goes_on_from(host.content())

@@ -83,6 +83,8 @@ class Clients:
         self._truth: bytes | None = None  # the chain that a person has chosen; None: there is one only
         self.lags = any(options.level != "sync" for options in world.profile.options)
         self._told: list[tuple[_Request, int]] = []  # acknowledged writes of such volumes, and when
+        # What was owed before a host went on from old disks, and how much had been acknowledged then.
+        self._before: tuple[Floors, Registers, int] | None = None
         self.acknowledged_ns = 0  # when something was last
         self.completed = 0
         self.acknowledged = 0
@@ -125,6 +127,20 @@ class Clients:
         """A person has made a host the owner: what it holds is the truth, and nothing else."""
         self._truth = fork
         self._begin_from(content)
+
+    def forgotten(self, fork: bytes, content: Sequence[int]) -> None:
+        """A host goes on from old disks, and nobody is there to tell: what they hold is the truth for now."""
+        if self._before is None or self.acknowledged > self._before[-1]:
+            self._before = self.floors, self.registers, self.acknowledged
+        self.overruled(fork, content)
+
+    def remembered(self) -> None:
+        """The other host takes over: all is owed again, unless something was acknowledged meanwhile."""
+        if self._before is not None and self.acknowledged == self._before[-1]:
+            self._world.coverage.reach("rolled-back-undone")
+            self._end_all(list(self._requests.values()), forget=True)
+            self.floors, self.registers, _ = self._before
+        self._before = None
 
     # ------------------------------------------------------------------ level async
 
