@@ -90,7 +90,7 @@ types: install ## mypy, strict
 sim: install ## SEEDS=N: that many seeds of a simulator; SIMULATOR=sim, grantsim or shellsim
 	@$(BIN)/python -m pairsync.testing.$(SIMULATOR) --seeds $(SEEDS)
 
-failure-table: install ## every failure and every two in turn, with real processes: minutes; FAILOVER=S
+failure-table: install ## every failure and every two in turn, with real processes, as root with real cables; FAILOVER=S
 	@$(BIN)/python -m pairsync.testing.failuretable --failover $(FAILOVER)
 
 fuzz: install ## SECONDS=N: coverage-guided fuzzing of every decoder, that long each
