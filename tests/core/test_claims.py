@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from pairsync.core.acceptor import AcceptorState
 from pairsync.core.arbiter import Arbiter
@@ -109,6 +111,46 @@ def test_what_stands_against_a_replica(block: Superblock, claim: Claim, why: str
         found = obstacle(session_of(Role.STANDBY, *blocks), claim)
         assert why in found
         assert bool(found) is bool(why)
+
+
+volumes = st.lists(
+    st.builds(
+        lambda state, outdated: replace(state, outdated=outdated),
+        st.sampled_from(
+            [
+                blank_superblock("vda", 1 << 20),
+                WHOLE,
+                replace(WHOLE, term=2),
+                replace(WHOLE, condition=Condition.SYNCING, sync_target=NEWEST),
+            ]
+        ),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@given(volumes, st.sampled_from([None, FIRST, BOTH, ALONE, FORCED]), st.sampled_from([A1, B1]))
+@example([WHOLE, OUTDATED], ALONE, A1)
+def test_a_host_serves_what_is_whole_and_proven_and_not_known_to_be_old(
+    blocks: list[Superblock], grant: Grant | None, host: VoterId
+) -> None:
+    """As the rules say it of a host that is down, one name each; a person need not be heard for less."""
+    arbiter = arbiter_of(host, grant)
+    session = session_of(Role.STANDBY, *blocks)
+    owns = grant is not None and grant.owner == host.name
+    by_a_person = owns and grant is not None and bool(grant.override)
+    new = grant is None or grant == FIRST
+    known_old = any(block.outdated for block in blocks) and not by_a_person
+    halves = [block for block in blocks if block.condition is Condition.SYNCING]
+    empty = [block for block in blocks if block.condition is Condition.BLANK and not new]
+    under = 0 if grant is None or owns else grant.term
+    unproven = [block for block in blocks if block.term < under]
+    assert bool(obstacle(session, claim_of(arbiter))) == bool(known_old or halves or empty or unproven)
+    assert is_outdated(arbiter, session) == known_old
+    if obstacle(session, INSISTED):  # nobody can insist on what no replica is
+        assert halves or any(block.condition is Condition.BLANK for block in blocks)
 
 
 @pytest.mark.parametrize("grant", [BOTH, ALONE])
