@@ -36,6 +36,13 @@ def test_host_init_says_what_to_do_next(tmp_path: Path, command: Command) -> Non
     assert re.search(r"Put the other host's address into .*host\.toml", done.out)
 
 
+def test_the_other_host_is_told_each_path_and_each_port(tmp_path: Path, command: Command) -> None:
+    peers = ("--peer", "192.0.2.2:10890", "--peer", "198.51.100.2:10890")
+    volume = ("--volume", "vda=1M", "--listen", "0.0.0.0:10891")
+    done = command("host", "init", str(tmp_path / "alpha"), *volume, *peers)
+    assert "--peer ADDRESS:10891 --peer ADDRESS:10891 --listen 0.0.0.0:10890\n" in done.out
+
+
 def test_a_host_that_does_not_run_or_cannot(file: Path, command: Command) -> None:
     for words in (["status"], ["wait", "--in-sync", "--timeout", "0.4"], ["scrub"], ["grow", "vda", "2M"]):
         name, *more = words

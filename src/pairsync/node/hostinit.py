@@ -197,6 +197,18 @@ def _witness_toml(plan: HostPlan) -> list[str]:
     return lines
 
 
+def _words_there(plan: HostPlan, sizes: Mapping[str, int]) -> str:
+    """How the other host is made, beside the pair's id."""
+    words = [f"--volume {name}={size}" for name, size in sizes.items()]
+    port = plan.listen[1]
+    words += ["--peer ADDRESS" if port == LINK_PORT else f"--peer ADDRESS:{port}"] * max(len(plan.peers), 1)
+    words += sorted({f"--listen 0.0.0.0:{port}" for _, port in plan.peers if port != LINK_PORT})
+    words += [f"--witness {describe_address(each)}" for each in plan.witnesses]
+    if plan.failover_s != FAILOVER_NS_DEFAULT / NS_PER_S:
+        words.append(f"--failover {plan.failover_s:g}")  # what one host promises the other one relies on
+    return " ".join(words)
+
+
 def _what_next(
     directory: Path, plan: HostPlan, pair_id: str, sizes: Mapping[str, int], fingerprint: bytes
 ) -> list[str]:
@@ -210,13 +222,8 @@ def _what_next(
     ]
     number = 1
     if plan.pair_id is None:
-        volumes = " ".join(f"--volume {name}={size}" for name, size in sizes.items())
         lines.append(f"  {number}. On the other host, with the address at which it reaches this one:")
-        more = "".join(f" --witness {describe_address(each)}" for each in plan.witnesses)
-        if plan.failover_s != FAILOVER_NS_DEFAULT / NS_PER_S:
-            more += f" --failover {plan.failover_s:g}"  # what one host promises the other one relies on
-        words = f"--pair {pair_id} {volumes} --peer ADDRESS{more}"
-        lines.append(f"     pairsync host init DIRECTORY {words}")
+        lines.append(f"     pairsync host init DIRECTORY --pair {pair_id} {_words_there(plan, sizes)}")
         number += 1
     lines.append(
         f"  {number}. Give each host the other's certificate (no secret, but it must be the right one):"
