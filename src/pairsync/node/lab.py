@@ -206,10 +206,13 @@ class Lab:
         self._any(name).pause()
         self._happened("paused", name)
 
-    def resume(self, name: str) -> None:
-        """SIGCONT."""
+    async def resume(self, name: str) -> None:
+        """SIGCONT; a host is told which cables were cut or mended meanwhile."""
         self._any(name).resume()
         self._happened("resumed", name)
+        if name != WITNESS:
+            with suppress(PairsyncError):  # its guard kills it: then it is told when it is started again
+                await self._cables.started(name)
 
     async def stop(self) -> None:
         """End all in order: the active host first, so that its last flush reaches the standby."""

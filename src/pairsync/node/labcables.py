@@ -70,7 +70,7 @@ class Cables(ABC):
 
     @abstractmethod
     async def started(self, name: str) -> None:
-        """A host has come up."""
+        """A host has come up, or goes on."""
 
 
 class ToldCables(Cables):

@@ -39,8 +39,7 @@ def lab_handlers(lab: Lab) -> dict[str, Handler]:
         return {}
 
     async def resume(request: Mapping[str, Any]) -> Answer:
-        await trio.lowlevel.checkpoint()
-        lab.resume(str(request.get("host")))
+        await lab.resume(str(request.get("host")))
         return {}
 
     async def cut(request: Mapping[str, Any]) -> Answer:

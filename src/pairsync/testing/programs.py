@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ import trio
 __all__ = [
     "EventStream",
     "ProgramError",
+    "descendants",
     "is_alive",
+    "kill_now",
     "pairsync_command",
     "run_program",
     "running_service",
@@ -87,6 +89,24 @@ def is_alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
+
+
+def kill_now(pid: int) -> None:
+    """SIGKILL it, if it is still there."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below that one."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == pid:
+                child = int(path.parent.name)
+                found += [child, *descendants(child)]
+    return found
 
 
 async def wait_gone(pids: Collection[int], *, seconds: float = END_S) -> None:

@@ -100,18 +100,26 @@ def longest_gap(answers: Sequence[float], since_s: float, until_s: float) -> flo
 class DoorWriter:
     """A client of one host's door, which connects anew for as long as that host is down."""
 
-    def __init__(self, door: Path, seed: int, *, first: int) -> None:
-        """``door``: an NBD socket; ``first``: of the blocks that nobody else writes."""
+    def __init__(
+        self, door: Path, seed: int, *, first: int, count: int = BLOCKS, volume: str = "vda", depth: int = 1
+    ) -> None:
+        """``door``: an NBD socket; ``first``, ``count``: the blocks of ``volume`` that nobody else writes.
+
+        ``depth``: requests at once.  With more than one they are of all kinds and sizes, at random places;
+        with one, single blocks are written in turn, so that none hides the loss of another.
+        """
         self.answers: deque[float] = deque()
         """When each of its writes was acknowledged, since `forget`."""
         self._path = str(door)
+        self._volume = volume
+        self._depth = depth
         self.ledger = Ledger(
             seed,
             first=first,
-            count=BLOCKS,
-            blocks_max=1,
-            zeroes=False,
-            in_turn=True,
+            count=count,
+            blocks_max=depth,
+            zeroes=depth > 1,
+            in_turn=depth == 1,
             pause_s=WRITE_S,
             tell=self.answers.append,
         )
@@ -139,14 +147,14 @@ class DoorWriter:
                     suppress(PairsyncError),
                     trio.CancelScope() as self._connection,
                 ):  # the host ends meanwhile
-                    await client.negotiate("vda")
+                    await client.negotiate(self._volume)
                     await self._serve(client)
 
     async def _serve(self, client: NbdClient) -> None:
         while True:
             self._serving = True
             try:
-                if not await self.ledger.run(client, depth=1, stop=lambda: self._resting):
+                if not await self.ledger.run(client, depth=self._depth, stop=lambda: self._resting):
                     return
             finally:
                 self._serving = False
