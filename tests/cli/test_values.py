@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import getpass
 from pathlib import Path
 
 import pytest
 
-from pairsync.cli.values import checked_timeout, parse_places, parse_size, parse_volumes, show_bytes
+from pairsync.cli.values import (
+    checked_timeout,
+    operator_name,
+    parse_places,
+    parse_size,
+    parse_volumes,
+    show_bytes,
+)
 from pairsync.errors import ConfigError
 
 
@@ -108,3 +116,16 @@ def test_sizes_are_shown_short(count: float, text: str) -> None:
 @pytest.mark.parametrize("text", ["1K", "256M", "1G", "1T", "3.5G"])
 def test_what_is_shown_can_be_typed(text: str) -> None:
     assert parse_size(show_bytes(parse_size(text))) == parse_size(text)
+
+
+def test_who_decides_is_asked_for_where_the_system_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(getpass, "getuser", lambda: "erika")
+    assert (operator_name(None), operator_name("Dr Weber")) == ("erika", "Dr Weber")
+
+    def unknown() -> str:
+        raise KeyError("getpwuid(): uid not found: 4711")
+
+    monkeypatch.setattr(getpass, "getuser", unknown)
+    assert operator_name("Dr Weber") == "Dr Weber"
+    with pytest.raises(ConfigError, match="--operator NAME"):
+        operator_name(None)

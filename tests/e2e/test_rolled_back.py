@@ -74,6 +74,9 @@ async def test_without_a_witness_nothing_is_overwritten_until_a_person_decides(
         a, b = (found["hosts"][host]["volumes"]["vda"] for host in ("a", "b"))
         assert (a["relation"], b["relation"], b["own_blocks"]) == ("behind", "ahead", None)
         assert lab.path("b").read_bytes() == before
+        refused = await lab.command("override", "a", status=1)  # a person has to know what that means
+        assert b"newer than the active host's" in refused.stderr
+        assert b"--insist" in refused.stderr
 
         said = json.loads((await lab.command("truths", "--keep", kept, "--operator", "me", "--json")).stdout)
         assert said["kept"] == kept

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ from cyclopts import Parameter
 from pairsync.errors import ConfigError
 
 from .asking import ask_running
+from .values import operator_name
 
 __all__ = ["host_move", "host_override"]
 
@@ -85,7 +85,7 @@ def host_override(
         print("Nothing was changed. Be sure that the guest does not run on the other host;")
         print("then: the same command with --yes")
         return 1
-    name = operator or getpass.getuser()
+    name = operator_name(operator)
     request = {"do": "override", "operator": name, "above": above_term, "insist": insist}
     ask_running(file, request, seconds=ASK_S)
     print(json.dumps({"operator": name}) if json_ else f"this host owns the guest now, by the word of {name}")

@@ -5,7 +5,6 @@ The form of these commands is fixed: scripts of others depend on it.
 
 from __future__ import annotations
 
-import getpass
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from cyclopts import Parameter
 from pairsync.errors import ConfigError
 
 from .asking import ask_host, ask_socket
-from .values import LabDirectory, show_bytes
+from .values import LabDirectory, operator_name, show_bytes
 
 if TYPE_CHECKING:
     from pairsync.guest.concede import Given
@@ -201,7 +200,7 @@ def lab_truths(
     overlay`). Exit status 0 if there is one truth, or a side was picked.
     """
     if keep is not None:
-        return _keep(directory, keep, operator or getpass.getuser(), json_=json_)
+        return _keep(directory, keep, operator_name(operator), json_=json_)
     from pairsync.node.labfile import HOSTS, LabFile
     from pairsync.node.truths import describe_sides
 
@@ -271,7 +270,7 @@ def lab_override(
     json_: _Json = False,
 ) -> int:
     """Make a host the owner of the guest, whatever was agreed: when those who should agree are gone."""
-    name = operator or getpass.getuser()
+    name = operator_name(operator)
     answer = _ask_lab(directory, {"do": "override", "host": host, "operator": name, "insist": insist}, ASK_S)
     print(json.dumps(answer) if json_ else f"host {host} owns the guest, by the word of {name}")
     return 0

@@ -1,7 +1,8 @@
-"""Values that people type: sizes such as ``256M``, volumes such as ``vda=1G``."""
+"""Values that people type: sizes such as ``256M``, volumes such as ``vda=1G``, and who they are."""
 
 from __future__ import annotations
 
+import getpass
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -11,7 +12,15 @@ from cyclopts import Parameter
 
 from pairsync.errors import ConfigError
 
-__all__ = ["LabDirectory", "checked_timeout", "parse_places", "parse_size", "parse_volumes", "show_bytes"]
+__all__ = [
+    "LabDirectory",
+    "checked_timeout",
+    "operator_name",
+    "parse_places",
+    "parse_size",
+    "parse_volumes",
+    "show_bytes",
+]
 
 LabDirectory = Annotated[Path, Parameter(help="The lab's directory, as `lab up` was given it.")]
 
@@ -40,6 +49,16 @@ def checked_timeout(seconds: float) -> float:
     if not seconds > 0:  # nor is it, where it is no number
         raise ConfigError("--timeout must be positive")
     return seconds
+
+
+def operator_name(given: str | None) -> str:
+    """Who decides it: as given, or else the user; `ConfigError` where the system does not know that name."""
+    if given:
+        return given
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as error:
+        raise ConfigError("who decides it is not known to this system: say --operator NAME") from error
 
 
 def _split(texts: list[str]) -> dict[str, str]:

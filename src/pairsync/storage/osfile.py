@@ -115,7 +115,7 @@ class OsFile(BlockFile):
             got = self._preadv(offset + done, view[done:], 0)
             if got == 0:
                 raise BackendError(
-                    f"{self.path}: ends at {offset + done}, {self.size_bytes} bytes expected", errno.EIO
+                    f"{self.path}: ends at {offset + done}, not at {offset + len(view)} or later", errno.EIO
                 )
             done += got
 
