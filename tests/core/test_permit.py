@@ -36,3 +36,19 @@ def test_whoever_has_it_asks_nobody() -> None:
     permit.ask()
     assert not out
     assert permit.alone
+
+
+def test_a_peer_that_has_what_was_forgotten_withholds_it_and_only_a_person_insists() -> None:
+    out: list[Effect] = []
+    permit = Permit(out, alone=False)
+    permit.withheld = True
+    said = []
+    for alone, insisted in ((True, False), (True, True), (False, True), (False, False)):
+        permit.give(alone=alone, insisted=insisted)
+        said.append(permit.alone)
+    assert said == [False, True, False, False]
+    permit.ask()
+    assert not out
+    permit.withheld = False
+    permit.ask()
+    assert out == [AskAlone()]

@@ -239,6 +239,26 @@ def test_an_arbitrated_owner_does_not_ask_to_put_out_who_is_newer() -> None:
     assert not [each for each in pair.a.completed if each.ticket == "w"]
 
 
+def test_an_owner_that_may_go_on_alone_acknowledges_nothing_any_more_once_it_is_told() -> None:
+    """It had not met its peer when that was agreed; it is halted in a moment, and some writes are quick."""
+    pair = quiet_pair()
+    put_back = put_back_later(pair.a)
+    write(pair, 2, 7)
+    pair.cut()
+    put_back()
+    pair.a.start(Role.ACTIVE, 1, arbitrated=True)
+    pair.a.session.permitted(0, alone=True)
+    pair.settle()
+    clear(pair)
+    meet(pair)
+    assert pair.a.session.outdated
+    write(pair, 3, 9)
+    pair.a.session.permitted(0, alone=True)  # once more: by a grant that changes nothing else, say
+    pair.settle()
+    assert not [each for each in pair.a.completed if each.ticket == "write 3 9"]
+    assert pair.a.session.outdated  # else both hosts would have written apart
+
+
 def test_two_standbys_know_which_of_them_is_older_before_any_serves() -> None:
     pair = quiet_pair()
     put_back = put_back_later(pair.a)
@@ -355,10 +375,12 @@ def test_an_old_disk_on_which_a_person_insists_is_as_good_as_any_once_the_other_
     """It serves, and is told once more; the newer one gives way, or an empty one takes its place."""
     pair = _told_as_standby()
     pair.a.start(Role.ACTIVE, 2, arbitrated=True)
-    pair.a.session.permitted(0, alone=True)
+    pair.a.session.permitted(0, alone=True, insisted=True)
     pair.settle()
     meet(pair)
     told = pair.a.metadata[0].superblock.outdated
+    write(pair, 0, 2)
+    assert "write 0 2" in [each.ticket for each in pair.a.completed]
     pair.cut()
     pair.b.crash(power=False)
     ends(pair)

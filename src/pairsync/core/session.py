@@ -391,11 +391,11 @@ class Session(Reports):
 
     # ------------------------------------------------------------------ from outside
 
-    def permitted(self, now_ns: int, *, alone: bool) -> None:
+    def permitted(self, now_ns: int, *, alone: bool, insisted: bool = False) -> None:
         """The grant register: may this host acknowledge without its peer (see `core.permit`)?"""
         if self.abandoned:
             return  # whoever takes the guest up again, here too, does so with another session machine
-        self._permit.give(alone=alone)
+        self._permit.give(alone=alone, insisted=insisted)
         if alone:
             for source in self.sources:
                 source.permitted(now_ns)

@@ -40,7 +40,7 @@ from pairsync.core.arbitration import (
     WitnessSwap,
     Yield,
 )
-from pairsync.core.claims import INSISTED, is_outdated
+from pairsync.core.claims import INSISTED, claim_of, is_outdated
 from pairsync.core.events import DiscordEvent, GrantEvent, TwoTruthsEvent
 from pairsync.core.grants import Grant, HostId
 from pairsync.core.messages import Role
@@ -363,7 +363,7 @@ class Arbitration:
 
     def _permit(self, *, alone: bool) -> None:
         self._alone = alone
-        self._guest.permitted(alone=alone)
+        self._guest.permitted(alone=alone, insisted=claim_of(self.arbiter).insisted)
 
     # ------------------------------------------------------------------ the witness
 
@@ -426,7 +426,7 @@ class Arbitration:
             raise
         if active:
             self._measured(Measure.OPEN, began_ns)
-            guest.permitted(alone=self._alone)
+            self._permit(alone=self._alone)
 
     async def _stop(self, *, in_order: bool) -> None:
         guest = self._guest

@@ -298,9 +298,9 @@ class Guest:
         """A random number in [0, 1), for back-offs."""
         return int.from_bytes(self._network.entropy(4), "big") / (1 << 32)
 
-    def permitted(self, *, alone: bool) -> None:
+    def permitted(self, *, alone: bool, insisted: bool = False) -> None:
         """The grant register has said whether this host may acknowledge without its peer."""
-        self.session.permitted(self.now_ns(), alone=alone)
+        self.session.permitted(self.now_ns(), alone=alone, insisted=insisted)
         self.perform()
 
     def start_mending(self, ailments: Sequence[tuple[str, str]] = ()) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pairsync.core.arbitration import TwoTruths
+from pairsync.core.claims import is_outdated
 from pairsync.core.events import DifferenceEvent, Event, InSyncEvent, RefusedEvent, ResyncEvent
 from pairsync.core.grants import Grant, objection
 from pairsync.core.superblock import Superblock
@@ -172,6 +173,12 @@ class GrantChecker:
         """The replica refuses to be served from: right only where a person has insisted."""
         if not self._world.overridden:
             self._world.fail("lost-write", f"host {host.name} owns the guest, and cannot serve: {why}")
+
+    def written(self, host: GrantHost) -> None:
+        """A write has ended well there."""
+        plane, arbiter = host.plane, host.arbiter
+        if plane is not None and arbiter is not None and is_outdated(arbiter, plane.session):
+            self._world.fail("in-sync-claim", f"host {host.name} acknowledges, and {plane.session.outdated}")
 
     def acknowledged(
         self, host: GrantHost, volume: int, start: int, stop: int, asked_ns: int, *, durable: bool

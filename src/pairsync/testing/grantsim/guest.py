@@ -251,6 +251,8 @@ class Clients:
         if request is None:
             return  # of a side that was overruled meanwhile
         failed = errnos is not None and any(errnos)
+        if request.version and not failed and not request.flushes:
+            self._world.checker.written(host)
         if failed or request.fua or request.flushes or self.plain:
             self._end(request, acknowledged=not failed)
             return

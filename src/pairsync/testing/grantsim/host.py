@@ -235,7 +235,7 @@ class GrantHost(Mending):
         if self.arbiter is None or self.plane is None:
             return
         if self.arbiter.peer_excluded:
-            self._permit(alone=True)
+            self.permit(alone=True)
         else:
             self.act(self.arbiter.peer_out(self.now_ns))
 
@@ -319,7 +319,7 @@ class GrantHost(Mending):
         if arbiter is None:
             return
         if self.alone and not arbiter.peer_excluded:
-            self._permit(alone=False)
+            self.permit(alone=False)
         self._schedule_tick()
 
     def _perform_effect(self, effect: Effect) -> None:
@@ -338,7 +338,7 @@ class GrantHost(Mending):
             case InForce(grant=grant):
                 world.checker.in_force(self, grant)
                 if self.arbiter is not None:
-                    self._permit(alone=self.arbiter.peer_excluded)
+                    self.permit(alone=self.arbiter.peer_excluded)
             case TwoTruths():
                 world.checker.two_truths(self, effect)
             case Own() | Stop() | Yield():
@@ -346,10 +346,12 @@ class GrantHost(Mending):
                 self.wish = effect
                 self.follow()
 
-    def _permit(self, *, alone: bool) -> None:
+    def permit(self, *, alone: bool) -> None:
+        """As ``guest.arbitration`` does."""
         self.alone = alone
-        if self.plane is not None:
-            self.plane.session.permitted(self.now_ns, alone=alone)
+        if self.plane is not None and self.arbiter is not None:
+            insisted = claim_of(self.arbiter).insisted
+            self.plane.session.permitted(self.now_ns, alone=alone, insisted=insisted)
             self.plane.perform()
 
     def _write_memory(self, write: PersistAcceptor) -> None:

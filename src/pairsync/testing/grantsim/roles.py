@@ -75,6 +75,10 @@ class Roles(Process, ABC):
         """What the session wants done."""
 
     @abstractmethod
+    def permit(self, *, alone: bool) -> None:
+        """Tell the session whether it may do without the peer."""
+
+    @abstractmethod
     def vouch(self) -> None:
         """Tell the arbiter that the peer's replica is proven, if it is and he does not know."""
 
@@ -306,7 +310,7 @@ class Roles(Process, ABC):
         world.changed()
         if plane.role is Role.ACTIVE:
             world.checker.takes_over(self._me, plane.session.term)
-            plane.session.permitted(self.now_ns, alone=self.alone)
+            self.permit(alone=self.alone)
         self.leave_session(plane, f"this host is {plane.role.name.lower()} now")
         self._followed()
         self.perform()
