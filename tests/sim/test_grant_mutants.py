@@ -104,8 +104,8 @@ def take_over_at_once(patch: pytest.MonkeyPatch) -> None:
 def acknowledge_alone_without_a_grant(patch: pytest.MonkeyPatch) -> None:
     right = Permit.give
 
-    def give(self: Permit, *, alone: bool) -> None:
-        right(self, alone=True)
+    def give(self: Permit, *, alone: bool, insisted: bool = False) -> None:
+        right(self, alone=True, insisted=insisted)
 
     patch.setattr(Permit, "give", give)
 
