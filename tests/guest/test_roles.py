@@ -52,6 +52,25 @@ async def test_a_guest_moves_to_the_other_host_and_back(pair: Pair) -> None:
     assert pair.same()
 
 
+async def test_a_scrub_that_a_change_of_roles_ends_tells_that_from_a_broken_disk(pair: Pair) -> None:
+    async with in_time(), pair.both() as (active, _):
+        assert active.link is not None
+        active.link.cut()  # it waits for the peer
+        told: list[str] = []
+
+        async def scrub() -> None:
+            with pytest.raises(ClosedError) as error:
+                await active.volume("vda").scrub()
+            told.append(str(error.value))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scrub)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert told == []
+            roles.halt_now(active, "a test")
+        assert told == ["guest guest is changing its role"]
+
+
 async def test_a_switch_over_of_an_idle_pair_copies_nothing(pair: Pair) -> None:
     async with in_time(), pair.both() as (first, second):
         await first.volume("vda").write(0, noise(1))

@@ -108,7 +108,8 @@ class Volume:
         enlarged before.  Nothing happens if the volume has that size already.  Cancelled, it goes on.
 
         Raises `ConfigError` for a smaller size, `BackendError` where a host has no room or the disk fails
-        (nothing has changed then, and it may be tried again).
+        (nothing has changed then, and it may be tried again), `ClosedError` or `ArbitrationError` where the
+        guest is not active here any more (the new owner knows whether the volume has grown).
         """
         source = self._source()
         if not self.size_bytes <= size_bytes <= VOLUME_BYTES_MAX:
@@ -121,7 +122,7 @@ class Volume:
         source.growth.ask(waiter, size_bytes)
         source.advance(now_ns)
         self._guest.perform()
-        await waiter.wait(f"volume {self.name}: growing to {size_bytes} bytes")
+        await self._end_of(waiter, f"growing to {size_bytes} bytes")
 
     @property
     def path(self) -> str:
@@ -225,6 +226,14 @@ class Volume:
             raise ArbitrationError(f"guest {self._guest.name} does not run here: this host is its standby")
         return sources[self._index]
 
+    async def _end_of(self, waiter: Waiter, doing: str) -> None:
+        """Return when it has ended well; where the guest has left this host meanwhile, that is what is raised."""
+        try:
+            await waiter.wait(f"volume {self.name}: {doing}")
+        except BackendError:
+            self._source()
+            raise
+
     # ------------------------------------------------------------------ in batches, without a task
 
     def read_nowait(self, offset: int, into: memoryview) -> bool:
@@ -275,7 +284,8 @@ class Volume:
 
         ``repair``: mend what is wrong on one host from the other.  It waits while the peer is not in sync.
         Cancelled, the scrub goes on by itself.  Raises `ConfigError` where no digests are kept,
-        `BackendError` if the volume fails meanwhile.
+        `BackendError` if the volume fails meanwhile, `ClosedError` or `ArbitrationError` if the guest is not
+        active here any more.
         """
         source = self._source()
         if not source.options.digests:
@@ -285,7 +295,7 @@ class Volume:
         source.scrubber.start(waiter, repair=repair, now_ns=now_ns)
         source.advance(now_ns)
         self._guest.perform()
-        await waiter.wait(f"volume {self.name}: scrub")
+        await self._end_of(waiter, "scrub")
         report = source.scrubber.report
         if report is None:
             raise InternalError(f"volume {self.name}: a scrub has ended without a report")
