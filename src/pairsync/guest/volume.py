@@ -227,7 +227,7 @@ class Volume:
         return sources[self._index]
 
     async def _end_of(self, waiter: Waiter, doing: str) -> None:
-        """Return when it has ended well; where the guest has left this host meanwhile, that is what is raised."""
+        """Return when it has ended well; where the guest has left this host meanwhile, that is raised."""
         try:
             await waiter.wait(f"volume {self.name}: {doing}")
         except BackendError:
