@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import trio
 
-from pairsync.errors import PairsyncError
+from pairsync.errors import ConfigError, PairsyncError
 from pairsync.node.control import ask
 from pairsync.node.labfile import HOSTS, LINK, STAYS, WITNESS, control_socket_of
 from pairsync.testing.failuretable.runner import ANSWER_S, CHECK_S, Runner
@@ -338,7 +338,7 @@ class _Soak:
         chain.left.clear()
         try:
             await self._mend_all()
-            await Runner(self._lab, self._watch, self._failover_s).until_whole()
+            await self._until_whole()
             chain.note("whole")
             await self._check_all()
         except ProgramError as error:
@@ -369,10 +369,20 @@ class _Soak:
             if waiting := await self._clients.check(self._lab, door, seconds=ANSWER_S):
                 raise self._lab.error(f"read at door {door}: clients of {waiting} are not answered")
         for volume in SIZES:
-            report = await self._lab.request("scrub", volume=volume)
+            report = await self._scrub(volume)
             if report["findings"]:
                 raise ProgramError(f"a scrub of {volume} finds {report}")
         self._watch.judge()
+
+    async def _until_whole(self) -> None:
+        await Runner(self._lab, self._watch, self._failover_s).until_whole()
+
+    async def _scrub(self, volume: str) -> dict[str, Any]:
+        try:
+            return await self._lab.request("scrub", volume=volume)
+        except ConfigError:  # the guest goes home just now
+            await self._until_whole()
+            return await self._lab.request("scrub", volume=volume)
 
     def _tracebacks(self) -> list[str]:
         """What the logs say that they may never say."""
