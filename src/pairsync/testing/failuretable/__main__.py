@@ -23,10 +23,21 @@ from .measure import measure
 from .report import as_markdown, write_report
 from .table import run_cells
 
-__all__ = ["main"]
+__all__ = ["MEMORY", "add_network", "main"]
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - only as the parent of a directory of our own
 """Where a flush costs nothing: how fast disks are is not the question here."""
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """Have it understand ``--network``."""
+    parser.add_argument(
+        "--network",
+        choices=NETWORKS,
+        default=LOOPBACK if obstacle() else NAMESPACES,
+        help="of the lab; namespaces, in which cables are pulled for real, need root and iproute2, and are "
+        "the default where there are both (here %(default)s)",
+    )
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -35,13 +46,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, default=Path("build/failure-table"), help="directory of the report"
     )
-    parser.add_argument(
-        "--network",
-        choices=NETWORKS,
-        default=LOOPBACK if obstacle() else NAMESPACES,
-        help="of the lab; namespaces, in which cables are pulled for real, need root and iproute2, and are "
-        "the default where there are both (here %(default)s)",
-    )
+    add_network(parser)
     parser.add_argument("--only", help="cells whose name contains this")
     parser.add_argument("--kills", type=int, default=0, help="measure: kill the active host so many times")
     parser.add_argument("--moves", type=int, default=0, help="measure: move the guest so many times")

@@ -15,7 +15,7 @@ from pathlib import Path
 import trio
 
 from pairsync.node.labfile import HOSTS, STAYS
-from pairsync.testing.failuretable.__main__ import MEMORY
+from pairsync.testing.failuretable.__main__ import MEMORY, add_network
 
 from .plan import draw, parse
 from .runner import soak
@@ -31,6 +31,7 @@ def _arguments() -> argparse.ArgumentParser:
         "--chain", action="append", help="this one instead, as `pairsync.testing.soak.plan` says; repeatable"
     )
     parser.add_argument("--failover", type=float, default=2.0, help="seconds (default %(default)s)")
+    add_network(parser)
     parser.add_argument("--home", choices=(*HOSTS, STAYS), default=STAYS, help="of the guest")
     parser.add_argument("--keep", action="store_true", help="leave the directory of a lab that went wrong")
     return parser
@@ -62,6 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
             chains,
             seed=options.seed,
             failover_s=options.failover,
+            network=options.network,
             home=options.home,
             tell=_say,
         )

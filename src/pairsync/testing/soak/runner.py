@@ -406,18 +406,19 @@ async def soak(
     *,
     seed: int,
     failover_s: float,
+    network: str,
     home: str = STAYS,
     tell: Callable[[str], None],
 ) -> int:
     """Make these chains happen, one after the other; how many went wrong.
 
-    ``tell`` hears a line for each, and everything about one that went wrong.  Ends early where the lab does
-    not recover.
+    ``network``: of the lab, one of `labfile.NETWORKS`.  ``tell`` hears a line for each, and everything about
+    one that went wrong.  Ends early where the lab does not recover.
     """
     clients = Clients(directory, seed)
     whole = _Soak(directory, clients, failover_s)
     volumes = dict(SIZES)
-    more = [f"--failover={failover_s:g}", f"--home={home}"]
+    more = [f"--failover={failover_s:g}", f"--home={home}", f"--network={network}"]
     errors = wrong = 0
     waiting = deque(chains)
     chain: Chain | None = None
