@@ -338,7 +338,7 @@ class _Soak:
         chain.left.clear()
         try:
             await self._mend_all()
-            await self._until_whole()
+            await Runner(self._lab, self._watch, self._failover_s).until_whole()
             chain.note("whole")
             await self._check_all()
         except ProgramError as error:
@@ -374,15 +374,14 @@ class _Soak:
                 raise ProgramError(f"a scrub of {volume} finds {report}")
         self._watch.judge()
 
-    async def _until_whole(self) -> None:
-        await Runner(self._lab, self._watch, self._failover_s).until_whole()
-
     async def _scrub(self, volume: str) -> dict[str, Any]:
-        try:
-            return await self._lab.request("scrub", volume=volume)
-        except ConfigError:  # the guest goes home just now
-            await self._until_whole()
-            return await self._lab.request("scrub", volume=volume)
+        with trio.move_on_after(ANSWER_S):
+            while True:
+                try:
+                    return await self._lab.request("scrub", volume=volume)
+                except ConfigError:  # the guest goes home just now
+                    await trio.sleep(LOOK_S)
+        raise self._lab.error(f"no scrub of {volume} within {ANSWER_S:g} s")
 
     def _tracebacks(self) -> list[str]:
         """What the logs say that they may never say."""
