@@ -144,6 +144,17 @@ def test_an_owner_asks_again_at_once_when_it_hears_its_standby() -> None:
     assert not _said(owner.hears(answer)), "once"
 
 
+def test_a_peer_that_asks_and_never_answers_is_as_good_as_silent() -> None:
+    """What we say does not reach it: it has no vote for us, and maybe no disk to take the guest over with."""
+    owner = _up(A1, BOTH)
+    question = Beat(B1, BOTH, 0)
+    assert Waiting(Wait.SILENCE) in owner.hears(question), "a first word that may be followed by answers"
+    assert Waiting(Wait.SILENCE) not in owner.hears(question)
+    assert Waiting(Wait.SILENCE) in owner.hears(BeatAnswer(B1, BOTH, 1, granted=False, ready=False))
+    owner.expired(Wait.SILENCE)
+    assert Waiting(Wait.SILENCE) in owner.hears(question)
+
+
 def test_a_round_that_has_only_begun_is_given_up_for_the_owner() -> None:
     decider = _up(B1, BOTH)
     decider.expired(Wait.PROMISE)

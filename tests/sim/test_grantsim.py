@@ -32,6 +32,7 @@ FAILED_BEFORE = (
     300504,
     1013419,
     2002598,
+    3003358,
 )
 """Beyond CI's.  In these the core was wrong, or its shell, which the simulator does alike:
 
@@ -41,6 +42,7 @@ FAILED_BEFORE = (
 and served from it;
 231857: a host that had been overruled while its disks were opened began to serve;
 223968: who ended in order while a disk hung kept the other host from taking over for 30 s;
+3003358: an owner that came up, and heard a sick standby that did not hear it, waited for its vote for ever;
 1013419: who had everything took itself to be outdated by a disk that was put back and written alone since;
 212657: the preferred witness was not looked for while the alternate owed an answer, and ever more rarely.
 

@@ -240,7 +240,11 @@ class Decider(Footing):
             if not self.peer_alive:  # it has promised nothing to who did not hear it
                 self.peer_alive = True
                 self._beat(out, asks=True)
-            self._wait(Wait.SILENCE, out)
+                self._wait(Wait.SILENCE, out)
+            elif not isinstance(
+                message, Beat | Prepare | Accept
+            ):  # who asks and never answers does not hear us
+                self._wait(Wait.SILENCE, out)
 
     def _hears_beat(self, message: Beat, out: list[Outcome]) -> None:
         base, register = self.base, self.register
