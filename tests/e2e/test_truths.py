@@ -146,7 +146,14 @@ async def test_two_hosts_restored_from_backups_of_different_days(lab_directory: 
         restore(lab, "b", tuesday)
         await lab.start("a")
         await lab.start("b")
-        await lab.command("override", "a", "--operator", "Dr Weber")  # nobody else lets the guest run
+        # Nobody else lets the guest run.  Who has met the other host knows that its disk is the older one.
+        await lab.wait_status(
+            lambda status: "active-behind" in ((status["hosts"]["a"]["guest"] or {}).get("refusal") or ""),
+            "a is told",
+        )
+        said = await lab.command("override", "a", "--operator", "Dr Weber", status=1)
+        assert b"would lack here what the other host has" in said.stderr
+        await lab.command("override", "a", "--operator", "Dr Weber", "--insist")
         await lab.wait_active("a")
         await write(lab, "a", MIB, b"w")
         status = await lab.wait_status(
