@@ -12,11 +12,13 @@ from pairsync.core.grants import (
     BALLOT_NONE,
     Ballot,
     Grant,
+    Vote,
     VoterId,
     forced,
     genesis,
-    is_majority,
+    majority,
     objection,
+    tally,
 )
 from pairsync.errors import InternalError
 
@@ -38,21 +40,30 @@ def test_the_first_grant_needs_nobody_but_its_owner() -> None:
         genesis(W1, b"fork")
 
 
-@given(voters)
-def test_two_majorities_of_one_set_of_voters_meet_and_half_is_none(some: frozenset[VoterId]) -> None:
-    parts = [frozenset(part) for size in range(len(some) + 1) for part in combinations(some, size)]
-    majorities = [part for part in parts if is_majority(part, some)]
-    assert all(one & two for one in majorities for two in majorities)
+@given(voters, st.data())
+def test_two_majorities_of_one_set_of_voters_meet(some: frozenset[VoterId], data: st.DataObject) -> None:
+    """Also of a third party's view: who has won cannot have lost for anybody who heard other votes."""
+    needed = majority(some)
     assert all(
-        is_majority(part, some) != is_majority(some - part, some) or 2 * len(part) == len(some)
-        for part in parts
+        set(one) & set(two) for one in combinations(some, needed) for two in combinations(some, needed)
     )
+    ayes = data.draw(st.frozensets(st.sampled_from(sorted(some, key=repr))))
+    noes = (
+        data.draw(st.frozensets(st.sampled_from(sorted(some - ayes, key=repr))))
+        if some - ayes
+        else frozenset()
+    )
+    vote = tally(some, ayes, noes)
+    assert (vote is Vote.WON) == (2 * len(ayes) > len(some))
+    assert (vote is Vote.LOST) == (2 * (len(some) - len(noes)) <= len(some))
 
 
 def test_strangers_do_not_count() -> None:
     ayes = {B2, VoterId("w", b"w2"), A1}
-    assert not is_majority(ayes, BOTH.voters)
-    assert is_majority(ayes | {W1}, BOTH.voters)
+    assert tally(BOTH.voters, ayes, frozenset()) is Vote.PENDING
+    assert tally(BOTH.voters, ayes | {W1}, frozenset()) is Vote.WON
+    assert tally(BOTH.voters, frozenset(), {B2}) is Vote.PENDING
+    assert tally(BOTH.voters, {A1}, {B1, W1}) is Vote.LOST
 
 
 def test_who_decides_without_whom() -> None:

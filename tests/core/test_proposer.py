@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pairsync.core.acceptor import AcceptorState, accept, commit, prepare
-from pairsync.core.grants import Ballot, Grant, VoterId, genesis
+from pairsync.core.grants import Ballot, Grant, Vote, VoterId, genesis
 from pairsync.core.proposer import Phase, Round, new_round
 from pairsync.errors import InternalError
 
@@ -26,17 +26,17 @@ def test_a_round_by_way_of_the_peer() -> None:
     begun = new_round(BASE, ONE)
     assert begun.phase is Phase.PREPARING
     one = begun.hears_promise(A1, NONE, None)
-    assert not one.prepared()
+    assert one.prepared() is Vote.PENDING
     two = one.hears_promise(B1, NONE, None)
-    assert two.prepared()
+    assert two.prepared() is Vote.WON
     fixed = two.fixes(ALONE)
     assert (fixed.phase, fixed.value) == (Phase.DECIDING, ALONE)
     assert fixed.may_ask(B1)
     assert fixed.may_ask(W1)
     assert not fixed.may_ask(VoterId(B, b"b2"))
-    assert not fixed.decided(A1)
+    assert fixed.decided(A1) is Vote.PENDING
     accepted = fixed.hears_acceptance(B1)
-    assert accepted.decided(A1)
+    assert accepted.decided(A1) is Vote.WON
     assert not accepted.decided_by_others()
     assert accepted.hears_acceptance(W1).decided_by_others()
 
@@ -58,8 +58,14 @@ def test_the_witness_comes_first_where_the_majority_rests_on_it() -> None:
     assert not fixed.may_ask(B1)
     assert fixed.hears_promise(B1, TWO, TAKEN) == fixed, "too late"
     assert fixed.hears_acceptance(W1).may_ask(B1)
-    assert fixed.hears_acceptance(W1).decided(A1)
+    assert fixed.hears_acceptance(W1).decided(A1) is Vote.WON
     assert fixed.witnessed(W1, NONE, None) is None
+
+
+def test_refusals_count() -> None:
+    begun = new_round(BASE, ONE).hears_promise(A1, NONE, None)
+    assert begun.hears_refusal(B1).prepared() is Vote.PENDING
+    assert begun.hears_refusal(B1).hears_refusal(W1).prepared() is Vote.LOST
 
 
 def test_what_must_not_happen_is_told() -> None:
@@ -69,7 +75,7 @@ def test_what_must_not_happen_is_told() -> None:
     with pytest.raises(InternalError):
         begun.fixes(ALONE)
     assert not begun.may_ask(B1)
-    assert not begun.decided(A1)
+    assert begun.decided(A1) is Vote.PENDING
     assert not begun.decided_by_others()
     fixed = begun.hears_promise(A1, NONE, None).hears_promise(B1, NONE, None).fixes(ALONE)
     with pytest.raises(InternalError):
@@ -105,7 +111,7 @@ class _Voters:
     def _decide(self, current: Round, own: VoterId, wish: Grant, *, by_witness: bool) -> None:
         seen = self.states[W1]
         gated = current.witnessed(W1, seen.accepted_ballot, seen.accepted) if by_witness else None
-        if gated is None and not current.prepared():
+        if gated is None and current.prepared() is not Vote.WON:
             return
         fixed = (gated or current).fixes(wish)
         value = fixed.value
@@ -120,7 +126,7 @@ class _Voters:
             if state is not None:
                 self.states[voter] = state
                 fixed = fixed.hears_acceptance(voter)
-        if fixed.decided(own) and commit(self.states[own], fixed.ballot, value) is not None:
+        if fixed.decided(own) is Vote.WON and commit(self.states[own], fixed.ballot, value) is not None:
             self.decided.add(value)
             state = accept(self.states[own], fixed.ballot, value)  # stays at this place, to go on asking
             assert state is not None

@@ -120,8 +120,8 @@ def say_that_the_peer_is_excluded_when_that_is_only_wanted(patch: pytest.MonkeyP
 
 @mutant("one-owner", "illegal-grant", "lost-write", "two-running", "raised")
 def decide_with_the_own_vote_alone(patch: pytest.MonkeyPatch) -> None:
-    def decided(self: Round, own: grants.VoterId) -> bool:
-        return self.value is not None
+    def decided(self: Round, own: grants.VoterId) -> grants.Vote:
+        return grants.Vote.PENDING if self.value is None else grants.Vote.WON
 
     patch.setattr(Round, "decided", decided)
 

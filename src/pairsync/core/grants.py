@@ -19,6 +19,7 @@ two chains are told apart for ever, and a term above every known one.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple, TypeAlias
@@ -36,12 +37,14 @@ __all__ = [
     "Ballot",
     "Grant",
     "HostId",
+    "Vote",
     "VoterId",
     "forced",
     "genesis",
-    "is_majority",
+    "majority",
     "malformed",
     "objection",
+    "tally",
 ]
 
 HostId: TypeAlias = bytes
@@ -128,7 +131,7 @@ class Grant(NamedTuple):
 
     def decides_without(self, voter: VoterId) -> bool:
         """Whether a majority of the voters may decide the next grant without that one."""
-        return is_majority(self.voters - {voter}, self.voters)
+        return len(self.voters - {voter}) >= majority(self.voters)
 
     def describe(self) -> str:
         """Terse form for logs: ``3.1 owner 3f21, in sync 3f21 a0b1, voters ...``."""
@@ -141,9 +144,27 @@ class Grant(NamedTuple):
         )
 
 
-def is_majority(some: AbstractSet[VoterId], voters: AbstractSet[VoterId]) -> bool:
-    """Whether ``some`` hold more than half of ``voters``; others among them do not count."""
-    return 2 * len(some & voters) > len(voters)
+class Vote(enum.Enum):
+    """How a vote stands."""
+
+    PENDING = "pending"
+    WON = "won"
+    LOST = "lost"
+
+
+def majority(voters: AbstractSet[VoterId]) -> int:
+    """How many of them are more than half."""
+    return len(voters) // 2 + 1
+
+
+def tally(voters: AbstractSet[VoterId], ayes: AbstractSet[VoterId], noes: AbstractSet[VoterId]) -> Vote:
+    """How a vote among ``voters`` stands; what others say does not count."""
+    needed = majority(voters)
+    if len(ayes & voters) >= needed:
+        return Vote.WON
+    if len(voters) - len((noes - ayes) & voters) < needed:
+        return Vote.LOST
+    return Vote.PENDING
 
 
 def genesis(owner: VoterId, fork: bytes) -> Grant:

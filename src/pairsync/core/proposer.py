@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from pairsync.errors import InternalError
 
-from .grants import BALLOT_NONE, Ballot, Grant, VoterId, is_majority
+from .grants import BALLOT_NONE, Ballot, Grant, Vote, VoterId, tally
 
 __all__ = ["Phase", "Round", "new_round"]
 
@@ -52,6 +52,7 @@ class Round(NamedTuple):
     base: Grant
     ballot: Ballot
     promised: frozenset[VoterId] = _NOBODY
+    refused: frozenset[VoterId] = _NOBODY
     found_ballot: Ballot = BALLOT_NONE
     found: Grant | None = None
     value: Grant | None = None
@@ -78,26 +79,30 @@ class Round(NamedTuple):
             return self._replace(promised=promised, found_ballot=accepted_ballot, found=accepted)
         return self._replace(promised=promised)
 
+    def hears_refusal(self, voter: VoterId) -> Round:
+        """``voter`` has promised a higher ballot."""
+        return self._replace(refused=self.refused | {voter})
+
     def hears_acceptance(self, voter: VoterId) -> Round:
         """``voter`` has accepted the value."""
         if self.value is None:
             raise InternalError(f"{voter.describe()} has accepted under a ballot that has no value yet")
         return self._replace(accepted=self.accepted | {voter})
 
-    def prepared(self) -> bool:
+    def prepared(self) -> Vote:
         """Whether a majority has promised, without conditions."""
-        return is_majority(self.promised, self.base.voters)
+        return tally(self.base.voters, self.promised, self.refused)
 
     def witnessed(self, voter: VoterId, accepted_ballot: Ballot, accepted: Grant | None) -> Round | None:
         """The round as it is if ``voter``'s promise is given with its acceptance; None if that is no help."""
         conditional = self._with(voter, accepted_ballot, accepted)
-        if self.value is not None or not conditional.prepared():
+        if self.value is not None or conditional.prepared() is not Vote.WON:
             return None
         return conditional._replace(gate=voter)
 
     def fixes(self, value: Grant) -> Round:
         """The value is fixed: what was found, or else ``value``."""
-        if self.value is not None or not self.prepared():
+        if self.value is not None or self.prepared() is not Vote.WON:
             raise InternalError("a value is fixed when a majority has promised, once")
         return self._replace(value=value if self.found is None else self.found)
 
@@ -107,13 +112,15 @@ class Round(NamedTuple):
             return False
         return self.gate is None or self.gate == voter or self.gate in self.accepted
 
-    def decided(self, own: VoterId) -> bool:
+    def decided(self, own: VoterId) -> Vote:
         """Whether the value is decided once the own voter commits (it counts if it is one of the voters)."""
-        return self.value is not None and is_majority(self.accepted | {own}, self.base.voters)
+        if self.value is None:
+            return Vote.PENDING
+        return tally(self.base.voters, self.accepted | {own}, self.refused)
 
     def decided_by_others(self) -> bool:
         """Whether it is decided whatever the own voter says."""
-        return self.value is not None and is_majority(self.accepted, self.base.voters)
+        return self.value is not None and tally(self.base.voters, self.accepted, _NOBODY) is Vote.WON
 
 
 def new_round(base: Grant, ballot: Ballot) -> Round:

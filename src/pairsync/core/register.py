@@ -28,7 +28,7 @@ from .arbitration import (
     TwoTruths,
     WitnessView,
 )
-from .grants import Ballot, Grant, HostId, VoterId, malformed, objection
+from .grants import Ballot, Grant, HostId, Vote, VoterId, malformed, objection
 from .outcomes import AskWitness, Outcome
 from .proposer import Phase, Round, new_round
 
@@ -228,7 +228,7 @@ class Register:
             if current.phase is Phase.PREPARING and _may_follow(current.base, message.accepted):
                 heard = current.hears_promise(message.sender, message.accepted_ballot, message.accepted)
                 self.round = heard
-                if heard.prepared():
+                if heard.prepared() is Vote.WON:
                     self._fix(heard, out, cedes=cedes)
         elif isinstance(message, Accepted):
             if current.phase is Phase.DECIDING:
@@ -261,7 +261,7 @@ class Register:
     def _counts(self, current: Round, out: list[Outcome]) -> None:
         """Is it decided?  The own voter is the last to vote."""
         self.round = current
-        if current.value is None or not current.decided(self.own):
+        if current.value is None or current.decided(self.own) is not Vote.WON:
             return
         if self.own in current.base.voters:
             state = commit(self.acceptor, current.ballot, current.value)

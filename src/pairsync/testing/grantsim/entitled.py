@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pairsync.core.claims import Claim
-from pairsync.core.grants import Grant, VoterId, is_majority
+from pairsync.core.grants import Grant, VoterId, majority
 from pairsync.wire.arbitration import VOTE_VERSION
 
 from .network import WITNESS
@@ -76,7 +76,7 @@ def _able(world: GrantWorld, host: GrantHost, grant: Grant) -> bool:
     finds_out = known is None or known.order >= grant.order or _told(world, host, grant)
     # Else those have to help who decide as far as it knows.
     deciding = grant.voters if finds_out or known is None else known.voters
-    return all(is_majority(reached, each) for each in (grant.voters, deciding))
+    return all(len(reached & each) >= majority(each) for each in (grant.voters, deciding))
 
 
 def _claim(host: GrantHost, grant: Grant) -> Claim:
