@@ -59,6 +59,16 @@ def meet(pair: ManualPair) -> None:
     pair.settle()
 
 
+def put_back_pair() -> ManualPair:
+    """The owner, which is down, has its disk as it was before the last write; the standby has that."""
+    pair = quiet_pair()
+    put_back = put_back_later(pair.a)
+    write(pair, 2, 7)
+    pair.cut()
+    put_back()
+    return pair
+
+
 def rules(pair: ManualPair) -> set[str]:
     """By which the owner refused a session."""
     return {event.rule for event in pair.a.events if isinstance(event, RefusedEvent)}
@@ -124,11 +134,7 @@ def test_what_a_standby_is_given_by_a_flush_that_outlasts_its_session_counts(fai
 
 def test_however_often_it_starts_and_writes_before_they_meet_it_is_told_apart() -> None:
     """What is recorded in a life in which the peer was not there does not make it newer."""
-    pair = quiet_pair()
-    put_back = put_back_later(pair.a)
-    write(pair, 2, 7)
-    pair.cut()
-    put_back()
+    pair = put_back_pair()
     for life in range(4):
         pair.a.start(Role.ACTIVE, 1)
         while pair.a.busy and pair.a.waiting("meta"):
@@ -222,11 +228,7 @@ def test_a_standby_that_has_forgotten_what_it_was_given_is_no_worse() -> None:
 
 
 def test_an_arbitrated_owner_does_not_ask_to_put_out_who_is_newer() -> None:
-    pair = quiet_pair()
-    put_back = put_back_later(pair.a)
-    write(pair, 2, 7)
-    pair.cut()
-    put_back()
+    pair = put_back_pair()
     pair.a.start(Role.ACTIVE, 1, arbitrated=True)
     pair.settle()
     clear(pair)
@@ -241,11 +243,7 @@ def test_an_arbitrated_owner_does_not_ask_to_put_out_who_is_newer() -> None:
 
 def test_an_owner_that_may_go_on_alone_acknowledges_nothing_any_more_once_it_is_told() -> None:
     """It had not met its peer when that was agreed; it is halted in a moment, and some writes are quick."""
-    pair = quiet_pair()
-    put_back = put_back_later(pair.a)
-    write(pair, 2, 7)
-    pair.cut()
-    put_back()
+    pair = put_back_pair()
     pair.a.start(Role.ACTIVE, 1, arbitrated=True)
     pair.a.session.permitted(0, alone=True)
     pair.settle()
@@ -260,11 +258,7 @@ def test_an_owner_that_may_go_on_alone_acknowledges_nothing_any_more_once_it_is_
 
 
 def test_two_standbys_know_which_of_them_is_older_before_any_serves() -> None:
-    pair = quiet_pair()
-    put_back = put_back_later(pair.a)
-    write(pair, 2, 7)
-    pair.cut()
-    put_back()
+    pair = put_back_pair()
     pair.a.start(Role.STANDBY, 1, arbitrated=True)
     pair.settle()
     session = pair.a.session
@@ -278,11 +272,7 @@ def test_two_standbys_know_which_of_them_is_older_before_any_serves() -> None:
 
 def _told_as_standby() -> ManualPair:
     """Before either serves, a has heard that b is newer; then its process dies."""
-    pair = quiet_pair()
-    put_back = put_back_later(pair.a)
-    write(pair, 2, 7)
-    pair.cut()
-    put_back()
+    pair = put_back_pair()
     pair.b.crash(power=False)
     for host in (pair.a, pair.b):
         host.start(Role.STANDBY, 1, arbitrated=True)
@@ -305,11 +295,7 @@ def test_what_an_owner_was_told_of_its_old_disk_its_next_life_knows() -> None:
 
 
 def test_an_owner_that_served_notes_it_too() -> None:
-    pair = quiet_pair()
-    put_back = put_back_later(pair.a)
-    write(pair, 2, 7)
-    pair.cut()
-    put_back()
+    pair = put_back_pair()
     pair.a.start(Role.ACTIVE, 1, arbitrated=True)
     pair.settle()
     assert obstacle(pair.a.session, Claim()) == ""
