@@ -120,6 +120,24 @@ def test_an_attempt_that_nobody_waits_for_any_more_is_not_begun(pair: Pair) -> N
     open_replica(VolumeConfig("vda", pair.image("b")), PAIR_ID).close()
 
 
+@pytest.mark.parametrize("kind", ["data", "meta", "side"])
+async def test_who_is_closed_while_it_is_to_open_anew_has_no_queue_half_closed(pair: Pair, kind: str) -> None:
+    """A standby that is just being mended: its end asked a closed queue to record it."""
+    async with in_time(), open_disks(pair.config("b"), open_replica) as disks:
+        lane: Lane = getattr(disks.lanes[0], kind)
+        close = lane.aclose
+        with trio.CancelScope() as scope:
+
+            async def closes() -> None:
+                scope.cancel()
+                await close()
+
+            lane.aclose = closes  # type: ignore[method-assign]
+            await disks.reopen()
+        assert scope.cancelled_caught
+        assert disks.lanes == []
+
+
 async def test_queues_in_memory_become_threads(pair: Pair) -> None:
     async with in_time(), open_disks(pair.config("b"), open_replica) as disks:
         assert _kinds(disks) == {InlineLane}

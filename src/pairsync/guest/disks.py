@@ -154,9 +154,10 @@ class Disks:
         ``term`` is recorded for replicas that are whole, if it is higher: they count as in sync under it.
         What could not be opened ``within_s``, and why; then nothing is open, and it may be called again.
         """
-        for lanes in self.lanes:
-            for lane in _each(lanes):
-                await lane.aclose()
+        with trio.CancelScope(shield=True):  # all or none: `drain` asks something of those that it finds
+            for lanes in self.lanes:
+                for lane in _each(lanes):
+                    await lane.aclose()
         self.lanes = []
         self.close()
         fresh: list[Replica] = []
