@@ -51,15 +51,18 @@ COMPARED_AT_ONCE_BYTES = 1 << 20
 def differences(directory: Path, volume: str, *, first_bytes: int | None = None) -> list[tuple[int, int]]:
     """Byte ranges (start, stop) of a volume that differ between the two hosts, by 4 KiB; at most 20.
 
-    Reads both files with nothing of the package in between.  Files of different size differ at the end.
+    Reads both files with nothing of the package in between.  Files of different size differ at the end; with
+    ``first_bytes``, where that is all that is looked at, only if one has not as many.
     """
     found: list[tuple[int, int]] = []
     paths = [directory / host / f"{volume}.img" for host in ("a", "b")]
     sizes = [path.stat().st_size for path in paths]
-    stop = min(*sizes, sizes[0] if first_bytes is None else first_bytes)
+    wanted = max(sizes) if first_bytes is None else first_bytes
+    stop = min(*sizes, wanted)
     with paths[0].open("rb") as left, paths[1].open("rb") as right:
         for at in range(0, stop, COMPARED_AT_ONCE_BYTES):
-            ours, theirs = left.read(COMPARED_AT_ONCE_BYTES), right.read(COMPARED_AT_ONCE_BYTES)
+            count = min(COMPARED_AT_ONCE_BYTES, wanted - at)
+            ours, theirs = left.read(count), right.read(count)
             if ours == theirs:
                 continue
             found += [
@@ -69,7 +72,7 @@ def differences(directory: Path, volume: str, *, first_bytes: int | None = None)
             ]
             if len(found) >= 20:
                 return found[:20]
-    if sizes[0] != sizes[1]:
+    if sizes[0] != sizes[1] and min(sizes) < wanted:
         found.append((min(sizes), max(sizes)))
     return found
 
