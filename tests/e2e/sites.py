@@ -100,6 +100,12 @@ class Site:
         await self.command("host", "wait", self.file(name), "--in-sync", "--timeout=60")
         return await self.agreed(name)
 
+    async def told(self, name: str, what: str) -> str:
+        """What that host says of itself once it says that: it hears from its peer how that stands."""
+        while what not in (said := await self.command("host", "status", self.file(name))):
+            await trio.sleep(0.1)
+        return said
+
     async def client(self, name: str) -> NbdClient:
         client = await NbdClient.connect_unix(str(self.directory / name / "nbd.sock"))
         await client.negotiate("vda")
