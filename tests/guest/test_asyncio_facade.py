@@ -81,6 +81,10 @@ def test_two_hosts_in_one_loop(pair: Pair) -> None:
             assert await active.read("vda", 4, 5) == b"\0fua\0"
             assert await standby.read("vda", 24576, 2) == b"\x03\x03"
             assert active.statistics().volumes[0].state == "in-sync"
+            grown = active.guest.volume("vda").size_bytes + MIB
+            await active.grow("vda", grown)
+            assert await active.read("vda", grown - 2, 2) == b"\0\0"
+            assert (await active.scrub("vda")).findings == 0
             with pytest.raises(ArbitrationError):
                 await standby.write("vda", 0, b"x")
 

@@ -40,6 +40,8 @@ def _guest(count: int = 1, **more: Any) -> GuestConfig:
     ("settings", "finding"),
     [
         ({"pair_id": b"short"}, "a pair id has 16 bytes, not 5"),
+        ({"pair_id": "p" * 16}, "a pair id is of bytes, not str"),
+        ({"role": "active"}, "guest 'db1': its role is a pairsync.Role, not 'active'"),
         ({"volumes": []}, "guest 'db1' has 0 volumes; 1 to 64 may be"),
         ({"volumes": _volumes(VOLUMES_MAX + 1)}, "guest 'db1' has 65 volumes"),
         ({"volumes": _volumes(1) + _volumes(1)}, "two volumes of the same name"),

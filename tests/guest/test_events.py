@@ -25,7 +25,7 @@ def _take_all(subscription: Subscription) -> list[Event]:
 
 
 def test_every_subscriber_hears_everything_from_when_it_began() -> None:
-    hub = EventHub()
+    hub = EventHub("db1")
     first = hub.subscribe()
     early, late = _events(2), _events(2, 2)
     for event in early:
@@ -38,7 +38,7 @@ def test_every_subscriber_hears_everything_from_when_it_began() -> None:
 
 
 def test_a_slow_one_loses_the_oldest_and_is_told() -> None:
-    hub = EventHub()
+    hub = EventHub("db1")
     slow, quick = hub.subscribe(), hub.subscribe()
     events = _events(BACKLOG_EVENTS_MAX + 3)
     heard = []
@@ -52,7 +52,7 @@ def test_a_slow_one_loses_the_oldest_and_is_told() -> None:
 
 
 async def test_receiving_waits_for_an_event() -> None:
-    hub = EventHub()
+    hub = EventHub("db1")
     heard: list[Event] = []
     with hub.subscribe() as subscription:
 
@@ -68,7 +68,7 @@ async def test_receiving_waits_for_an_event() -> None:
 
 
 async def test_a_wait_can_be_cancelled_without_losing_anything() -> None:
-    hub = EventHub()
+    hub = EventHub("db1")
     subscription = hub.subscribe()
     with trio.CancelScope() as scope:
         scope.cancel()
@@ -83,7 +83,7 @@ async def test_a_wait_can_be_cancelled_without_losing_anything() -> None:
 
 
 async def test_the_end_comes_after_what_was_told_before() -> None:
-    hub = EventHub()
+    hub = EventHub("db1")
     subscription = hub.subscribe()
     for event in _events(2):
         hub.publish(event)
@@ -95,7 +95,7 @@ async def test_the_end_comes_after_what_was_told_before() -> None:
 
 
 async def test_closing_wakes_who_waits() -> None:
-    hub = EventHub()
+    hub = EventHub("db1")
     ended = []
 
     async def listen(subscription: Subscription) -> None:
@@ -117,7 +117,7 @@ async def test_closing_wakes_who_waits() -> None:
 
 
 def test_who_has_left_gathers_nothing() -> None:
-    hub = EventHub()
+    hub = EventHub("db1")
     with hub.subscribe() as subscription:
         pass
     hub.publish(_events(1)[0])
@@ -125,7 +125,7 @@ def test_who_has_left_gathers_nothing() -> None:
 
 
 def test_one_may_leave_while_all_are_told() -> None:
-    hub = EventHub()
+    hub = EventHub("db1")
     gone, stays = hub.subscribe(), hub.subscribe()
     gone.close()
     hub.publish(_events(1)[0])

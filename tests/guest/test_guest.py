@@ -319,18 +319,28 @@ async def test_afterwards_nothing_works_any_more(pair: Pair) -> None:
         async with pair.both() as (active, _):
             volume = active.volume("vda")
             subscription = active.subscribe()
+            await volume.make_point("monday")
         for call in (
             lambda: volume.write(0, b"x"),
             lambda: volume.read(0, 1),
             lambda: volume.trim(0, 1),
             lambda: volume.zero(0, 1),
             volume.flush,
+            lambda: volume.make_point("tuesday"),
+            lambda: volume.drop_point("monday"),
+            lambda: volume.changed_since("monday", 0, 4096),
+            lambda: volume.digests(0, 4096),
+            active.wait_in_sync,
         ):
             with pytest.raises(ClosedError, match="guest guest is closed"):
                 await call()
         assert [event.kind async for event in subscription][-1:] != ["alone"]
-        with pytest.raises(ClosedError):
+        with pytest.raises(ClosedError, match="guest guest is closed"):
             await subscription.receive()
+        with pytest.raises(ClosedError):
+            await active.subscribe().receive()
+        with pytest.raises(ClosedError, match="guest guest is closed"):
+            volume.points()
 
 
 async def test_closing_answers_what_is_in_flight(pair: Pair) -> None:

@@ -36,6 +36,7 @@ from pairsync.guest.replica import (
 from pairsync.storage.blockfile import Allocation
 from pairsync.storage.digestfile import block_digest, pack_leaves
 from pairsync.storage.file import open_volume
+from pairsync.storage.osfile import OsFile
 from pairsync.testing.disks import Fault, SimAction, SimDisk, SimMedium
 
 PAIR, VOLUME = b"p" * 16, b"v" * 16
@@ -148,6 +149,39 @@ def test_a_second_time_is_refused_and_changes_nothing(image: Path) -> None:
         _create(image, size_bytes=SIZE)
     assert Path(f"{image}.pairsync").read_bytes() == before
     _open(image).close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "finding"),
+    [
+        ({"pair_id": b"short"}, "an id that has not 16 bytes"),
+        ({"pair_id": "p" * 16}, "pair_id of a new replica: must be bytes, not str"),
+        ({"volume_id": None}, "volume_id of a new replica: must be bytes, not NoneType"),
+        ({"name": "v" * 256}, "name of 256 bytes"),
+        ({"size_bytes": 4096.0}, "size_bytes of a new replica: must be int, not float"),
+        ({"size_bytes": 0}, "a volume of 0 bytes"),
+        ({"size_bytes": 1 << 60}, "a volume of 1152921504606846976 bytes"),
+    ],
+)
+def test_what_no_replica_can_have_is_refused_before_anything_is_made(
+    tmp_path: Path, settings: dict[str, Any], finding: str
+) -> None:
+    known = {"name": "vda", "pair_id": PAIR, "volume_id": VOLUME, "size_bytes": SIZE}
+    with pytest.raises(ConfigError, match=finding):
+        create_replica(tmp_path / "vda.img", **{**known, **settings})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_creation_for_which_there_is_no_room_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_file: OsFile) -> None:
+        raise BackendError("no room", errno.ENOSPC)
+
+    monkeypatch.setattr(OsFile, "reserve", full)
+    with pytest.raises(BackendError, match="no room"):
+        _create(tmp_path / "vda.img", size_bytes=SIZE)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_creation_that_fails_leaves_no_file(tmp_path: Path) -> None:

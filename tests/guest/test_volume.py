@@ -8,6 +8,7 @@ import random
 import resource
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, cast
 
 import pytest
 import trio
@@ -168,12 +169,17 @@ async def test_buffers_of_any_kind(pair: Pair) -> None:
         await volume.write(0, bytearray(b"bytearray"))
         await volume.write(100, memoryview(b"...view...")[3:7])
         await volume.write(4096, memoryview(numbers))  # 4 bytes an item
+        await volume.write(16384, cast("Any", numbers))
         assert await volume.read(0, 9) == b"bytearray"
         assert await volume.read(100, 4) == b"view"
         assert await volume.read(4096, 4096) == numbers.tobytes()
+        assert await volume.read(16384, 4096) == numbers.tobytes()
         into = bytearray(4)
         await volume.read_into(100, memoryview(into))
         assert into == b"view"
+        items = array.array("I", [0])
+        await volume.read_into(100, memoryview(items))
+        assert items.tobytes() == b"view"
 
 
 async def test_odd_sizes(files: Pair) -> None:
@@ -219,6 +225,31 @@ async def test_requests_beyond_the_end_are_refused(pair: Pair, offset: int, leng
         with pytest.raises(ConfigError):
             list(volume.dirty_runs(offset, length))
     assert pair.image("a").read_bytes() == bytes(SIZE)
+
+
+async def test_what_is_no_buffer_or_no_number_is_refused_and_harms_nobody(pair: Pair) -> None:
+    """A ``str`` used to get as far as the disk's thread, and ended the guest for everybody."""
+    async with in_time(), open_guest(pair.config("a", link=False)) as alone:
+        volume = alone.volume("vda")
+        junk: list[Any] = ["text", None, 5, [1, 2], memoryview(b"abcdef")[::2]]
+        for data in junk:
+            with pytest.raises(ConfigError, match="volume vda: what is to be written: must be a buffer"):
+                await volume.write(0, data)
+        for into in [*junk, memoryview(b"read only")]:
+            with pytest.raises(ConfigError, match="volume vda: where to read to: "):
+                await volume.read_into(0, into)
+        numbers: list[Any] = [1.0, "1", None]
+        for number in numbers:
+            with pytest.raises(ConfigError, match=r"volume vda: .*must be whole numbers of bytes"):
+                await volume.write(number, b"data")
+            with pytest.raises(ConfigError, match=r"volume vda: .*must be whole numbers of bytes"):
+                await volume.read(0, number)
+            with pytest.raises(ConfigError, match=r"volume vda: .*must be whole numbers of bytes"):
+                await volume.zero(0, number)
+            with pytest.raises(ConfigError, match=r"volume vda: .*must be whole numbers of bytes"):
+                await volume.grow(number)
+        await volume.write(0, b"goes on", fua=True)
+        assert await volume.read(0, 7) == b"goes on"
 
 
 async def test_requests_of_no_bytes_do_nothing(pair: Pair) -> None:

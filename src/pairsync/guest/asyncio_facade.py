@@ -26,6 +26,7 @@ from outcome import Outcome
 
 from pairsync.core.events import Event
 from pairsync.core.messages import Buffer, Role
+from pairsync.core.scrubber import ScrubReport
 from pairsync.errors import BusyError, ClosedError, InternalError
 
 from .config import GuestConfig
@@ -290,8 +291,8 @@ class AsyncioGuest:
 
     @property
     def role(self) -> Role:
-        """Whether it runs here."""
-        return self._config.role
+        """Whether it runs here: what was asked for, and once it is open, what is so."""
+        return self._config.role if self._guest is None else self._guest.role
 
     @property
     def in_sync(self) -> bool:
@@ -333,6 +334,14 @@ class AsyncioGuest:
     async def flush(self, volume: str) -> None:
         """As `Volume.flush`."""
         await self.call(self._opened().volume(volume).flush)
+
+    async def grow(self, volume: str, size_bytes: int) -> None:
+        """As `Volume.grow`."""
+        await self.call(self._opened().volume(volume).grow, size_bytes)
+
+    async def scrub(self, volume: str, *, repair: bool = False) -> ScrubReport:
+        """As `Volume.scrub`."""
+        return await self.call(self._opened().volume(volume).scrub, repair=repair)
 
     async def make_point(self, volume: str, name: str) -> Point:
         """As `Volume.make_point`."""

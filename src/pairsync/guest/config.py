@@ -57,8 +57,12 @@ class GuestConfig:
 
     def check(self) -> None:
         """Raises `ConfigError` naming what is wrong."""
+        if not isinstance(self.pair_id, bytes):
+            raise ConfigError(f"a pair id is of bytes, not {type(self.pair_id).__name__}")
         if len(self.pair_id) != 16:
             raise ConfigError(f"a pair id has 16 bytes, not {len(self.pair_id)}")
+        if not isinstance(self.role, Role):  # what is none would compare as a standby's
+            raise ConfigError(f"guest {self.name!r}: its role is a pairsync.Role, not {self.role!r}")
         if not 1 <= len(self.volumes) <= VOLUMES_MAX:
             raise ConfigError(
                 f"guest {self.name!r} has {len(self.volumes)} volumes; 1 to {VOLUMES_MAX} may be"

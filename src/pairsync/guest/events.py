@@ -30,7 +30,7 @@ class Subscription:
         self._hub = hub
         self._events: deque[Event] = deque()
         self._arrived = trio.lowlevel.ParkingLot()
-        self._closed = False
+        self._closed = ""  # why
         self.lost_count = 0
         """Events that were dropped because they were not taken in time."""
 
@@ -53,7 +53,7 @@ class Subscription:
         await trio.lowlevel.checkpoint()
         while not self._events:
             if self._closed:
-                raise ClosedError("the subscription is closed")
+                raise ClosedError(self._closed)
             await self._arrived.park()
         return self._events.popleft()
 
@@ -66,9 +66,9 @@ class Subscription:
         except ClosedError:
             raise StopAsyncIteration from None
 
-    def close(self) -> None:
-        """Take no more; idempotent."""
-        self._closed = True
+    def close(self, reason: str = "the subscription is closed") -> None:
+        """Take no more, and have whoever waits told why; idempotent."""
+        self._closed = self._closed or reason
         self._hub.forget(self)
         self._arrived.unpark_all()
 
@@ -82,15 +82,19 @@ class Subscription:
 
 
 class EventHub:
-    """Hands each event to every subscriber."""
+    """Hands each event of a guest to every subscriber."""
 
-    def __init__(self) -> None:
+    def __init__(self, guest: str) -> None:
+        self._guest = guest
+        self._closed = False
         self._subscriptions: dict[Subscription, None] = {}
 
     def subscribe(self) -> Subscription:
-        """A new subscriber."""
+        """A new subscriber; one that comes too late is closed already, else it would wait for ever."""
         subscription = Subscription(self)
         self._subscriptions[subscription] = None
+        if self._closed:
+            self.close()
         return subscription
 
     def forget(self, subscription: Subscription) -> None:
@@ -103,6 +107,7 @@ class EventHub:
             subscription.push(event)
 
     def close(self) -> None:
-        """End every subscription."""
+        """End every subscription, for good."""
+        self._closed = True
         for subscription in list(self._subscriptions):
-            subscription.close()
+            subscription.close(f"guest {self._guest} is closed")

@@ -69,7 +69,7 @@ class Guest:
         self._config = config
         self._disks = disks
         self._network = network
-        self._events = EventHub()
+        self._events = EventHub(config.name)
         self._progress_ns = 0  # when progress was last told
         self.closed = False
         self.arbiter: Arbiter | None = None  # who decides whether it may go on without its peer; None: it may
@@ -204,7 +204,7 @@ class Guest:
         return bool(self.ailments)
 
     async def wait_in_sync(self) -> None:
-        """Return when every volume is in sync (it may be over a moment later)."""
+        """Return when every volume is in sync (it may be over a moment later); `ClosedError` if never."""
         with self.subscribe() as subscription:
             while not self.in_sync:
                 await subscription.receive()

@@ -11,16 +11,34 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeAlias
 
-from pairsync.core.messages import WriteOp
+from pairsync.core.messages import Buffer, WriteOp
 from pairsync.core.window import FRAME_DATA_BYTES_MAX, FRAME_OPS_MAX, RANGE_BYTES_MAX
+from pairsync.errors import ConfigError
 
-__all__ = ["Done", "Part", "cut", "parts_of"]
+__all__ = ["Done", "Part", "bytes_of", "cut", "parts_of"]
 
 Done: TypeAlias = Callable[[Sequence[int] | None], None]
 """Hears an errno for each op of a batch, or None: all well."""
 
 Part: TypeAlias = tuple[list[WriteOp], Done]
 """Ranges that go on as one, and who hears of them."""
+
+
+def bytes_of(data: Buffer, what: str) -> Buffer:
+    """The same memory, whose length counts bytes; `ConfigError` naming ``what`` if it is of no use.
+
+    Any buffer of Python will do that is one piece.  What is none must not get to the disk's thread: what
+    happens there is the disk's fault, and all tasks of the guest would suffer for one that gave a ``str``.
+    """
+    if isinstance(data, bytes | bytearray):
+        return data
+    try:
+        view = memoryview(data)
+    except TypeError:
+        raise ConfigError(f"{what}: must be a buffer of bytes, not {type(data).__name__}") from None
+    if not view.c_contiguous:
+        raise ConfigError(f"{what}: must be a buffer in one piece, not every so many bytes of one")
+    return view.cast("B")
 
 
 class _Pieces:

@@ -16,7 +16,7 @@ from pairsync.core.messages import PointMark, is_point_name
 from pairsync.core.points import POINTS_MAX, SourcePoints
 from pairsync.core.questions import ANSWER_NODES_MAX
 from pairsync.core.units import BLOCK_BYTES, extent_of
-from pairsync.errors import ArbitrationError, BackendError, ConfigError
+from pairsync.errors import ArbitrationError, BackendError, ClosedError, ConfigError
 from pairsync.storage.blockfile import ALLOCATION_RUNS_MAX
 from pairsync.storage.device import Device
 from pairsync.storage.pointcompare import ChangedRuns
@@ -108,10 +108,15 @@ class VolumePoints:
 
     def _source(self) -> SourcePoints:
         """The machine of this volume; `ArbitrationError` on a standby."""
+        self._check_open()
         sources = self._guest.session.sources
         if not sources:
             raise ArbitrationError(f"guest {self._guest.name} does not run here: this host is its standby")
         return sources[self._index].points
+
+    def _check_open(self) -> None:
+        if self._guest.closed:  # nobody would ever answer
+            raise ClosedError(f"guest {self._guest.name} is closed")
 
     def _kept(self, replica: Replica) -> Points:
         if replica.points is None:
@@ -120,6 +125,7 @@ class VolumePoints:
 
     def all(self, replica: Replica) -> tuple[Point, ...]:
         """All points, the oldest first; none where no digests are kept."""
+        self._check_open()
         sources = self._guest.session.sources
         if sources:
             points = sources[self._index].points

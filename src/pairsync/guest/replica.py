@@ -49,7 +49,7 @@ from pairsync.storage.metadata import (
 from pairsync.storage.osfile import OsFile
 from pairsync.storage.overlay import Overlays, overlays_beside
 from pairsync.storage.points import Points, points_beside
-from pairsync.storage.superblock import check_identity
+from pairsync.storage.superblock import check_identity, check_new
 
 from .config import VolumeConfig
 from .keeping import with_overlays
@@ -129,8 +129,8 @@ def create_replica(
     An existing file or block device is taken over with its content, which counts as written, with a life of
     its own: it is never overwritten by a resync.  With ``overwrite`` it is worthless instead: such a replica
     can only be a standby's, and its first session copies everything over it.  Raises `MismatchError` if it
-    has not ``size_bytes``, `ConfigError` if it has metadata already or if there is nothing and no size,
-    `BackendError` if the disk says no.
+    has not ``size_bytes``, `ConfigError` if it has metadata already, if there is nothing and no size, or for
+    what cannot be (an id has 16 bytes), `BackendError` if the disk says no.
     """
     existing = Path(path).exists()
     if existing:
@@ -139,8 +139,6 @@ def create_replica(
         device.close()
     elif size_bytes is None:
         raise ConfigError(f"{os.fspath(path)}: does not exist, and no size was given")
-    else:
-        create_volume(path, size_bytes)
     block = new_superblock(
         pair_id=pair_id,
         volume_id=volume_id,
@@ -148,16 +146,20 @@ def create_replica(
         size_bytes=size_bytes,
         condition=_condition_of_new(existing=existing, overwrite=overwrite),
     )
+    check_new(block)
     metadata = metadata_path(path) if metadata is None else os.fspath(metadata)
+    if Path(metadata).exists():
+        raise ConfigError(f"{metadata}: exists already; nothing was changed")
     digests = digests_path(metadata)
+    if not existing:
+        create_volume(path, size_bytes)
     try:
-        if Path(metadata).exists():
-            raise ConfigError(f"{metadata}: exists already; nothing was changed")  # noqa: TRY301
         create_digests(digests, volume_id=volume_id, size_bytes=size_bytes, blank=not existing)
         create_metadata(metadata, block)
     except BaseException:
-        if not existing:
+        if not existing:  # then all of it is ours
             Path(path).unlink(missing_ok=True)
+            Path(digests).unlink(missing_ok=True)
         raise
 
 

@@ -26,7 +26,7 @@ from pairsync.core.window import FRAME_DATA_BYTES_MAX, FRAME_OPS_MAX
 from pairsync.errors import ArbitrationError, BackendError, ClosedError, ConfigError, InternalError
 
 from .config import PART_BYTES_MAX, VolumeConfig
-from .pieces import Done, parts_of
+from .pieces import Done, bytes_of, parts_of
 from .points import Point, VolumePoints
 from .remote import PeerReader
 from .replica import Replica
@@ -112,6 +112,7 @@ class Volume:
         guest is not active here any more (the new owner knows whether the volume has grown).
         """
         source = self._source()
+        self._check(0, 0 if type(size_bytes) is int else size_bytes)
         if not self.size_bytes <= size_bytes <= VOLUME_BYTES_MAX:
             raise ConfigError(
                 f"volume {self.name} has {self.size_bytes} bytes and cannot be made {size_bytes}: "
@@ -137,10 +138,13 @@ class Volume:
         return bytes(content)
 
     async def read_into(self, offset: int, into: memoryview) -> None:
-        """Fill ``into``; waits for the disk in a worker thread where it has to.
+        """Fill ``into``, any buffer in one piece; waits for the disk in a worker thread where it has to.
 
         Cancelled, it returns at once, and ``into`` may be filled until the disk has answered all the same.
         """
+        into = memoryview(bytes_of(into, f"volume {self.name}: where to read to"))
+        if into.readonly:
+            raise ConfigError(f"volume {self.name}: where to read to: cannot be written")
         self._check(offset, len(into))
         if self._guest.closed or self._guest.paused:
             raise ClosedError(f"guest {self._guest.name} is closed")
@@ -180,8 +184,7 @@ class Volume:
         in use until it has ended all the same, of which nobody is told: do not reuse that buffer.  (`submit`
         does tell, and cannot be cancelled.)
         """
-        if type(data) is memoryview and data.itemsize != 1:
-            data = data.cast("B")  # its length would count items
+        data = bytes_of(data, f"volume {self.name}: what is to be written")
         await self._run(WriteOp(OpKind.DATA, offset, len(data), data, fua), "write")
 
     async def zero(self, offset: int, length: int, *, allocate: bool = False) -> None:
@@ -212,6 +215,8 @@ class Volume:
         await waiter.wait(f"volume {self.name}: {what} of {op.length} bytes at {op.offset}")
 
     def _check(self, offset: int, length: int) -> None:
+        if type(offset) is not int or type(length) is not int:
+            raise ConfigError(f"volume {self.name}: {offset!r}+{length!r}: must be whole numbers of bytes")
         if offset < 0 or length < 0 or offset + length > self.size_bytes:
             raise ConfigError(f"volume {self.name} has {self.size_bytes} bytes, not {offset}+{length}")
 

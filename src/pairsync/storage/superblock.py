@@ -15,7 +15,7 @@ import msgpack
 from pairsync.core.messages import Condition, Generation
 from pairsync.core.superblock import LINEAGE_GENERATIONS_MAX, Superblock
 from pairsync.core.units import VOLUME_BYTES_MAX, block_count_of
-from pairsync.errors import InternalError, MetadataError, MismatchError
+from pairsync.errors import ConfigError, InternalError, MetadataError, MismatchError
 
 from .records import RECORD_BYTES
 
@@ -26,6 +26,7 @@ __all__ = [
     "PAYLOAD_BYTES_MAX",
     "Layout",
     "check_identity",
+    "check_new",
     "decode_superblock",
     "encode_superblock",
 ]
@@ -66,6 +67,19 @@ def encode_superblock(layout: Layout, superblock: Superblock) -> bytes:
     if len(payload) > PAYLOAD_BYTES_MAX:
         raise InternalError(f"superblock of {len(payload)} bytes")
     return payload
+
+
+def check_new(superblock: Superblock) -> None:
+    """`ConfigError` for what a caller gave that no replica can have, before anything is made of it."""
+    kinds = {"pair_id": bytes, "volume_id": bytes, "name": str, "size_bytes": int}
+    for key, kind in kinds.items():
+        value = getattr(superblock, key)
+        if type(value) is not kind:
+            raise ConfigError(f"{key} of a new replica: must be {kind.__name__}, not {type(value).__name__}")
+    try:
+        _check(Layout(RECORD_BYTES, 0), superblock)
+    except _Refused as error:
+        raise ConfigError(f"a new replica: {error}") from error
 
 
 def decode_superblock(payload: bytes) -> tuple[Layout, Superblock]:
