@@ -11,6 +11,7 @@ import pytest
 from tests.cli.conftest import Command
 
 from pairsync.cli import overlay as overlay_module
+from pairsync.errors import ConfigError
 from pairsync.node.hostfile import HostFile
 from pairsync.node.labfile import LabFile
 from pairsync.node.labprepare import prepare
@@ -53,7 +54,7 @@ def test_a_lab_without_any(directory: Path, command: Command) -> None:
 def test_how_they_look(directory: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     undo = {**KEPT, "id": "a/vda/1", "state": "undo", "lineage": []}
     shown = [KEPT, undo, {**undo, "whole": False}]
-    monkeypatch.setattr(overlay_module, "_list", lambda _: shown)
+    monkeypatch.setattr(overlay_module, "_list", lambda _: (shown, {}))
     lines = command("lab", "overlay", "list", str(directory)).out.splitlines()
     assert lines == [
         "b/vda/3          kept, 8 KiB in 2 blocks, 2023-11-14 22:13:20 UTC, of generation 1.2/03",
@@ -93,3 +94,48 @@ def test_a_host_that_runs_with_fewer_volumes_than_its_file_names(
 ) -> None:
     monkeypatch.setattr(overlay_module, "ask_host", lambda *_, **__: {"ok": True, "volumes": {}})
     assert command("lab", "overlay", "list", str(directory)) == (0, "no overlays\n", "")
+
+
+def test_what_one_disk_does_not_tell_hides_nothing_of_the_others(
+    directory: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(host: HostFile, _: Mapping[str, Any], **__: Any) -> dict[str, Any]:
+        if host.name == "a":
+            return {"ok": True, "volumes": {"vda": [{**KEPT, "id": "3"}]}, "unknown": {}}
+        return {"ok": True, "volumes": {}, "unknown": {"vda": "volume vda: its disk is being opened anew"}}
+
+    monkeypatch.setattr(overlay_module, "ask_host", ask)
+    reason = "volume vda: its disk is being opened anew"
+    done = command("lab", "overlay", "list", str(directory))
+    assert (done.status, done.err) == (0, "")
+    assert done.out.splitlines()[0].startswith("a/vda/3          kept")
+    assert done.out.splitlines()[1:] == [f"b/vda            not known: {reason}"]
+    told = json.loads(command("lab", "overlay", "list", str(directory), "--json").out)
+    assert [each["id"] for each in told["overlays"]] == ["a/vda/3"]
+    assert told["unknown"] == {"b/vda": reason}
+    done = command("lab", "overlay", "undo", str(directory), "b/vda/1")
+    assert done.err == f"pairsync: no overlay 'b/vda/1' here; there is a/vda/3; b/vda: {reason}\n"
+
+
+def test_a_host_that_is_down_and_lacks_its_metadata_hides_nothing_of_the_other(
+    directory: Path, command: Command
+) -> None:
+    (directory / "a" / "vda.img.pairsync").unlink()
+    done = command("lab", "overlay", "list", str(directory))
+    assert (done.status, done.err) == (0, "")
+    assert done.out.startswith("a/vda            not known: ")
+    assert "vda.img.pairsync: open: No such file or directory" in done.out
+
+
+def test_a_host_that_does_not_answer_hides_nothing_of_the_other(
+    directory: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(host: HostFile, _: Mapping[str, Any], **__: Any) -> dict[str, Any]:
+        if host.name == "a":
+            raise ConfigError("host a did not answer within 10 s")
+        return {"ok": True, "volumes": {"vda": [{**KEPT, "id": "3"}]}}
+
+    monkeypatch.setattr(overlay_module, "ask_host", ask)
+    told = json.loads(command("lab", "overlay", "list", str(directory), "--json").out)
+    assert [each["id"] for each in told["overlays"]] == ["b/vda/3"]
+    assert told["unknown"] == {"a/vda": "host a did not answer within 10 s"}

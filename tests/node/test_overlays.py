@@ -12,10 +12,10 @@ import trio
 
 from pairsync.core.messages import Buffer, Condition, Generation, OpKind, Role, WriteOp
 from pairsync.core.units import BLOCK_BYTES, MIB
-from pairsync.errors import BusyError, ConfigError, MismatchError
+from pairsync.errors import BackendError, BusyError, ConfigError, MismatchError
 from pairsync.guest.config import GuestConfig, VolumeConfig
 from pairsync.guest.guest import open_guest
-from pairsync.guest.replica import create_replica, open_replica
+from pairsync.guest.replica import Replica, create_replica, open_replica
 from pairsync.node.overlays import describe_overlay, open_stopped, overlay_handlers, overlay_path
 from pairsync.storage.osfile import OsFile
 from pairsync.storage.overlayexport import UNFINISHED_SUFFIX
@@ -72,6 +72,25 @@ async def test_a_host_that_runs(volume: VolumeConfig, tmp_path: Path) -> None:
         assert _own(await guest.volume("vda").read(0, 8 * BLOCK_BYTES))
         with pytest.raises(BusyError), open_stopped(volume, PAIR):
             pass
+
+
+async def test_a_disk_that_is_being_opened_anew_is_named_and_hides_no_other(
+    volume: VolumeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = VolumeConfig("data", tmp_path / "data.img")
+    create_replica(other.path, name="data", pair_id=PAIR, volume_id=b"d" * 16, size_bytes=MIB)
+    async with open_guest(GuestConfig("guest", PAIR, Role.ACTIVE, [volume, other])) as guest:
+        there = guest.replica
+
+        def replica(name: str) -> Replica:
+            if name == "data":
+                raise BackendError("volume data: its disk is being opened anew")
+            return there(name)
+
+        monkeypatch.setattr(guest, "replica", replica)
+        answer = await overlay_handlers(guest)["overlays"]({})
+        assert [info["id"] for info in answer["volumes"]["vda"]] == ["1"]
+        assert answer["unknown"] == {"data": "volume data: its disk is being opened anew"}
 
 
 class Held:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Hosts",
     "Watch",
+    "active_of",
     "ask_host",
     "ask_running",
     "ask_socket",
@@ -54,6 +55,27 @@ def ask_host(
 ) -> dict[str, Any] | None:
     """The host's answer; None if it is down.  `ConfigError` with its error, or if it does not answer."""
     return ask_socket(host.control, f"host {host.name}", request, seconds=seconds, watch=watch)
+
+
+def active_of(hosts: Sequence[HostFile], *, seconds: float) -> HostFile | None:
+    """The one of them on which the guest runs; None if there is none.
+
+    One that does not answer keeps nobody from the other; `ConfigError` if that is not active either.
+    """
+    from pairsync.node.labstatus import runs
+
+    silent: ConfigError | None = None
+    for host in hosts:
+        try:
+            answer = ask_host(host, {"do": "status"}, seconds=seconds)
+        except ConfigError as error:
+            silent = silent or error
+            continue
+        if answer is not None and runs(answer["guest"]):
+            return host
+    if silent is not None:
+        raise silent
+    return None
 
 
 def ask_socket(

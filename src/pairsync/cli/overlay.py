@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from pairsync.errors import ConfigError
+from pairsync.errors import BackendError, BusyError, ConfigError
 
-from .asking import Hosts, ask_host, host_of_file, hosts_of_lab
+from .asking import Hosts, active_of, ask_host, host_of_file, hosts_of_lab
 from .progress import show_progress
 from .values import show_bytes
 
@@ -41,32 +41,49 @@ def _volume(host: HostFile, name: str) -> VolumeConfig:
     raise ConfigError(f"host {host.name} has no volume {name!r}")
 
 
-def _list(hosts: Sequence[HostFile]) -> list[dict[str, Any]]:
+def _list(hosts: Sequence[HostFile]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """All overlays, and why those of a HOST/VOLUME are not known: its disk fails, for instance."""
+    found: list[dict[str, Any]] = []
+    unknown: dict[str, str] = {}
+    for host in hosts:
+        try:
+            answer = ask_host(host, {"do": "overlays"}, seconds=ASK_S)
+        except ConfigError as error:
+            unknown |= {f"{host.name}/{volume.name}": str(error) for volume in host.volumes}
+            continue
+        for volume in host.volumes:
+            where = f"{host.name}/{volume.name}"
+            try:
+                infos = _stopped(host, volume) if answer is None else _told(answer, volume.name)
+            except (BackendError, BusyError) as error:
+                unknown[where] = str(error)
+                continue
+            found += [{**info, "id": f"{where}/{info['id']}", "host": host.name} for info in infos]
+    return found, unknown
+
+
+def _told(answer: Mapping[str, Any], volume: str) -> list[dict[str, Any]]:
+    """What a running host says of a volume."""
+    unknown: dict[str, str] = answer.get("unknown", {})
+    if volume in unknown:
+        raise BackendError(unknown[volume])
+    found: list[dict[str, Any]] = answer["volumes"].get(volume, [])  # its file may name more than it has
+    return found
+
+
+def _stopped(host: HostFile, volume: VolumeConfig) -> list[dict[str, Any]]:
+    """What lies beside a volume of a host that is down."""
     from pairsync.node.overlays import describe_overlay, open_stopped
 
-    found: list[dict[str, Any]] = []
-    for host in hosts:
-        answer = ask_host(host, {"do": "overlays"}, seconds=ASK_S)
-        for volume in host.volumes:
-            if answer is not None:
-                infos = answer["volumes"].get(volume.name, [])  # its file may name more than it runs with
-            else:
-                with open_stopped(volume, host.pair_id) as stopped:
-                    infos = [describe_overlay(info) for info in stopped.overlays.list()]
-            found += [
-                {**info, "id": f"{host.name}/{volume.name}/{info['id']}", "host": host.name} for info in infos
-            ]
-    return found
+    with open_stopped(volume, host.pair_id) as stopped:
+        return [describe_overlay(info) for info in stopped.overlays.list()]
 
 
 def _active(hosts: Sequence[HostFile]) -> HostFile:
     """The one on which the guest runs."""
-    from pairsync.node.labstatus import runs
-
-    for host in hosts:
-        answer = ask_host(host, {"do": "status"}, seconds=ASK_S)
-        if answer is not None and runs(answer["guest"]):
-            return host
+    host = active_of(hosts, seconds=ASK_S)
+    if host is not None:
+        return host
     raise ConfigError(
         "an overlay is written back through the host that is active, "
         + ("and none is" if len(hosts) > 1 else f"and {hosts[0].name} is not: `host move` makes it so")
@@ -74,12 +91,13 @@ def _active(hosts: Sequence[HostFile]) -> HostFile:
 
 
 def _find(hosts: Sequence[HostFile], overlay_id: str) -> tuple[HostFile, dict[str, Any]]:
-    there = _list(hosts)
+    there, unknown = _list(hosts)
     for each in there:
         if each["id"] == overlay_id:
             return next(host for host in hosts if host.name == each["host"]), each
     known = ", ".join(each["id"] for each in there) or "none"
-    raise ConfigError(f"no overlay {overlay_id!r} here; there is {known}")
+    but = "".join(f"; {where}: {reason}" for where, reason in unknown.items())
+    raise ConfigError(f"no overlay {overlay_id!r} here; there is {known}{but}")
 
 
 def _line(overlay: Mapping[str, Any]) -> str:
@@ -125,11 +143,13 @@ def _commands(hosts_of: Hosts, where: str) -> App:
 
     @overlay.command(name="list")
     def list_(place: _Place, /, *, json_: _Json = False) -> int:
-        found = _list(hosts_of(place))
+        found, unknown = _list(hosts_of(place))
         if json_:
-            print(json.dumps({"overlays": found}, indent=2))
+            print(json.dumps({"overlays": found, **({"unknown": unknown} if unknown else {})}, indent=2))
         else:
-            print("\n".join(_line(each) for each in found) or "no overlays")
+            lines = [_line(each) for each in found]
+            lines += [f"{where:<16} not known: {reason}" for where, reason in unknown.items()]
+            print("\n".join(lines) or "no overlays")
         return 0
 
     @overlay.command

@@ -15,7 +15,7 @@ from cyclopts import App, Parameter
 
 from pairsync.errors import ConfigError
 
-from .asking import Hosts, ask_host, host_of_file, hosts_of_lab
+from .asking import Hosts, active_of, ask_host, host_of_file, hosts_of_lab
 
 if TYPE_CHECKING:
     from pairsync.node.hostfile import HostFile
@@ -34,21 +34,29 @@ _Volume = Annotated[str, Parameter(help="The volume.")]
 _Name = Annotated[str, Parameter(help="A name, to be used only once: letters, digits, '.', '_', '-'.")]
 
 
-def _answers(hosts: Sequence[HostFile], volume: str) -> list[tuple[HostFile, dict[str, Any]]]:
-    """What those say that run."""
-    asked = [(host, ask_host(host, {"do": "points", "volume": volume}, seconds=ASK_S)) for host in hosts]
-    return [(host, answer) for host, answer in asked if answer is not None]
-
-
-def _active(hosts: Sequence[HostFile], volume: str) -> HostFile:
-    for host, answer in _answers(hosts, volume):
-        if answer["role"] == "active":
-            return host
-    raise ConfigError("no active host is running here: points are made and dropped on the active one")
+def _answers(
+    hosts: Sequence[HostFile], volume: str
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
+    """The points by host, and what those say that run and do not know them, as with a disk that fails."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    unknown: dict[str, str] = {}
+    for host in hosts:
+        try:
+            answer = ask_host(host, {"do": "points", "volume": volume}, seconds=ASK_S)
+        except ConfigError as error:
+            unknown[host.name] = str(error)
+            continue
+        if answer is not None:
+            found[host.name] = answer["points"]
+    if unknown and not found:
+        raise ConfigError(next(iter(unknown.values())))
+    return found, unknown
 
 
 def _ask_active(hosts: Sequence[HostFile], request: dict[str, Any]) -> dict[str, Any]:
-    host = _active(hosts, request["volume"])
+    host = active_of(hosts, seconds=ASK_S)
+    if host is None:
+        raise ConfigError("no active host is running here: points are made and dropped on the active one")
     answer = ask_host(host, request, seconds=MAKE_S)
     if answer is None:
         raise ConfigError(f"host {host.name} has gone away")
@@ -72,16 +80,18 @@ def _commands(hosts_of: Hosts, where: str) -> App:
 
     @point.command(name="list")
     def list_(place: _Place, volume: _Volume, /, *, json_: _Json = False) -> int:
-        found = {host.name: answer["points"] for host, answer in _answers(hosts_of(place), volume)}
+        found, unknown = _answers(hosts_of(place), volume)
         if not found:
             raise ConfigError("no host is running here")
         if json_:
-            print(json.dumps({"hosts": found}, indent=2))
+            print(json.dumps({"hosts": found, **({"unknown": unknown} if unknown else {})}, indent=2))
             return 0
         for host, points in found.items():
             print(f"host {host}:{'' if points else ' no points'}")
             for each in points:
                 print(f"  {_line(each)}")
+        for host, reason in unknown.items():
+            print(f"host {host}: not known: {reason}")
         return 0
 
     @point.command

@@ -17,7 +17,7 @@ from typing import Any
 import trio
 
 from pairsync.core.messages import OpKind
-from pairsync.errors import BusyError, ConfigError, MismatchError
+from pairsync.errors import BackendError, BusyError, ConfigError, MismatchError
 from pairsync.guest.config import VolumeConfig
 from pairsync.guest.guest import Guest
 from pairsync.storage.file import open_volume
@@ -65,12 +65,14 @@ def overlay_handlers(guest: Guest) -> dict[str, Handler]:
 
     async def overlays(_: Mapping[str, Any]) -> Answer:
         await trio.lowlevel.checkpoint()
-        return {
-            "volumes": {
-                name: [describe_overlay(info) for info in _overlays_of(guest, name).list()]
-                for name in guest.volumes
-            }
-        }
+        found: dict[str, list[dict[str, Any]]] = {}
+        unknown: dict[str, str] = {}
+        for name in guest.volumes:
+            try:
+                found[name] = [describe_overlay(info) for info in _overlays_of(guest, name).list()]
+            except BackendError as error:  # one disk that fails does not hide what lies on the others
+                unknown[name] = str(error)
+        return {"volumes": found, "unknown": unknown}
 
     async def export(request: Mapping[str, Any]) -> Answer:
         volume, number, file = (str(request.get(key)) for key in ("volume", "id", "file"))
