@@ -14,8 +14,9 @@ from typing import Any
 import trio
 
 from pairsync.node.labfile import free_ports
+from pairsync.node.labstatus import all_decide
 from pairsync.testing.nbd_client import NbdClient
-from pairsync.testing.programs import EventStream, pairsync_command, run_program
+from pairsync.testing.programs import POLL_S, EventStream, pairsync_command, run_program
 
 FAILOVER_S = 2.0
 DEADLINE_S = 120.0
@@ -96,15 +97,17 @@ class Site:
         return grant
 
     async def grant(self, name: str) -> dict[str, Any]:
-        """What that host says was agreed, both being in sync."""
-        await self.command("host", "wait", self.file(name), "--in-sync", "--timeout=60")
-        return await self.agreed(name)
+        """What that host says was agreed, both being in sync and all three deciding.
 
-    async def told(self, name: str, what: str) -> str:
-        """What that host says of itself once it says that: it hears from its peer how that stands."""
-        while what not in (said := await self.command("host", "status", self.file(name))):
-            await trio.sleep(0.1)
-        return said
+        It hears from its peer how that stands, and a witness that is met a moment late has its vote then.
+        """
+        while True:
+            await self.command("host", "wait", self.file(name), "--in-sync", "--timeout=60")
+            said = json.loads(await self.command("host", "status", self.file(name), "--json"))
+            if all_decide(said):
+                grant: dict[str, Any] = said["grant"]
+                return grant
+            await trio.sleep(POLL_S)
 
     async def client(self, name: str) -> NbdClient:
         client = await NbdClient.connect_unix(str(self.directory / name / "nbd.sock"))

@@ -34,7 +34,8 @@ async def test_a_new_machine_takes_the_place_of_a_lost_one(make_directory: MakeD
         await site.start("a")
         grant = await site.grant("a")
         assert (grant["owner"], sorted(grant["in_sync"]), grant["sole"]) == ("here", ["here", "peer"], False)
-        said = await site.told("a", "any single failure is survived")
+        said = await site.command("host", "status", site.file("a"))
+        assert "any single failure is survived" in said
         assert "guest guest: runs here; in sync: this host and the other host" in said
         assert "all well" in await site.command("host", "scrub", site.file("a"))
 

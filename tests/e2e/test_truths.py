@@ -116,9 +116,8 @@ def replica_files(lab: RunningLab, host: str) -> list[Path]:
     return [path for path in directory.iterdir() if path.name.startswith(("vda.img", "register"))]
 
 
-async def back_up(lab: RunningLab, host: str, backup: Path) -> None:
+def back_up(lab: RunningLab, host: str, backup: Path) -> None:
     """Of a host that is down."""
-    await lab.kill(host)
     backup.mkdir()
     for path in replica_files(lab, host):
         shutil.copy2(path, backup)
@@ -135,13 +134,15 @@ async def test_two_hosts_restored_from_backups_of_different_days(lab_directory: 
     monday, tuesday = tmp_path / "monday", tmp_path / "tuesday"
     async with running_lab(lab_directory, {"vda": SIZE}, more=[FAILOVER]) as lab:
         await write(lab, "a", 0, b"m")
-        await back_up(lab, "a", monday)
+        await lab.kill("a")
+        back_up(lab, "a", monday)
         await lab.wait_active("b")
         await write(lab, "b", 0, b"t")
         await lab.start("a")
         await lab.wait_in_sync()
-        await back_up(lab, "b", tuesday)
-        await lab.kill("a")
+        await lab.kill("b")
+        await lab.kill("a")  # at once, before it can take over
+        back_up(lab, "b", tuesday)
         restore(lab, "a", monday)
         restore(lab, "b", tuesday)
         await lab.start("a")

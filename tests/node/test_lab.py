@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pairsync.node.control import ask
 from pairsync.node.lab import Lab, run_lab
 from pairsync.node.labfile import LabFile, control_socket_of, nbd_socket_of, open_lab_file
 from pairsync.node.labprepare import prepare
+from pairsync.node.labprocess import LabProcess
 from pairsync.node.labrequests import lab_handlers
 from pairsync.node.places import sockets_of
 from pairsync.testing.programs import is_alive, wait_gone
@@ -128,6 +129,51 @@ async def test_a_host_whose_disk_takes_no_log_leaves_the_other_one_alone(tmp_pat
         log.rmdir()
         await ask(control_socket_of(tmp_path), {"do": "start", "host": "b"})
         await ask(control_socket_of(tmp_path), {"do": "wait"})
+
+
+async def test_whoever_waits_finds_all_three_deciding(tmp_path: Path) -> None:
+    """Else whoever kills the owner next sees no take-over.  A witness that is away is not waited for."""
+    async with lab_up(tmp_path, make_lab(tmp_path, single=False)):
+        control = control_socket_of(tmp_path)
+
+        async def waited() -> bool:
+            """Whether the owner decides alone, once the wait is over."""
+            await ask(control, {"do": "wait"})
+            return bool((await ask(control, {"do": "status"}))["guests"]["lab"]["sole"])
+
+        for away, back, more in (
+            ("kill", "start", {"host": "witness"}),
+            ("pause", "resume", {"host": "witness"}),
+            ("cut", "heal", {"cable": "a-witness"}),
+        ):
+            assert not await waited()
+            await ask(control, {"do": away, **more})
+            while not await waited():
+                await trio.sleep(0.05)
+            await ask(control, {"do": back, **more})
+        assert not await waited()
+
+
+async def test_the_witness_listens_before_a_host_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two hosts that meet before it does agree that the owner decides alone, for the time being."""
+    told: list[str] = []
+    spawn, until_ready = LabProcess.spawn, LabProcess.until_ready
+
+    async def spawn_noted(self: LabProcess, words: Sequence[str]) -> None:
+        told.append(f"{self.name} begins")
+        await spawn(self, words)
+
+    async def until_ready_noted(self: LabProcess) -> None:
+        await until_ready(self)
+        told.append(f"{self.name} serves")
+
+    monkeypatch.setattr(LabProcess, "spawn", spawn_noted)
+    monkeypatch.setattr(LabProcess, "until_ready", until_ready_noted)
+    async with lab_up(tmp_path, make_lab(tmp_path, single=False)):
+        assert told[:2] == ["witness begins", "witness serves"]
+        assert sorted(told[2:4]) == ["host a begins", "host b begins"]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pairsync.node.labstatus import guest_of, runs
+from pairsync.node.labstatus import all_decide, guest_of, runs
 
 
 def guest(
@@ -55,3 +55,15 @@ def test_fixed_roles_say_what_they_can() -> None:
     hosts = {"a": {"guest": guest("active", 4)}, "b": {"guest": guest("standby", 4)}}
     assert guest_of("a", hosts) == {"active": "a", "term": 4, "in_sync": ["a", "b"], "survives": None}
     assert guest_of(None, {"a": {"guest": None}})["in_sync"] == []
+
+
+def test_all_decide_where_the_guest_outlives_its_owner_and_its_link() -> None:
+    def said(owner: str, link: str) -> dict[str, Any]:
+        single = {"owner": {"fate": owner}, "link": {"fate": link}, "owner-disk": {"fate": "stops"}}
+        return guest("active", survives={"redundant": False, "single": single})
+
+    assert all_decide(said("moves", "goes-on"))
+    assert not all_decide(said("stops", "goes-on"))  # the owner decides alone, or the standby cannot ask
+    assert not all_decide(said("moves", "moves"))  # the owner cannot ask
+    assert not all_decide(guest("standby", survives=None))
+    assert not all_decide(guest("active"))

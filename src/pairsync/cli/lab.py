@@ -353,7 +353,9 @@ def wait(
     directory: LabDirectory,
     /,
     *,
-    in_sync: Annotated[bool, Parameter(negative=(), help="Wait until both hosts are in sync.")] = False,
+    in_sync: Annotated[
+        bool, Parameter(negative=(), help="Both hosts are in sync, and a witness that is up has its vote.")
+    ] = False,
     timeout: Annotated[float, Parameter(help="Seconds.")] = 60.0,
 ) -> int:
     """Wait until the lab is in a state, such as --in-sync; exit status 1 if it is not reached in time."""

@@ -170,9 +170,7 @@ class Demo:
     async def _start(self, lab: Lab, nursery: trio.Nursery) -> None:
         self._show.step("Start a pair: two hosts, an encrypted link between them, and a witness")
         self._show.command(f"pairsync lab up {self._lab_directory} --volume {VOLUME}={VOLUME_BYTES // MIB}M")
-        async with trio.open_nursery() as starting:
-            for name in lab.names:
-                starting.start_soon(lab.start, name)
+        await lab.start_all()
         await lab.until_owned()
         socket = control_socket_of(self._lab_directory)
         await nursery.start(serve_control, socket, lab_handlers(lab))

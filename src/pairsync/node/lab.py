@@ -37,6 +37,7 @@ from .labfile import (
     HOSTS,
     WITNESS,
     LabFile,
+    cables_of,
     control_socket_of,
     remove_sockets,
     uri_of,
@@ -44,7 +45,7 @@ from .labfile import (
 from .labprepare import put_empty_disk
 from .labprocess import ETCD_PROGRAM, HOST_PROGRAM, WITNESS_PROGRAM, LabProcess
 from .labrequests import lab_handlers
-from .labstatus import guest_of, runs
+from .labstatus import all_decide, guest_of, runs
 from .namespaces import Namespaces
 
 __all__ = ["DISK_COMMANDS", "Lab", "run_lab"]
@@ -106,11 +107,6 @@ class Lab:
         self._down: set[str] = set()  # processes that were killed by command, or are being stopped
 
     # ------------------------------------------------------------------ processes
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All processes."""
-        return (*self._hosts, *(() if self._witness is None else (WITNESS,)))
 
     def _process(self, name: str) -> LabProcess:
         log = self.directory / name / "log"
@@ -178,6 +174,14 @@ class Lab:
         await process.until_ready()
         if name != WITNESS:
             await self._cables.started(name)
+
+    async def start_all(self) -> None:
+        """Start all of it, the witness first: hosts that meet before it listens agree to do without it."""
+        if self._witness is not None:
+            await self.start(WITNESS)
+        async with trio.open_nursery() as nursery:  # starting is mostly computing: use both cores
+            for name in self._hosts:
+                nursery.start_soon(self.start, name)
 
     async def _spawn(self, name: str) -> None:
         if name == WITNESS:
@@ -390,7 +394,7 @@ class Lab:
         raise PeerLost(f"host {name} did not answer within {seconds:g} s")
 
     async def wait_in_sync(self) -> None:
-        """Return when the guest runs somewhere and is in sync."""
+        """Return when the guest runs somewhere, in sync, and a witness that both can ask has its vote."""
         if self._lab.single:
             raise ConfigError("this lab has a single host: it is never in sync")
         while True:
@@ -399,9 +403,14 @@ class Lab:
                     continue
                 with suppress(PairsyncError):  # it is down; whoever waits has set a time limit
                     guest = (await self.ask(name, "status"))["guest"]
-                    if runs(guest) and guest["in_sync"]:
+                    if runs(guest) and guest["in_sync"] and (all_decide(guest) or not self._witnessed()):
                         return
             await trio.sleep(RETRY_S)
+
+    def _witnessed(self) -> bool:
+        """Whether there is a witness that both hosts can ask, as far as the lab has a say in it."""
+        there = self._witness is not None and self._witness.running and not self._witness.paused
+        return there and not set(self._cables.cut).intersection(cables_of(WITNESS))
 
 
 async def run_lab(directory: Path, lab: LabFile, tell: Callable[[Mapping[str, Any]], None]) -> None:
@@ -432,9 +441,7 @@ async def _serve(supervisor: Lab, directory: Path, nursery: trio.Nursery, signal
                 return
 
         starting.start_soon(interrupt)
-        async with trio.open_nursery() as hosts:  # starting is mostly computing: use both cores
-            for name in supervisor.names:
-                hosts.start_soon(supervisor.start, name)
+        await supervisor.start_all()
         await supervisor.until_owned()
         await nursery.start(serve_control, control_socket_of(directory), lab_handlers(supervisor))
         supervisor.tell_ready()

@@ -7,12 +7,25 @@ from typing import Any
 
 from .labfile import HOSTS
 
-__all__ = ["guest_of", "runs"]
+__all__ = ["all_decide", "guest_of", "runs"]
 
 
 def runs(guest: Mapping[str, Any] | None) -> bool:
     """Whether a host says that the guest runs there."""
     return guest is not None and guest["role"] == "active" and not guest["paused"]
+
+
+def all_decide(guest: Mapping[str, Any]) -> bool:
+    """Whether the host on which the guest runs says that all three voters decide.
+
+    Then nobody decides alone, and both hosts reach the witness: the guest survives the owner's end, and the
+    link's where it is.
+    """
+    survives = guest.get("survives")
+    if survives is None:
+        return False
+    fates = {failure: each["fate"] for failure, each in survives["single"].items()}
+    return (fates["owner"], fates["link"]) == ("moves", "goes-on")
 
 
 def guest_of(active: str | None, hosts: Mapping[str, Any]) -> dict[str, Any]:

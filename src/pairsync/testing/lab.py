@@ -17,16 +17,18 @@ process of it left, no socket left.  What fails raises `ProgramError`, with the 
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from pairsync.errors import PairsyncError
 from pairsync.node.control import ask
 from pairsync.node.labfile import control_socket_of, nbd_socket_of
 
@@ -46,6 +48,9 @@ from .programs import (
 __all__ = ["RunningLab", "differences", "running_lab"]
 
 COMPARED_AT_ONCE_BYTES = 1 << 20
+
+LAST_LOOK_S = 5.0
+"""How long the status is asked for that an error quotes."""
 
 
 def differences(directory: Path, volume: str, *, first_bytes: int | None = None) -> list[tuple[int, int]]:
@@ -86,6 +91,7 @@ class RunningLab(EventStream):
         self.host_pids: set[int] = set()
         """Every host process that is known to have been part of this lab."""
         self._killed = False  # the supervisor, on purpose: it cannot end in order any more
+        self._seen: tuple[float, dict[str, Any]] | None = None  # the last status, and when (seconds)
 
     def _take(self, line: Event) -> None:
         super()._take(line)
@@ -93,8 +99,12 @@ class RunningLab(EventStream):
             self.host_pids.update(host["pid"] for host in line["hosts"].values())
 
     def logs(self) -> str:
-        """What the supervisor and its hosts said last."""
+        """What the supervisor and its hosts said last, and the last status that was seen."""
         parts = [super().logs()]
+        if self._seen is not None:
+            at_s, status = self._seen
+            age_s = trio.current_time() - at_s
+            parts.append(f"--- status {age_s:.1f} s ago\n{json.dumps(status, separators=(',', ':'))}")
         for host in ("a", "b"):
             path = self.directory / host / "log"
             if path.exists():
@@ -135,8 +145,16 @@ class RunningLab(EventStream):
     async def request(self, do: str, *, seconds: float = COMMAND_S, **more: Any) -> dict[str, Any]:
         """Ask the supervisor; raises what `pairsync.node.control.ask` does, `ProgramError` after a while."""
         with trio.move_on_after(seconds):
-            return await ask(control_socket_of(self.directory), {"do": do, **more})
+            return await self._ask(do, **more)
+        with trio.move_on_after(LAST_LOOK_S), suppress(PairsyncError):
+            await self._ask("status")  # for the error
         raise self.error(f"no answer to {do} within {seconds:g} s")
+
+    async def _ask(self, do: str, **more: Any) -> dict[str, Any]:
+        answer = await ask(control_socket_of(self.directory), {"do": do, **more})
+        if do == "status":
+            self._seen = (trio.current_time(), answer)
+        return answer
 
     async def kill(self, host: str) -> None:
         """SIGKILL a host."""
@@ -173,7 +191,7 @@ class RunningLab(EventStream):
         return await self.request("status")
 
     async def wait_in_sync(self, seconds: float = COMMAND_S) -> None:
-        """Wait until both hosts are in sync."""
+        """Wait until both hosts are in sync, and a witness that both can ask has its vote."""
         await self.request("wait", seconds=seconds)
 
     async def wait_status(
@@ -255,7 +273,7 @@ async def running_lab(
 ) -> AsyncIterator[RunningLab]:
     """Bring a lab up (or bring up again what is there), and end it in order when the block is left.
 
-    ``volumes`` maps names to bytes.  ``in_sync``: wait until both hosts are.  Raises `ProgramError` with what
+    ``volumes`` maps names to bytes.  ``in_sync``: `RunningLab.wait_in_sync`.  Raises `ProgramError` with what
     the lab said if it does not come up or does not end in order; after an error of the block's own the lab
     is killed.
     """
