@@ -10,12 +10,14 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from cyclopts import App
 from tests.cli.conftest import Command, Ended
 
 import pairsync
+from pairsync import cli
 from pairsync.cli import app as app_module
 from pairsync.cli.app import app
 
@@ -235,3 +237,14 @@ def test_ctrl_c_is_status_130(command: Command, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(app_module, "app", fail)
     assert command() == Ended(130, "", "")
+
+
+def test_ctrl_c_while_the_command_is_being_loaded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Loading(ModuleType):
+        def __getattr__(self, name: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, app_module.__name__, Loading(app_module.__name__))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130

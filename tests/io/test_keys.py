@@ -96,7 +96,7 @@ def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
 def test_damaged_files(tmp_path: Path, name: str, content: bytes) -> None:
     save_identity(make_identity(), tmp_path)
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=f"{tmp_path}/{name}: " if name == "host.crt" else str(tmp_path)):
         load_identity(tmp_path)
 
 

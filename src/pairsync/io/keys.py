@@ -155,7 +155,10 @@ def load_identity(directory: Path) -> HostIdentity:
         raise ConfigError(f"no identity in {directory}: {error.filename} is missing") from error
     except (ValueError, TypeError) as error:
         raise ConfigError(f"the key in {directory} is damaged") from error
-    fingerprint = fingerprint_of(certificate_pem)
+    try:
+        fingerprint = fingerprint_of(certificate_pem)
+    except ConfigError as error:
+        raise ConfigError(f"{directory / _CERTIFICATE_NAME}: {error}") from error
     certificate = x509.load_pem_x509_certificate(certificate_pem)
     spki = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     if certificate.public_key().public_bytes(*spki) != key.public_key().public_bytes(*spki):
