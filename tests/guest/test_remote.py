@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import errno
 import random
+from collections.abc import Sequence
 
 import pytest
 import trio
+import trio.testing
 from tests.guest.harness import Pair, in_time
 
 from pairsync.core.events import TroubleEvent
 from pairsync.core.fetcher import FETCH_BLOCKS_MAX
-from pairsync.core.units import BLOCK_BYTES, MIB
+from pairsync.core.messages import Role, WriteOp
+from pairsync.core.units import BLOCK_BYTES, MIB, Extent
 from pairsync.errors import BackendError
 from pairsync.guest.guest import Guest
-from pairsync.guest.remote import QUESTIONS_AT_ONCE
+from pairsync.guest.remote import QUESTIONS_AT_ONCE, PeerReader
 from pairsync.storage.file import RawFile
 
 
@@ -76,6 +79,42 @@ async def test_many_reads_at_once_share_what_the_peer_takes(
                 nursery.start_soon(volume.read, 0, BLOCK_BYTES)
         assert bad.failed >= 5 * QUESTIONS_AT_ONCE
         assert await volume.read(1, 3) == bytes([1, 2, 3])
+
+
+async def test_a_guest_that_leaves_while_reads_wait_for_room_ends_them(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with in_time(), pair.both() as (active, _):
+        volume = active.volume("vda")
+        await volume.write(0, b"x" * BLOCK_BYTES)
+        bad = BadSectors(monkeypatch, active)
+        bad.blocks = {0}
+        ended: list[str] = []
+        left = trio.Event()
+
+        async def read() -> None:
+            with pytest.raises(BackendError, match="Input/output"):
+                await volume.read(0, BLOCK_BYTES)
+            ended.append("told")
+
+        ask = PeerReader._fetch
+
+        async def ask_late(
+            self: PeerReader, extents: Sequence[Extent], error: BackendError
+        ) -> Sequence[WriteOp]:
+            await left.wait()
+            return await ask(self, extents, error)
+
+        monkeypatch.setattr(PeerReader, "_fetch", ask_late)
+        async with trio.open_nursery() as nursery:
+            for _ in range(3 * QUESTIONS_AT_ONCE):
+                nursery.start_soon(read)
+            while bad.failed < 3 * QUESTIONS_AT_ONCE:
+                await trio.sleep(0.01)
+            await trio.testing.wait_all_tasks_blocked(0.05)  # a third of them ask, the others wait for room
+            await active.become(Role.STANDBY, 2, in_order=False)
+            left.set()
+        assert len(ended) == 3 * QUESTIONS_AT_ONCE
 
 
 async def test_what_is_written_meanwhile_is_what_is_read(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from tests.guest.harness import Pair, in_time
 
 from pairsync.core.events import ScrubFindingEvent
 from pairsync.core.limits import VolumeOptions
+from pairsync.core.messages import Role
 from pairsync.core.units import BLOCK_BYTES, MIB
 from pairsync.errors import BackendError
 from pairsync.guest.remote import PeerReader
@@ -49,6 +50,23 @@ async def test_what_has_fallen_over_is_read_from_the_peer_and_mended(pair: Pair)
             assert found == {0, 17, 255}
         while pair.image("a").read_bytes()[:MIB] != content:
             await trio.sleep(0.01)
+
+
+async def test_a_guest_that_leaves_meanwhile_mends_nothing_any_more(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = PeerReader.read_into
+
+    async with in_time(), pair.both(options=VERIFY) as (active, _):
+
+        async def ask_and_leave(self: PeerReader, offset: int, into: memoryview, error: BackendError) -> None:
+            await ask(self, offset, into, error)
+            await active.become(Role.STANDBY, 2, in_order=False)
+
+        monkeypatch.setattr(PeerReader, "read_into", ask_and_leave)
+        await active.volume("vda").write(0, b"x" * BLOCK_BYTES)
+        flip(pair, 9)
+        assert await active.volume("vda").read(0, 10) == b"x" * 10
 
 
 async def test_nothing_is_read_where_nothing_is_wanted(pair: Pair) -> None:

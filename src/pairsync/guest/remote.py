@@ -71,7 +71,10 @@ class PeerReader:
 
     async def _fill(self, extent: Extent, content: bytearray, error: BackendError) -> None:
         missing = set(range(*extent))
-        limit = self._guest.session.sources[self._index].standing.superblock.size_bytes
+        source = self._source()  # the guest may have left this host while there was no room for a question
+        if source is None:
+            raise error
+        limit = source.standing.superblock.size_bytes
         for _ in range(TRIES_MAX):
             for op in await self._fetch(_runs(missing), error):
                 at = op.offset - extent.start * BLOCK_BYTES

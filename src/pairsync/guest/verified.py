@@ -55,10 +55,11 @@ class VerifiedReader:
             return
         wrong = BackendError(f"{device.path}: block {block} does not hold what its digest says", errno.EIO)
         await self._peer.read_into(block * BLOCK_BYTES, view, wrong)
-        source = self._guest.session.sources[self._index]
-        source.scrubber.mend(block)
-        source.advance(self._guest.now_ns())
-        self._guest.perform()
+        sources = self._guest.session.sources
+        if sources:  # else the guest has left this host, and its new owner's replica is what counts
+            sources[self._index].scrubber.mend(block)
+            sources[self._index].advance(self._guest.now_ns())
+            self._guest.perform()
 
 
 def _read_and_compare(device: Device, offset: int, view: memoryview) -> list[int]:
