@@ -11,8 +11,17 @@ from hypothesis import strategies as st
 
 from pairsync.core.acceptor import AcceptorState
 from pairsync.core.arbiter import Arbiter
-from pairsync.core.claims import INSISTED, Claim, claim_of, has_to_meet, is_outdated, obstacle
+from pairsync.core.claims import (
+    INSISTED,
+    Claim,
+    claim_of,
+    has_to_meet,
+    is_outdated,
+    obstacle,
+    peer_is_newer,
+)
 from pairsync.core.dirty import DirtyMap
+from pairsync.core.effects import Persist
 from pairsync.core.grants import Grant, VoterId, genesis
 from pairsync.core.limits import VolumeOptions
 from pairsync.core.messages import Condition, Generation, Role
@@ -188,3 +197,23 @@ def test_a_volume_that_has_failed_is_no_obstacle_once_it_is_to_be_opened_anew() 
     session.sources[0].abandon("its disk has failed")
     assert obstacle(session, Claim()) == "volume vda: its disk has failed"
     assert obstacle(session, Claim(), halted=True) == ""
+
+
+def test_a_peer_is_newer_only_as_it_is_met_now_and_only_if_it_lacks_nothing() -> None:
+    newer = replace(WHOLE, lineage=(Generation(1, 3, 8), NEWEST))
+    other = replace(WHOLE, name="vdb")
+    for theirs, said in (
+        ([newer, other], True),
+        ([newer, replace(other, condition=Condition.BLANK, lineage=())], False),
+        ([WHOLE, other], False),
+    ):
+        mine = session_of(Role.STANDBY, WHOLE, other)
+        mine.connected(0)
+        mine.received([session_of(Role.STANDBY, *theirs).introduction()], 0)
+        while wanted := [effect for effect in mine.take() if isinstance(effect, Persist)]:
+            for effect in wanted:
+                mine.persisted(effect.volume, effect.token, 0, 0)
+        assert bool(mine.outdated) is (newer in theirs)
+        assert peer_is_newer(mine) is said
+        mine.lost("the link was cut", 0)
+        assert not peer_is_newer(mine), "another one may come back"

@@ -21,10 +21,12 @@ from pairsync.core import lineage
 from pairsync.core.lineage import (
     ROLLED_BACK,
     ROLLED_BACK_APART,
+    SAME_GENERATION,
     Decision,
     Relation,
     Verdict,
     compare,
+    has_all,
     outdated_by,
     outlived,
     plan_session,
@@ -285,6 +287,9 @@ def test_every_pair_up_to_length_four_with_every_order_of_milestones() -> None:
             told = (decision.verdict is Verdict.PROCEED and standby.condition is not Condition.BLANK) or newer
             assert (outdated_by(one, other) is not None) is bool(told)
             assert outdated_by(one, replace(other, role=Role.ACTIVE)) is None
+            whole = newer or (decision.verdict is Verdict.PROCEED and decision.rule == SAME_GENERATION)
+            assert has_all(other, one) is bool(whole)
+            assert not has_all(replace(other, role=Role.ACTIVE), one)
             # Half a resync has begun: what it was before can be had back, and is not to be lost either.
             half = replace(standby, condition=Condition.SYNCING, sync_target=theirs[-1] if theirs else None)
             halfway = plan_volume(active, half).rule

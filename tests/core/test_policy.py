@@ -27,6 +27,7 @@ NOW = Situation(
     vouched=False,
     leased=True,
     peer_ready=True,
+    peer_newer=False,
     witness=W1,
     witness_lost=False,
     moving=False,
@@ -63,6 +64,26 @@ def test_an_owner_that_cannot_run_the_guest_leaves_it_to_a_peer_that_can() -> No
     assert objection(BOTH, grant) is None
     for changed in ({"guest_down": False}, {"peer_ready": False}, {"peer_id": B2}, {"base": ALONE}):
         assert successor(unable._replace(**changed)) is None
+
+
+def test_an_owner_whose_disks_are_old_leaves_the_guest_to_a_peer_that_has_more() -> None:
+    """The grant says that it is in sync, and its replica that it still is: nobody has to vouch for it."""
+    unable = NOW._replace(ready=False, guest_down=True, base=WITNESSLESS)
+    assert successor(unable) is None
+    old = unable._replace(peer_newer=True)
+    for peer in (B1, B2):
+        grant = successor(old._replace(peer_id=peer))
+        assert grant is not None
+        assert (grant.owner_id, grant.order) == (peer, (2, 1))
+        assert (set(grant.in_sync), set(grant.voters)) == ({B}, {peer})
+        assert objection(WITNESSLESS, grant) is None
+    for changed in (
+        {"guest_down": False},
+        {"peer_ready": False},
+        {"base": ALONE},  # it was agreed to go on without it
+        {"base": BOTH, "peer_id": B2},  # who has lost its memory is not who votes
+    ):
+        assert successor(old._replace(**changed)) is None
 
 
 @pytest.mark.parametrize(

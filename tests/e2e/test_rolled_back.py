@@ -21,16 +21,22 @@ def disk_files(lab: RunningLab, host: str) -> list[Path]:
     return [path for path in lab.path(host).parent.iterdir() if path.name.startswith("vda.img")]
 
 
-async def put_back(lab: RunningLab, copy: Path) -> None:
-    """Both machines fail; a's disk comes back as it was when it was quiet, before the last writes."""
+async def put_back(lab: RunningLab, copy: Path, *, alone: bool = False) -> None:
+    """Both machines fail; a's disk comes back as it was when it was quiet, before the last writes.
+
+    ``alone``: b fails first, and a goes on without it.
+    """
     await write(lab, "a", 0, b"o")
     await lab.wait_in_sync()
     copy.mkdir()
     for path in disk_files(lab, "a"):
         shutil.copy2(path, copy)
     await write(lab, "a", MIB, b"n")
-    await lab.kill("a")
-    await lab.kill("b")
+    if alone:
+        await lab.kill("b")
+        await write(lab, "a", 2 * MIB, b"l")
+    for host in ("a",) if alone else ("a", "b"):
+        await lab.kill(host)
     for path in disk_files(lab, "a"):
         path.unlink()
     for path in copy.iterdir():
@@ -44,8 +50,12 @@ async def start_both(lab: RunningLab) -> None:
             nursery.start_soon(lab.start, host)
 
 
-async def test_the_newer_side_takes_over_by_itself(lab_directory: Path, tmp_path: Path) -> None:
-    async with running_lab(lab_directory, {"vda": SIZE}) as lab:
+@pytest.mark.parametrize("more", [[], ["--witness=none"]])
+async def test_the_newer_side_takes_over_by_itself(
+    lab_directory: Path, tmp_path: Path, more: list[str]
+) -> None:
+    """Also where the owner alone decides: it knows that b is newer, and gives the guest up."""
+    async with running_lab(lab_directory, {"vda": SIZE}, more=more) as lab:
         await put_back(lab, tmp_path / "copy")
         await start_both(lab)
         await lab.wait_active("b")
@@ -58,11 +68,11 @@ async def test_the_newer_side_takes_over_by_itself(lab_directory: Path, tmp_path
 
 
 @pytest.mark.parametrize("kept", ["a", "b"])
-async def test_without_a_witness_nothing_is_overwritten_until_a_person_decides(
+async def test_where_it_was_agreed_to_go_on_alone_nothing_is_overwritten_until_a_person_decides(
     lab_directory: Path, tmp_path: Path, kept: str
 ) -> None:
-    async with running_lab(lab_directory, {"vda": SIZE}, more=["--witness=none"]) as lab:
-        await put_back(lab, tmp_path / "copy")
+    async with running_lab(lab_directory, {"vda": SIZE}) as lab:
+        await put_back(lab, tmp_path / "copy", alone=True)
         before = lab.path("b").read_bytes()
         await start_both(lab)
         status = await lab.wait_status(

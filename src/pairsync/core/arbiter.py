@@ -274,10 +274,10 @@ class Arbiter:
         out = self._lease_ends(now_ns)
         return out + self._done(self.decider.peer_is_down(), now_ns)
 
-    def is_ready(self, ready: bool, now_ns: int) -> list[Effect]:
-        """Whether the data plane could serve the guest with what this host has."""
+    def is_ready(self, ready: bool, now_ns: int, *, peer_newer: bool = False) -> list[Effect]:
+        """Whether the data plane could serve the guest with what this host has (`claims.peer_is_newer`)."""
         out = self._lease_ends(now_ns)
-        return out + self._done(self.decider.is_ready(ready), now_ns)
+        return out + self._done(self.decider.is_ready(ready, peer_newer=peer_newer), now_ns)
 
     def peer_out(self, now_ns: int) -> list[Effect]:
         """The data plane wants to go on without the peer's replica; it may once `peer_excluded`."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from .lineage import has_all
 from .messages import Condition
 from .units import NS_PER_S
 
@@ -20,7 +21,16 @@ if TYPE_CHECKING:
     from .arbiter import Arbiter
     from .session import Session
 
-__all__ = ["INSISTED", "MEET_NS", "Claim", "claim_of", "has_to_meet", "is_outdated", "obstacle"]
+__all__ = [
+    "INSISTED",
+    "MEET_NS",
+    "Claim",
+    "claim_of",
+    "has_to_meet",
+    "is_outdated",
+    "obstacle",
+    "peer_is_newer",
+]
 
 MEET_NS: Final = 2 * NS_PER_S
 """So long a new owner waits for a peer that may own too to introduce itself: a moment, if its disk works."""
@@ -85,3 +95,12 @@ def has_to_meet(arbiter: Arbiter, session: Session) -> bool:
 def is_outdated(arbiter: Arbiter, session: Session) -> bool:
     """Whether a host that is about to serve must not, since it knows that its peer has what is newer."""
     return bool(session.outdated) and not claim_of(arbiter).insisted
+
+
+def peer_is_newer(session: Session) -> bool:
+    """Whether this host is outdated, and the peer that is met now has all that it has, and more.
+
+    That proves the peer's replicas, whatever memory it has: what the grant calls in sync is still there.
+    """
+    peer = session.peer
+    return bool(session.outdated) and peer is not None and has_all(peer, session.introduction())

@@ -153,9 +153,9 @@ class Decider(Footing):
             return self.expired(Wait.PROMISE)
         return []
 
-    def is_ready(self, ready: bool) -> list[Outcome]:
-        """Whether the data plane could serve the guest with what this host has."""
-        self.ready = ready
+    def is_ready(self, ready: bool, *, peer_newer: bool = False) -> list[Outcome]:
+        """Whether the data plane could serve the guest with what this host has (`Situation.peer_newer`)."""
+        self.ready, self.peer_newer = ready, peer_newer
         return self._finish([])
 
     def peer_out(self) -> list[Outcome]:

@@ -39,6 +39,7 @@ class Footing:
         "peer_alive",
         "peer_behind",
         "peer_id",
+        "peer_newer",
         "peer_ready",
         "promise_out",
         "ready",
@@ -61,6 +62,7 @@ class Footing:
         """The grant is that of the disk, and nobody was heard yet who may know a newer one."""
         self.ready = False
         """The data plane could serve the guest with what this host has."""
+        self.peer_newer = False  # it could not, for the peer, as met now, has that and more
         self.wanted: frozenset[HostId] = frozenset()
         """The in-sync set that the data plane wants.  Invariant: beyond that of the base it holds at most the
         peer, and that only if it was vouched for since."""
@@ -178,6 +180,7 @@ class Footing:
             vouched=self.vouched,
             leased=leased,
             peer_ready=self.peer_alive and self.peer_ready,
+            peer_newer=self.peer_newer,
             witness=witness,
             witness_lost=self.witness_lost,
             moving=self.moving,

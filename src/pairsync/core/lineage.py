@@ -49,6 +49,7 @@ __all__ = [
     "Relation",
     "Verdict",
     "compare",
+    "has_all",
     "map_reaches",
     "outdated_by",
     "outlived",
@@ -269,6 +270,13 @@ def outdated_by(mine: Introduce, theirs: Introduce) -> str | None:
     if any(decision.verdict is Verdict.REFUSE for decision in decisions):
         return None
     return None if any(each.condition is Condition.BLANK for each in theirs.volumes) else ""
+
+
+def has_all(theirs: Introduce, mine: Introduce) -> bool:
+    """Whether the replicas of ``theirs``, a standby, have all that this host's have, of every volume."""
+    decisions = [plan_volume(*each) for each in zip(mine.volumes, theirs.volumes, strict=False)]
+    rules = {decision.rule for decision in decisions}
+    return theirs.role is Role.STANDBY and rules <= {*_OUTDATED, SAME_GENERATION}
 
 
 def _plan_interrupted(active: VolumeState, standby: VolumeState, relation: Relation, rule: str) -> Decision:

@@ -21,7 +21,8 @@ owner's disk has failed, but that its replica is out of sync with the same grant
 memory that was vouched for, or that is a voter: that the grant calls its *host* in sync is not enough.
 
 **An owner that cannot run the guest**, because its disks do not work since before it was started here, leaves
-it to a peer that can in the same way.  Its heartbeats would keep the peer from taking over for ever.
+it to a peer that can in the same way.  Its heartbeats would keep the peer from taking over for ever.  So does
+one whose disks were put back to an older state; a peer that has all of that, and more, needs no other proof.
 
 **A standby** that is in sync takes over when its promise has run out, alone.
 """
@@ -40,7 +41,8 @@ class Situation(NamedTuple):
 
     ``wanted``: the in-sync set that the data plane wants.  ``peer_id``: the peer's memory, as last heard;
     ``vouched``: that replica was proven in this life; ``leased``: it has promised; ``peer_ready``: it
-    could serve the guest, as it said last.  ``witness``: the memory of the witness that can be had now;
+    could serve the guest, as it said last; ``peer_newer``: what this host has is old, and the peer has that
+    and more.  ``witness``: the memory of the witness that can be had now;
     ``witness_lost``: none answered for long enough.  ``leftover``: something was accepted for the next grant,
     or may have been, that nobody decides any more: it would surprise us later, or keeps the guest down.
     """
@@ -54,6 +56,7 @@ class Situation(NamedTuple):
     vouched: bool
     leased: bool
     peer_ready: bool
+    peer_newer: bool
     witness: VoterId | None
     witness_lost: bool
     moving: bool
@@ -97,7 +100,7 @@ def _left(now: Situation) -> Grant | None:
     """The guest cannot run here; it goes where it can."""
     if not (now.guest_down and now.peer_ready):
         return None
-    return _moved(now._replace(wanted=now.wanted - {now.own.name}))
+    return _moved(now._replace(wanted=now.wanted - {now.own.name}, vouched=now.vouched or now.peer_newer))
 
 
 def _in_sync(now: Situation) -> frozenset[HostId]:

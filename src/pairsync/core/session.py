@@ -122,8 +122,8 @@ class Session(Reports):
         self._since_ns = 0  # when the present phase began
         self._connected = False  # the link has a session
         self._ran = False  # in it both hosts agreed on a plan
-        self._peer: Introduce | None = None
-        self.met: Introduce | None = None  # what the peer last said that it is, in any session
+        self.peer: Introduce | None = None  # what the peer said that it is, in this session of the link
+        self.met: Introduce | None = None  # what it said last, in any session
         self._newer = ""  # why the peer has newer replicas, as met last in this life
         self._plans: tuple[VolumePlan, ...] = ()
         self._arbitrated = arbitrated
@@ -179,8 +179,8 @@ class Session(Reports):
         for source in self.sources:
             source.growth.introduced = True
         self._out.append(Send([self.introduction()]))
-        if self._peer is not None:
-            self._agree(self._peer, now_ns)
+        if self.peer is not None:
+            self._agree(self.peer, now_ns)
 
     def _become(self, phase: SessionPhase, now_ns: int) -> None:
         self.phase = phase
@@ -197,7 +197,7 @@ class Session(Reports):
         self._connected = False
         self._forget_hold_off(now_ns)
         self._become(SessionPhase.OFFLINE, now_ns)
-        self._peer = None
+        self.peer = None
         self._plans = ()
         if self._ran:
             self._ran = False
@@ -220,9 +220,9 @@ class Session(Reports):
 
     def _receive(self, message: Message, now_ns: int) -> None:
         if isinstance(message, Introduce):
-            if self._peer is not None:
+            if self.peer is not None:
                 raise ProtocolError("the peer introduced itself twice")
-            self._peer = self.met = message
+            self.peer = self.met = message
             if self.phase is SessionPhase.GREETING:
                 self._agree(message, now_ns)
         elif isinstance(message, Leave):
@@ -410,7 +410,7 @@ class Session(Reports):
     def tick(self, now_ns: int) -> None:
         """Time has passed; to be called at least every half second."""
         self._greet(now_ns)
-        waits = self.phase is SessionPhase.GREETING and self._peer is None
+        waits = self.phase is SessionPhase.GREETING and self.peer is None
         if waits and now_ns - self._since_ns > GREETING_NS_MAX:
             self._refuse("silent-peer", "the peer did not introduce itself", now_ns)
         for source in self.sources:

@@ -40,7 +40,7 @@ from pairsync.core.arbitration import (
     WitnessSwap,
     Yield,
 )
-from pairsync.core.claims import INSISTED, claim_of, is_outdated
+from pairsync.core.claims import INSISTED, claim_of, is_outdated, peer_is_newer
 from pairsync.core.events import DiscordEvent, GrantEvent, TwoTruthsEvent
 from pairsync.core.grants import Grant, HostId
 from pairsync.core.messages import Role
@@ -111,7 +111,7 @@ class Arbitration:
         self._lane: Lane | None = None
         self._wish: Wish | None = None  # the latest that was not taken up
         self._wished = trio.Event()
-        self._ready = False  # as told last
+        self._ready = (False, False)  # and whether the peer is newer, as told last
         self._served = False  # as the guest was turned last by `_look`
         self._alone = False  # the permit that the session has
         self._until_ns: int | None = None  # of the lease, as told last
@@ -174,10 +174,10 @@ class Arbitration:
             self.punctuality.judge(now_ns, guard_ns=self._warden.take_lateness_ns(), round_trip_ns=peak_ns)
 
     def _look(self) -> None:
-        ready = not obstacle_of(self.arbiter, self._guest)
-        if ready is not self._ready:
+        ready = not obstacle_of(self.arbiter, self._guest), peer_is_newer(self._guest.session)
+        if ready != self._ready:
             self._ready = ready
-            self._act(self.arbiter.is_ready(ready, self._now_ns()))
+            self._act(self.arbiter.is_ready(ready[0], self._now_ns(), peer_newer=ready[1]))
         if self._guest.serves is not self._served:
             self._served = not self._served
             self._guest.turn()  # by a lease that has run out, or has come back

@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pairsync.core.arbitration import TwoTruths
-from pairsync.core.claims import is_outdated
+from pairsync.core.claims import is_outdated, peer_is_newer
 from pairsync.core.events import DifferenceEvent, Event, InSyncEvent, RefusedEvent, ResyncEvent
 from pairsync.core.grants import Grant, objection
 from pairsync.core.superblock import Superblock
@@ -80,6 +80,9 @@ class GrantChecker:
         before = self._newest
         if before is None or grant.order > before.order:
             self._newest = grant
+            left_alone = before is not None and before.sole == host.voter and grant.owner != host.id
+            if left_alone and host.plane is not None and peer_is_newer(host.plane.session):
+                world.coverage.reach("rolled-back-given-up")
             if before is not None and before.fork == grant.fork and grant.in_sync - before.in_sync:
                 self._joins(grant)
 

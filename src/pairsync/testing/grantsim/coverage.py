@@ -38,6 +38,7 @@ OUTCOMES = (
         "is-well-again",
         "swapped",
         "rolled-back-told",
+        "rolled-back-given-up",
         "async-lost",
     ),
     *("drill:goes-on", "drill:moves", "drill:stops", "drill:cut-cable"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pairsync.core.claims import Claim
+from pairsync.core.claims import Claim, peer_is_newer
 from pairsync.core.grants import Grant, VoterId, majority
 from pairsync.wire.arbitration import VOTE_VERSION
 
@@ -56,7 +56,7 @@ def _able(world: GrantWorld, host: GrantHost, grant: Grant) -> bool:
         return False
     other = world.hosts[1 - host.index]
     if host.voter != grant.owner_id:
-        if host.id not in grant.in_sync or host.voter not in grant.voters:
+        if host.id not in grant.in_sync or not (host.voter in grant.voters or _is_proven(other, host, grant)):
             return False
         if other.up and _asks(world, other, host) and not _gives_way(world, other):
             return False  # the owner is there, and asks not to be replaced
@@ -77,6 +77,13 @@ def _able(world: GrantWorld, host: GrantHost, grant: Grant) -> bool:
     # Else those have to help who decide as far as it knows.
     deciding = grant.voters if finds_out or known is None else known.voters
     return all(len(reached & each) >= majority(each) for each in (grant.voters, deciding))
+
+
+def _is_proven(owner: GrantHost, standby: GrantHost, grant: Grant) -> bool:
+    """Whether the owner knows that its disks are old, and the standby's replica newer, whatever votes."""
+    if not owner.up or owner.plane is None or not peer_is_newer(owner.plane.session):
+        return False
+    return all(voter.name != standby.id for voter in grant.voters)
 
 
 def _claim(host: GrantHost, grant: Grant) -> Claim:

@@ -29,7 +29,7 @@ from pairsync.core.arbitration import (
     WitnessView,
     Yield,
 )
-from pairsync.core.claims import claim_of
+from pairsync.core.claims import claim_of, peer_is_newer
 from pairsync.core.grants import FORK_BYTES, INCARNATION_BYTES, Grant, HostId, VoterId
 from pairsync.core.messages import Condition, Message, Role
 from pairsync.core.units import NS_PER_S
@@ -68,7 +68,7 @@ class GrantHost(Mending):
         self._writes: list[PersistAcceptor] = []  # of the memory, under way
         self._memory_free_ns = 0
         self._questions: set[int] = set()
-        self._ready = False
+        self._ready = (False, False)
         self._tick_ns = 0
 
     # ------------------------------------------------------------------ life
@@ -106,7 +106,7 @@ class GrantHost(Mending):
         self.release = self.installed
         world.network.meet()
         self._writes, self._questions = [], set()
-        self.wish, self._ready, self.alone = None, False, False
+        self.wish, self._ready, self.alone = None, (False, False), False
         self.changing = self.ending = False
         self.lease_ns = self.guard_ns = None
         self._tick_ns = 0
@@ -244,10 +244,10 @@ class GrantHost(Mending):
         plane, arbiter = self.plane, self.arbiter
         if plane is None or arbiter is None:
             return
-        ready = plane.could_serve(claim_of(arbiter))
-        if ready is not self._ready:
+        ready = plane.could_serve(claim_of(arbiter)), peer_is_newer(plane.session)
+        if ready != self._ready:
             self._ready = ready
-            self.act(arbiter.is_ready(ready, self.now_ns))
+            self.act(arbiter.is_ready(ready[0], self.now_ns, peer_newer=ready[1]))
         if plane.serves:
             self.vouch()
 
