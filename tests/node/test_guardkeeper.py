@@ -19,6 +19,8 @@ from pairsync.node.guardkeeper import LOSSES_MAX, GuardKeeper, keep_guard
 from pairsync.testing.guarding import read_times, start_victim
 
 WAIT_S = 20.0
+RENEWED_NS = 4 * NS_PER_S
+"""A lease that outlives the start of another guard: a process that is to come up on a busy machine."""
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -41,7 +43,7 @@ async def test_another_guard_holds_the_same(tmp_path: Path) -> None:
         assert not guard.lease_valid(boottime_ns())
         victim = await start_victim(tmp_path / "victim")
         await guard.add_group(victim.pid)
-        deadline_ns = boottime_ns() + 1500 * NS_PER_MS
+        deadline_ns = boottime_ns() + RENEWED_NS
         guard.arm(deadline_ns)
         guard.arm(deadline_ns - 100 * NS_PER_MS)
         await guard.settled()
@@ -55,7 +57,8 @@ async def test_another_guard_holds_the_same(tmp_path: Path) -> None:
         assert guard.about["memory"]
         assert guard.take_lateness_ns() > 0
         await victim.wait()
-        assert deadline_ns - 500 * NS_PER_MS < read_times(tmp_path / "victim")[-1] < deadline_ns + NS_PER_S
+        assert boottime_ns() >= deadline_ns, "not before"
+        assert read_times(tmp_path / "victim")[-1] < deadline_ns + NS_PER_S
         with trio.fail_after(WAIT_S):
             await guard.lost.wait()
         assert guard.lost_reason == "it has died, and the lease has run out meanwhile"
@@ -107,16 +110,32 @@ async def test_guards_that_are_lost_again_and_again() -> None:
 
 
 async def test_what_is_asked_while_there_is_none_is_asked_of_the_next(tmp_path: Path) -> None:
-    async with keep_guard(kill_host=False) as guard:
-        victim = await start_victim(tmp_path / "victim")
+    wanted = trio.Event()
+
+    @asynccontextmanager
+    async def opener() -> AsyncIterator[GuardClient]:
+        if victims:  # not of the first one
+            await wanted.wait()
+        async with open_guard(kill_host=False) as client:
+            yield client
+
+    guard = GuardKeeper(opener)
+    victims: list[trio.Process] = []
+    async with trio.open_nursery() as nursery:
+        await nursery.start(guard.keep)
+        victims.append(victim := await start_victim(tmp_path / "victim"))
         await lose(guard)
         assert guard.pid is None
-        deadline_ns = boottime_ns() + NS_PER_S
+        deadline_ns = boottime_ns() + RENEWED_NS
         guard.arm(deadline_ns)
+        wanted.set()
         await guard.add_group(victim.pid)
         await guard.settled()
         assert guard.valid_until_ns == deadline_ns
         await victim.wait()
+        with trio.fail_after(WAIT_S):
+            await guard.lost.wait()
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("change", ["disarm", "rest", "arm"])
