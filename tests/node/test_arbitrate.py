@@ -44,6 +44,17 @@ def test_a_lost_memory_is_begun_anew_and_makes_nobody_the_owner(tmp_path: Path) 
     assert opened(path) == state
 
 
+def test_a_damaged_memory_is_a_lost_one(tmp_path: Path) -> None:
+    path = tmp_path / "register"
+    AcceptorFile.create(path, first_memory(FINGERPRINT))
+    before = opened(path)
+    path.write_bytes(b"")
+    after = opened(path)
+    assert (before.base is None, after.base) == (False, None)
+    assert after.incarnation != before.incarnation
+    assert opened(path) == after
+
+
 def test_a_memory_that_was_put_back_is_another_voter_that_knows_what_was_decided(tmp_path: Path) -> None:
     path, backup = tmp_path / "register", tmp_path / "backup"
     AcceptorFile.create(path, first_memory(FINGERPRINT))

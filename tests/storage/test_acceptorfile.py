@@ -6,7 +6,7 @@ import errno
 import resource
 import shutil
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import pytest
 
@@ -125,6 +125,49 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\xff" * 8192)
     with pytest.raises(MetadataError, match="neither copy of the register memory"):
         AcceptorFile.open(path)
+
+
+@pytest.mark.parametrize("content", [b"\xff" * 8192, b"", b"\0" * 8192, b"x" * 2730])
+def test_what_is_damaged_is_a_memory_that_was_lost(tmp_path: Path, content: bytes) -> None:
+    """Such a host did not start, until somebody had removed the file."""
+    path = tmp_path / "register"
+    AcceptorFile.create(path, b"state")
+    path.write_bytes(content)
+    assert AcceptorFile.peek(path) is None
+    file = AcceptorFile.open_or_begin(path, b"begun anew")
+    assert (file.state, file.moved) == (b"begun anew", False)
+    file.store(b"second")
+    file.close()
+    assert AcceptorFile.peek(path) == b"second"
+    assert (tmp_path / "register.damaged").read_bytes() == content
+    again = AcceptorFile.open_or_begin(path, b"begun anew")
+    again.close()
+    assert again.state == b"second"
+
+
+def test_a_missing_memory_is_begun_anew(tmp_path: Path) -> None:
+    assert AcceptorFile.peek(tmp_path / "register") is None
+    file = AcceptorFile.open_or_begin(tmp_path / "register", b"first")
+    file.close()
+    assert file.state == b"first"
+
+
+def test_what_is_no_damaged_memory_stays_where_it_is(tmp_path: Path) -> None:
+    """A file of another kind by that name, and what a newer version wrote."""
+    volume = tmp_path / "vda.img"
+    volume.write_bytes(bytes(1 << 20))
+    with pytest.raises(MetadataError, match="neither copy"):
+        AcceptorFile.open_or_begin(volume, b"first")
+    path = tmp_path / "register"
+    AcceptorFile.create(path, b"state")
+    newer = MetadataError("written by a newer version", errno.EPROTONOSUPPORT)
+    with (
+        patch("pairsync.storage.slots.DualSlot.load", side_effect=newer),
+        pytest.raises(MetadataError, match="newer version"),
+    ):
+        AcceptorFile.open_or_begin(path, b"first")
+    assert AcceptorFile.peek(path) == b"state"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["register", "vda.img"]
 
 
 def test_a_host_without_descriptors_says_so(tmp_path: Path) -> None:

@@ -78,9 +78,7 @@ def _open_memory(register: RegisterFile, empty: bytes | None = None) -> Acceptor
     What it knows to be decided stays true; what it has promised since is not known, so it is another voter.
     ``empty``: this host, if its disks are.
     """
-    if not register.memory.exists():
-        AcceptorFile.create(register.memory, create_memory())
-    memory = AcceptorFile.open(register.memory)
+    memory = AcceptorFile.open_or_begin(register.memory, create_memory())
     known, promise_ns = decode_host_memory(memory.state)
     if memory.moved or (empty is not None and gives_way(known, empty)):
         state = AcceptorState(secrets.token_bytes(INCARNATION_BYTES), known.base)

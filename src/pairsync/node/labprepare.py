@@ -113,13 +113,10 @@ def _owner(directory: Path, hosts: Sequence[str]) -> str | None:
     owners: dict[tuple[int, int], bytes] = {}
     fingerprints: dict[bytes, str] = {}
     for host in hosts:
-        if not (directory / host / "register").exists():
+        memory = AcceptorFile.peek(directory / host / "register")
+        if memory is None:
             continue
-        memory = AcceptorFile.open(directory / host / "register")
-        try:
-            base = decode_host_memory(memory.state).acceptor.base
-        finally:
-            memory.close()
+        base = decode_host_memory(memory).acceptor.base
         if base is not None and not base.is_first:
             owners[base.term, base.epoch] = base.owner
         fingerprints[open_identity(directory / host / "identity", "").fingerprint] = host

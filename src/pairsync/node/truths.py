@@ -93,14 +93,11 @@ def side_from_answer(answer: Mapping[str, Any]) -> Side:
 def stopped_side(host: HostFile) -> Side:
     """A host that is down; `BusyError` if it runs, and what opening its files raises."""
     grant: dict[str, Any] | None = None
-    if host.register is not None and host.register.memory.exists():
-        memory = AcceptorFile.open(host.register.memory)
-        try:
-            state = decode_host_memory(memory.state).acceptor
-        finally:
-            memory.close()
+    memory = None if host.register is None else AcceptorFile.peek(host.register.memory)
+    if memory is not None:
+        base = decode_host_memory(memory).acceptor.base
         identity = open_identity(host.identity, host_subject(host.name))
-        grant = None if state.base is None else _grant(state.base, identity.fingerprint)
+        grant = None if base is None else _grant(base, identity.fingerprint)
     introduction = introduction_of(host.volumes, host.pair_id, host.guest)
     return Side(running=False, introduction=introduction, peer=None, grant=grant)
 
@@ -184,9 +181,7 @@ def concede_host(
     term = 0
     memory: AcceptorFile | None = None
     if host.register is not None:
-        if not host.register.memory.exists():
-            AcceptorFile.create(host.register.memory, create_memory())
-        memory = AcceptorFile.open(host.register.memory)
+        memory = AcceptorFile.open_or_begin(host.register.memory, create_memory())
     try:
         if memory is not None:
             term = _highest_term(decode_host_memory(memory.state).acceptor)

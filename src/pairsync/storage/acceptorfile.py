@@ -14,25 +14,32 @@ promised since is not known, so it is the memory of another voter (DESIGN rule 4
 so (``moved``), and whoever opens it draws a new incarnation.  What goes unnoticed: a whole file system that
 was put back (a snapshot of a virtual machine, an image of a disk).
 
+A file that is missing or **damaged** is a memory that was lost: it is begun anew, as that of another voter
+(`AcceptorFile.open_or_begin`).  A host that did not start would serve nobody any better.
+
 A new file needs space, and a full disk must not keep a voter from voting.  So the next file is made ahead,
 right after the one before it was given back (``.new``).
 """
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
 from pairsync.core.units import KIB
-from pairsync.errors import BackendError, ConfigError
+from pairsync.errors import BackendError, ConfigError, MetadataError
 
 from .linux import same_file
 from .osfile import OsFile, backend_error
 from .slots import DualSlot
 
 __all__ = ["STATE_BYTES_MAX", "AcceptorFile"]
+
+_log = logging.getLogger("pairsync.storage")
 
 _SLOT_BYTES: Final = 4 * KIB
 _KIND: Final = 3
@@ -93,6 +100,36 @@ class AcceptorFile:
         opened._make_next()
         return opened
 
+    @classmethod
+    def open_or_begin(cls, path: str | os.PathLike[str], state: bytes) -> Self:
+        """Open it, with ``state`` if it is missing or damaged; what is damaged is kept beside it.
+
+        Errors as `open`.  What a newer version wrote is not damaged, nor what is larger than any register
+        memory: a file of another kind, by a mistake of whoever named it.
+        """
+        target = Path(path)
+        if target.exists():
+            try:
+                return cls.open(target)
+            except MetadataError as error:
+                if error.errno == errno.EPROTONOSUPPORT or target.stat().st_size > 2 * _SLOT_BYTES:
+                    raise
+                _set_aside(target, str(error))
+        cls.create(target, state)
+        return cls.open(target)
+
+    @classmethod
+    def peek(cls, path: str | os.PathLike[str]) -> bytes | None:
+        """What is stored there; None if it is missing or damaged.  `BusyError` or `BackendError`."""
+        if not Path(path).exists():
+            return None
+        try:
+            file = cls.open(path)
+        except MetadataError:
+            return None
+        file.close()
+        return file.state
+
     def store(self, state: bytes) -> None:
         """Replace the state; durable on return, `BackendError` if it is not."""
         target = Path(self._file.path)
@@ -121,6 +158,16 @@ class AcceptorFile:
             self._next = None
 
 
+def _set_aside(target: Path, why: str) -> None:
+    """Give it another name, for whoever wants to know what became of it."""
+    aside = target.with_name(target.name + ".damaged")
+    try:
+        target.rename(aside)
+    except OSError as error:
+        raise backend_error(f"{why}; renaming it", error) from error
+    _log.error("%s; kept as %s, and begun anew: this host is another voter now", why, aside.name)
+
+
 def _blank(target: Path) -> OsFile:
     """An empty file beside ``target`` with all its space, never used before."""
     aside = target.with_name(target.name + ".new")
@@ -145,4 +192,6 @@ def _fill(file: OsFile, state: bytes) -> None:
 
 
 def _slots(file: OsFile) -> DualSlot:
+    if file.size_bytes < 2 * _SLOT_BYTES:
+        raise MetadataError(f"{file.path}: damaged: {file.size_bytes} bytes are no register memory")
     return DualSlot(file, what="register memory", kind=_KIND, offset=0, slot_bytes=_SLOT_BYTES, mirrored=True)
