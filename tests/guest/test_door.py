@@ -21,6 +21,7 @@ from pairsync.guest.door import Door
 from pairsync.guest.export import CONTEXT_CHANGED, CONTEXT_DIRTY, STATE_CHANGED, STATE_DIRTY
 from pairsync.guest.guest import open_guest
 from pairsync.guest.volume import Volume
+from pairsync.guest.wakeful import STILL_NS, Wakeful
 from pairsync.nbd.constants import CONTEXT_ALLOCATION
 from pairsync.nbd.export import STALE_S, Export
 
@@ -263,6 +264,38 @@ async def test_what_a_client_had_asked_for_before_it_died_is_not_done_later(pair
         assert answers == [[errno.EIO], [errno.EIO] * 2]
         for door in (here, there):
             assert await get(door, 0, 24) == b"new" + bytes(21)
+
+
+@pytest.mark.parametrize("by_standby", [False, True])
+async def test_what_lay_there_while_the_process_stood_still_is_done_for_the_living(
+    pair: Pair, by_standby: bool
+) -> None:
+    """A client had given it up, gone to the other host, and written there; the host went on, and did it."""
+    async with doors(pair) as both:
+        door, now_ns = both[by_standby], 0
+
+        def clock() -> int:
+            return now_ns
+
+        for still, gone, errnos in (
+            (False, True, None),  # it sends, says that it disconnects, and leaves
+            (True, True, [errno.EIO]),
+            (True, False, None),
+        ):
+            door._wakeful = Wakeful(clock)
+            now_ns += still * (STILL_NS + 1)
+            answers: list[object] = []
+            ended = trio.Event()
+
+            def done(errnos: object, answers: list[object] = answers, ended: trio.Event = ended) -> None:
+                answers.append(errnos)
+                ended.set()
+
+            await put(both[not by_standby], 0, b"new")
+            door.submit([WriteOp(OpKind.DATA, 0, 3, b"old")], done, lambda gone=gone: gone)  # type: ignore[misc]
+            await ended.wait()
+            assert answers == [errnos]
+            assert await get(door, 0, 3) == (b"old" if errnos is None else b"new")
 
 
 async def test_nobody_owns_for_too_long(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,8 @@ first may have been late, as long as two things hold:
 
 **Not for the dead.**  A write that waits, or is to be done again, is done only for a client that is still
 there.  One that has hung up, because a guard or a person has ended it, may run on the other host by then, and
-what it had asked for last would come after what it has written there.
+what it had asked for last would come after what it has written there.  Nor is one that has lain in the socket
+while this process stood still (``guest.wakeful``): its client may have given it up, and ask elsewhere.
 
 **An owner whose lease has run out** while it stood still serves nobody from the first request on, for it may
 have a successor.  The lease is looked at where that costs little, once for a batch (`Guest.leased`: what the
@@ -61,6 +62,7 @@ from pairsync.nbd.export import STALE_S, HungUp
 
 from .export import VolumeExport, unknown_state
 from .pieces import Done, parts_of
+from .wakeful import Wakeful
 
 if TYPE_CHECKING:
     from .guest import Guest
@@ -113,6 +115,7 @@ class Door:
         self._pumping = False  # `_pump` runs, further up the stack
         self._under_way: set[trio.CancelScope] = set()  # what waits for this host's disk and can be left
         self._turned = trio.lowlevel.ParkingLot()  # those who wait for an owner, or for room
+        self._wakeful = Wakeful()
         self.name = self._local.name
         self.description = self._local.description
         guest.doors.append(self)
@@ -148,6 +151,7 @@ class Door:
 
     def tick(self, now_ns: int) -> None:
         """Time has passed: what has waited for too long ends."""
+        self._wakeful.look()
         if self._here or (self._guest.relay.open and not self._guest.closed):
             return
         while self._queue and (self._guest.closed or now_ns - self._queue[0].since_ns > WAIT_S * NS_PER_S):
@@ -246,8 +250,10 @@ class Door:
     # ------------------------------------------------------------------ writing
 
     def submit(self, ops: Sequence[WriteOp], done: Done, hung_up: HungUp | None = None) -> None:
-        """As `Volume.submit`; what cannot be done now waits, unless the client hangs up."""
-        if self._is_here() and not self._queue:
+        """As `Volume.submit`; what cannot be done now waits, unless the client hangs up, or has already."""
+        if hung_up is not None and self._wakeful.stood_still and hung_up():
+            done([errno.EIO] * len(ops))
+        elif self._is_here() and not self._queue:
             self._volume.submit(ops, partial(self._ended, _Write(ops, done, 0, hung_up)))
         else:
             self._put(_Write(ops, done, self._guest.now_ns(), hung_up))

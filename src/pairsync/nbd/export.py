@@ -79,8 +79,8 @@ class Export(Protocol):
     def submit(self, ops: Sequence[WriteOp], done: Done, hung_up: HungUp | None = None) -> None:
         """Take a batch of writes, zeroes and trims, in this order; never blocks.
 
-        What had to wait, for `STALE_S` or for another host, is not done if ``hung_up`` says so then: whoever
-        has taken the client's place may have written since.
+        What had to wait, for `STALE_S`, for another host or for this process, is not done if ``hung_up`` says
+        so then: whoever has taken the client's place may have written since.
 
         ``done`` is called exactly once, on the trio thread, possibly before `submit` returns, unless
         `submit` raises: then never.  It may come after the client has gone.  The data of an op belongs to
