@@ -86,6 +86,12 @@ def test_what_is_agreed_and_what_would_survive() -> None:
         "guest lab: runs on a; in sync: a and b; grant 3.2",
         "  any single failure is survived with nothing lost",
     ]
+    whole["survives"]["single"] |= {"standby": {"fate": "goes-on", "lost_bytes": 0}}
+    whole["survives"]["safe_pairs"] = [["owner", "witness"], ["standby", "witness"], ["witness", "standby"]]
+    assert list(agreed_lines(whole, "lab", "runs on a"))[2:] == [
+        "  a second one is not: standby after owner",
+        "  a second one is not: owner after witness or standby",
+    ]
     alone = _agreed(in_sync=["b"], sole=True, survives=_survives(owner=("stops", 0), link=("goes-on", 0)))
     assert list(agreed_lines(alone, "lab", "runs on b")) == [
         "guest lab: runs on b, decides alone; in sync: b; grant 3.2",

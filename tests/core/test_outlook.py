@@ -48,6 +48,14 @@ def test_the_grant_outlives_the_witness() -> None:
     assert (F.WITNESS, F.OWNER_DISK) in pairs  # the owner is there to hand over
 
 
+@pytest.mark.parametrize(("gone", "its_disk"), [(F.OWNER, F.OWNER_DISK), (F.OWNER_DISK, F.OWNER)])
+def test_both_failures_of_a_pair_are_named_by_who_owns_before_them(gone: F, its_disk: F) -> None:
+    """The loss of both hosts, owner first, was called safe: the standby of then is the host that is gone."""
+    pairs = outlook(WHOLE, failover_ns=5 * SECOND).safe_pairs
+    assert not {(gone, F.STANDBY), (gone, F.STANDBY_DISK)} & set(pairs)
+    assert {(gone, its_disk), (gone, F.LINK), (gone, F.WITNESS)} <= set(pairs)
+
+
 def test_a_host_alone_depends_on_nobody_but_itself() -> None:
     alone = State(in_sync=False, sole=True)
     stops = {failure for failure, fate in fates(alone).items() if fate is Fate.STOPS}

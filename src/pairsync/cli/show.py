@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .progress import Progress
@@ -65,6 +65,7 @@ def agreed_lines(guest: Mapping[str, Any], name: str, owner: str) -> Iterator[st
         return
     if survives["redundant"]:
         yield "  any single failure is survived with nothing lost"
+        yield from _second_lines(survives)
         return
     single = survives["single"]
     stops = [failure for failure, each in single.items() if each["fate"] == "stops"]
@@ -74,6 +75,23 @@ def agreed_lines(guest: Mapping[str, Any], name: str, owner: str) -> Iterator[st
     if loses:
         most = show_bytes(max(each["lost_bytes"] for each in single.values()))
         yield f"  loses up to {most} with one of these: {', '.join(loses)}"
+
+
+def _second_lines(survives: Mapping[str, Any]) -> Iterator[str]:
+    """Which second failures are too many, if anything is said of them."""
+    safe = {tuple(pair) for pair in survives.get("safe_pairs", ())}
+    failures = survives.get("single", ()) if safe else ()
+    firsts: dict[tuple[str, ...], list[str]] = {}
+    for first in failures:
+        fatal = tuple(second for second in failures if second != first and (first, second) not in safe)
+        firsts.setdefault(fatal, []).append(first)
+    for fatal, after in firsts.items():
+        if fatal:
+            yield f"  a second one is not: {_or(fatal)} after {_or(after)}"
+
+
+def _or(words: Sequence[str]) -> str:
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def guest_lines(guest: Mapping[str, Any]) -> Iterator[str]:

@@ -18,7 +18,8 @@ The rules, in its order (DESIGN rules 2 to 4):
 * A standby is promoted only if it is in sync, its disk works and the other voters let it.
 
 The second failure of a pair is taken to strike when the first has been dealt with.  What strikes while it is
-dealt with, some seconds at most, is not foreseen here.
+dealt with, some seconds at most, is not foreseen here.  Both are named by who owns the guest *now*: if it has
+moved by then, the loss of the standby is that of the host where it runs.
 """
 
 from __future__ import annotations
@@ -42,6 +43,19 @@ class Failure(enum.Enum):
     WITNESS = "witness"
     OWNER_DISK = "owner-disk"
     STANDBY_DISK = "standby-disk"
+
+    @property
+    def once_moved(self) -> Failure:
+        """The same loss, named by the other host's being the owner."""
+        return _ONCE_MOVED.get(self, self)
+
+
+_ONCE_MOVED = {
+    Failure.OWNER: Failure.STANDBY,
+    Failure.STANDBY: Failure.OWNER,
+    Failure.OWNER_DISK: Failure.STANDBY_DISK,
+    Failure.STANDBY_DISK: Failure.OWNER_DISK,
+}
 
 
 class Fate(enum.Enum):
@@ -85,7 +99,10 @@ class Prospect:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """Each failure alone, and the pairs, in their order, after which the guest runs with nothing lost."""
+    """Each failure alone, and the pairs, in their order, after which the guest runs with nothing lost.
+
+    All are named by who owns the guest before the first of them.
+    """
 
     single: dict[Failure, Prospect]
     safe_pairs: tuple[tuple[Failure, Failure], ...]
@@ -159,7 +176,8 @@ def outlook(state: State, *, failover_ns: int) -> Outlook:
         pairs += [
             (first, second)
             for second in Failure
-            if second is not first and _harmless(_prospect(then, second, failover_ns))
+            if second is not first
+            and _harmless(_prospect(then, second.once_moved if fate is Fate.MOVES else second, failover_ns))
         ]
     return Outlook(single, tuple(pairs))
 

@@ -42,6 +42,7 @@ def drill(world: GrantWorld) -> None:
         _cut_a_cable(world)
     failures = world.random.sample(tuple(Failure), 2)
     foretold: Outlook | None = None
+    first_owner: GrantHost | None = None
     for number, failure in enumerate(failures):
         owner = next((host for host in world.hosts if host.serves), None)
         if owner is None:
@@ -49,7 +50,9 @@ def drill(world: GrantWorld) -> None:
         world.run_until(world.clock.now + world.random.randrange(2 * NS_PER_S))
         seen = outlook(_state(world, owner), failover_ns=world.profile.timing.failover_ns)
         fate = seen.single[failure].fate
-        if number and foretold is not None and (failures[0], failure) in foretold.safe_pairs:
+        first_owner = first_owner or owner
+        named = failure if owner is first_owner else failure.once_moved
+        if number and foretold is not None and (failures[0], named) in foretold.safe_pairs:
             _require(
                 world, fate is not Fate.STOPS, failure, "a pair of failures that was called safe is none"
             )
