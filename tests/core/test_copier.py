@@ -101,7 +101,7 @@ class Bench:
         self.begin(SyncMode.INCREMENTAL)
         self.persist()
         self.copier.begun(7)
-        self.advance()
+        self.persist()
         self.out[:] = [effect for effect in self.out if isinstance(effect, Read)]
         return self
 
@@ -423,7 +423,7 @@ def test_it_asks_to_adopt_nothing_that_is_not_recorded_here() -> None:
     bench = Bench(peer_in_sync=True, dirty=(3,), arbitrated=True)
     bench.begin(SyncMode.INCREMENTAL)
     bench.copier.begun(7)
-    bench.advance()
+    bench.persist()
     bench.sent()
     bench.permit.give(alone=True)
     bench.standing.permitted()
@@ -459,8 +459,29 @@ def test_with_nothing_to_copy_after_all_it_asks_at_once() -> None:
     bench.begin(SyncMode.INCREMENTAL)
     bench.persist()
     bench.copier.begun(7)
-    bench.advance()
+    bench.persist()
     assert [type(message) for message in bench.sent()] == [Begin, Adopt]
+
+
+@pytest.mark.parametrize("mode", [SyncMode.INCREMENTAL, SyncMode.FULL])
+def test_the_map_begins_anew_once_the_peer_is_being_brought_to_the_newest_generation(mode: SyncMode) -> None:
+    """It was said to hold all that was written since the peer had left, though blocks that are copied leave
+    it: an owner that gave way to a peer that was put back lost these, and no overlay kept them."""
+    bench = Bench(peer_in_sync=True, dirty=(3,))
+    bench.begin(mode)
+    for effect in bench.take(SavePages):
+        assert isinstance(effect, SavePages)
+        bench.copier.saved(effect.token, 7)
+    while bench.standing.newest == FIRST or not bench.standing.settled:
+        bench.persist()
+    (begin,) = bench.sent()
+    assert isinstance(begin, Begin)
+    assert begin.plan.target == bench.standing.newest != FIRST  # what was opened for it
+    assert bench.standing.superblock.map_base != bench.standing.newest  # the peer may have left no trace yet
+    bench.copier.begun(7)
+    (effect,) = bench.take(Persist)
+    assert isinstance(effect, Persist)
+    assert effect.superblock.map_base == begin.plan.target
 
 
 def test_a_block_that_failed_here_is_copied_in_passing() -> None:

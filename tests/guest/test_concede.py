@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 from tests.guest.harness import PAIR_ID, Pair, await_event, in_time
 
 from pairsync.core.assembly import state_of
@@ -27,6 +28,7 @@ from pairsync.guest.concede import (
 )
 from pairsync.guest.config import VolumeConfig
 from pairsync.guest.guest import open_guest
+from pairsync.guest.promote import promote_replicas
 from pairsync.guest.replica import create_replica, open_replica
 from pairsync.storage.metadata import MetadataStore, format_metadata, load_metadata, metadata_bytes
 from pairsync.testing.crashpoints import Budget, CrashState, explore
@@ -123,6 +125,32 @@ async def test_what_it_had_written_is_overwritten_and_kept(
         assert content[2 * MIB : 3 * MIB] == kept.encode() * MIB
         image = kept_overlay(files, lost, tmp_path / "image")
         assert image[at : at + MIB] == image[2 * MIB : 3 * MIB] == lost.encode() * MIB
+
+
+async def test_what_was_copied_to_a_peer_that_was_put_back_is_kept_too(files: Pair, tmp_path: Path) -> None:
+    """The source of a resync forgets as dirty what is copied.  Where a person puts the half overwritten peer
+    back and keeps its side, the source gave up what it still counted as dirty, and lost all else of it."""
+    size, narrow = 32 * MIB, VolumeOptions(intent_window_bytes=4 * MIB, inflight_bytes=MIB)
+    half = size // BLOCK_BYTES // 2
+    async with in_time():
+        files.create(size_bytes=size)
+        async with files.both() as (active, _):
+            await active.volume("vda").write(0, b"g" * size)
+        async with open_guest(files.config("a", options=narrow)) as active:
+            await active.volume("vda").write(0, b"a" * size)
+            await active.volume("vda").flush()
+            async with open_guest(files.config("b", options=narrow)):
+                while active.statistics().volumes[0].dirty_blocks > half:
+                    await trio.lowlevel.checkpoint()
+                assert not active.in_sync
+        promote_replicas(files.config("b").volumes, PAIR_ID)
+        assert files.image("b").read_bytes() == b"g" * size
+        given = give_way(files, "a", "b")
+        assert (given.everything, given.blocks) == (True, size // BLOCK_BYTES)
+        await resynced(files, "b", VolumeOptions(overlay_bytes=2 * size))
+        assert files.same()
+        assert files.image("a").read_bytes() == b"g" * size
+        assert kept_overlay(files, "a", tmp_path / "image") == b"a" * size
 
 
 async def test_replicas_with_nothing_in_common(files: Pair, tmp_path: Path) -> None:

@@ -418,7 +418,7 @@ def put_fetched_content_over_what_was_written_since(patch: pytest.MonkeyPatch) -
     patch.setattr(Fetcher, "written", lambda self, ops: None)
 
 
-@mutant("lost-write", "dirty-superset", "liveness", digests=True, fault="flip-active")
+@mutant("lost-write", "dirty-superset", "liveness", digests=True, fault="flip-active cut")
 def copy_what_does_not_fit_its_digest(patch: pytest.MonkeyPatch) -> None:
     right = Copier.found
     patch.setattr(Copier, "found", lambda self, number, found: right(self, number, found._replace(wrong=())))

@@ -11,6 +11,10 @@
 Before a full copy begins, the dirty map (everything) is durable and the superblock says that the map starts
 here: whatever is interrupted later, the next session finds in the map what is still missing.
 
+From Begun on the map begins with the generation that the peer is brought to.  Of what was written before, it
+holds what was not copied yet: too little for a peer that is put back, and too little to say what this host
+has written on its own, should it have to give way to that one (`core.truths`).
+
 Labels and dirty maps say what to copy; that nothing else differs is proven before the peer counts
 (`core.prover`).  What a proof or a scrub has found is durable in the map before any of it is sent: a peer
 that loses its power may keep the digest of a block and not the block, which no proof would find again.  So is
@@ -32,7 +36,7 @@ here would stand there beside what it did not find, as on no disk ever.  Then th
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from pairsync.errors import InternalError, ProtocolError
 
@@ -44,7 +48,7 @@ from .lineage import SAME_GENERATION
 from .messages import Adopt, Begin, SyncMode, VolumePlan, WriteOp
 from .prover import Prover
 from .questions import Examined, Questions
-from .resync import Found, Pacer, Progress, ResyncSource
+from .resync import Found, Pacer, Progress, ResyncSource, cut_out
 from .standing import Phase, Standing
 from .superblock import STILL_COUNTS
 from .tracker import Tracker, ops_bytes
@@ -190,6 +194,8 @@ class Copier:
         plan = self._plan
         if plan is None:
             raise InternalError("no plan to begin")
+        if plan.mode is not SyncMode.NOTHING and plan.rule != STILL_COUNTS:
+            plan = self._plan = VolumePlan(plan.mode, plan.rule, self._standing.newest)  # of `_base`, perhaps
         dirty = self._tracker.dirty().count
         term = self._standing.superblock.term
         self._out.append(Send([Begin(term, self._index, plan)]))
@@ -225,6 +231,8 @@ class Copier:
             raise ProtocolError("the peer answered a plan that was not sent")
         self._stage = _Stage.COPYING
         self._waiting_since_ns = None
+        if not (self._plan and self._plan.rule == STILL_COUNTS):
+            self._standing.map_begins()
         self._standing.begun()
         self._resync.start(now_ns)
 
@@ -285,7 +293,7 @@ class Copier:
             self.questions.examined(token, answer)
 
     def _peer_should_have(self, block: int) -> bool:
-        """Whether the peer holds what was last written to a block of ``todo``, as far as is known."""
+        """Whether the peer is taken to hold what was last written to a block of ``todo``."""
         return self._standing.phase is Phase.IN_SYNC or block in self._prover.found
 
     def _give_up(self, reason: str) -> None:
@@ -390,7 +398,7 @@ class Copier:
             self._doubts.add([each for each in found.wrong if each.block in self._resync.aside])
         if not runs:
             return
-        parts = list(_cut_out(found.ops, runs, self._size_bytes))
+        parts = list(cut_out(found.ops, runs, self._size_bytes))
         data_bytes = ops_bytes(parts)
         self._resync.sent(data_bytes)
         self._tracker.resynced(runs, data_bytes)
@@ -424,25 +432,3 @@ class Copier:
     def progress(self, now_ns: int) -> Progress | None:
         """How far the resync is; None while there is none."""
         return self._resync.progress(now_ns)
-
-
-def _cut_out(ops: Sequence[WriteOp], runs: Sequence[Extent], size_bytes: int) -> Iterator[WriteOp]:
-    """The parts of ``ops`` within the runs; both ascend."""
-    rest = iter(ops)
-    op = next(rest, None)
-    for run in runs:
-        start, stop = run.start * BLOCK_BYTES, min(run.stop * BLOCK_BYTES, size_bytes)
-        while op is not None and op.offset < stop:
-            end = op.offset + op.length
-            if end > start:
-                yield op if start <= op.offset and end <= stop else _part_of(op, start, stop)
-            if end > stop:
-                break  # the next run may have a part of it too
-            op = next(rest, None)
-
-
-def _part_of(op: WriteOp, start: int, stop: int) -> WriteOp:
-    low, high = max(op.offset, start), min(op.offset + op.length, stop)
-    if op.data is None:
-        return WriteOp(op.kind, low, high - low)
-    return WriteOp(op.kind, low, high - low, memoryview(op.data)[low - op.offset : high - op.offset])

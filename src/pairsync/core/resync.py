@@ -43,6 +43,7 @@ __all__ = [
     "Progress",
     "ReadTicket",
     "ResyncSource",
+    "cut_out",
 ]
 
 PIECE_BYTES = 512 * KIB
@@ -365,3 +366,25 @@ class ResyncSource:
             self._sampled_ns, self._sampled_blocks = now_ns, remaining
         left = remaining * BLOCK_BYTES / self._rate if self._rate > 0 else None
         return Progress(self._total_blocks, remaining, self._rate, left)
+
+
+def cut_out(ops: Sequence[WriteOp], runs: Sequence[Extent], size_bytes: int) -> Iterator[WriteOp]:
+    """The parts of ``ops`` within the runs; both ascend."""
+    rest = iter(ops)
+    op = next(rest, None)
+    for run in runs:
+        start, stop = run.start * BLOCK_BYTES, min(run.stop * BLOCK_BYTES, size_bytes)
+        while op is not None and op.offset < stop:
+            end = op.offset + op.length
+            if end > start:
+                yield op if start <= op.offset and end <= stop else _part_of(op, start, stop)
+            if end > stop:
+                break  # the next run may have a part of it too
+            op = next(rest, None)
+
+
+def _part_of(op: WriteOp, start: int, stop: int) -> WriteOp:
+    low, high = max(op.offset, start), min(op.offset + op.length, stop)
+    if op.data is None:
+        return WriteOp(op.kind, low, high - low)
+    return WriteOp(op.kind, low, high - low, memoryview(op.data)[low - op.offset : high - op.offset])
