@@ -125,6 +125,14 @@ _GUEST: dict[str, Any] = {
 }
 
 
+def test_a_host_says_when_only_a_person_can_decide() -> None:
+    lost = {**_GUEST, "role": "standby", "grant": {**_GUEST["grant"], "forgotten": True}}
+    assert any("a person does (override)" in line for line in host_lines(lost, "alpha"))
+    untold = {**_GUEST, "role": "standby", "grant": None}
+    assert any("has not been told who owns" in line for line in host_lines(untold, "alpha"))
+    assert not any("override" in line for line in host_lines(_GUEST, "alpha"))
+
+
 def test_a_host_says_who_owns_the_guest_and_what_would_survive() -> None:
     assert list(host_lines(_GUEST, "alpha"))[:-1] == [
         "in sync",

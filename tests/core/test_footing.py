@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pairsync.core.acceptor import AcceptorState
+from pairsync.core.arbitration import WitnessView
 from pairsync.core.footing import Footing
 from pairsync.core.grants import Ballot, Grant, VoterId, genesis
 from pairsync.core.outcomes import Guest
@@ -33,6 +34,30 @@ def test_who_decides_alone_runs_without_a_lease() -> None:
     assert not _footing(TAKEN).may_run
     assert not _footing(ALONE, b"a2").may_run, "the grant is to a memory that was lost"
     assert not _footing(ALONE, b"a2").owns
+
+
+@pytest.mark.parametrize(
+    ("base", "own", "peer", "witness", "forgotten"),
+    [
+        (BOTH, b"a2", None, None, False),  # the others were not heard
+        (BOTH, b"a2", B1, None, False),
+        (BOTH, b"a2", B2, None, True),
+        (BOTH, b"a1", B2, None, False),
+        (BOTH, b"a1", B2, b"w1", False),
+        (BOTH, b"a1", B2, b"w2", True),
+        (ALONE, b"a2", None, None, True),
+        (ALONE, b"a1", None, None, False),
+        (None, b"a1", None, None, False),
+    ],
+)
+def test_too_many_memories_are_lost(
+    base: Grant | None, own: bytes, peer: VoterId | None, witness: bytes | None, forgotten: bool
+) -> None:
+    """Two of three, or the only one: no host will ever run the guest by itself, and that is said."""
+    footing = _footing(base, own)
+    footing.peer_id = peer
+    footing.register.views = (None if witness is None else WitnessView(witness, 0, None),)
+    assert footing.forgotten is forgotten
 
 
 def test_others_may_decide() -> None:

@@ -101,6 +101,10 @@ def guest_lines(guest: Mapping[str, Any]) -> Iterator[str]:
     grant = guest.get("grant")
     if grant is not None and grant["waits"]:
         yield f"  owns the guest and DOES NOT RUN it: {grant['waits']}"
+    if grant is not None and grant.get("forgotten"):
+        yield "  NOBODY DECIDES any more: too many memories were lost; a person does (override)"
+    elif "grant" in guest and grant is None:
+        yield "  has not been told who owns the guest: if nobody knows, a person says so (override)"
     timing = guest.get("timing")
     if timing is not None and timing["verdict"] != "ok":
         kept = "NOT KEPT" if timing["verdict"] == "broken" else "hardly kept"

@@ -19,7 +19,7 @@ State is made of immutable values, so that it can be copied and compared.
 from __future__ import annotations
 
 from .acceptor import AcceptorState
-from .grants import Grant, HostId, VoterId
+from .grants import Grant, HostId, VoterId, majority
 from .outcomes import Guest, Wait
 from .policy import Situation
 from .register import Register
@@ -146,6 +146,18 @@ class Footing:
     def cedes(self) -> bool:
         """Whether a grant that changes the owner may be decided: the old owner's guest is down for sure."""
         return self.guest is Guest.DOWN if self.owns else self.promise_out
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether so many voters have lost their memory, as heard, that they decide nothing any more."""
+        register, base = self.register, self.base
+        views = zip(register.witnesses, register.views, strict=True)
+        heard = {VoterId(name, view.incarnation) for name, view in views if view is not None}
+        heard |= {self.own} if self.peer_id is None else {self.own, self.peer_id}
+        names = {voter.name for voter in heard}
+        voters = frozenset() if base is None else base.voters
+        left = [voter for voter in voters if voter in heard or voter.name not in names]
+        return base is not None and len(left) < majority(voters)
 
     def why_stopped(self) -> str:
         """Why the guest may not run here, for people."""

@@ -34,6 +34,8 @@ class Standing:
     """The witness that is asked now; None: none answers."""
     waits: str
     """Why this host, which owns the guest, may not run it now; empty if it may, or is not the owner."""
+    forgotten: bool
+    """So many of those who decide have lost their memory that only a person can."""
 
 
 def called(host: HostId, who: HostId) -> str:
@@ -63,6 +65,7 @@ def standing_of(arbiter: Arbiter, host: HostId, guest: Guest) -> Standing | None
         override=grant.override,
         witness=None if decider.witness_lost else decider.register.witnesses[decider.current],
         waits=waits,
+        forgotten=decider.forgotten,
     )
 
 
