@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,29 @@ def test_a_host_that_does_not_answer_hides_nothing_of_the_other(
     told = json.loads(command("lab", "overlay", "list", str(directory), "--json").out)
     assert [each["id"] for each in told["overlays"]] == ["b/vda/3"]
     assert told["unknown"] == {"a/vda": "host a did not answer within 10 s"}
+
+
+def test_how_far_an_undo_is_is_shown(
+    directory: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes as long as an export, and was silent."""
+    told: list[tuple[int, int]] = []
+
+    @contextmanager
+    def shown(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+        assert (what, quiet) == ("b/vda/3", False)
+        yield lambda done, total: told.append((done, total))
+
+    def ask(host: HostFile, request: Mapping[str, Any], *, watch: Any = None, **_: Any) -> dict[str, Any]:
+        question, show = watch
+        assert question == {"do": "overlay-progress", "file": request["file"]}
+        show({"done": 4096, "total": 0})
+        return {"bytes": 8192}
+
+    monkeypatch.setattr(overlay_module, "_list", lambda _: ([KEPT], {}))
+    monkeypatch.setattr(overlay_module, "active_of", lambda hosts, **_: hosts[0])
+    monkeypatch.setattr(overlay_module, "show_progress", shown)
+    monkeypatch.setattr(overlay_module, "ask_host", ask)
+    done = command("lab", "overlay", "undo", str(directory), "b/vda/3")
+    assert done == (0, "b/vda/3: 8 KiB written back\n", "")
+    assert told == [(4096, 8192)]

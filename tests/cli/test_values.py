@@ -75,7 +75,7 @@ def test_volumes() -> None:
         (["../x=1M"], "'../x' is not a name"),
         ([".hidden=1M"], "is not a name"),
         (["a b=1M"], "is not a name"),
-        (["v" * 65 + "=1M"], "at most 64"),
+        (["v" * 65 + "=1M"], "1 to 64 letters"),
         (["vda=1M", "vda=2M"], "'vda' is given twice"),
         (["vda="], "'' is not a size"),
         (["vda=/dev/sda"], "'/dev/sda' is not a size"),

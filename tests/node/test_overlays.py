@@ -16,6 +16,7 @@ from pairsync.errors import BackendError, BusyError, ConfigError, MismatchError
 from pairsync.guest.config import GuestConfig, VolumeConfig
 from pairsync.guest.guest import open_guest
 from pairsync.guest.replica import Replica, create_replica, open_replica
+from pairsync.guest.volume import Volume
 from pairsync.node.overlays import describe_overlay, open_stopped, overlay_handlers, overlay_path
 from pairsync.storage.osfile import OsFile
 from pairsync.storage.overlayexport import UNFINISHED_SUFFIX
@@ -72,6 +73,29 @@ async def test_a_host_that_runs(volume: VolumeConfig, tmp_path: Path) -> None:
         assert _own(await guest.volume("vda").read(0, 8 * BLOCK_BYTES))
         with pytest.raises(BusyError), open_stopped(volume, PAIR):
             pass
+
+
+async def test_an_undo_tells_how_far_it_is_and_runs_once(
+    volume: VolumeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushing, go_on = trio.Event(), trio.Event()
+
+    async def flush(_: Volume) -> None:
+        flushing.set()
+        await go_on.wait()
+
+    monkeypatch.setattr(Volume, "flush", flush)
+    async with open_guest(GuestConfig("guest", PAIR, Role.ACTIVE, [volume])) as guest:
+        handlers = overlay_handlers(guest)
+        request = {"volume": "vda", "file": str(overlay_path(volume, "1"))}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(handlers["overlay-undo"], request)
+            await flushing.wait()
+            assert await handlers["overlay-progress"](request) == {"done": BLOCK_BYTES, "total": 0}
+            with pytest.raises(BusyError, match="is being undone already"):
+                await handlers["overlay-undo"](request)
+            go_on.set()
+        assert await handlers["overlay-progress"](request) == {"done": 0, "total": 0}
 
 
 async def test_a_disk_that_is_being_opened_anew_is_named_and_hides_no_other(

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
+from pairsync.core.units import BLOCK_BYTES
 from pairsync.errors import BackendError, BusyError, ConfigError
 
-from .asking import Hosts, active_of, ask_host, host_of_file, hosts_of_lab
-from .progress import show_progress
+from .asking import Hosts, Watch, active_of, ask_host, host_of_file, hosts_of_lab
+from .progress import Progress, show_progress
 from .values import show_bytes
 
 if TYPE_CHECKING:
@@ -126,16 +127,21 @@ def _export(host: HostFile, volume: str, number: str, target: Path, *, quiet: bo
             stopped.export(number, target, show or (lambda _done, _total: None))
         return
     request = {"do": "overlay-export", "volume": volume, "id": number, "file": str(target)}
-    question = {"do": "overlay-progress", "file": str(target)}
     with show_progress(what, quiet=quiet) as show:
-
-        def told(how_far: Mapping[str, Any]) -> None:
-            if show is not None and how_far["total"]:
-                show(how_far["done"], how_far["total"])
-
-        watch = None if show is None else (question, told)
-        if ask_host(host, request, seconds=float("inf"), watch=watch) is None:
+        if ask_host(host, request, seconds=float("inf"), watch=_watch(target, show)) is None:
             raise ConfigError(f"host {host.name} has gone away, and {target} is not written")
+
+
+def _watch(file: Path, show: Progress | None, total_bytes: int = 0) -> Watch | None:
+    """How to learn how far a host is with that file; ``total_bytes`` where it does not know that itself."""
+    if show is None:
+        return None
+
+    def told(how_far: Mapping[str, Any]) -> None:
+        if total := how_far["total"] or total_bytes:
+            show(how_far["done"], total)
+
+    return {"do": "overlay-progress", "file": str(file)}, told
 
 
 def _commands(hosts_of: Hosts, where: str) -> App:
@@ -174,9 +180,12 @@ def _commands(hosts_of: Hosts, where: str) -> App:
         file = overlay_path(_volume(keeper, found["volume"]), overlay_id.rpartition("/")[2])
         request = {"do": "overlay-undo", "volume": found["volume"], "file": str(file)}
         active = _active(hosts)
-        answer = ask_host(active, request, seconds=float("inf"))
+        total_bytes = found["blocks"] * BLOCK_BYTES
+        with show_progress(overlay_id, quiet=json_) as show:
+            watch = _watch(file, show, total_bytes)
+            answer = ask_host(active, request, seconds=float("inf"), watch=watch)
         if answer is None:
-            raise ConfigError(f"host {active.name} has gone away")
+            raise ConfigError(f"host {active.name} has gone away; what it had written back is there")
         done = {"id": overlay_id, "bytes": answer["bytes"]}
         print(json.dumps(done) if json_ else f"{overlay_id}: {show_bytes(answer['bytes'])} written back")
         return 0

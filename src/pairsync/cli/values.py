@@ -69,7 +69,10 @@ def _split(texts: list[str]) -> dict[str, str]:
         if not equals:
             raise ConfigError(f"{text!r}: a volume is given as NAME=SIZE, such as vda=256M")
         if not _NAME.fullmatch(name):
-            raise ConfigError(f"{name!r} is not a name for a volume (letters, digits, dot, dash; at most 64)")
+            raise ConfigError(
+                f"{name!r} is not a name for a volume: 1 to 64 letters, digits, '.', '_' and '-', "
+                "the first of them a letter or digit"
+            )
         if name in found:
             raise ConfigError(f"volume {name!r} is given twice")
         found[name] = rest

@@ -60,7 +60,7 @@ def overlay_path(volume: VolumeConfig, number: str) -> Path:
 
 def overlay_handlers(guest: Guest) -> dict[str, Handler]:
     """What the control socket of a host understands of them."""
-    exports: dict[str, list[int]] = {}  # file: bytes done and in all, of those under way
+    under_way: dict[str, list[int]] = {}  # bytes done and in all (0: not known) of what is written or undone
     limiter = trio.CapacityLimiter(THREADS_MAX)
 
     async def overlays(_: Mapping[str, Any]) -> Answer:
@@ -77,9 +77,9 @@ def overlay_handlers(guest: Guest) -> dict[str, Handler]:
     async def export(request: Mapping[str, Any]) -> Answer:
         volume, number, file = (str(request.get(key)) for key in ("volume", "id", "file"))
         device = guest.replica(volume).device
-        if file in exports:
+        if file in under_way:
             raise BusyError(f"{file} is being written already")
-        how_far = exports[file] = [0, 0]
+        how_far = under_way[file] = [0, 0]
 
         def progress(*done_and_total: int) -> None:
             trio.from_thread.check_cancelled()
@@ -89,17 +89,24 @@ def overlay_handlers(guest: Guest) -> dict[str, Handler]:
         try:
             await trio.to_thread.run_sync(job, abandon_on_cancel=True, limiter=limiter)
         finally:
-            del exports[file]
+            del under_way[file]
         return {"file": file}
 
     async def progress(request: Mapping[str, Any]) -> Answer:
         await trio.lowlevel.checkpoint()
-        done, total = exports.get(str(request.get("file")), [0, 0])
+        done, total = under_way.get(str(request.get("file")), [0, 0])
         return {"done": done, "total": total}
 
     async def undo(request: Mapping[str, Any]) -> Answer:
-        volume, file = str(request.get("volume")), Path(str(request.get("file")))
-        return {"bytes": await _undo(guest, volume, file, limiter)}
+        volume, file = str(request.get("volume")), str(request.get("file"))
+        if file in under_way:
+            raise BusyError(f"{file} is being undone already")
+        how_far = under_way[file] = [0, 0]
+        try:
+            await _undo(guest, volume, Path(file), limiter, how_far)
+        finally:
+            del under_way[file]
+        return {"bytes": how_far[0]}
 
     return {
         "overlays": overlays,
@@ -116,11 +123,12 @@ def _overlays_of(guest: Guest, volume: str) -> Overlays:
     return keeper.overlays
 
 
-async def _undo(guest: Guest, name: str, file: Path, limiter: trio.CapacityLimiter) -> int:
-    """Write an overlay's content as the guest would, and flush; how many bytes."""
+async def _undo(
+    guest: Guest, name: str, file: Path, limiter: trio.CapacityLimiter, how_far: list[int]
+) -> None:
+    """Write an overlay's content as the guest would, and flush; ``how_far`` begins with how many bytes."""
     volume = guest.volume(name)
     block = guest.replica(name).store.superblock
-    written_bytes = 0
     with closing(overlay_ops(file, block.volume_id, block.size_bytes)) as batches:
         while True:
             ops = await trio.to_thread.run_sync(next, batches, None, limiter=limiter)
@@ -131,9 +139,8 @@ async def _undo(guest: Guest, name: str, file: Path, limiter: trio.CapacityLimit
                     await volume.write(op.offset, op.data)
                 else:
                     await volume.zero(op.offset, op.length)
-                written_bytes += op.length
+                how_far[0] += op.length
     await volume.flush()
-    return written_bytes
 
 
 class StoppedReplica:
