@@ -99,7 +99,7 @@ def test_the_loop_of_trio_is_polled_and_what_comes_ends_it(monkeypatch: pytest.M
 
             async def write() -> None:
                 for _ in range(20):
-                    await trio.sleep(0.001)
+                    await trio.sleep(0.01)
                     os.write(writable, b"x")
 
             nursery.start_soon(write)
