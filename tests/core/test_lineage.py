@@ -263,6 +263,20 @@ def forgotten(mine: History, theirs: History, reached: int | None, given: int) -
     return "rolled-back-apart" if given > left_at else None
 
 
+def test_who_has_other_volumes_says_nothing_of_what_is_newer() -> None:
+    """A peer without the volume that was found to be old was taken to have all of it."""
+    first = Generation(1, 1, 1)
+    older, newer = state((first,)), state((first, Generation(1, 4, 2)))
+    mine = replace(introduction(Role.STANDBY, older), volumes=(older, replace(older, name="vdb")))
+    whole = replace(mine, volumes=(newer, replace(newer, name="vdb")))
+    assert outdated_by(mine, whole)
+    assert has_all(whole, mine)
+    more = (*whole.volumes, replace(newer, name="vdc"))
+    for volumes in ((newer,), (older,), (), more, whole.volumes[::-1]):
+        assert outdated_by(mine, replace(whole, volumes=volumes)) is None
+        assert not has_all(replace(whole, volumes=volumes), mine)
+
+
 def test_every_pair_up_to_length_four_with_every_order_of_milestones() -> None:
     """Refused exactly where the standby was given what the active has forgotten; else planned as ever."""
     every = histories(LENGTH_MAX)

@@ -259,11 +259,12 @@ def outdated_by(mine: Introduce, theirs: Introduce) -> str | None:
     """Why the replicas of ``theirs`` are newer than this host's; empty if they may be brought to its state.
 
     None: that is not to be told by them.  They are those of an active host, which is never behind, were never
-    written, which says nothing of what was there before, or stand otherwise to this host's.
+    written, which says nothing of what was there before, are not of the same volumes, or stand otherwise to
+    this host's.
     """
-    if theirs.role is Role.ACTIVE:
+    if theirs.role is Role.ACTIVE or not _same_volumes(mine, theirs):
         return None
-    decisions = [plan_volume(*each) for each in zip(mine.volumes, theirs.volumes, strict=False)]
+    decisions = [plan_volume(*each) for each in zip(mine.volumes, theirs.volumes, strict=True)]
     for decision in decisions:
         if decision.rule in _OUTDATED:
             return f"{decision.rule}: {decision.evidence}; {WHAT_NOW}"
@@ -274,9 +275,14 @@ def outdated_by(mine: Introduce, theirs: Introduce) -> str | None:
 
 def has_all(theirs: Introduce, mine: Introduce) -> bool:
     """Whether the replicas of ``theirs``, a standby, have all that this host's have, of every volume."""
-    decisions = [plan_volume(*each) for each in zip(mine.volumes, theirs.volumes, strict=False)]
-    rules = {decision.rule for decision in decisions}
-    return theirs.role is Role.STANDBY and rules <= {*_OUTDATED, SAME_GENERATION}
+    if theirs.role is Role.ACTIVE or not _same_volumes(mine, theirs):
+        return False
+    decisions = [plan_volume(*each) for each in zip(mine.volumes, theirs.volumes, strict=True)]
+    return {decision.rule for decision in decisions} <= {*_OUTDATED, SAME_GENERATION}
+
+
+def _same_volumes(mine: Introduce, theirs: Introduce) -> bool:
+    return [each.name for each in mine.volumes] == [each.name for each in theirs.volumes]
 
 
 def _plan_interrupted(active: VolumeState, standby: VolumeState, relation: Relation, rule: str) -> Decision:
@@ -336,7 +342,7 @@ def plan_session(local: Introduce, peer: Introduce) -> Decision:
     active, standby = (local, peer) if local.role is Role.ACTIVE else (peer, local)
     if active.term < standby.term:
         return _refuse("stale-term", f"the active host's term {active.term} is older than {standby.term}")
-    if [v.name for v in active.volumes] != [v.name for v in standby.volumes]:
+    if not _same_volumes(active, standby):
         return _refuse("volumes-differ", "the two hosts do not have the same list of volumes")
     plans: list[VolumePlan] = []
     rules: list[str] = []

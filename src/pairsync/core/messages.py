@@ -1,7 +1,5 @@
 """The vocabulary of two hosts: frozen values, no encoding (that is ``wire``), no behaviour.
 
-Those of which there is one a write are named tuples: to make a frozen dataclass takes ten times as long.
-
 All of these travel in one ordered, exactly-once stream a guest (see ``core.stream``), so that a message
 never overtakes the writes before it.  The order of a session::
 
@@ -156,7 +154,8 @@ class Begun:
     volume: int
 
 
-class Write(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Write:
     """A batch of ranges of one volume, to be applied in this order.
 
     ``number`` counts the batches of the volume from 1 within a session.  ``digest`` is xxh3_64 over the
@@ -171,7 +170,8 @@ class Write(NamedTuple):
     digest: int = 0
 
 
-class Applied(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Applied:
     """The standby holds all batches of ``volume`` up to and including ``number`` (not yet durable)."""
 
     volume: int
@@ -318,7 +318,8 @@ class Serving:
     names: tuple[str, ...] | None = None
 
 
-class Relay(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Relay:
     """To the owner: a batch of a client's ranges, in this order, answered by `Relayed`.
 
     From the owner: what the `RelayRead` with that ``number`` has found, one range of data.  ``term`` is that

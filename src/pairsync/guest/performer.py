@@ -133,11 +133,6 @@ class Performer:
             self._performing = False
         return True
 
-    def _reported(self) -> None:
-        """A report of a lane has been dealt with: whoever performs, maybe further up the stack, goes on."""
-        if not self._performing:
-            self._moved()
-
     def _perform_all(self, effects: Sequence[Effect]) -> None:
         outgoing: list[Message] = []
         table = self._table
@@ -190,7 +185,7 @@ class Performer:
             _raise_unless_closed(result)
             return
         self.session.applied(volume, token, result, self.now_ns())
-        self._reported()
+        self._moved()
 
     def _journal(self, effect: Journal) -> None:
         store = self._replicas[effect.volume].store
@@ -235,7 +230,7 @@ class Performer:
                 _raise_unless_closed(result)
             elif result:
                 self.session.persisted(effect.volume, effect.token, result, self.now_ns())
-                self._reported()
+                self._moved()
             else:
                 with suppress(ClosedError):  # likewise: what is left is dealt with when it is opened again
                     then()
@@ -248,7 +243,7 @@ class Performer:
                 _raise_unless_closed(result)
                 return
             self.session.extended(effect.volume, effect.token, effect.size_bytes, result, self.now_ns())
-            self._reported()
+            self._moved()
 
         job = partial(extend_job, self._replicas[effect.volume], effect.size_bytes)
         self._lanes[effect.volume].data.submit(job, done)
@@ -272,7 +267,7 @@ class Performer:
                 _raise_unless_closed(result)
                 return
             report(effect.volume, effect.token, result, self.now_ns())
-            self._reported()
+            self._moved()
 
         lane.submit(job, done)
 
@@ -285,7 +280,7 @@ class Performer:
                 return
             else:
                 self.session.mapped(effect.volume, effect.token, result, self.now_ns())
-            self._reported()
+            self._moved()
 
         job = partial(map_job, self._replicas[effect.volume].device)
         self._lanes[effect.volume].side.submit(job, done)
@@ -299,7 +294,7 @@ class Performer:
                 self.session.read_failed(effect.volume, effect.number, result, self.now_ns())
             else:
                 self.session.read_done(effect.volume, effect.number, result, self.now_ns())
-            self._reported()
+            self._moved()
 
         job = partial(read_job, self._replicas[effect.volume].device, effect.extents, effect.piece_bytes)
         self._lanes[effect.volume].data.submit(job, done)
@@ -310,7 +305,7 @@ class Performer:
                 _raise_unless_closed(result)
                 return
             self.session.examined(effect.volume, effect.token, result, self.now_ns())
-            self._reported()
+            self._moved()
 
         job = partial(examine_job, self._replicas[effect.volume].device, effect)
         self._lanes[effect.volume].data.submit(job, done)
@@ -347,7 +342,7 @@ class Performer:
             _raise_unless_closed(result)
         elif isinstance(result, int):
             self.session.point_made(effect.volume, effect.token, result, self.now_ns())
-            self._reported()
+            self._moved()
 
     def _drop_points(self, effect: DropPoints) -> None:
         points, lanes = self._replicas[effect.volume].points, self._lanes[effect.volume]
@@ -357,7 +352,7 @@ class Performer:
                 _raise_unless_closed(result)
             else:
                 self.session.points_dropped(effect.volume, effect.token, result)
-                self._reported()
+                self._moved()
 
         def looked(copy: PointCopy | BaseException | None) -> None:
             if isinstance(copy, BaseException):

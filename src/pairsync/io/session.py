@@ -173,8 +173,7 @@ class Session:
         """One record arrived on any lane; the peer's violation of the protocol ends the session."""
         if self.ended:
             return
-        if self._untold is not None:
-            self.tell()
+        self.tell()
         try:
             messages = self._take(plaintext)
         except ProtocolError as error:
