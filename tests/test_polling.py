@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import socket
 import time
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -97,7 +99,7 @@ def test_the_loop_of_trio_is_polled_and_what_comes_ends_it(monkeypatch: pytest.M
 
             async def write() -> None:
                 for _ in range(20):
-                    await trio.sleep(0.001)
+                    await trio.sleep(0.01)
                     os.write(writable, b"x")
 
             nursery.start_soon(write)
@@ -196,6 +198,61 @@ def test_what_comes_is_taken_without_a_turn_of_the_loop() -> None:
     trio.run(bouncing.run, instruments=[BusyPolling(), steps])
     assert bouncing.left == 0
     assert steps.count < TIMES / 10
+
+
+class Pausing:
+    """Finds nothing at every other look."""
+
+    def __init__(self, poll: select.poll) -> None:
+        self._poll = poll
+        self._looks = 0
+        self.register, self.unregister = poll.register, poll.unregister
+
+    def poll(self, timeout: int) -> list[tuple[int, int]]:
+        self._looks += 1
+        return [] if self._looks % 2 else self._poll.poll(timeout)
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_loop_whose_messages_pause_need_not_turn_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(0, 100 * NS_PER_US)
+    monkeypatch.setattr(polling, "time", SimpleNamespace(monotonic_ns=lambda: next(clock)))
+    instrument, steps, bouncing = BusyPolling(), Steps(), Bouncing(TIMES)
+
+    async def main() -> None:
+        assert instrument._poll is not None
+        instrument._poll = Pausing(instrument._poll)  # type: ignore[assignment]
+        await bouncing.run()
+
+    trio.run(main, instruments=[instrument, steps])
+    assert bouncing.left == 0
+    assert steps.count < TIMES / 10
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_loop_whose_messages_pause_ends_its_looks_once_they_do_not_pay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = itertools.count(0, 100 * NS_PER_US)
+    monkeypatch.setattr(polling, "time", SimpleNamespace(monotonic_ns=lambda: next(clock)))
+    instrument, steps, bouncing = BusyPolling(), Steps(), Bouncing(TIMES)
+    take = bouncing.take
+
+    def grow_dense(end: socket.socket) -> bool:
+        if bouncing.left == TIMES // 2:
+            monkeypatch.setattr(polling, "DENSE_NS", NS_PER_S)
+        return take(end)
+
+    bouncing.take = grow_dense  # type: ignore[method-assign]
+
+    async def main() -> None:
+        assert instrument._poll is not None
+        instrument._poll = Pausing(instrument._poll)  # type: ignore[assignment]
+        await bouncing.run()
+
+    trio.run(main, instruments=[instrument, steps])
+    assert bouncing.left == 0
+    assert steps.count > TIMES / 3, "who comes back at once finds several requests, and not one"
 
 
 def test_without_an_instrument_it_is_taken_by_its_task() -> None:

@@ -86,13 +86,15 @@ class Prospect:
 
     def waited(self, wait_ns: int, now_ns: int) -> None:
         """A wait has ended, polled or slept through, after ``wait_ns``."""
-        if wait_ns <= WAIT_NS_MAX:
-            self._hope = min(HOPE_MAX, self._hope + 1)
-        else:
-            self._hope = max(0, self._hope - 1)
+        if wait_ns > WAIT_NS_MAX:
+            if self._hope:
+                self._hope -= 1
+        elif self._hope < HOPE_MAX:
+            self._hope += 1
         self._dense_share += ((wait_ns < DENSE_NS) - self._dense_share) * SHARE_WEIGHT
-        earned_ns = int((now_ns - self._seen_ns) * VAIN_SHARE)
-        self._credit_ns = min(VAIN_NS_MAX, self._credit_ns + earned_ns)
+        if self._credit_ns < VAIN_NS_MAX:
+            earned_ns = int((now_ns - self._seen_ns) * VAIN_SHARE)
+            self._credit_ns = min(VAIN_NS_MAX, self._credit_ns + earned_ns)
         self._seen_ns = now_ns
 
 
@@ -135,31 +137,39 @@ class BusyPolling(trio.abc.Instrument):
         """Look until something has come for the loop; whether anything was taken, and nothing is there."""
         look, give_way, clock, takers = poll.poll, os.sched_yield, time.monotonic_ns, self._takers
         due_ns = began_ns + int(timeout * NS_PER_S)
-        taking_until_ns = min(due_ns, began_ns + TAKING_NS_MAX)
         end_ns = min(due_ns, began_ns + WAIT_NS_MAX)
+        decide_ns = min(due_ns, began_ns + TAKING_NS_MAX)  # whether to go on
+        paused_ns = began_ns  # when nothing was there last: whatever else comes is seen then
         self._runnable = taken = False
         while True:
             ready = look(0)
             if not ready:
                 give_way()
-                now_ns = clock()
-                if now_ns > end_ns:
-                    self._prospect.vain(now_ns - self._began_ns)
+                paused_ns = clock()
+                if paused_ns > end_ns:
+                    self._prospect.vain(paused_ns - self._began_ns)
                     return taken
                 continue
-            takes = [takers[descriptor] for descriptor, _ in ready if descriptor in takers]
-            if not takes:
+            found_ns = clock()
+            idle = True
+            for descriptor, _ in ready:
+                if descriptor in takers:
+                    idle = False
+                    takers[descriptor]()
+                    if self._runnable:
+                        break
+            if idle:
                 return False
-            now_ns = clock()
-            self._prospect.waited(now_ns - self._began_ns, now_ns)
-            taken = True
-            for take in takes:
-                take()
-                if self._runnable:
-                    return True
-            now_ns = self._began_ns = clock()
-            if now_ns > taking_until_ns:
+            # Only now: what has come waits for nothing.
+            self._prospect.waited(found_ns - self._began_ns, found_ns)
+            if self._runnable:
                 return True
+            taken = True
+            now_ns = self._began_ns = clock()
+            if now_ns > decide_ns:
+                if now_ns > due_ns or now_ns - paused_ns > TAKING_NS_MAX or not self._prospect.good:
+                    return True
+                decide_ns = min(due_ns, now_ns + TAKING_NS_MAX)
             end_ns = min(due_ns, now_ns + WAIT_NS_MAX)
 
     def after_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - trio names it

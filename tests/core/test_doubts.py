@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -239,7 +238,7 @@ def test_a_peer_that_leaves_out_what_it_is_asked_for_is_not_asked_for_ever(
         nonlocal answers
         answers += 1
         assert answers <= TRIES_MAX
-        answered(fetcher, replace(message, ops=[]) if isinstance(message, Write) else message)
+        answered(fetcher, message._replace(ops=[]) if isinstance(message, Write) else message)
 
     monkeypatch.setattr(Fetcher, "answered", leave_out)
     pair.cut()

@@ -13,6 +13,7 @@ from pairsync.core.messages import Condition, Generation, OpKind, Role, SyncMode
 def test_every_message_is_frozen() -> None:
     kinds = [kind for kind in vars(messages).values() if dataclasses.is_dataclass(kind)]
     assert len(kinds) >= 13
+    assert all(issubclass(kind, tuple) for kind in (messages.Write, messages.Applied, messages.Relay))
     for kind in kinds:
         assert isinstance(kind, type)
         assert kind.__dataclass_params__.frozen, kind  # type: ignore[attr-defined]

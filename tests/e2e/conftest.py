@@ -14,6 +14,10 @@ MEMORY = Path("/dev/shm")
 
 MakeDirectory: TypeAlias = Callable[[], Path]
 
+STAYS = ("--failover=20",)
+"""Options of a lab whose active host is killed and started again: it is back before the other one takes over,
+on a machine that is busy with others too."""
+
 
 @pytest.fixture
 def make_directory(tmp_path: Path) -> Iterator[MakeDirectory]:

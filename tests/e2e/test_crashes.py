@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+from tests.e2e.conftest import STAYS
 
 from pairsync.core.tracker import WINDOW_BYTES_DEFAULT
 from pairsync.core.units import MIB
@@ -39,7 +40,7 @@ def under_way(status: dict[str, Any]) -> bool:
 async def test_the_active_host_is_killed_under_load(lab_directory: Path) -> None:
     """Several times, also together with the standby, and while it is being resynced."""
     ledger = Ledger(1, count=BLOCKS, blocks_max=64)
-    async with running_lab(lab_directory, SIZE) as lab:
+    async with running_lab(lab_directory, SIZE, more=STAYS) as lab:
         for victims in ("a", "ab", "ba"):
             mark = lab.mark()
             async with trio.open_nursery() as nursery:
@@ -69,7 +70,7 @@ async def test_resyncs_are_interrupted_anywhere(lab_directory: Path) -> None:
     """Either host is killed, or the link cut, in the middle of a resync; the next one goes on from there."""
     ledger = Ledger(2, count=BLOCKS, blocks_max=128)
 
-    async with running_lab(lab_directory, SIZE) as lab:
+    async with running_lab(lab_directory, SIZE, more=STAYS) as lab:
         for what in ("b", "cut", "a", "ab"):
             await lab.kill("b")
             async with await lab.connect() as client:

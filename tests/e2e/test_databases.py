@@ -22,6 +22,7 @@ import pytest
 import trio
 import xxhash
 from tests.e2e import mounted_programs as programs
+from tests.e2e.conftest import STAYS
 from tests.e2e.mounted import (
     POLL_S,
     STEP_S,
@@ -83,7 +84,8 @@ async def test_sqlite_keeps_every_commit(lab_directory: Path, make_directory: Ma
     directory, instants = make_directory(), random.Random(31)
     modes = ("wal", "delete")
     last = dict.fromkeys(modes, 0)
-    async with host_disks(lab_directory, directory) as disks, running_lab(lab_directory, VOLUMES) as lab:
+    disks_of = host_disks(lab_directory, directory)
+    async with disks_of as disks, running_lab(lab_directory, VOLUMES, more=STAYS) as lab:
         for round_ in range(2):
             promised = dict(last)
             begun = dict(last)

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import trio
 from tests.e2e import mounted_programs as programs
+from tests.e2e.conftest import STAYS
 from tests.e2e.mounted import (
     STOPPED_BY_ERROR,
     VOLUME_BYTES,
@@ -195,7 +196,8 @@ async def test_power_and_the_active_host_go_beneath_a_file_system(
     """
     directory, ledger, instants = make_directory(), FileLedger(23), random.Random(23)
     volumes = {"vda": VOLUME_BYTES[file_system], "control": MIB}
-    async with host_disks(lab_directory, directory) as disks, running_lab(lab_directory, volumes) as lab:
+    disks_of = host_disks(lab_directory, directory)
+    async with disks_of as disks, running_lab(lab_directory, volumes, more=STAYS) as lab:
         for round_, power in enumerate((False, True, True)):
             async with guest_file_system(lab, directory, file_system, make=not round_) as where:
                 ledger.check(where, settle=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.e2e.conftest import STAYS
 
 from pairsync.core.units import KIB, MIB
 from pairsync.testing.lab import RunningLab, running_lab
@@ -31,7 +32,7 @@ async def changed(lab: RunningLab) -> list[tuple[int, int]]:
 
 @pytest.mark.tools("nbdinfo")
 async def test_what_has_changed_since_a_point_on_a_whole_lab(lab_directory: Path) -> None:
-    async with running_lab(lab_directory, {"vda": 64 * MIB}) as lab:
+    async with running_lab(lab_directory, {"vda": 64 * MIB}, more=STAYS) as lab:
         async with await lab.connect() as client:
             await client.write(MIB, b"x" * 8 * KIB)
             made: dict[str, Any] = json.loads(await point(lab, "make", "vda", "monday", "--json"))

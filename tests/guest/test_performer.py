@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import trio
 
 from pairsync.core.effects import (
     Apply,
@@ -36,6 +37,7 @@ from pairsync.guest.config import VolumeConfig
 from pairsync.guest.performer import Lanes, Performer
 from pairsync.guest.replica import Replica, create_replica, open_replica
 from pairsync.io.link import Link
+from pairsync.storage.lane import InlineLane
 from pairsync.testing.disks import SimLane
 
 PAIR = b"p" * 16
@@ -425,3 +427,28 @@ def test_a_guest_that_leaves_says_nothing_more_and_leaves_the_session_alone(stag
     stage.perform(Send([BarrierDone(0, 1)]), DropSession("a flush failed", refused=True))
     assert stage.wire.sent == []
     assert stage.wire.dropped == []
+
+
+async def test_where_the_disk_is_memory_others_have_their_turn_between_reads(stage: _Stage) -> None:
+    """A stretch of zeroes, of which nothing is sent, kept a host from its heartbeats until its end."""
+    stage.lanes.data = InlineLane()
+
+    def read_on() -> None:
+        if len(stage.script.reports) < 20:
+            stage.script.bundles.append([Read(0, len(stage.script.reports), [Extent(0, 1)], MIB)])
+            stage.performer.perform()
+
+    stage.script.on_report = read_on
+    stage.perform(Read(0, 0, [Extent(0, 1)], MIB))
+    turns = 0
+    while len(stage.script.reports) < 20:
+        turns += 1
+        await trio.sleep(0)
+    assert turns >= 20
+    assert [report[2] for report in stage.script.reports] == list(range(20))
+
+    await stage.lanes.data.aclose()
+    stage.perform(Read(0, 20, [Extent(0, 1)], MIB))
+    for _ in range(5):
+        await trio.sleep(0)
+    assert len(stage.script.reports) == 20, "the disks are opened anew, for another session machine"

@@ -69,7 +69,7 @@ class Recorder:
                 # payload first, while the record's buffer is alive; the recorder keeps copies
                 expected = make_write(message.number, message.ops[0].length)
                 assert bytes(message.ops[0].data or b"") == expected.ops[0].data
-                message = dataclasses.replace(expected, digest=message.digest)  # noqa: PLW2901
+                message = expected._replace(digest=message.digest)  # noqa: PLW2901
             self.messages.append(message)
         if self._answer and self.link is not None:
             self.link.send([Applied(m.volume, m.number) for m in messages if isinstance(m, Write)])

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from pairsync import polling
-from pairsync.core.units import KIB, MIB
+from pairsync.core.units import KIB, MIB, NS_PER_S
 from pairsync.nbd import constants as c
 from pairsync.polling import BusyPolling
 from pairsync.testing.nbd_client import NbdClient
@@ -60,6 +60,8 @@ def test_requests_of_all_kinds_where_the_loop_polls(
     disk: MemoryExport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(polling, "DENSE_NS", -1)
+    monkeypatch.setattr(polling, "WAIT_NS_MAX", NS_PER_S)  # however long a busy machine keeps the client
+    monkeypatch.setattr(polling, "VAIN_NS_MAX", 1000 * NS_PER_S)
     outside, submitted_outside = Outside(), 0
     submit = disk.submit
 

@@ -96,6 +96,7 @@ def writes() -> st.SearchStrategy[Write]:
         number=SPECIAL["number"],
         resync=st.booleans(),
         ops=st.lists(write_ops(), min_size=1, max_size=12),
+        digest=st.just(0),
     )
 
 
@@ -106,6 +107,7 @@ def relays() -> st.SearchStrategy[Relay]:
         volume=SPECIAL["volume"],
         number=SPECIAL["number"],
         ops=st.lists(write_ops(), min_size=1, max_size=12),
+        digest=st.just(0),
     )
 
 

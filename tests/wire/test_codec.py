@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import struct
 from typing import Any
 
@@ -55,7 +54,7 @@ def plain(message: Message) -> Message:
         return message
     ops = [op._replace(data=None if op.data is None else bytes(op.data)) for op in message.ops]
     joined = b"".join(op.data for op in ops if op.data is not None)
-    return dataclasses.replace(message, ops=ops, digest=payload_digest(joined))
+    return message._replace(ops=ops, digest=payload_digest(joined))
 
 
 def write(*ops: WriteOp, digest: int = 0, number: int = 1) -> Write:

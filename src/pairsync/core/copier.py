@@ -78,6 +78,9 @@ class _Stage(enum.Enum):
     ADOPTING = "adopting"  # waiting for Adopted
 
 
+_IDLE, _COPYING = _Stage.IDLE, _Stage.COPYING  # looked up once, see `core.tracker`: asked at each write
+
+
 class Copier:
     """See the module."""
 
@@ -278,7 +281,7 @@ class Copier:
     @property
     def idle(self) -> bool:
         """Whether `advance` would find nothing to do."""
-        return self._stage is _Stage.IDLE and not self._tracker.todo
+        return self._stage is _IDLE and not self._tracker.todo
 
     @property
     def at_rest(self) -> bool:
@@ -306,9 +309,8 @@ class Copier:
     @property
     def finishing(self) -> bool:
         """Whether all has been sent, and only a flush of what was sent is missing."""
-        if self._stage is not _Stage.COPYING or self._tracker.todo or self._resync.reading:
-            return False
-        return bool(self._tracker.open.sent)
+        todo, sent = self._tracker.todo, self._tracker.open.sent
+        return self._stage is _COPYING and bool(sent) and not (todo or self._resync.reading)
 
     def _nothing_missing(self) -> bool:
         tracker = self._tracker

@@ -54,6 +54,9 @@ class _Stage(enum.Enum):
     RECORDING = "recording"  # waiting for the superblock
 
 
+_IDLE = _Stage.IDLE  # looked up once, see `core.tracker`
+
+
 class Growth:
     """See the module; one a volume of an active host."""
 
@@ -89,7 +92,7 @@ class Growth:
     @property
     def idle(self) -> bool:
         """Whether `advance` would find nothing to do."""
-        return self._stage is _Stage.IDLE and self._wanted_bytes == self.size_bytes
+        return self._stage is _IDLE and self._wanted_bytes == self.size_bytes
 
     @property
     def catching_up(self) -> bool:

@@ -92,6 +92,9 @@ class SessionPhase(enum.Enum):
     LEAVING = "leaving"
 
 
+_RUNNING, _LEAVING, _ACTIVE = SessionPhase.RUNNING, SessionPhase.LEAVING, Role.ACTIVE  # see `core.tracker`
+
+
 class Session(Reports):
     """One guest on one host; pure.  Effects are taken with `take` after every call."""
 
@@ -211,7 +214,7 @@ class Session(Reports):
     def received(self, messages: Sequence[Message], now_ns: int) -> None:
         """Messages of the stream, in order."""
         for message in messages:
-            if self.phase is SessionPhase.LEAVING:
+            if self.phase is _LEAVING:
                 return
             try:
                 self._receive(message, now_ns)
@@ -231,9 +234,9 @@ class Session(Reports):
             if self.in_sync:  # who looks after that disk has a wait of his own
                 self._hold_off_ns = 0
             self._refuse("peer-failed", message.reason, now_ns, tell=False)
-        elif self.phase is not SessionPhase.RUNNING:
+        elif self.phase is not _RUNNING:
             raise ProtocolError(f"{type(message).__name__} before the introductions")
-        elif self.role is Role.ACTIVE:
+        elif self.role is _ACTIVE:
             self._receive_as_active(message, now_ns)
         else:
             self._receive_as_standby(message)
@@ -241,8 +244,7 @@ class Session(Reports):
     def _agree(self, peer: Introduce, now_ns: int) -> None:
         mine = self.introduction()
         decision = plan_session(mine, peer)
-        newer = outdated_by(mine, peer)
-        if newer is not None:
+        if (newer := outdated_by(mine, peer)) is not None:
             self._newer = newer
             for each in self._replicas:
                 each.outdated(bool(newer))
@@ -364,8 +366,7 @@ class Session(Reports):
         elif isinstance(message, Barrier):
             self._target(message.volume).barrier(message)
         elif isinstance(message, Begin):
-            target = self._target(message.volume)
-            target.begin(message, self._plans[message.volume].mode)
+            self._target(message.volume).begin(message, self._plans[message.volume].mode)
         elif isinstance(message, Prove):
             self._target(message.volume).prove(message)
         elif isinstance(message, Fetch):

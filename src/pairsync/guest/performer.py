@@ -46,7 +46,7 @@ from pairsync.core.session import Session
 from pairsync.core.units import Extent
 from pairsync.errors import BackendError, ClosedError
 from pairsync.io.link import Link
-from pairsync.storage.lane import Lane
+from pairsync.storage.lane import InlineLane, Lane
 from pairsync.storage.pointcopy import PointCopy
 from pairsync.storage.points import Points
 
@@ -133,6 +133,11 @@ class Performer:
             self._performing = False
         return True
 
+    def _reported(self) -> None:
+        """A report of a lane has been dealt with: whoever performs, maybe further up the stack, goes on."""
+        if not self._performing:
+            self._moved()
+
     def _perform_all(self, effects: Sequence[Effect]) -> None:
         outgoing: list[Message] = []
         table = self._table
@@ -185,7 +190,7 @@ class Performer:
             _raise_unless_closed(result)
             return
         self.session.applied(volume, token, result, self.now_ns())
-        self._moved()
+        self._reported()
 
     def _journal(self, effect: Journal) -> None:
         store = self._replicas[effect.volume].store
@@ -230,7 +235,7 @@ class Performer:
                 _raise_unless_closed(result)
             elif result:
                 self.session.persisted(effect.volume, effect.token, result, self.now_ns())
-                self._moved()
+                self._reported()
             else:
                 with suppress(ClosedError):  # likewise: what is left is dealt with when it is opened again
                     then()
@@ -243,7 +248,7 @@ class Performer:
                 _raise_unless_closed(result)
                 return
             self.session.extended(effect.volume, effect.token, effect.size_bytes, result, self.now_ns())
-            self._moved()
+            self._reported()
 
         job = partial(extend_job, self._replicas[effect.volume], effect.size_bytes)
         self._lanes[effect.volume].data.submit(job, done)
@@ -267,7 +272,7 @@ class Performer:
                 _raise_unless_closed(result)
                 return
             report(effect.volume, effect.token, result, self.now_ns())
-            self._moved()
+            self._reported()
 
         lane.submit(job, done)
 
@@ -280,12 +285,20 @@ class Performer:
                 return
             else:
                 self.session.mapped(effect.volume, effect.token, result, self.now_ns())
-            self._moved()
+            self._reported()
 
         job = partial(map_job, self._replicas[effect.volume].device)
         self._lanes[effect.volume].side.submit(job, done)
 
     def _read(self, effect: Read) -> None:
+        if isinstance(self._lanes[effect.volume].data, InlineLane):
+            # Not at once: where the disk is memory, a stretch of zeroes would be read to its end, as little
+            # of it is sent, before others had their turn.  What is written before that is not sent from here.
+            trio.lowlevel.current_trio_token().run_sync_soon(self._read_in_turn, effect)
+        else:
+            self._read_in_turn(effect)
+
+    def _read_in_turn(self, effect: Read) -> None:
         def done(result: Found | int | BaseException) -> None:
             if isinstance(result, BaseException):
                 _raise_unless_closed(result)
@@ -294,10 +307,11 @@ class Performer:
                 self.session.read_failed(effect.volume, effect.number, result, self.now_ns())
             else:
                 self.session.read_done(effect.volume, effect.number, result, self.now_ns())
-            self._moved()
+            self._reported()
 
         job = partial(read_job, self._replicas[effect.volume].device, effect.extents, effect.piece_bytes)
-        self._lanes[effect.volume].data.submit(job, done)
+        with suppress(ClosedError):  # likewise: of another session machine
+            self._lanes[effect.volume].data.submit(job, done)
 
     def _examine(self, effect: Examine) -> None:
         def done(result: Examined | int | BaseException) -> None:
@@ -305,7 +319,7 @@ class Performer:
                 _raise_unless_closed(result)
                 return
             self.session.examined(effect.volume, effect.token, result, self.now_ns())
-            self._moved()
+            self._reported()
 
         job = partial(examine_job, self._replicas[effect.volume].device, effect)
         self._lanes[effect.volume].data.submit(job, done)
@@ -342,7 +356,7 @@ class Performer:
             _raise_unless_closed(result)
         elif isinstance(result, int):
             self.session.point_made(effect.volume, effect.token, result, self.now_ns())
-            self._moved()
+            self._reported()
 
     def _drop_points(self, effect: DropPoints) -> None:
         points, lanes = self._replicas[effect.volume].points, self._lanes[effect.volume]
@@ -352,7 +366,7 @@ class Performer:
                 _raise_unless_closed(result)
             else:
                 self.session.points_dropped(effect.volume, effect.token, result)
-                self._moved()
+                self._reported()
 
         def looked(copy: PointCopy | BaseException | None) -> None:
             if isinstance(copy, BaseException):

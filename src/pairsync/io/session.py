@@ -173,7 +173,8 @@ class Session:
         """One record arrived on any lane; the peer's violation of the protocol ends the session."""
         if self.ended:
             return
-        self.tell()
+        if self._untold is not None:
+            self.tell()
         try:
             messages = self._take(plaintext)
         except ProtocolError as error:

@@ -47,6 +47,8 @@ _WRITE_HEAD: Final = c.REQUEST_MAGIC << 32 | c.CMD_WRITE
 _FUA_BIT: Final = c.CMD_FLAG_FUA << 16
 _WRITE_FUA_HEAD: Final = _WRITE_HEAD | _FUA_BIT
 
+_DATA: Final = OpKind.DATA  # looked up once, see `core.tracker`
+
 _WRITES: Final = frozenset({c.CMD_WRITE, c.CMD_WRITE_ZEROES, c.CMD_TRIM})
 
 _FLAGS: Final[dict[int, int]] = {  # "Command flags": FUA is valid everywhere, the others where named
@@ -227,7 +229,7 @@ class RequestParser:
         plain = not self.shutting_down
         writable = plain and not self._rules.read_only
         writes, write_cookies = batch.writes, batch.write_cookies
-        unpack, new, kind_data = _HEADER.unpack_from, tuple.__new__, OpKind.DATA
+        unpack, new = _HEADER.unpack_from, tuple.__new__
         while end - position >= c.REQUEST_BYTES:
             head, cookie, offset, length = unpack(data, position)
             if room <= 0 or (length > room_bytes and head & 0xFFFF <= c.CMD_WRITE and len(batch)):
@@ -242,7 +244,7 @@ class RequestParser:
                 and writable
             ):
                 # past the named tuple's own constructor, which takes as long as all the rest
-                op = new(WriteOp, (kind_data, offset, length, view[body:stop], head != _WRITE_HEAD))
+                op = new(WriteOp, (_DATA, offset, length, view[body:stop], head != _WRITE_HEAD))
                 writes.append(op)
                 write_cookies.append(cookie)
                 batch.payload_bytes += length

@@ -109,7 +109,8 @@ def encode(message: Message, protocol: int = PROTOCOL_MAX) -> list[Buffer]:
 
 
 def _fields_of(message: Message, protocol: int) -> list[Any]:
-    fields: list[Any] = [getattr(message, name) for name in message.__slots__]
+    slots: tuple[str, ...] = type(message).__slots__  # type: ignore[union-attr]  # the others have fixed forms
+    fields: list[Any] = [getattr(message, name) for name in slots]
     if protocol < PROTOCOL_MILESTONES:
         if type(message) is Introduce:
             names = [name for name, _ in VOLUME_STATE]
