@@ -79,6 +79,7 @@ def test_two_hosts_in_one_loop(pair: Pair) -> None:
             await active.write("vda", 5, b"fua", fua=True)
             await active.flush("vda")
             assert await active.read("vda", 4, 5) == b"\0fua\0"
+            await active.wait_in_sync()  # a machine that stood still for a second had gone on alone
             assert await standby.read("vda", 24576, 2) == b"\x03\x03"
             assert active.statistics().volumes[0].state == "in-sync"
             grown = active.guest.volume("vda").size_bytes + MIB
