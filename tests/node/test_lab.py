@@ -96,7 +96,7 @@ async def test_a_signal_ends_it_and_its_hosts(tmp_path: Path) -> None:
 
 async def test_a_host_that_does_not_come_up_is_named_with_its_reason(tmp_path: Path) -> None:
     lab = make_lab(tmp_path, single=False)
-    (tmp_path / "b" / "register").write_bytes(bytes(7))  # who has no memory must not vote
+    (tmp_path / "b" / "peer.pem").unlink()
     told = Told()
     with pytest.raises(BaseExceptionGroup) as caught, trio.fail_after(DEADLINE_S):
         await run_lab(tmp_path, lab, told)
@@ -106,7 +106,7 @@ async def test_a_host_that_does_not_come_up_is_named_with_its_reason(tmp_path: P
     while isinstance(error, BaseExceptionGroup):
         (error,) = error.exceptions
     assert str(error).startswith("host b did not come up (ended with exit status 1): pairsync: ")
-    assert "register" in str(error)
+    assert "peer.pem" in str(error)
     assert told.lines == []
     assert not list(sockets_of(tmp_path).glob("*"))
 
