@@ -239,7 +239,7 @@ def take_a_write_that_failed_on_the_standby_for_done(patch: pytest.MonkeyPatch) 
     patch.setattr(VolumeTarget, "applied", lambda self, token, errnos: right(self, token, None))
 
 
-@mutant("lost-write", "stale-read", "not-linearizable", faults="disk-fails-owner disk-swapped-owner")
+@mutant("lost-write", "stale-read", "not-linearizable", faults="disk-fails-owner")
 def take_a_failed_flush_for_done(patch: pytest.MonkeyPatch) -> None:
     right = VolumeSource.flushed
     patch.setattr(VolumeSource, "flushed", lambda self, token, error, now_ns: right(self, token, 0, now_ns))
