@@ -18,6 +18,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 from typing import TypeAlias
 
 import hypothesis
@@ -184,6 +185,17 @@ def _take_census() -> Census:
     gc.collect()
     tasks = trio.lowlevel.current_statistics().tasks_living if trio.lowlevel.in_trio_run() else 0
     return Census(_descriptors(), tasks)
+
+
+def namespaces_in_use() -> set[str]:
+    """The network namespaces in which anything runs."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            found.add(os.readlink(process / "ns" / "net"))
+        except OSError:  # it has ended
+            continue
+    return found
 
 
 class LeakGuard:

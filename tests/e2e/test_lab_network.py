@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from tests.conftest import namespaces_in_use
 
 from pairsync.core.units import MIB
 from pairsync.testing.lab import RunningLab, differences, running_lab
@@ -23,16 +24,6 @@ pytestmark = [pytest.mark.root, pytest.mark.tools("ip")]
 def namespaces_of(lab: RunningLab) -> set[str]:
     pids = [host["pid"] for host in lab.ready["hosts"].values()] + [lab.ready["witness"]["pid"]]
     return {os.readlink(f"/proc/{pid}/ns/net") for pid in pids}
-
-
-def namespaces_in_use() -> set[str]:
-    found = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            found.add(os.readlink(process / "ns" / "net"))
-        except OSError:  # it has ended
-            continue
-    return found
 
 
 async def carrier(lab: RunningLab, host: str, cable: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import LeakGuard
+from tests.conftest import LeakGuard, namespaces_in_use
 
 from pairsync.errors import BackendError, ConfigError
 from pairsync.node.namespaces import Cable, Namespaces, obstacle, open_namespaces
@@ -40,17 +40,6 @@ async def dial(space: Namespaces, name: str, address: str) -> str:
 async def interface(space: Namespaces, name: str, cable: str) -> dict[str, Any]:
     (found,) = json.loads(await output(space, name, "ip", "-json", "address", "show", cable))
     return dict(found)
-
-
-def in_use() -> set[str]:
-    """The network namespaces in which anything runs."""
-    found = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            found.add(os.readlink(process / "ns" / "net"))
-        except OSError:  # it has ended
-            continue
-    return found
 
 
 @pytest.mark.root
@@ -87,7 +76,7 @@ async def test_nothing_has_a_name_and_nothing_is_left(leak_guard: LeakGuard) -> 
         assert len({os.readlink("/proc/self/ns/net"), *(each.strip() for each in links)}) == 5
         assert (await run_program("ip", "link")).stdout == before[0]
         assert (await run_program("ip", "netns")).stdout == before[1]
-    assert not {each.strip() for each in links} & in_use()
+    assert not {each.strip() for each in links} & namespaces_in_use()
     await leak_guard.settle()
 
 
