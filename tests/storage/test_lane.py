@@ -157,6 +157,68 @@ async def test_an_inline_lane_does_not_nest() -> None:
 
 
 @BOTH
+async def test_what_is_submitted_for_later_lets_others_have_their_turn(
+    may_block: bool, leak_guard: Any
+) -> None:
+    ran: list[int] = []
+
+    def again(_: object) -> None:
+        ran.append(len(ran))
+        if len(ran) < 20:
+            lane.submit_later(int, again)
+
+    async with open_lane("t", may_block=may_block) as lane:
+        lane.submit_later(int, again)
+        assert ran == []
+        assert lane.backlog == 1
+        turns = 0
+        while len(ran) < 20:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+        assert turns >= 10 or may_block
+
+
+async def test_an_inline_lane_that_is_closed_or_cancelled_says_so_of_what_was_to_run_later() -> None:
+    reported: list[object] = []
+    async with open_lane("t", may_block=False) as lane:
+        lane.submit_later(int, reported.append)
+        await lane.aclose()
+        assert lane.backlog == 0
+        with pytest.raises(ClosedError):
+            lane.submit_later(int, reported.append)
+    async with trio.open_nursery() as nursery:
+        lane = await start_lane(nursery, "t", may_block=False)
+        lane.submit_later(int, reported.append)  # its turn may have come already
+        lane.submit_later(int, reported.append)
+        nursery.cancel_scope.cancel()
+    assert len(reported) == 3
+    assert [str(reported[index]) for index in (0, 2)] == ["lane t was closed before the job ran"] * 2
+
+
+async def test_what_a_report_of_a_later_job_raises_ends_the_nursery_like_any_other_error() -> None:
+    """It ended the event loop where it was called back by that.  Seed 22 of the simulator of the shell."""
+
+    def done(_: object) -> None:
+        raise InternalError("the disk's power was cut")
+
+    with pytest.RaisesGroup(pytest.RaisesExc(InternalError, match="power")):
+        async with open_lane("t", may_block=False) as lane:
+            lane.submit_later(int, done)
+            await trio.sleep_forever()
+
+
+async def test_an_inline_lane_hands_over_what_was_to_run_later(leak_guard: Any) -> None:
+    reported: list[object] = []
+    inline = InlineLane()
+    inline.submit_later(threading.current_thread, reported.append)
+    async with open_lane("t", may_block=True) as lane:
+        inline.hand_over(lane)
+        assert inline.backlog == 0
+        await _backlog_gone(lane)
+    assert reported != [threading.current_thread()]
+
+
+@BOTH
 async def test_closing_drains(may_block: bool, leak_guard: Any) -> None:
     reported: list[object] = []
     async with open_lane("t", may_block=may_block) as lane:

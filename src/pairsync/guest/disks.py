@@ -120,7 +120,8 @@ class Disks:
                 if lanes not in self.lanes:  # closed meanwhile
                     await fresh.aclose()
                     return
-                # An inline lane has no job outside of its own `submit`: nothing is overtaken.
+                # An inline lane has no other job outside of its own `submit`: nothing is overtaken.
+                lane.hand_over(fresh)
                 setattr(lanes, kind, fresh)
                 await lane.aclose()
 

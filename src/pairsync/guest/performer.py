@@ -46,7 +46,7 @@ from pairsync.core.session import Session
 from pairsync.core.units import Extent
 from pairsync.errors import BackendError, ClosedError
 from pairsync.io.link import Link
-from pairsync.storage.lane import InlineLane, Lane
+from pairsync.storage.lane import Lane
 from pairsync.storage.pointcopy import PointCopy
 from pairsync.storage.points import Points
 
@@ -291,14 +291,6 @@ class Performer:
         self._lanes[effect.volume].side.submit(job, done)
 
     def _read(self, effect: Read) -> None:
-        if isinstance(self._lanes[effect.volume].data, InlineLane):
-            # Not at once: where the disk is memory, a stretch of zeroes would be read to its end, as little
-            # of it is sent, before others had their turn.  What is written before that is not sent from here.
-            trio.lowlevel.current_trio_token().run_sync_soon(self._read_in_turn, effect)
-        else:
-            self._read_in_turn(effect)
-
-    def _read_in_turn(self, effect: Read) -> None:
         def done(result: Found | int | BaseException) -> None:
             if isinstance(result, BaseException):
                 _raise_unless_closed(result)
@@ -310,8 +302,9 @@ class Performer:
             self._reported()
 
         job = partial(read_job, self._replicas[effect.volume].device, effect.extents, effect.piece_bytes)
-        with suppress(ClosedError):  # likewise: of another session machine
-            self._lanes[effect.volume].data.submit(job, done)
+        # Later: where the disk is memory, a stretch of zeroes would be read to its end, as little of it is
+        # sent, before others had their turn.  What is written before that is not sent from here.
+        self._lanes[effect.volume].data.submit_later(job, done)
 
     def _examine(self, effect: Examine) -> None:
         def done(result: Examined | int | BaseException) -> None:

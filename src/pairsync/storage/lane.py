@@ -76,6 +76,13 @@ class Lane(abc.ABC):
         `BusyError` beyond `LANE_JOBS_MAX`, `ClosedError` after `aclose`.
         """
 
+    def submit_later(self, job: Callable[[], T], done: Callable[[T | BaseException], None]) -> None:
+        """As `submit`, of a job of which each leads to the next: others have their turn before it.
+
+        Never within this call; jobs that are submitted meanwhile may run first.
+        """
+        self.submit(job, done)
+
     @abc.abstractmethod
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Deliver completions until `aclose`; start it once, in a nursery."""
@@ -124,7 +131,7 @@ def _outcome(job: Callable[[], Any]) -> Any:
 
 
 class InlineLane(Lane):
-    """Runs each job in the caller, within `submit`.
+    """Runs each job in the caller, within `submit`; what was submitted for later, in the task that serves it.
 
     A job submitted from within ``done`` waits until that ``done`` has returned.
     """
@@ -133,20 +140,19 @@ class InlineLane(Lane):
         self._name = name
         self._jobs: deque[_Job] = deque()
         self._running = False  # a `submit` further up the stack runs what is queued
-        self._closed = trio.Event()
+        self._later: deque[_Job] = deque()  # for `serve`
+        self._called = trio.Event()  # there is some of it, or the lane is closed
+        self._closed = False
 
     @property
     def backlog(self) -> int:
-        """As `Lane.backlog`; 0 except from within a job or ``done``."""
-        return len(self._jobs) + self._running
+        """As `Lane.backlog`; 0 but for what is to run later, or from within a job or ``done``."""
+        return len(self._jobs) + self._running + len(self._later)
 
     def submit(self, job: Callable[[], T], done: Callable[[T | BaseException], None]) -> None:
         """As `Lane.submit`."""
-        if self._closed.is_set():
-            raise ClosedError(f"lane {self._name} is closed")
+        self._check_room(self._jobs)
         if self._running:
-            if len(self._jobs) >= LANE_JOBS_MAX:
-                raise BusyError(f"lane {self._name}: {len(self._jobs)} jobs are waiting")
             self._jobs.append((job, done))
             return
         self._running = True
@@ -158,15 +164,47 @@ class InlineLane(Lane):
         finally:
             self._running = False
 
+    def submit_later(self, job: Callable[[], T], done: Callable[[T | BaseException], None]) -> None:
+        """As `Lane.submit_later`."""
+        self._check_room(self._later)
+        self._later.append((job, done))
+        self._called.set()
+
+    def _check_room(self, jobs: deque[_Job]) -> None:
+        if self._closed:
+            raise ClosedError(f"lane {self._name} is closed")
+        if len(jobs) >= LANE_JOBS_MAX:
+            raise BusyError(f"lane {self._name}: {len(jobs)} jobs are waiting")
+
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """As `Lane.serve`; there is nothing to deliver."""
+        """As `Lane.serve`; what waits for its turn when the lane is closed does not run any more."""
         task_status.started()
-        await self._closed.wait()
+        try:
+            while not self._closed:
+                if self._later:
+                    self.submit(*self._later.popleft())
+                    await trio.lowlevel.checkpoint()
+                else:
+                    self._called = trio.Event()
+                    await self._called.wait()
+        finally:
+            self._close()
+
+    def hand_over(self, lane: Lane) -> None:
+        """What waits for its turn gets it in that lane instead, which takes the place of this one."""
+        while self._later:
+            lane.submit_later(*self._later.popleft())
 
     async def aclose(self) -> None:
         """As `Lane.aclose`."""
-        self._closed.set()
+        self._close()
         await trio.lowlevel.checkpoint()
+
+    def _close(self) -> None:
+        self._closed = True
+        self._called.set()
+        while self._later:
+            self._later.popleft()[1](ClosedError(f"lane {self._name} was closed before the job ran"))
 
 
 class IoLane(Lane):
