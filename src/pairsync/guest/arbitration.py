@@ -174,10 +174,11 @@ class Arbitration:
             self.punctuality.judge(now_ns, guard_ns=self._warden.take_lateness_ns(), round_trip_ns=peak_ns)
 
     def _look(self) -> None:
-        ready = not obstacle_of(self.arbiter, self._guest), peer_is_newer(self._guest.session)
-        if ready != self._ready:
-            self._ready = ready
-            self._act(self.arbiter.is_ready(ready[0], self._now_ns(), peer_newer=ready[1]))
+        ready = not obstacle_of(self.arbiter, self._guest)
+        peer_newer = not ready and peer_is_newer(self._guest.session)
+        if (ready, peer_newer) != self._ready:
+            self._ready = ready, peer_newer
+            self._act(self.arbiter.is_ready(ready, self._now_ns(), peer_newer=peer_newer))
         if self._guest.serves is not self._served:
             self._served = not self._served
             self._guest.turn()  # by a lease that has run out, or has come back

@@ -244,10 +244,11 @@ class GrantHost(Mending):
         plane, arbiter = self.plane, self.arbiter
         if plane is None or arbiter is None:
             return
-        ready = plane.could_serve(claim_of(arbiter)), peer_is_newer(plane.session)
-        if ready != self._ready:
-            self._ready = ready
-            self.act(arbiter.is_ready(ready[0], self.now_ns, peer_newer=ready[1]))
+        ready = plane.could_serve(claim_of(arbiter))
+        peer_newer = not ready and peer_is_newer(plane.session)
+        if (ready, peer_newer) != self._ready:
+            self._ready = ready, peer_newer
+            self.act(arbiter.is_ready(ready, self.now_ns, peer_newer=peer_newer))
         if plane.serves:
             self.vouch()
 
