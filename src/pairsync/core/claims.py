@@ -6,6 +6,9 @@ that its peer's are newer serves nothing**, whatever the grant says of the peer,
 for its replicas record it (`Superblock.outdated`): until they have been brought up to date; until those of
 the peer are not newer any more, for a person had them give way; or until a person insists on what is here.
 
+A peer that is met and found newer may own the guest by the same proof, though nobody votes for it: see
+`peer_is_newer`, and ``core.policy`` for what the owner does then.
+
 A person who overrides makes a grant that says so, which stays the newest one until the peer is in sync again.
 """
 

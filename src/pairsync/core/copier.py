@@ -198,7 +198,8 @@ class Copier:
         if plan is None:
             raise InternalError("no plan to begin")
         if plan.mode is not SyncMode.NOTHING and plan.rule != STILL_COUNTS:
-            plan = self._plan = VolumePlan(plan.mode, plan.rule, self._standing.newest)  # of `_base`, perhaps
+            # What was agreed, but towards the generation that `_base` may have opened since.
+            plan = self._plan = VolumePlan(plan.mode, plan.rule, self._standing.newest)
         dirty = self._tracker.dirty().count
         term = self._standing.superblock.term
         self._out.append(Send([Begin(term, self._index, plan)]))

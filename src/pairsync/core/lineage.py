@@ -262,9 +262,9 @@ def outdated_by(mine: Introduce, theirs: Introduce) -> str | None:
     written, which says nothing of what was there before, are not of the same volumes, or stand otherwise to
     this host's.
     """
-    if theirs.role is Role.ACTIVE or not _same_volumes(mine, theirs):
+    decisions = _as_standby(theirs, mine)
+    if decisions is None:
         return None
-    decisions = [plan_volume(*each) for each in zip(mine.volumes, theirs.volumes, strict=True)]
     for decision in decisions:
         if decision.rule in _OUTDATED:
             return f"{decision.rule}: {decision.evidence}; {WHAT_NOW}"
@@ -275,10 +275,15 @@ def outdated_by(mine: Introduce, theirs: Introduce) -> str | None:
 
 def has_all(theirs: Introduce, mine: Introduce) -> bool:
     """Whether the replicas of ``theirs``, a standby, have all that this host's have, of every volume."""
+    decisions = _as_standby(theirs, mine)
+    return decisions is not None and {each.rule for each in decisions} <= {*_OUTDATED, SAME_GENERATION}
+
+
+def _as_standby(theirs: Introduce, mine: Introduce) -> list[Decision] | None:
+    """What is so of each volume, were this host active; None if ``theirs`` is, or has other volumes."""
     if theirs.role is Role.ACTIVE or not _same_volumes(mine, theirs):
-        return False
-    decisions = [plan_volume(*each) for each in zip(mine.volumes, theirs.volumes, strict=True)]
-    return {decision.rule for decision in decisions} <= {*_OUTDATED, SAME_GENERATION}
+        return None
+    return [plan_volume(*each) for each in zip(mine.volumes, theirs.volumes, strict=True)]
 
 
 def _same_volumes(mine: Introduce, theirs: Introduce) -> bool:

@@ -112,7 +112,7 @@ class Volume:
         guest is not active here any more (the new owner knows whether the volume has grown).
         """
         source = self._source()
-        self._check(0, 0 if type(size_bytes) is int else size_bytes)
+        self._check_whole(size_bytes)
         if not self.size_bytes <= size_bytes <= VOLUME_BYTES_MAX:
             raise ConfigError(
                 f"volume {self.name} has {self.size_bytes} bytes and cannot be made {size_bytes}: "
@@ -215,10 +215,14 @@ class Volume:
         await waiter.wait(f"volume {self.name}: {what} of {op.length} bytes at {op.offset}")
 
     def _check(self, offset: int, length: int) -> None:
-        if type(offset) is not int or type(length) is not int:
-            raise ConfigError(f"volume {self.name}: {offset!r}+{length!r}: must be whole numbers of bytes")
+        self._check_whole(offset, length)
         if offset < 0 or length < 0 or offset + length > self.size_bytes:
             raise ConfigError(f"volume {self.name} has {self.size_bytes} bytes, not {offset}+{length}")
+
+    def _check_whole(self, *numbers: int) -> None:
+        if any(type(number) is not int for number in numbers):
+            told = "+".join(map(repr, numbers))
+            raise ConfigError(f"volume {self.name}: {told}: must be whole numbers of bytes")
 
     def _source(self) -> VolumeSource:
         """The session machine's half for this volume, if the guest runs here."""
